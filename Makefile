@@ -1,0 +1,56 @@
+# make demo, make test, make lint, make bench: each sets up what it needs, in .venv, on the first call.
+.POSIX:
+
+PYTHON = python3
+VENV = .venv
+BIN = $(VENV)/bin
+READY = $(VENV)/ready
+CPU_WHEELS = https://download.pytorch.org/whl/cpu
+
+.PHONY: help demo test lint bench bench-quality map clean
+
+help:
+	@echo 'make demo           optimize a classifier and a language model, serve the result, ask it for a story'
+	@echo 'make test           run every test, the snippets of the README among them'
+	@echo 'make lint           ruff, mypy --strict, and the order of the rooms'
+	@echo 'make bench          speed: latency and tokens per second beside the limits of this machine'
+	@echo 'make bench-quality  quality: perplexity and accuracy of every technique, beside its peers'
+	@echo 'make map            write docs/map.md anew'
+	@echo 'make clean          remove the environment and the caches'
+	@echo
+	@echo 'PYTHON=python3.12 chooses the interpreter (3.11 or newer), VENV=folder where the environment lies.'
+
+demo: $(READY)
+	$(BIN)/python examples/demo.py
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(READY)
+	$(BIN)/python benchmarks/speed.py
+
+bench-quality: $(READY)
+	$(BIN)/python benchmarks/quality.py
+
+map: $(READY)
+	$(BIN)/python docs/map.py >docs/map.new
+	mv docs/map.new docs/map.md
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+
+# torch comes first and alone: its CPU build may lie on another index, where nothing else should be taken from.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("lissom needs Python 3.11 or newer, this is %d.%d: try make PYTHON=python3.12" % v[:2])'
+	$(PYTHON) -m venv $(VENV)
+	@if nvidia-smi >/dev/null 2>&1; then sed 's/+cpu//' constraints.txt; else cat constraints.txt; fi >$(VENV)/constraints.txt
+	$(BIN)/pip install -q --no-deps -c $(VENV)/constraints.txt torch || \
+	$(BIN)/pip install -q --no-deps -c $(VENV)/constraints.txt --index-url $(CPU_WHEELS) torch
+	$(BIN)/pip install -q -c $(VENV)/constraints.txt -e '.[test,lint,demo]'
+	@touch $@

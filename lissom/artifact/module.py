@@ -1,0 +1,158 @@
+"""Any module: written with its weights in their formats, read back by itself, by its class, or by its graph.
+
+A module made of torch.nn layers is described by their names and arguments. Of another class the folder can carry the
+exported graph, whose weights are the ones in the safetensors file: nothing is stored twice.
+"""
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from lissom.artifact.architecture import construct, describe
+from lissom.artifact.graph import GRAPH, export, run_graph, signature_of
+from lissom.artifact.manifest import building, write_manifest
+from lissom.artifact.tensors import parts_of, read_tensors, take_weight, write_tensors
+from lissom.calibrate import Batch
+from lissom.compress import replace
+from lissom.errors import ArtifactError
+from lissom.formats import CompressedLayer, Frozen, Weight, freeze
+from lissom.models import compressible
+
+FILE = "model.safetensors"
+
+
+def save(model: nn.Module, folder: str | Path, *, example: Batch | None = None, **notes: Any) -> Path:
+    """Write a module into a new folder, each weight in its format.
+
+    Args:
+        model: any module, compressed or not, trained further or not; it is left as it is.
+        folder: the folder to make; it appears when it is complete.
+        example: a batch that the module takes. With it the folder says what goes in and out, which serving needs, and
+            carries the graph of a class that is not torch.nn's, so that it runs without its code.
+        notes: what else to write down in lissom.json (recipe, report, certificate).
+
+    Raises:
+        ArtifactError: the name is taken, the disk is full, or the module cannot be exported.
+    """
+    frozen = freeze(copy.deepcopy(model)).eval()
+    architecture = describe(frozen)
+    content: dict[str, Any] = {"class": type(model).__qualname__, "weights": specs(frozen), "aliases": aliases(frozen)}
+    tensors = stored_state(frozen)
+    with building(Path(folder)) as building_folder:
+        if architecture is not None:
+            content["architecture"] = architecture
+        if example is not None:
+            content["signature"] = signature_of(frozen, example)
+        if example is not None and architecture is None:
+            tensors |= export(frozen, example, building_folder / GRAPH)
+        write_tensors(building_folder / FILE, tensors)
+        write_manifest(building_folder, "module", {**content, **notes})
+    return Path(folder)
+
+
+def build_module(folder: Path, manifest: Mapping[str, Any], base: nn.Module | None) -> nn.Module:
+    """The module of a folder, in evaluation mode.
+
+    Raises:
+        ArtifactError: its class is needed and not given, or does not fit the tensors.
+    """
+    tensors = read_tensors(folder)
+    if base is None and "architecture" in manifest:
+        base = construct(manifest["architecture"])
+    if base is None and (folder / GRAPH).is_file():
+        return run_graph(folder / GRAPH, graph_state(manifest, tensors))
+    if base is None:
+        name = manifest.get("class", "a class of your own")
+        raise ArtifactError(
+            f"{folder} holds weights of {name} without its code; "
+            f"give model={name}(...), or save it with example=a batch"
+        )
+    return filled(base, manifest, tensors, folder)
+
+
+def filled(base: nn.Module, manifest: Mapping[str, Any], tensors: dict[str, Tensor], folder: Path) -> nn.Module:
+    """`base` with the folder's weights in place of its own."""
+    weights = read_weights(manifest, tensors)
+    layers = compressible(base)
+    strangers = [name for name in weights if name not in layers]
+    if strangers:
+        raise ArtifactError(
+            f"{folder} has a layer {strangers[0]!r} that {type(base).__name__} has not; give the class it was"
+        )
+    replace(base, weights, layers, trainable=False)
+    state = {name: tensor for name, tensor in tensors.items() if not name.startswith(CONSTANT)}
+    state |= {name: state[same] for name, same in manifest["aliases"].items()}
+    missing, unexpected = base.load_state_dict(state, strict=False)
+    wrong = [name for name in missing if ".matrix." not in name and not name.startswith("matrix.")] + unexpected
+    if wrong:
+        raise ArtifactError(
+            f"{folder} does not fit {type(base).__name__}: tensor {wrong[0]!r} is in one and not the other"
+        )
+    return base.eval()
+
+
+CONSTANT = "graph.constant."
+
+
+def compressed(model: nn.Module) -> dict[str, CompressedLayer]:
+    """The compressed layers by name, each name once."""
+    return {name: layer for name, layer in model.named_modules() if isinstance(layer, CompressedLayer)}
+
+
+def specs(model: nn.Module) -> dict[str, Any]:
+    """How each compressed layer's weight is written; of layers that share one, the later ones name the first."""
+    first: dict[nn.Module, str] = {}
+    found: dict[str, Any] = {}
+    for name, layer in compressed(model).items():
+        first.setdefault(layer.matrix, name)
+        found[name] = layer.weight.spec() if first[layer.matrix] == name else {"same_as": first[layer.matrix]}
+    return found
+
+
+def read_weights(manifest: Mapping[str, Any], tensors: dict[str, Tensor]) -> dict[str, Weight]:
+    """The weight of each compressed layer; its tensors are taken out of `tensors`."""
+    weights: dict[str, Weight] = {}
+    for name, spec in manifest["weights"].items():
+        weights[name] = weights[spec["same_as"]] if "same_as" in spec else take_weight(name, spec, tensors)
+    return weights
+
+
+def plain_state(model: nn.Module) -> dict[str, Tensor]:
+    """The tensors that are not parts of compressed weights."""
+    parts = {f"{name}.{own}" for name, m in model.named_modules() if isinstance(m, Frozen) for own in m.state_dict()}
+    return {name: tensor for name, tensor in model.state_dict().items() if name not in parts}
+
+
+def aliases(model: nn.Module) -> dict[str, str]:
+    """Names of tensors that are another tensor, which alone is stored."""
+    first: dict[tuple[int, tuple[int, ...]], str] = {}
+    found = {
+        name: first.setdefault((t.data_ptr(), tuple(t.shape)), name)
+        for name, t in plain_state(model).items()
+        if t.numel()
+    }
+    return {name: same for name, same in found.items() if name != same}
+
+
+def stored_state(model: nn.Module) -> dict[str, Tensor]:
+    """Every tensor once, by the name it is stored under."""
+    same = aliases(model)
+    tensors = {name: tensor for name, tensor in plain_state(model).items() if name not in same}
+    for name, spec in specs(model).items():
+        if "same_as" not in spec:
+            tensors |= parts_of(name, compressed(model)[name].weight)
+    return tensors
+
+
+def graph_state(manifest: Mapping[str, Any], tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The state and the constants of the exported graph, from what is stored."""
+    constants = {n.removeprefix(CONSTANT): t for n, t in tensors.items() if n.startswith(CONSTANT)}
+    weights = read_weights(manifest, tensors)
+    state = {name: tensor for name, tensor in tensors.items() if not name.startswith(CONSTANT)}
+    state |= {name: state[same] for name, same in manifest["aliases"].items()}
+    for name, weight in weights.items():
+        state |= {f"{name}.matrix.part{part}": tensor for part, tensor in weight.parts().items()}
+    return state, constants

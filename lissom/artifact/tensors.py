@@ -1,0 +1,63 @@
+"""Weights and tensors by name, to and from safetensors.
+
+A compressed layer `L` is stored as `L.weight_packed`, `L.weight_scale` and so on; `weights` of the manifest says how to
+read them.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lissom.errors import ArtifactError
+from lissom.formats import FORMATS, Weight, read_weight
+from lissom.models.checkpoint import opened
+
+
+def write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
+    """One safetensors file.
+
+    Raises:
+        ArtifactError: the disk is full or cannot be written.
+    """
+    try:
+        save_file({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, file, {"format": "pt"})
+    except (SafetensorError, OSError) as error:
+        raise ArtifactError(f"{file.name} cannot be written: {error}") from None
+
+
+def read_tensors(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a folder.
+
+    Raises:
+        ArtifactError: a file is cut short or corrupt.
+    """
+    found: dict[str, Tensor] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with opened(file) as tensors:
+            found.update({name: tensors.get_tensor(name) for name in tensors.keys()})  # noqa: SIM118
+    return found
+
+
+def parts_of(layer: str, weight: Weight) -> dict[str, Tensor]:
+    """The tensors of a layer's weight by the names they are stored under."""
+    return {f"{layer}.weight{name}": part for name, part in weight.parts().items()}
+
+
+def take_weight(layer: str, spec: Mapping[str, Any], tensors: dict[str, Tensor]) -> Weight:
+    """Read a layer's weight and take its tensors out of `tensors`.
+
+    Raises:
+        ArtifactError: the format is unknown or a tensor is missing.
+    """
+    if spec.get("format") not in FORMATS:
+        raise ArtifactError(f"{layer}: format {spec.get('format')!r} is unknown to this lissom; use a later one")
+    prefix = f"{layer}.weight"
+    parts = {name.removeprefix(prefix): tensors.pop(name) for name in list(tensors) if name.startswith(prefix)}
+    try:
+        return read_weight(spec, parts)
+    except KeyError as missing:
+        raise ArtifactError(f"{layer}: {missing} is missing from the folder's tensors") from None

@@ -1,0 +1,59 @@
+"""The shapes that data may come in.
+
+A tensor or a tuple of tensors is one batch; any other iterable (a list, a DataLoader) is many. In a batch that is a
+tuple of two, the first is the input and the second the target; a dict is keyword arguments, `labels` apart.
+
+Shapes: n windows, t tokens of a window.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from lissom.errors import DataError
+
+Batch = Tensor | tuple[Tensor, ...] | Mapping[str, Tensor]
+TARGETS = ("labels", "label", "targets")
+
+
+def batches(data: Any) -> Iterator[Batch]:
+    """The batches of data in any of the shapes above; lists that a DataLoader collates become tuples.
+
+    Raises:
+        DataError: something else is among them.
+    """
+    many: Iterable[Any] = [data] if isinstance(data, Tensor | tuple | Mapping) else data
+    if not isinstance(many, Iterable):
+        raise DataError(
+            f"data: {type(data).__name__} is no data; give a tensor, (inputs, targets), or an iterable of them"
+        )
+    for batch in many:
+        found = tuple(batch) if isinstance(batch, list) else batch
+        parts = found.values() if isinstance(found, Mapping) else found if isinstance(found, tuple) else (found,)
+        if not all(isinstance(part, Tensor) for part in parts):
+            raise DataError(f"data: a batch of {type(batch).__name__} is not made of tensors; give (inputs, targets)")
+        yield found
+
+
+def call(model: nn.Module, batch: Batch) -> Any:
+    """The model's output for a batch's input."""
+    if isinstance(batch, Mapping):
+        return model(**{name: value for name, value in batch.items() if name not in TARGETS})
+    return model(batch[0] if isinstance(batch, tuple) else batch)
+
+
+def token_windows(text: str, tokenizer: PreTrainedTokenizerBase, length: int) -> Int[Tensor, "n t"]:
+    """The text without special tokens, cut into whole windows of `length` tokens.
+
+    Raises:
+        DataError: it is shorter than one window.
+    """
+    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    if len(ids) < length:
+        raise DataError(f"data: {len(ids)} tokens are too few for one window of {length}; give more text")
+    whole = len(ids) // length * length
+    return torch.tensor(ids[:whole], dtype=torch.long).reshape(-1, length)

@@ -1,0 +1,94 @@
+"""Collecting statistics of the inputs of layers while a model runs.
+
+Layers that are given the very same tensor one after the other (queries, keys and values; gate and up) share one
+statistic: it is computed once and kept once.
+
+Shapes: n rows, i inputs of a layer's matrix.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from lissom.formats import CompressedConv, CompressedEmbedding
+from lissom.statistics import Statistic
+
+Collected = dict[type[Statistic], Statistic]
+
+
+@contextmanager
+def observe(
+    layers: Mapping[str, nn.Module], needs: Mapping[str, set[type[Statistic]]]
+) -> Iterator[dict[str, Collected]]:
+    """Within the block, every call of a layer adds to its statistics of the kinds in `needs`."""
+    collected: dict[str, Collected] = {}
+    last: list[tuple[Tensor, str]] = []
+
+    def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def see(layer: nn.Module, arguments: tuple[Any, ...]) -> None:
+            x = arguments[0]
+            leader = last[0][1] if last and last[0][0] is x and needs[last[0][1]] == needs[name] else name
+            if name not in collected:
+                collected[name] = collected[leader] if leader != name else zeros(layer, x, needs[name])
+            if collected[name] is not collected.get(leader) or leader == name:
+                for statistic in collected[name].values():
+                    statistic.see(rows(layer, x))
+            last[:] = [(x, leader)]
+
+        return see
+
+    watched = {name: layer for name, layer in layers.items() if needs.get(name) and not looks_up(layer)}
+    handles = [layer.register_forward_pre_hook(hook(name)) for name, layer in watched.items()]
+    try:
+        yield collected
+    finally:
+        last.clear()
+        for handle in handles:
+            handle.remove()
+
+
+def zeros(layer: nn.Module, x: Tensor, kinds: set[type[Statistic]]) -> Collected:
+    """Statistics of no data yet, wide enough for the layer."""
+    inputs = rows(layer, x[:1]).shape[1]
+    return {kind: kind.zero(inputs) for kind in sorted(kinds, key=lambda kind: kind.__name__)}
+
+
+def looks_up(layer: nn.Module) -> bool:
+    """Whether the layer's input is an index, of which there is nothing to remember."""
+    return isinstance(layer, nn.Embedding | CompressedEmbedding)
+
+
+@torch.no_grad()
+def rows(layer: nn.Module, x: Tensor) -> Float[Tensor, "n i"]:
+    """The layer's input as rows that its matrix multiplies; for a convolution, the patches under the kernel."""
+    if not isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d | CompressedConv):
+        return x.reshape(-1, x.shape[-1])
+    return patches(layer, x)
+
+
+def patches(layer: Any, x: Tensor) -> Float[Tensor, "n i"]:
+    """Every patch that a convolution sees, of every group of its channels."""
+    spatial = len(layer.kernel_size)
+    x = x if x.dim() == spatial + 2 else x.unsqueeze(0)
+    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+    x = F.pad(x, list(padding(layer)), mode=mode).unflatten(1, (layer.groups, -1))
+    for d, (size, stride, dilation) in enumerate(zip(layer.kernel_size, layer.stride, layer.dilation, strict=True)):
+        x = x.unfold(3 + d, dilation * (size - 1) + 1, stride)[..., ::dilation]
+    batch, groups, _, *places = x.shape[: 3 + spatial]
+    order = (0, 1, *range(3, 3 + spatial), 2, *range(3 + spatial, 3 + 2 * spatial))
+    return x.permute(order).reshape(batch * groups * torch.Size(places).numel(), -1)
+
+
+def padding(layer: Any) -> list[int]:
+    """The padding as torch.nn.functional.pad wants it: last dim first, before and after."""
+    if layer.padding == "valid":
+        return [0] * 2 * len(layer.kernel_size)
+    if layer.padding == "same":
+        totals = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
+        return [side for total in reversed(totals) for side in (total // 2, total - total // 2)]
+    return [side for side in reversed(layer.padding) for _ in range(2)]

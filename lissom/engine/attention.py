@@ -1,0 +1,159 @@
+"""Attention of a ragged batch over pages: many sequences, of any length, in one forward pass.
+
+The tokens of all sequences are packed one after another. First come the sequences that decode, one token each, which
+attend together; then the chunks of prompts, each on its own.
+
+Shapes: t packed tokens, d sequences that decode, p pages of the longest of them, n tokens of one sequence,
+h query heads, k key-value heads, e features of a head.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from lissom.engine.pages import PAGE
+
+
+class Cache:
+    """Keys and values of every layer, in pages.
+
+    A layer's store is made when it first writes, in the shape and dtype of what it writes: layers may differ.
+    It starts as zeros, not as whatever was in memory, since a masked NaN is still NaN.
+    """
+
+    def __init__(self, pages: int) -> None:
+        self._pages = pages
+        self._layers: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def write(
+        self, layer: int, slots: Int[Tensor, " t"], key: Float[Tensor, "t k e"], value: Float[Tensor, "t k e"]
+    ) -> tuple[Float[Tensor, "slots k e"], Float[Tensor, "slots k e"]]:
+        """Put each token's key and value into its slot; return the whole store of the layer."""
+        if layer not in self._layers:
+            self._layers[layer] = (self._empty(key), self._empty(value))
+        keys, values = self._layers[layer]
+        return keys.index_copy_(0, slots, key), values.index_copy_(0, slots, value)
+
+    def _empty(self, like: Float[Tensor, "t k e"]) -> Float[Tensor, "slots k e"]:
+        return like.new_zeros(self._pages * PAGE, *like.shape[1:])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decoding:
+    """The sequences that run one token: their pages, padded to the longest, and which slots hold their tokens."""
+
+    table: Int[Tensor, "d p"]
+    lengths: Int[Tensor, " d"]
+
+    def mask(self, window: int | None) -> Bool[Tensor, "d 1 1 n"]:
+        """What each may attend to: all its own tokens, or the last `window` of them."""
+        slot = torch.arange(self.table.shape[1] * PAGE, device=self.table.device)
+        seen = slot < self.lengths[:, None]
+        if window is not None:
+            seen &= slot >= self.lengths[:, None] - window
+        return seen[:, None, None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chunk:
+    """Consecutive tokens of one prompt, the first at position `start`; `slots` hold all tokens up to the last."""
+
+    start: int
+    slots: Int[Tensor, " n"]
+
+    @property
+    def count(self) -> int:
+        """Tokens of the chunk."""
+        return len(self.slots) - self.start
+
+    def mask(self, window: int | None) -> Bool[Tensor, "count n"]:
+        """What each token may attend to: itself and those before it, or the last `window` of them."""
+        at = torch.arange(len(self.slots), device=self.slots.device)
+        distance = at[self.start :, None] - at
+        seen = distance >= 0
+        return seen if window is None else seen & (distance < window)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ragged:
+    """Where the packed tokens of one forward pass belong. Masks are made once for all layers of equal window."""
+
+    cache: Cache
+    slots: Int[Tensor, " t"]
+    decoding: Decoding | None
+    chunks: tuple[Chunk, ...]
+    masks: dict[tuple[int, int | None], Tensor] = field(default_factory=dict)
+
+    def mask(self, part: int, of: Decoding | Chunk, window: int | None) -> Tensor:
+        """The mask of one part of the batch, remembered."""
+        if (part, window) not in self.masks:
+            self.masks[part, window] = of.mask(window)
+        return self.masks[part, window]
+
+
+def attend(
+    module: nn.Module,
+    query: Float[Tensor, "1 h t e"],
+    key: Float[Tensor, "1 k t e"],
+    value: Float[Tensor, "1 k t e"],
+    attention_mask: None,
+    *,
+    ragged: Ragged,
+    scaling: float,
+    sliding_window: int | None = None,
+    **_: Any,
+) -> tuple[Float[Tensor, "1 t h e"], None]:
+    """What a transformers decoder layer calls instead of its own attention (transformers, AttentionInterface)."""
+    layer = module.layer_idx
+    assert isinstance(layer, int)
+    keys, values = ragged.cache.write(layer, ragged.slots, key[0].transpose(0, 1), value[0].transpose(0, 1))
+    rows = query[0].transpose(0, 1)
+    parts, done = list[Tensor](), 0
+    if ragged.decoding is not None:
+        mask, done = ragged.mask(0, ragged.decoding, sliding_window), len(ragged.decoding.table)
+        parts.append(_decode(rows[:done], keys, values, ragged.decoding, mask, scaling))
+    for part, chunk in enumerate(ragged.chunks, start=1):
+        mask = ragged.mask(part, chunk, sliding_window)
+        parts.append(_prefill(rows[done : done + chunk.count], keys, values, chunk, mask, scaling))
+        done += chunk.count
+    return torch.cat(parts)[None], None
+
+
+def _decode(
+    query: Float[Tensor, "d h e"],
+    keys: Float[Tensor, "slots k e"],
+    values: Float[Tensor, "slots k e"],
+    decoding: Decoding,
+    mask: Bool[Tensor, "d 1 1 n"],
+    scaling: float,
+) -> Float[Tensor, "d h e"]:
+    """The query heads that share a key head are laid out as its rows, so no key is repeated."""
+    d, h, e = query.shape
+    heads = keys.shape[1]
+    gathered = [
+        store.view(-1, PAGE, heads, store.shape[-1])[decoding.table].flatten(1, 2).transpose(1, 2)
+        for store in (keys, values)
+    ]
+    out = scaled_dot_product_attention(
+        query.view(d, heads, h // heads, e), gathered[0], gathered[1], attn_mask=mask, scale=scaling
+    )
+    return out.reshape(d, h, -1)
+
+
+def _prefill(
+    query: Float[Tensor, "count h e"],
+    keys: Float[Tensor, "slots k e"],
+    values: Float[Tensor, "slots k e"],
+    chunk: Chunk,
+    mask: Bool[Tensor, "count n"],
+    scaling: float,
+) -> Float[Tensor, "count h e"]:
+    key, value = keys[chunk.slots].transpose(0, 1), values[chunk.slots].transpose(0, 1)
+    out = scaled_dot_product_attention(
+        query.transpose(0, 1)[None], key[None], value[None], attn_mask=mask, scale=scaling, enable_gqa=True
+    )
+    return out[0].transpose(0, 1)

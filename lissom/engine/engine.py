@@ -1,0 +1,143 @@
+"""The engine: many requests at once through one language model.
+
+Five nouns: a *sequence* is what is wanted and how far it has come, *pages* say who owns which part of the cache, the
+*schedule* which tokens run next, the *runner* makes the forward pass, and *sample* chooses the next token.
+"""
+
+from collections.abc import Iterable
+from collections.abc import Sequence as SequenceOf
+
+import numpy as np
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lissom.engine.pages import PAGE, Pages, pages_for
+from lissom.engine.runner import Runner
+from lissom.engine.sample import choose
+from lissom.engine.schedule import Schedule
+from lissom.engine.sequence import Sampling, Sequence
+from lissom.engine.text import Detokenizer
+from lissom.errors import DataError
+
+
+class Engine:
+    """Continuous batching over a paged key-value cache (Kwon et al., SOSP 2023, arXiv:2309.06180).
+
+    `add` a prompt, `step` until its sequence has a `finish`. A step is one forward pass: a token of every sequence
+    that decodes, together with at most `prefill_chunk` tokens of new prompts. Not thread-safe: one thread owns
+    it, and the model while it steps.
+
+    Raises:
+        ModelError: a model of a family that the engine does not know.
+        DataError: a cache too small to hold one page.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        max_tokens_in_cache: int,
+        max_batch: int = 16,
+        prefill_chunk: int = 512,
+    ) -> None:
+        if max_tokens_in_cache < PAGE or max_batch < 1 or prefill_chunk < 1:
+            raise DataError(
+                f"engine: max_tokens_in_cache={max_tokens_in_cache}, max_batch={max_batch}, "
+                f"prefill_chunk={prefill_chunk} must be at least {PAGE}, 1 and 1"
+            )
+        pages = Pages(pages_for(max_tokens_in_cache))
+        self.context = min(model.config.max_position_embeddings, pages.total * PAGE)
+        self.schedule = Schedule(pages, max_batch=max_batch, chunk=prefill_chunk)
+        self._pages = pages
+        self._runner = Runner(model, pages=pages.total)
+        self._vocabulary: int = model.config.vocab_size
+        self._end = _end_tokens(model, tokenizer)
+        self._tokenizer = tokenizer
+
+    @property
+    def busy(self) -> bool:
+        """Whether a step has anything to do."""
+        return bool(self.schedule.running or self.schedule.waiting)
+
+    @property
+    def usage(self) -> float:
+        """The fraction of the cache that is in use."""
+        return 1 - self._pages.free / self._pages.total
+
+    def add(self, prompt: SequenceOf[int], sampling: Sampling | None = None) -> Sequence:
+        """Prepare a prompt and queue it.
+
+        Raises:
+            DataError: an empty prompt, a token outside the vocabulary, or more tokens than can ever fit.
+        """
+        sequence = self.prepare(prompt, sampling or Sampling())
+        self.enqueue(sequence)
+        return sequence
+
+    def prepare(self, prompt: SequenceOf[int], sampling: Sampling) -> Sequence:
+        """Check a prompt and make its sequence. Touches nothing that changes, so any thread may call it."""
+        return Sequence(
+            prompt=tuple(prompt),
+            sampling=sampling,
+            limit=self._limit(prompt, sampling),
+            detokenizer=Detokenizer(self._decode, sampling.stop),
+            random=np.random.default_rng(sampling.seed),
+        )
+
+    def enqueue(self, sequence: Sequence) -> None:
+        """Let a prepared sequence wait for its turn."""
+        self.schedule.add(sequence)
+
+    def step(self) -> list[Sequence]:
+        """One forward pass; return the sequences that got a token."""
+        slices = self.schedule.plan()
+        if not slices:
+            return []
+        logits = self._runner.forward(slices).cpu().numpy()
+        for piece in slices:
+            piece.sequence.cached += piece.count
+        changed = [piece.sequence for piece in slices if piece.completes]
+        for sequence, row in zip(changed, logits, strict=True):
+            self._advance(sequence, row)
+        return changed
+
+    def cancel(self, sequence: Sequence) -> None:
+        """Stop working on the sequence; what it has so far remains readable."""
+        if sequence.finish is None:
+            sequence.finish = "cancelled"
+            self.schedule.remove(sequence)
+
+    def generate(self, prompts: Iterable[SequenceOf[int]], sampling: Sampling | None = None) -> list[Sequence]:
+        """Complete all prompts; return their sequences in order."""
+        sequences = [self.add(prompt, sampling) for prompt in prompts]
+        while any(sequence.finish is None for sequence in sequences):
+            self.step()
+        return sequences
+
+    def _decode(self, tokens: list[int]) -> str:
+        return str(self._tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    def _advance(self, sequence: Sequence, logits: np.ndarray) -> None:
+        early = len(sequence.generated) < sequence.sampling.min_tokens
+        choice = choose(logits, sequence.sampling, sequence.random, banned=self._end if early else ())
+        sequence.accept(choice, self._end)
+        if sequence.finish is not None:
+            self.schedule.remove(sequence)
+
+    def _limit(self, prompt: SequenceOf[int], sampling: Sampling) -> int:
+        room = self.context - len(prompt)
+        if not prompt or not all(0 <= token < self._vocabulary for token in prompt):
+            raise DataError(f"engine: a prompt is 1 or more tokens from 0 to {self._vocabulary - 1}; give it some text")
+        if room < max(sampling.max_tokens or 1, sampling.min_tokens):
+            raise DataError(
+                f"engine: {len(prompt)} prompt tokens and {sampling.max_tokens or 1} new ones exceed the context of "
+                f"{self.context} tokens; shorten the prompt or max_tokens"
+            )
+        return sampling.max_tokens or room
+
+
+def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Every token that ends a text, as the generation config and the tokenizer declare them."""
+    declared = getattr(model.generation_config, "eos_token_id", None)
+    listed = declared if isinstance(declared, list) else [declared]
+    return frozenset(token for token in [*listed, tokenizer.eos_token_id] if isinstance(token, int))

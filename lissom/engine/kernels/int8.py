@@ -1,0 +1,66 @@
+"""8-bit weights, one scale for each output: bfloat16 activations times int8 weights.
+
+    y = bf16( Σ_j bf16(x_j) q_oj ) · s_o        the sum in float32
+
+PyTorch's own kernel reads the int8 weights as they are. It runs however many rows there are, although for hundreds of
+them decoding the weights once would be faster: a row's result must not depend on how many others came along.
+
+Shapes: o outputs, i inputs.
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from lissom.formats import Affine, CompressedLinear
+
+
+def int8_layer(layer: CompressedLinear) -> "Int8Linear | None":
+    """The layer on this kernel, or None: it takes symmetric 8-bit weights with one scale for each output."""
+    weight = layer.weight
+    if not isinstance(weight, Affine) or weight.bits != 8 or weight.zero is not None or weight.scale.shape[1] != 1:
+        return None
+    return Int8Linear(weight, layer.bias)
+
+
+class Int8Linear(nn.Module):
+    """A linear layer on signed int8 weights."""
+
+    codes: Tensor
+    scale: Tensor
+
+    def __init__(self, weight: Affine, bias: nn.Parameter | None) -> None:
+        super().__init__()
+        codes = (weight.plane.codes() ^ 0x80).view(torch.int8)
+        kept = weight.kept()
+        self.register_buffer("codes", codes if kept is None else codes * kept)
+        self.register_buffer("scale", weight.scale.float().flatten())
+        self.bias = bias
+
+    def forward(self, x: Float[Tensor, "*n i"]) -> Float[Tensor, "*n o"]:
+        """x Wᵀ + b."""
+        y: Tensor = torch.ops.lissom.int8_linear(x, self.codes, self.scale)
+        return y if self.bias is None else y + self.bias
+
+
+def definition(x: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
+    """The formula above, on any device."""
+    y = F.linear(x.bfloat16().float(), codes.float()).bfloat16()
+    return (y.float() * scale).to(x.dtype)
+
+
+int8_linear = torch.library.custom_op("lissom::int8_linear", definition, mutates_args=())
+
+
+@int8_linear.register_fake
+def _(x: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
+    return x.new_empty((*x.shape[:-1], codes.shape[0]))
+
+
+@int8_linear.register_kernel("cpu")
+def _(x: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
+    rows = x.reshape(-1, x.shape[-1])
+    ones = torch.ones(codes.shape[0], dtype=torch.bfloat16)
+    y: Tensor = torch.ops.aten._weight_int8pack_mm(rows.bfloat16(), codes, ones)
+    return (y.float() * scale).to(x.dtype).reshape(*x.shape[:-1], -1)

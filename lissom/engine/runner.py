@@ -1,0 +1,103 @@
+"""The forward pass: slices of sequences in, logits out. The only part of the engine that touches the model.
+
+The model is run by its own code; only its attention is exchanged, and only for the length of a pass. Outside of it
+the model is as it was, and can be evaluated or trained.
+
+Shapes: t packed tokens, r sequences whose next token is wanted, v vocabulary.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import AttentionInterface, PreTrainedModel
+
+from lissom.engine.attention import Cache, Chunk, Decoding, Ragged, attend
+from lissom.engine.pages import PAGE, pages_for
+from lissom.engine.schedule import Slice
+from lissom.errors import ModelError
+
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+SHIFTING_ROPE = ("dynamic", "longrope")  # their angles depend on the longest sequence of the batch
+PAGED = "lissom_paged"
+
+
+class Runner:
+    """Runs a decoder language model over a paged cache.
+
+    Raises:
+        ModelError: a family, or a kind of rotary embedding, that the engine does not know.
+    """
+
+    def __init__(self, model: PreTrainedModel, *, pages: int) -> None:
+        _check(model)
+        AttentionInterface.register(PAGED, attend)
+        self._model = model
+        self._cache = Cache(pages)
+        self._device = model.device
+
+    def forward(self, slices: Sequence[Slice]) -> Float[Tensor, "r v"]:
+        """Run the slices; return the logits after the last token of each slice that completes its sequence."""
+        ordered = sorted(slices, key=lambda piece: piece.count > 1)
+        tokens = [token for piece in ordered for token in piece.sequence.tokens(piece.start, piece.start + piece.count)]
+        places = [place for piece in ordered for place in range(piece.start, piece.start + piece.count)]
+        ends = torch.tensor([piece.count for piece in ordered]).cumsum(0) - 1
+        wanted = {id(piece): row for piece, row in zip(ordered, ends.tolist(), strict=True)}
+        rows = [wanted[id(piece)] for piece in slices if piece.completes]
+        with torch.no_grad(), _paged(self._model):
+            out = self._model(
+                input_ids=self._tensor(tokens)[None],
+                position_ids=self._tensor(places)[None],
+                use_cache=False,
+                logits_to_keep=self._tensor(rows),
+                ragged=self._ragged(ordered),
+            )
+        return out.logits[0].float()  # type: ignore[no-any-return]
+
+    def _ragged(self, ordered: Sequence[Slice]) -> Ragged:
+        held = [self._slots(piece) for piece in ordered]
+        single = [piece for piece in ordered if piece.count == 1]
+        chunks = [
+            Chunk(start=piece.start, slots=slots) for piece, slots in zip(ordered, held, strict=True) if piece.count > 1
+        ]
+        return Ragged(
+            cache=self._cache,
+            slots=torch.cat([slots[piece.start :] for piece, slots in zip(ordered, held, strict=True)]),
+            decoding=self._decoding(single) if single else None,
+            chunks=tuple(chunks),
+        )
+
+    def _decoding(self, single: Sequence[Slice]) -> Decoding:
+        longest = max(pages_for(piece.start + 1) for piece in single)
+        padded = [(piece.sequence.pages + [0] * longest)[:longest] for piece in single]
+        return Decoding(table=self._tensor(padded), lengths=self._tensor([piece.start + 1 for piece in single]))
+
+    def _slots(self, piece: Slice) -> Int[Tensor, " n"]:
+        """Where the tokens of the sequence lie, from its first to the last of the slice."""
+        inside = torch.arange(PAGE, device=self._device)
+        every = self._tensor(piece.sequence.pages)[:, None] * PAGE + inside
+        return every.flatten()[: piece.start + piece.count]
+
+    def _tensor(self, values: object) -> Int[Tensor, "..."]:
+        return torch.tensor(values, dtype=torch.long, device=self._device)
+
+
+@contextmanager
+def _paged(model: PreTrainedModel) -> Iterator[None]:
+    usual = model.config._attn_implementation
+    model.config._attn_implementation = PAGED
+    try:
+        yield
+    finally:
+        model.config._attn_implementation = usual
+
+
+def _check(model: PreTrainedModel) -> None:
+    family = getattr(model.config, "model_type", type(model).__name__)
+    if family not in FAMILIES:
+        raise ModelError(f"engine: cannot serve a model of type {family!r}; possible are {', '.join(FAMILIES)}")
+    rope = (getattr(model.config, "rope_parameters", None) or {}).get("rope_type", "default")
+    if rope in SHIFTING_ROPE:
+        raise ModelError(f"engine: rope_type {rope!r} depends on the batch and cannot be served; use default or yarn")

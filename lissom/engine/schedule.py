@@ -1,0 +1,84 @@
+"""Which tokens of which sequences run in the next forward pass. No tensors here.
+
+Older sequences come first, always: they decode first, they are admitted first, and when pages run out it is the
+youngest that gives its own up and waits to be run again. So the oldest always makes progress and nobody starves.
+"""
+
+from collections import deque
+from dataclasses import dataclass
+
+from lissom.engine.pages import Pages
+from lissom.engine.sequence import Sequence
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slice:
+    """Tokens `start` up to `start + count` of a sequence, to be run now."""
+
+    sequence: Sequence
+    start: int
+    count: int
+
+    @property
+    def completes(self) -> bool:
+        """Whether this is the last token known, so that the next one can be chosen."""
+        return self.start + self.count == self.sequence.length
+
+
+class Schedule:
+    """The sequences that wait and those that run, both oldest first."""
+
+    def __init__(self, pages: Pages, *, max_batch: int, chunk: int) -> None:
+        self.waiting: deque[Sequence] = deque()
+        self.running: list[Sequence] = []
+        self.preemptions = 0
+        self._pages = pages
+        self._max_batch = max_batch
+        self._chunk = chunk
+
+    def add(self, sequence: Sequence) -> None:
+        """Let the sequence wait for its turn."""
+        self.waiting.append(sequence)
+
+    def remove(self, sequence: Sequence) -> None:
+        """Forget the sequence, which has finished or is no longer wanted."""
+        self._pages.release(sequence)
+        if sequence in self.running:
+            self.running.remove(sequence)
+        elif sequence in self.waiting:
+            self.waiting.remove(sequence)
+
+    def plan(self) -> list[Slice]:
+        """The slices of the next pass: one token of each that decodes, and at most `chunk` tokens of prompts."""
+        budget, slices = self._chunk, list[Slice]()
+        for sequence in tuple(self.running):
+            count = 1 if sequence.pending == 1 else min(sequence.pending, budget)
+            if sequence in self.running and count and self._make_room(sequence, sequence.cached + count):
+                slices.append(Slice(sequence=sequence, start=sequence.cached, count=count))
+                budget -= count if sequence.pending > 1 else 0
+        while budget and self._can_admit():
+            sequence = self.waiting.popleft()
+            count = min(sequence.pending, budget)
+            self._pages.grow(sequence, sequence.length)
+            self.running.append(sequence)
+            slices.append(Slice(sequence=sequence, start=0, count=count))
+            budget -= count
+        return slices
+
+    def _can_admit(self) -> bool:
+        """The whole prompt must fit: half of one would hold pages that those already running need to finish."""
+        if not self.waiting or len(self.running) >= self._max_batch:
+            return False
+        return self._pages.fits(self.waiting[0], self.waiting[0].length)
+
+    def _make_room(self, sequence: Sequence, tokens: int) -> bool:
+        """Grow the sequence, at the cost of the youngest ones; False where it had to give way itself."""
+        while not self._pages.fits(sequence, tokens):
+            youngest = self.running.pop()
+            self._pages.release(youngest)
+            self.waiting.appendleft(youngest)
+            self.preemptions += 1
+            if youngest is sequence:
+                return False
+        self._pages.grow(sequence, tokens)
+        return True

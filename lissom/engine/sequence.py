@@ -1,0 +1,123 @@
+"""One sequence: a prompt, how its continuation is sampled, and how far it has come."""
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from lissom.engine.text import Detokenizer
+from lissom.errors import DataError
+
+Finish = Literal["stop", "length", "cancelled"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How the next token is chosen, and when to stop.
+
+    `temperature` 0 takes the most probable token. The filters apply in the order top_k, top_p, min_p. Equal seeds
+    give equal draws. `max_tokens` None means up to the end of the context. `logprobs` asks for that many alternatives
+    beside the log-probability of the chosen token; they are the model's own, before temperature and filters.
+
+    Raises:
+        DataError: a value out of its range.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int | None = None
+    max_tokens: int | None = None
+    min_tokens: int = 0
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+    logprobs: int | None = None
+
+    def __post_init__(self) -> None:
+        _within("temperature", self.temperature, 0, 10)
+        _within("top_p", self.top_p, 0, 1)
+        _within("top_k", self.top_k, 0, None)
+        _within("min_p", self.min_p, 0, 1)
+        _within("min_tokens", self.min_tokens, 0, self.max_tokens)
+        if self.seed is not None:
+            _within("seed", self.seed, 0, None)
+        if self.max_tokens is not None:
+            _within("max_tokens", self.max_tokens, 1, None)
+        if self.logprobs is not None:
+            _within("logprobs", self.logprobs, 0, None)
+        if "" in self.stop:
+            raise DataError("sampling: stop holds an empty string, which would stop at once; leave it out")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """A chosen token, its log-probability, and the most probable tokens with theirs, best first."""
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Sequence:
+    """A prompt and what has been generated after it.
+
+    `cached` counts the leading tokens whose keys and values lie in `pages`; it falls back to 0 when the sequence has
+    to give its pages up, and the tokens are then run again. `text` is what may be shown: whole characters, and no
+    part of a stop string.
+    """
+
+    prompt: tuple[int, ...]
+    sampling: Sampling
+    limit: int
+    detokenizer: Detokenizer
+    random: np.random.Generator
+    generated: list[int] = field(default_factory=list)
+    choices: list[Choice] = field(default_factory=list)
+    pages: list[int] = field(default_factory=list)
+    cached: int = 0
+    text: str = ""
+    finish: Finish | None = None
+
+    @property
+    def length(self) -> int:
+        """Tokens of prompt and continuation."""
+        return len(self.prompt) + len(self.generated)
+
+    @property
+    def pending(self) -> int:
+        """Tokens that have not been run through the model yet."""
+        return self.length - self.cached
+
+    def tokens(self, start: int, stop: int) -> list[int]:
+        """Tokens `start` up to `stop` of prompt and continuation."""
+        cut = len(self.prompt)
+        return [*self.prompt[start:stop], *self.generated[max(start - cut, 0) : max(stop - cut, 0)]]
+
+    def accept(self, choice: Choice, end: Collection[int]) -> None:
+        """Take a chosen token, release the text that has become certain, and notice the end."""
+        self.generated.append(choice.token)
+        if self.sampling.logprobs is not None:
+            self.choices.append(choice)
+        if choice.token in end and not self.sampling.ignore_eos:
+            self._close("stop")
+            return
+        armed = len(self.generated) >= self.sampling.min_tokens
+        self.text += self.detokenizer.push(choice.token, armed=armed)
+        if self.detokenizer.stopped:
+            self.finish = "stop"
+        elif len(self.generated) >= self.limit:
+            self._close("length")
+
+    def _close(self, finish: Finish) -> None:
+        self.text += self.detokenizer.flush()
+        self.finish = "stop" if self.detokenizer.stopped else finish
+
+
+def _within(name: str, value: float | int, low: int, high: int | None) -> None:
+    """`not (low <= value)` rather than `value < low`, so that NaN is refused as well."""
+    if not (low <= value and (high is None or value <= high)):
+        possible = f"at least {low}" if high is None else f"from {low} to {high}"
+        raise DataError(f"sampling: {name}={value} must be {possible}")

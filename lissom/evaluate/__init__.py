@@ -1,0 +1,6 @@
+"""Scores per example, of one model and of two compared."""
+
+from lissom.evaluate.compare import Comparison, Paired, compare, paired
+from lissom.evaluate.metric import METRICS, Metric, metric
+
+__all__ = ["METRICS", "Comparison", "Metric", "Paired", "compare", "metric", "paired"]

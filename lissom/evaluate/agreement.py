@@ -1,0 +1,19 @@
+"""Agreement: how far a compressed model's predictions are from the original's, whatever the labels say.
+
+Shapes: n examples, ... predictions of an example (none for a classifier, positions for a language model), c classes.
+"""
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+
+def divergence(original: Float[Tensor, "n ... c"], compressed: Float[Tensor, "n ... c"]) -> Float[Tensor, " n"]:
+    """KL(original ‖ compressed) = Σ_c p log(p / q) of logits, in nats; the mean over an example's predictions."""
+    log_p, log_q = F.log_softmax(original, -1), F.log_softmax(compressed, -1)
+    return F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1).reshape(len(original), -1).mean(1)
+
+
+def same_top1(original: Float[Tensor, "n ... c"], compressed: Float[Tensor, "n ... c"]) -> Float[Tensor, " n"]:
+    """The share of an example's predictions whose likeliest class is the same."""
+    return (original.argmax(-1) == compressed.argmax(-1)).float().reshape(len(original), -1).mean(1)

@@ -1,0 +1,67 @@
+"""Running models over examples: a few at a time, in evaluation mode, and left as they were."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import chain
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from lissom.calibrate import Batch, batches
+from lissom.errors import DataError
+from lissom.estimate import Array
+
+
+@contextmanager
+def evaluating(*models: nn.Module) -> Iterator[None]:
+    """Without dropout and gradients; afterwards every module is in the mode in which it was."""
+    # The attribute, for .eval() is refused by exported graphs and .train() forgets which parts were frozen.
+    training = [part for model in models for part in model.modules() if part.training]
+    for part in training:
+        part.training = False
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for part in training:
+            part.training = True
+
+
+def pieces(data: Any, examples: int, model: nn.Module) -> Iterator[Batch]:
+    """The batches of the data, cut to at most so many examples, where the model is.
+
+    Raises:
+        DataError: no examples are in it.
+    """
+    device = next((held.device for held in chain(model.parameters(), model.buffers())), torch.device("cpu"))
+    seen = 0
+    for batch in batches(data):
+        count = len(tensors(batch)[0])
+        for start in range(0, count, examples):
+            yield each(batch, lambda part: part[start : start + examples].to(device))  # noqa: B023, called at once
+        seen += count
+    if not seen:
+        raise DataError("data: no examples are in it (an iterator can be read once only; give a list or a DataLoader)")
+
+
+def tensors(batch: Batch) -> tuple[Tensor, ...]:
+    """What a batch is made of."""
+    if isinstance(batch, Tensor):
+        return (batch,)
+    return batch if isinstance(batch, tuple) else tuple(batch.values())
+
+
+def each(batch: Batch, function: Callable[[Tensor], Tensor]) -> Batch:
+    """The batch with a function applied to each of its tensors."""
+    if isinstance(batch, Tensor):
+        return function(batch)
+    if isinstance(batch, tuple):
+        return tuple(function(part) for part in batch)
+    return {name: function(part) for name, part in batch.items()}
+
+
+def array(scores: Float[Tensor, " n"] | Bool[Tensor, " n"]) -> Float[Array, " n"]:
+    """Numbers of examples, for statistics."""
+    return scores.double().cpu().numpy()

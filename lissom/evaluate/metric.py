@@ -1,0 +1,122 @@
+"""A metric: what quality means, as a score for each example, of which more is better.
+
+Shapes: n examples.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from lissom.calibrate import Batch
+from lissom.errors import DataError
+from lissom.estimate import (
+    Array,
+    Bounds,
+    Certificate,
+    Estimate,
+    certify,
+    fewest_examples,
+    mean_estimate,
+    perplexity,
+    proportion,
+)
+from lissom.evaluate import accuracy, language
+from lissom.evaluate.examples import array, evaluating, pieces
+from lissom.types import Budget
+
+Output = Callable[[nn.Module, Batch], Tensor]
+Score = Callable[[Tensor, Batch], Tensor]
+
+
+def itself(output: Tensor, batch: Batch) -> Tensor:
+    """The output is the score."""
+    return output
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metric:
+    """What quality means.
+
+    `output` runs a model on a batch and `score` grades what it says, one number per example. Of a metric of the user's
+    own, `output` gives the scores directly. `logits` says that an output's last dim holds logits, so that two models'
+    predictions can be compared. `summary` is the figure people know, of all the scores. A drop is a fraction of the
+    range between the `bounds`, or with `relative` that of the exponential of the scores. `examples` are run at once.
+    """
+
+    name: str
+    output: Output
+    score: Score = itself
+    logits: bool = False
+    summary: Callable[[Array], Estimate] = mean_estimate
+    bounds: Bounds = (0.0, 1.0)
+    relative: bool = False
+    examples: int = 128
+
+    def scores(self, model: nn.Module, data: Any) -> Float[Array, " n"]:
+        """The score of each example.
+
+        Raises:
+            DataError: there are no examples, or they do not fit the metric.
+        """
+        with evaluating(model):
+            batches = pieces(data, self.examples, model)
+            return np.concatenate([self.grade(self.output(model, batch), batch) for batch in batches])
+
+    def grade(self, output: Tensor, batch: Batch) -> Float[Array, " n"]:
+        """The scores of a batch's examples."""
+        return array(self.score(output, batch))
+
+    def certify(self, original: Float[Array, " n"], compressed: Float[Array, " n"], budget: Budget) -> Certificate:
+        """Whether the drop between the scores of two models stays inside the budget."""
+        return certify(original, compressed, budget, bounds=self.bounds, relative=self.relative)
+
+    def fewest_examples(self, budget: Budget) -> int:
+        """The smallest number of examples with which a model can pass."""
+        return fewest_examples(budget, bounds=self.bounds)
+
+
+def share(right: Float[Array, " n"]) -> Estimate:
+    """The fraction of the examples that are right."""
+    return proportion(int(right.sum()), right.size)
+
+
+METRICS = {
+    "accuracy": Metric(
+        name="accuracy",
+        output=accuracy.classify,
+        score=accuracy.correct,
+        logits=True,
+        summary=share,
+    ),
+    "perplexity": Metric(
+        name="perplexity",
+        output=language.predict,
+        score=language.log_likelihood,
+        logits=True,
+        summary=perplexity,
+        bounds=None,
+        relative=True,
+        examples=2,  # the logits of a window are many: tokens x vocabulary
+    ),
+}
+
+
+def metric(given: str | Metric | Output) -> Metric:
+    """A metric from its name, itself, or a function (model, batch) -> scores between 0 and 1, one per example.
+
+    Raises:
+        DataError: there is none of that name.
+    """
+    if isinstance(given, Metric):
+        return given
+    if not isinstance(given, str):
+        return Metric(name=getattr(given, "__name__", "score"), output=given)
+    if given not in METRICS:
+        raise DataError(
+            f"metric: {given!r} is none of {', '.join(METRICS)}; a function (model, batch) -> scores is another"
+        )
+    return METRICS[given]

@@ -1,0 +1,144 @@
+"""The layers that run a weight in any format: linear, convolution, embedding.
+
+A layer holds its weight frozen (packed buffers, as on disk) or trainable (parameters). It keeps the attributes of the
+torch.nn layer it stands for, so that code which reads `in_features` or `kernel_size` goes on working.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from lissom.formats.weight import Trainable, Weight
+
+
+class Frozen(nn.Module):
+    """A weight as buffers, exactly the tensors that are stored; runs without ever being trained."""
+
+    def __init__(self, weight: Weight) -> None:
+        super().__init__()
+        self.kind, self.spec = type(weight), weight.spec()
+        for name, part in weight.parts().items():
+            self.register_buffer("part" + name, part)
+
+    def weight(self) -> Weight:
+        """The weight itself; its tensors are the buffers."""
+        parts = {name.removeprefix("part"): part for name, part in self.named_buffers(recurse=False)}
+        return self.kind.of_parts(self.spec, parts)
+
+    def forward(self) -> Float[Tensor, "o i"]:
+        """The dense matrix."""
+        return self.weight().dense()
+
+
+class CompressedLayer(nn.Module):
+    """What the three have in common: a weight that is frozen or trainable, and a bias.
+
+    The inner layer is the torch.nn layer without its weight; it knows the geometry and holds the bias.
+    """
+
+    def __init__(self, inner: nn.Module, weight: Frozen | Trainable) -> None:
+        super().__init__()
+        self.matrix = weight
+        self.geometry = {name: value for name, value in vars(inner).items() if not name.startswith("_")}
+        self.geometry.pop("training")
+        bias = getattr(inner, "bias", None)
+        self.bias = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)
+        self.stands_for = type(inner)
+
+    def __getattr__(self, name: str) -> Any:
+        geometry = self.__dict__.get("geometry", {})
+        return geometry[name] if name in geometry else super().__getattr__(name)
+
+    @property
+    def weight(self) -> Weight:
+        """The weight in its format, as it would be stored now."""
+        return self.matrix.weight()
+
+    def extra_repr(self) -> str:
+        """Format and size."""
+        weight = self.weight
+        o, i = weight.shape
+        return f"{self.stands_for.__name__} {o}x{i}, {type(weight).__name__.lower()}, {weight.bits_per_weight:.2f} bits"
+
+
+class CompressedLinear(CompressedLayer):
+    """torch.nn.Linear on a compressed weight."""
+
+    def forward(self, x: Float[Tensor, "*n i"]) -> Float[Tensor, "*n o"]:
+        """x Wᵀ + b."""
+        if isinstance(self.matrix, Trainable):
+            return F.linear(x, self.matrix().to(x.dtype), self.bias)
+        y = self.matrix.weight().linear(x)
+        return y if self.bias is None else y + self.bias
+
+
+class CompressedConv(CompressedLayer):
+    """torch.nn.Conv1d, Conv2d or Conv3d; the matrix has a row for each output channel."""
+
+    def forward(self, x: Float[Tensor, "*n"]) -> Float[Tensor, "*m"]:
+        """The convolution of the layer it stands for, which knows about padding."""
+        kernel = self.matrix().to(x.dtype).unflatten(1, (self.in_channels // self.groups, *self.kernel_size))
+        return self.stands_for._conv_forward(self, x, kernel, self.bias)  # type: ignore[no-any-return, attr-defined]
+
+
+class CompressedEmbedding(CompressedLayer):
+    """torch.nn.Embedding on a compressed weight; a row for each entry of the vocabulary."""
+
+    def forward(self, index: Tensor) -> Float[Tensor, "*n i"]:
+        """The rows asked for."""
+        if isinstance(self.matrix, Trainable):
+            return F.embedding(index, self.matrix(), self.padding_idx)
+        weight = self.matrix.weight()
+        return weight.look_up(index.flatten()).reshape(*index.shape, -1)
+
+
+LAYERS: dict[type[nn.Module], type[CompressedLayer]] = {
+    nn.Linear: CompressedLinear,
+    nn.Conv1d: CompressedConv,
+    nn.Conv2d: CompressedConv,
+    nn.Conv3d: CompressedConv,
+    nn.Embedding: CompressedEmbedding,
+}
+
+
+def matrix_of(layer: nn.Module) -> Float[Tensor, "o i"]:
+    """A torch.nn layer's weight as a matrix: a row for each output (channel, or entry of an embedding)."""
+    weight: Tensor = layer.weight  # type: ignore[assignment]
+    return weight.detach().flatten(1)
+
+
+def wrap(layer: nn.Module, weight: Weight, *, trainable: bool = False) -> CompressedLayer:
+    """The compressed layer that stands for `layer` (torch.nn or already compressed), with another weight."""
+    held = weight.trainable() if trainable else Frozen(weight)
+    if isinstance(layer, CompressedLayer):
+        inner = torch.nn.Module()
+        inner.__dict__.update(layer.geometry)
+        inner.register_parameter("bias", layer.bias)
+        wrapped = type(layer)(inner, held)
+        wrapped.stands_for = layer.stands_for
+    else:
+        wrapped = LAYERS[type(layer)](layer, held)
+    return wrapped.train(layer.training)
+
+
+def freeze(model: nn.Module) -> nn.Module:
+    """Make every compressed layer hold packed buffers, in place; what was learned is kept."""
+    return _hold(model, lambda layer: Frozen(layer.weight), Frozen)
+
+
+def unfreeze(model: nn.Module) -> nn.Module:
+    """Make every compressed layer trainable, in place."""
+    return _hold(model, lambda layer: layer.weight.trainable(), Trainable)
+
+
+def _hold(model: nn.Module, hold: Callable[[CompressedLayer], Frozen | Trainable], already: type) -> nn.Module:
+    held: dict[Frozen | Trainable, Frozen | Trainable] = {}
+    for layer in model.modules():
+        if isinstance(layer, CompressedLayer) and not isinstance(layer.matrix, already):
+            before = layer.matrix
+            held[before] = layer.matrix = held.get(before) or hold(layer)  # tied layers stay tied
+    return model

@@ -1,0 +1,111 @@
+"""What every format of a weight can do."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+Parts = Mapping[str, Tensor]
+Spec = Mapping[str, Any]
+
+
+class Trainable(nn.Module, ABC):
+    """A weight with parameters: called, it gives the dense matrix; `weight()` writes it down again.
+
+    The matrix is on the format's grid at every step, so what training sees is what will be served.
+    """
+
+    @abstractmethod
+    def forward(self) -> Float[Tensor, "o i"]:
+        """The matrix, with gradients to the parameters."""
+
+    @abstractmethod
+    def weight(self) -> "Weight":
+        """The matrix in its format; `weight().dense()` equals `forward()` bit for bit."""
+
+
+class Weight(ABC):
+    """A layer's matrix, o outputs by i inputs, as it is written down. Immutable."""
+
+    __slots__ = ()
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, int]:
+        """(o, i)."""
+
+    @abstractmethod
+    def dense(self) -> Float[Tensor, "o i"]:
+        """The matrix in float32."""
+
+    @abstractmethod
+    def kept(self) -> Bool[Tensor, "o i"] | None:
+        """Which weights were not pruned; None means all."""
+
+    @abstractmethod
+    def parts(self) -> dict[str, Tensor]:
+        """The tensors to store, by the name they have on disk after `<layer>.weight`."""
+
+    @abstractmethod
+    def spec(self) -> dict[str, Any]:
+        """What else must be known to read the parts; plain numbers and strings."""
+
+    @classmethod
+    @abstractmethod
+    def of_parts(cls, spec: Spec, parts: Parts) -> Self:
+        """The inverse of `parts` and `spec`."""
+
+    @abstractmethod
+    def trainable(self) -> Trainable:
+        """The same weight with parameters that an optimizer can move."""
+
+    def linear(self, x: Float[Tensor, "*n i"]) -> Float[Tensor, "*n o"]:
+        """x Wᵀ."""
+        return F.linear(x, self.dense().to(x.dtype))
+
+    def look_up(self, index: Int[Tensor, " n"]) -> Float[Tensor, "n i"]:
+        """Some rows of the dense matrix, in float32."""
+        return self.dense()[index]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes on disk, everything counted: codes, masks, scales, codebooks."""
+        return sum(part.numel() * part.element_size() for part in self.parts().values())
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Stored bits over the number of weights of the dense matrix."""
+        return 8 * self.nbytes / (self.shape[0] * self.shape[1])
+
+
+class _StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, latent: Tensor, value: Tensor) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor, None]:
+        return grads[0], None
+
+
+def straight_through(latent: Float[Tensor, "..."], value: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """`value` exactly, with a gradient as if it were `latent`.
+
+    Bengio, Léonard, Courville, 2013, arXiv:1308.3432, section 2.3.
+    """
+    return _StraightThrough.apply(latent, value)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def stored(scale: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """A scale in the narrowest float that holds it: float16, or float32 where float16 would lose digits.
+
+    Techniques round their scales through this before they choose codes, so that the codes fit the stored scale.
+    """
+    magnitude = scale.abs()[scale != 0]
+    narrow = torch.finfo(torch.float16)
+    fits = magnitude.numel() == 0 or bool((magnitude.min() >= narrow.tiny) & (magnitude.max() <= narrow.max))
+    return scale.to(torch.float16 if fits else torch.float32)

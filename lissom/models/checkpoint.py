@@ -1,0 +1,163 @@
+"""A Hugging Face checkpoint on disk, read tensor by tensor; the whole model is never in memory."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+
+from lissom.errors import ArtifactError, ModelError, reason
+from lissom.models.families import Family, at, family_of, put
+
+INDEX = "model.safetensors.index.json"
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Whether a folder looks like a Hugging Face checkpoint."""
+    return (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
+
+
+def find(model: str | Path) -> Path:
+    """The local folder of a model given as a folder or as a hub name.
+
+    Raises:
+        ModelError: there is no such folder with a model in it, and no such name on the hub (or no way to it).
+    """
+    folder = Path(model)
+    if folder.is_dir():
+        if is_checkpoint(folder):
+            return folder
+        raise ModelError(f"{folder} is no model: it needs config.json and *.safetensors files")
+    if folder.exists() or len(folder.parts) > 2 or str(model).startswith((".", "/")):
+        raise ModelError(f"{folder} is no folder; give the folder of a model, or its hub name such as Qwen/Qwen3-0.6B")
+    return _download(str(model))
+
+
+def _download(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        found = snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"])
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise ModelError(
+            f"{name!r} is neither a folder here nor a model on the hub that can be reached ({reason(error)})"
+        ) from None
+    return Path(found)
+
+
+class Checkpoint:
+    """The config, the tokenizer and the tensors of a folder."""
+
+    def __init__(self, model: str | Path) -> None:
+        self.folder = find(model)
+        self.config = read_config(self.folder)
+        self.family: Family = family_of(self.config.model_type)
+        self._files = {name: self.folder / file for name, file in self._index().items()}
+
+    def _index(self) -> dict[str, str]:
+        if (self.folder / INDEX).is_file():
+            index: dict[str, str] = read_json(self.folder / INDEX)["weight_map"]
+            return index
+        return {name: file.name for file in sorted(self.folder.glob("*.safetensors")) for name in self._names(file)}
+
+    def _names(self, file: Path) -> list[str]:
+        with opened(file) as tensors:
+            return list(tensors.keys())
+
+    @property
+    def names(self) -> list[str]:
+        """The names of all tensors."""
+        return list(self._files)
+
+    def tensor(self, name: str) -> Tensor:
+        """One tensor, in the type it is stored in.
+
+        Raises:
+            ArtifactError: it is not there, or its file is cut short or corrupt.
+        """
+        if name not in self._files:
+            raise ArtifactError(f"{self.folder} has no tensor {name!r}; the checkpoint is incomplete")
+        with opened(self._files[name]) as tensors:
+            found: Tensor = tensors.get_tensor(name)
+            return found
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer of the folder."""
+        return read_tokenizer(self.folder)
+
+    def skeleton(self) -> nn.Module:
+        """The model without its weights (on the meta device), ready for `fill`."""
+        return skeleton(self.config)
+
+    def fill(self, model: nn.Module, name: str) -> nn.Module:
+        """Read the weights of one part, in float32, into the skeleton; returns the part."""
+        part = at(model, name)
+        state = {own: self.tensor(f"{name}.{own}").float() for own in part.state_dict()}
+        part.load_state_dict(state, assign=True)
+        return part.eval()
+
+
+def skeleton(config: PretrainedConfig) -> nn.Module:
+    """A causal language model on the meta device, but for its rotary embedding, which has no weights."""
+    with torch.device("meta"):
+        model: nn.Module = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+    rotary = family_of(config.model_type).rotary
+    put(model, rotary, type(at(model, rotary))(config))
+    return model.eval()
+
+
+def opened(file: Path) -> Any:
+    """A safetensors file, mapped into memory.
+
+    Raises:
+        ArtifactError: it is missing, cut short or corrupt.
+    """
+    try:
+        return safe_open(file, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise ArtifactError(f"{file} cannot be read: {error}; copy or download it again") from None
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        ArtifactError: it is missing or no JSON object.
+    """
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{file} cannot be read: {error}") from None
+    if not isinstance(found, dict):
+        raise ArtifactError(f"{file} holds no JSON object")
+    return found
+
+
+def read_config(folder: Path) -> PretrainedConfig:
+    """The config of a folder.
+
+    Raises:
+        ModelError: the architecture is unknown, or a tool that lissom cannot read has quantized it.
+    """
+    raw = read_json(folder / "config.json")
+    family_of(str(raw.get("model_type", "")))
+    method = raw.pop("quantization_config", {}).get("quant_method", "lissom")
+    if method != "lissom":
+        raise ModelError(f"{folder} is quantized already, by {method}; give the original model")
+    return AutoConfig.for_model(**raw)
+
+
+def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder.
+
+    Raises:
+        ModelError: there is none.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{folder} has no tokenizer that can be read: {reason(error)}") from None

@@ -1,0 +1,24 @@
+"""Which modules of a model hold a matrix that can be compressed."""
+
+from torch import nn
+
+from lissom.formats import CompressedLayer
+from lissom.formats.linear import LAYERS
+
+
+def compressible(model: nn.Module, prefix: str = "") -> dict[str, nn.Module]:
+    """The layers by dotted name, in the order of the module tree: torch.nn's own, and those already compressed.
+
+    Subclasses are left alone: their code may read the weight in ways of its own (attention's output projection does).
+    """
+    found = {}
+    for name, module in model.named_modules():
+        if isinstance(module, CompressedLayer) or (type(module) in LAYERS and weighs(module)):
+            found[f"{prefix}.{name}".strip(".") if prefix else name] = module
+    return found
+
+
+def weighs(layer: nn.Module) -> bool:
+    """Whether the layer's matrix is its own floating-point parameter, with at least one weight."""
+    weight = layer._parameters.get("weight")
+    return weight is not None and weight.is_floating_point() and weight.numel() > 0

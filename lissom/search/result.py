@@ -1,0 +1,68 @@
+"""What an optimization found."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lissom.estimate import Certificate, Estimate
+from lissom.types import Budget, Recipe
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """One candidate on the frontier, in figures.
+
+    `latency` is in milliseconds, of one batch (for a language model, of a short answer); `drop` is a fraction on the
+    scale of the budget, on the data for choosing; `verdict` is that of the certificate where there was one; `note` says
+    why a candidate was not taken.
+    """
+
+    name: str
+    nbytes: int
+    bits_per_weight: float
+    latency: Estimate
+    quality: Estimate
+    drop: Estimate
+    verdict: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A compressed model that can be saved: its recipe, its certificate, and how to write it to a folder."""
+
+    point: Point
+    recipe: Recipe
+    certificate: Certificate
+    write: Callable[[Path], Path]
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the model, with its recipe, figures and certificate, to a new folder.
+
+        Raises:
+            ArtifactError: the name is taken, or the disk cannot hold it.
+        """
+        return self.write(Path(folder))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """The frontier and what was chosen on it.
+
+    `points` begins with the original. `best` is None where nothing was certified; `certificate` is then that of the
+    first candidate that was not, or None where no candidate looked good enough to be certified. `failed` names the
+    candidates that could not be compared, and why.
+    """
+
+    points: Sequence[Point]
+    best: Candidate | None
+    certificate: Certificate | None
+    budget: Budget
+    metric: str
+    target: str
+    failed: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def verdict(self) -> str:
+        """PASS, FAIL or NEED MORE."""
+        return self.certificate.verdict if self.certificate else "FAIL"

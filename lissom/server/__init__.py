@@ -1,0 +1,6 @@
+"""Serving what was compressed: language models by the OpenAI API, everything else by the Open Inference Protocol."""
+
+from lissom.server.app import create_app, serve
+from lissom.server.service import LanguageService, Limits, TensorService
+
+__all__ = ["LanguageService", "Limits", "TensorService", "create_app", "serve"]

@@ -1,0 +1,161 @@
+"""How the OpenAI API writes a continuation down: as a chat or as a completion, in one piece or in many."""
+
+import json
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from lissom.engine import Choice
+from lissom.server.worker import Piece
+
+Spell = Callable[[int], str]
+DONE = "data: [DONE]\n\n"
+PING = ": still working\n\n"  # a comment: clients skip it, proxies see that the connection lives
+
+
+class Chat:
+    """POST /v1/chat/completions."""
+
+    prefix = "chatcmpl-"
+    whole = "chat.completion"
+    part = "chat.completion.chunk"
+
+    def opening(self, index: int) -> Mapping[str, Any]:
+        """Who speaks."""
+        delta = {"role": "assistant", "content": ""}
+        return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
+
+    def piece(self, index: int, text: str, logprobs: Any, finish: str | None) -> Mapping[str, Any]:
+        """Text, or the end."""
+        delta = {} if finish else {"content": text}
+        return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
+
+    def choice(self, index: int, text: str, logprobs: Any, finish: str | None) -> Mapping[str, Any]:
+        """A message."""
+        message = {"role": "assistant", "content": text, "refusal": None}
+        return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": finish}
+
+    def logprobs(self, choices: Sequence[Choice], spell: Spell) -> Mapping[str, Any]:
+        """One entry per token, with its alternatives inside."""
+
+        def entry(token: int, logprob: float) -> dict[str, Any]:
+            text = spell(token)
+            return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+
+        content = [
+            {**entry(choice.token, choice.logprob), "top_logprobs": [entry(*other) for other in choice.top]}
+            for choice in choices
+        ]
+        return {"content": content, "refusal": None}
+
+
+class Completion:
+    """POST /v1/completions."""
+
+    prefix = "cmpl-"
+    whole = "text_completion"
+    part = "text_completion"
+
+    def opening(self, index: int) -> None:
+        """Nothing comes before the text."""
+
+    def piece(self, index: int, text: str, logprobs: Any, finish: str | None) -> Mapping[str, Any]:
+        """Text, or the end."""
+        return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish}
+
+    choice = piece
+
+    def logprobs(self, choices: Sequence[Choice], spell: Spell) -> Mapping[str, Any]:
+        """One list per kind."""
+        return {
+            "tokens": [spell(choice.token) for choice in choices],
+            "token_logprobs": [choice.logprob for choice in choices],
+            "top_logprobs": [{spell(token): logprob for token, logprob in choice.top} for choice in choices],
+            "text_offset": None,
+        }
+
+
+Shape = Chat | Completion
+
+
+@dataclass(slots=True, kw_only=True)
+class Answer:
+    """One answer in the making: `chunks` writes each piece down as it comes, `complete` all of it at the end."""
+
+    shape: Shape
+    model: str
+    count: int
+    prompt_tokens: int
+    with_usage: bool = False
+    with_logprobs: bool = False
+    spell: Spell
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    created: int = field(default_factory=lambda: int(time.time()))
+    pieces: list[list[Piece]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.pieces = [[] for _ in range(self.count)]
+
+    def take(self, piece: Piece) -> None:
+        """Remember a piece."""
+        self.pieces[piece.index].append(piece)
+
+    @property
+    def usage(self) -> dict[str, int]:
+        """Token counts: a piece is a token."""
+        new = sum(map(len, self.pieces))
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": new,
+            "total_tokens": self.prompt_tokens + new,
+        }
+
+    def complete(self) -> dict[str, Any]:
+        """The whole answer."""
+        choices = [
+            self.shape.choice(
+                index,
+                "".join(piece.text for piece in pieces),
+                self._logprobs([choice for piece in pieces for choice in piece.choices]),
+                pieces[-1].finish,
+            )
+            for index, pieces in enumerate(self.pieces)
+        ]
+        return {**self._head(self.shape.whole), "choices": choices, "usage": self.usage}
+
+    def openings(self) -> Iterator[str]:
+        """The events before any text."""
+        for index in range(self.count):
+            if opening := self.shape.opening(index):
+                yield self._event([opening])
+
+    def chunks(self, piece: Piece) -> Iterator[str]:
+        """The events of one piece: its text, then the end if this is it."""
+        if piece.text or piece.choices:
+            logprobs = self._logprobs(piece.choices)
+            yield self._event([self.shape.piece(piece.index, piece.text, logprobs, None)])
+        if piece.finish is not None:
+            yield self._event([self.shape.piece(piece.index, "", None, piece.finish)])
+
+    def closing(self) -> Iterator[str]:
+        """The events after all text."""
+        if self.with_usage:
+            yield self._event([], self.usage)
+        yield DONE
+
+    def _head(self, kind: str) -> dict[str, Any]:
+        return {"id": self.shape.prefix + self.id, "object": kind, "created": self.created, "model": self.model}
+
+    def _event(self, choices: Sequence[Mapping[str, Any]], usage: Mapping[str, int] | None = None) -> str:
+        body = {**self._head(self.shape.part), "choices": choices}
+        return event({**body, "usage": usage} if self.with_usage else body)
+
+    def _logprobs(self, choices: Sequence[Choice]) -> Mapping[str, Any] | None:
+        return self.shape.logprobs(choices, self.spell) if self.with_logprobs else None
+
+
+def event(body: Mapping[str, Any]) -> str:
+    """A server-sent event."""
+    return f"data: {json.dumps(body, allow_nan=False)}\n\n"

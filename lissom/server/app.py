@@ -1,0 +1,189 @@
+"""The application: services in, an ASGI application out; and the way to run it on a socket of this machine."""
+
+import ipaddress
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI, Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from lissom.errors import DataError
+from lissom.server import inference, openai
+from lissom.server.failures import install, say
+from lissom.server.guard import Guard
+from lissom.server.inference import Inference
+from lissom.server.metrics import Metrics
+from lissom.server.openai import Language
+from lissom.server.service import LanguageService, Limits, Service, TensorService
+from lissom.server.worker import Worker
+
+
+class Application:
+    """All services behind one door.
+
+    Raises:
+        DataError: no service, or two of the same name.
+        ModelError: a model that cannot be served.
+    """
+
+    def __init__(self, services: Sequence[Service], *, api_key: str | None, limits: Limits) -> None:
+        names = [service.name for service in services]
+        if not names or len(set(names)) < len(names):
+            raise DataError(f"serve: {names or 'nothing'} given; give one or more services of different names")
+        self._metrics = Metrics()
+        self._languages = {
+            service.name: Language(service, Worker(service, limits), self._metrics)
+            for service in services
+            if isinstance(service, LanguageService)
+        }
+        self._models = {
+            service.name: Inference(service, limits, self._metrics)
+            for service in services
+            if isinstance(service, TensorService)
+        }
+        self._door = Guard(self._assemble(), api_key=api_key, limits=limits, metrics=self._metrics)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        await self._door(scope, receive, send)
+
+    def drain(self) -> None:
+        """Take no new requests, and let those that run finish within the limit."""
+        for language in self._languages.values():
+            language.worker.drain()
+
+    def _assemble(self) -> ASGIApp:
+        # no schema and no documentation pages: they are routes that nobody asked for, and load scripts from elsewhere
+        app = FastAPI(lifespan=self._lifespan, openapi_url=None)
+        install(app)
+        app.include_router(openai.routes(self._languages))
+        app.include_router(inference.routes(self._models, _version()))
+        for prefix in ("", "/v2"):
+            app.add_api_route(f"{prefix}/health/live", self._live)
+            app.add_api_route(f"{prefix}/health/ready", self._ready)
+        app.add_api_route("/metrics", self._scrape)
+        return app
+
+    @asynccontextmanager
+    async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:
+        for language in self._languages.values():
+            language.worker.start()
+        yield
+        for language in self._languages.values():
+            language.worker.stop()
+
+    async def _live(self) -> Response:
+        return say(200, {"live": True})
+
+    async def _ready(self) -> Response:
+        troubles = {name: one.worker.trouble for name, one in self._languages.items() if one.worker.trouble}
+        return say(503, {"ready": False, "reasons": troubles}) if troubles else say(200, {"ready": True})
+
+    async def _scrape(self) -> Response:
+        engines = {name: one.worker.engine for name, one in self._languages.items()}
+        gauges: dict[str, dict[str, float]] = {
+            "lissom_requests_waiting": {name: len(engine.schedule.waiting) for name, engine in engines.items()},
+            "lissom_requests_running": {name: len(engine.schedule.running) for name, engine in engines.items()},
+            "lissom_kv_cache_usage_ratio": {name: engine.usage for name, engine in engines.items()},
+            "lissom_preemptions": {name: engine.schedule.preemptions for name, engine in engines.items()},
+        }
+        return Response(self._metrics.render(gauges), media_type="text/plain; version=0.0.4")
+
+
+def create_app(services: Sequence[Service], *, api_key: str | None = None, limits: Limits | None = None) -> Application:
+    """An ASGI application that serves the services, each under its name."""
+    return Application(services, api_key=api_key, limits=limits or Limits())
+
+
+def serve(
+    services: Sequence[Service],
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    api_key: str | None = None,
+    limits: Limits | None = None,
+    announce: Callable[[str], None] = print,
+) -> None:
+    """Serve until SIGINT or SIGTERM, then let what runs finish. `announce` is told the URL; port 0 takes any.
+
+    Raises:
+        DataError: an address other machines can reach without an api_key, a bad host, or a port in use.
+        ModelError: a model that cannot be served.
+    """
+    limits = limits or Limits()
+    if api_key is None and not _is_loopback(host):
+        raise DataError(f"serve: host {host!r} can be reached by other machines; give an api_key or use 127.0.0.1")
+    if api_key == "":
+        raise DataError("serve: the api_key is empty; give one or leave it out")
+    app = create_app(services, api_key=api_key, limits=limits)
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=int(limits.grace_seconds) + 5,
+    )
+    with _bind(host, port) as listener, _quiet_signals():
+        shown = f"[{host}]" if ":" in host else host
+        announce(f"http://{shown}:{listener.getsockname()[1]}")
+        _Server(config, app).run(sockets=[listener])
+
+
+class _Server(uvicorn.Server):
+    """Uvicorn, which tells the application that the signal to stop has come."""
+
+    def __init__(self, config: uvicorn.Config, app: Application) -> None:
+        super().__init__(config)
+        self._app = app
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The signal handler."""
+        self._app.drain()
+        super().handle_exit(sig, frame)
+
+
+@contextmanager
+def _quiet_signals() -> Iterator[None]:
+    """Uvicorn raises the signal again after it has stopped; a server that stopped cleanly should return cleanly."""
+    usual = {sig: signal.signal(sig, lambda *_: None) for sig in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for sig, handler in usual.items():
+            signal.signal(sig, handler)
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    """A listening socket, made before anything is started so that a port in use is one clear line."""
+    if not 0 <= port <= 65535:  # getaddrinfo would take 70000 for 4464
+        raise DataError(f"serve: port {port} does not exist; choose one from 1 to 65535, or 0 for any that is free")
+    with ExitStack() as unless_it_works:
+        try:
+            family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+            listener = unless_it_works.enter_context(socket.socket(family, kind, protocol))
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen(128)
+        except OSError as error:
+            raise DataError(f"serve: cannot listen on {host}:{port}: {error}; choose another port or host") from error
+        unless_it_works.pop_all()
+        return listener
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _version() -> str:
+    try:
+        return version("lissom")
+    except PackageNotFoundError:  # run from a checkout that is not installed
+        return "unknown"

@@ -1,0 +1,164 @@
+"""The Open Inference Protocol v2 (KServe) for models that are no language models, with the binary tensor extension."""
+
+import asyncio
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from fastapi import APIRouter, HTTPException, Request, Response
+from torch import Tensor
+
+from lissom.errors import DataError, ModelError
+from lissom.server.failures import log, say, unknown_model
+from lissom.server.metrics import Metrics
+from lissom.server.service import Limits, TensorService
+from lissom.server.tensors import DATATYPES, NAMES, listed, raw, read
+from lissom.server.wire import InferRequest
+
+LENGTH = "Inference-Header-Content-Length"
+
+
+class Inference:
+    """A model at work: one run at a time, in a thread of its own.
+
+    Raises:
+        ModelError: the signature does not declare its tensors as it should.
+    """
+
+    def __init__(self, service: TensorService, limits: Limits, metrics: Metrics) -> None:
+        _check(service)
+        self.service = service
+        self._inputs: list[Mapping[str, Any]] = list(service.signature["inputs"])
+        self._outputs = [str(output["name"]) for output in service.signature["outputs"]]
+        self._turn = asyncio.Lock()
+        self._taken = 0
+        self._room = 1 + limits.waiting
+        self._metrics = metrics
+
+    def card(self) -> dict[str, Any]:
+        """The model's metadata."""
+        card = {"name": self.service.name, "versions": [], "platform": "pytorch", **self.service.signature}
+        return card if self.service.evidence is None else {**card, "evidence": self.service.evidence}
+
+    async def infer(self, request: Request) -> Response:
+        """Answer POST /v2/models/{model}/infer."""
+        if self._taken >= self._room:
+            raise HTTPException(429, "the queue is full; try again later", headers={"Retry-After": "1"})
+        self._taken += 1
+        try:
+            asked, behind = _split(await request.body(), request.headers.get(LENGTH))
+            inputs = self._read(asked, behind)
+            self._check_outputs(asked)
+            async with self._turn:
+                started = time.monotonic()
+                outputs = await asyncio.to_thread(self._run, inputs)
+                self._metrics.inference.observe(time.monotonic() - started, self.service.name)
+            return self._write(asked, outputs)
+        finally:
+            self._taken -= 1
+
+    def _read(self, asked: InferRequest, behind: bytes) -> list[Tensor]:
+        """The inputs in the order of the signature."""
+        given = {tensor.name: tensor for tensor in asked.inputs}
+        names = [str(spec["name"]) for spec in self._inputs]
+        if sorted(tensor.name for tensor in asked.inputs) != sorted(names):
+            raise DataError(f"inputs: {[tensor.name for tensor in asked.inputs]} given, the model takes {names}")
+        parts: dict[str, bytes] = {}
+        for tensor in asked.inputs:  # the bytes follow each other in the order of the request
+            if (size := tensor.parameters.binary_data_size) is not None:
+                parts[tensor.name], behind = behind[:size], behind[size:]
+        if behind:
+            raise DataError(f"inputs: {len(behind)} bytes behind the JSON belong to no input; see binary_data_size")
+        return [
+            read(given[str(spec["name"])], spec["datatype"], spec["shape"], parts.get(str(spec["name"])))
+            for spec in self._inputs
+        ]
+
+    def _check_outputs(self, asked: InferRequest) -> None:
+        for output in asked.outputs:
+            if output.name not in self._outputs:
+                raise DataError(f"outputs: no {output.name!r}; possible are {', '.join(self._outputs)}")
+
+    def _run(self, inputs: list[Tensor]) -> dict[str, Tensor]:
+        try:
+            with torch.no_grad():
+                result = self.service.module(*inputs)
+        except RuntimeError as error:
+            log.exception("%s failed", self.service.name)
+            raise HTTPException(500, "the model failed on these inputs; the server's log says why") from error
+        if isinstance(result, Mapping):
+            return {name: result[name] for name in self._outputs}
+        tensors = result if isinstance(result, tuple | list) else (result,)
+        return dict(zip(self._outputs, tensors, strict=True))
+
+    def _write(self, asked: InferRequest, outputs: Mapping[str, Tensor]) -> Response:
+        wanted = {output.name: output.parameters.binary_data for output in asked.outputs}
+        if not wanted:
+            wanted = dict.fromkeys(self._outputs, asked.parameters.binary_data_output)
+        written, behind = list[dict[str, Any]](), list[bytes]()
+        for name, binary in wanted.items():
+            tensor = outputs[name]
+            body: dict[str, Any] = {"name": name, "shape": list(tensor.shape), "datatype": NAMES[tensor.dtype]}
+            if binary:
+                behind.append(raw(tensor))
+                body["parameters"] = {"binary_data_size": len(behind[-1])}
+            else:
+                body["data"] = listed(name, tensor)
+            written.append(body)
+        named = {} if asked.id is None else {"id": asked.id}
+        head = say(200, {"model_name": self.service.name, **named, "outputs": written})
+        if not behind:
+            return head
+        body_bytes = b"".join([bytes(head.body), *behind])
+        length = {LENGTH: str(len(head.body))}
+        return Response(body_bytes, headers=length, media_type="application/octet-stream")
+
+
+def routes(models: Mapping[str, Inference], version: str) -> APIRouter:
+    """The routes under /v2, apart from health."""
+    router = APIRouter(prefix="/v2")
+
+    def model(name: str) -> Inference:
+        if name not in models:
+            raise unknown_model(name, sorted(models))
+        return models[name]
+
+    @router.get("")
+    async def server() -> Response:
+        return say(200, {"name": "lissom", "version": version, "extensions": ["binary_tensor_data"]})
+
+    @router.get("/models/{name}")
+    async def metadata(name: str) -> Response:
+        return say(200, model(name).card())
+
+    @router.get("/models/{name}/ready")
+    async def ready(name: str) -> Response:
+        return say(200, {"name": model(name).service.name, "ready": True})
+
+    @router.post("/models/{name}/infer")
+    async def infer(name: str, request: Request) -> Response:
+        return await model(name).infer(request)
+
+    return router
+
+
+def _split(body: bytes, length: str | None) -> tuple[InferRequest, bytes]:
+    """The JSON of the request and the bytes behind it."""
+    if length is None:
+        return InferRequest.model_validate_json(body), b""
+    if not length.isascii() or not length.isdigit() or int(length) > len(body):
+        raise DataError(f"{LENGTH}: {length!r} is no length within a body of {len(body)} bytes")
+    return InferRequest.model_validate_json(body[: int(length)]), body[int(length) :]
+
+
+def _check(service: TensorService) -> None:
+    for side in ("inputs", "outputs"):
+        for spec in service.signature.get(side, ()):
+            if not {"name", "datatype", "shape"} <= set(spec) or spec["datatype"] not in DATATYPES:
+                raise ModelError(
+                    f"serve: {side} of {service.name!r} need name, shape and a datatype of {', '.join(DATATYPES)}; "
+                    f"found {spec!r}"
+                )
+        if not service.signature.get(side):
+            raise ModelError(f"serve: the signature of {service.name!r} declares no {side}")

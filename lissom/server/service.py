@@ -1,0 +1,52 @@
+"""What can be served, and the limits it is served within."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What one client can ask of the server at most.
+
+    `waiting` counts sequences beyond those that run; `grace_seconds` is how long requests may go on after the signal
+    to stop; a model that makes no progress for `stall_seconds` while it has work is not ready.
+    """
+
+    text_bytes: int = 2 * 2**20
+    tensor_bytes: int = 64 * 2**20
+    body_seconds: float = 30.0
+    waiting: int = 64
+    grace_seconds: float = 20.0
+    stall_seconds: float = 120.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LanguageService:
+    """A causal language model under a name. `evidence` is its certificate, shown to clients as it is."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+    evidence: Mapping[str, Any] | None = None
+    max_tokens_in_cache: int = 16_384
+    max_batch: int = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorService:
+    """Any other model: tensors in, tensors out.
+
+    `signature` is {"inputs": [{"name", "datatype", "shape"}], "outputs": [...]} in the datatypes of the Open
+    Inference Protocol, with -1 for a dimension that may vary; the inputs are passed by position in that order.
+    """
+
+    module: Callable[..., Any]
+    name: str
+    signature: Mapping[str, Any]
+    evidence: Mapping[str, Any] | None = None
+
+
+Service = LanguageService | TensorService

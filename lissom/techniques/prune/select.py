@@ -1,0 +1,38 @@
+"""Which weights to keep, given a score for each. Shapes: o outputs, i inputs."""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from lissom.errors import RecipeError
+
+
+def keep_largest(score: Float[Tensor, "o i"], sparsity: float, keep: int | None, of: int | None) -> Bool[Tensor, "o i"]:
+    """Keep `keep` of every `of` consecutive inputs, or without those the (1 - sparsity) largest of each row.
+
+    To compare across a whole matrix, pass it as a single row. A score of -inf is kept only if nothing else is left.
+
+    Raises:
+        RecipeError: the sparsity is no fraction, or the pattern does not fit the row.
+    """
+    rows, columns = score.shape
+    if keep is None and of is None:
+        if not 0 <= sparsity < 1:
+            raise RecipeError(f"sparsity={sparsity} must be a fraction from 0 up to 1, such as 0.5")
+        return _top(score, columns - int(sparsity * columns))
+    if keep is None or of is None or not 0 < keep < of:
+        raise RecipeError(f"keep={keep}, of={of} is no pattern; give both, such as keep=2, of=4")
+    if columns % of:
+        raise RecipeError(f"of={of} does not divide {columns} inputs")
+    return _top(score.reshape(-1, of), keep).reshape(rows, columns)
+
+
+def _top(score: Float[Tensor, "r c"], count: int) -> Bool[Tensor, "r c"]:
+    order = score.argsort(dim=1, descending=True, stable=True)
+    kept = torch.zeros_like(score, dtype=torch.bool)
+    return kept.scatter_(1, order[:, :count], True)
+
+
+def unless_pruned(score: Float[Tensor, "o i"], kept: Bool[Tensor, "o i"] | None) -> Float[Tensor, "o i"]:
+    """The score, and -inf for what an earlier technique pruned."""
+    return score if kept is None else score.masked_fill(~kept, -torch.inf)

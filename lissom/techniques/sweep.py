@@ -1,0 +1,70 @@
+"""The column sweep with error feedback that GPTQ and SparseGPT share.
+
+Columns of W are replaced one after the other, w_j -> v_j by some rule; the error of each is made good, as far as the
+data allows, by the columns that are still free:
+
+    e_j = (w_j - v_j) / U_jj        W_:,k -= e_j U_jk  for k > j        H⁻¹ = Uᵀ U, U upper triangular
+
+Frantar, Ashkboos, Hoefler, Alistarh, GPTQ, ICLR 2023, arXiv:2210.17323, algorithm 1;
+Frantar, Alistarh, SparseGPT, ICML 2023, arXiv:2301.00774, algorithm 1.
+
+Shapes: o outputs, i inputs, k columns of a block.
+"""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+# (column in the sweep's order, the block as it stands now (k, o), its U_jj (k), place in the block) -> new column
+Rule = Callable[[int, Float[Tensor, "k o"], Float[Tensor, " k"], int], Float[Tensor, " o"]]
+
+
+def sweep(
+    w: Float[Tensor, "o i"],
+    h: Float[Tensor, "i i"],
+    rule: Rule,
+    *,
+    damp: float,
+    order: Int[Tensor, " i"] | None = None,
+    block: int = 128,
+) -> Float[Tensor, "o i"]:
+    """Replace every column by what `rule` makes of it, in `order`; the result is in the original order."""
+    if order is None:
+        order = torch.arange(w.shape[1])
+    u = feedback(h[order][:, order], damp)
+    free = w.T[order].clone()  # transposed: the sweep then reads and writes whole rows of memory
+    done = torch.empty_like(free)
+    for first in range(0, w.shape[1], block):
+        last = min(first + block, w.shape[1])
+        here, there = free[first:last], u[first:last]
+        diagonal, inside = there.diagonal(first), there[:, first:last]
+        errors = torch.empty_like(here)
+        for j in range(last - first):
+            done[first + j] = rule(first + j, here, diagonal, j)
+            errors[j] = (here[j] - done[first + j]) / diagonal[j]
+            here[j + 1 :].addr_(inside[j, j + 1 :], errors[j], alpha=-1)
+        free[last:].addmm_(there[:, last:].T, errors, alpha=-1)
+    swept: Tensor = done[order.argsort()].T.contiguous()
+    return swept
+
+
+def feedback(h: Float[Tensor, "i i"], damp: float) -> Float[Tensor, "i i"]:
+    """U, upper triangular, with UᵀU = (H + λI)⁻¹, λ = damp · mean(diag H).
+
+    One factorisation and one triangular solve: of the reversed matrix, L Lᵀ = H reversed, U = L⁻¹ reversed back.
+    Where rounding makes H indefinite the damping grows tenfold until it factors.
+    """
+    h = h.clone()
+    dead = h.diagonal() <= 0
+    h.diagonal()[dead] = 1.0
+    strength = damp * h.diagonal().mean()
+    while True:
+        h.diagonal().add_(strength)
+        lower, failed = torch.linalg.cholesky_ex(h.flip(0, 1))
+        if not failed:
+            identity = torch.eye(h.shape[0], dtype=h.dtype, device=h.device)
+            upper: Tensor = torch.linalg.solve_triangular(lower, identity, upper=False).flip(0, 1).contiguous()
+            return upper
+        strength = strength * 10 + torch.finfo(h.dtype).eps * h.diagonal().mean()

@@ -1,0 +1,97 @@
+"""The paged forward pass against transformers' own, for each family, with prompts in chunks and lengths mixed."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from lissom.engine.pages import Pages
+from lissom.engine.runner import FAMILIES, Runner
+from lissom.engine.schedule import Schedule
+from lissom.engine.sequence import Choice, Sampling, Sequence
+from lissom.engine.text import Detokenizer
+from lissom.errors import ModelError
+
+SMALL = {
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 256,
+}
+WINDOWS: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "mistral": {"sliding_window": 7},
+    "qwen2": {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1},
+    "qwen3": {},
+}
+
+
+def random_model(family: str) -> Any:
+    config = AutoConfig.for_model(family, **SMALL, **WINDOWS[family])
+    return AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+
+
+def sequence(tokens: list[int]) -> Sequence:
+    return Sequence(
+        prompt=tuple(tokens),
+        sampling=Sampling(),
+        limit=100,
+        detokenizer=Detokenizer(lambda _: ""),
+        random=np.random.default_rng(0),
+    )
+
+
+@torch.no_grad()
+def difference(model: Any, lengths: list[int], vocabulary: int, steps: int) -> float:
+    """The largest difference of any logit, while the sequences are read in chunks and then decode."""
+    runner, schedule = Runner(model, pages=40), Schedule(Pages(40), max_batch=8, chunk=9)
+    draw = torch.Generator().manual_seed(1)
+    for length in lengths:
+        schedule.add(sequence(torch.randint(vocabulary, (length,), generator=draw).tolist()))
+    worst = 0.0
+    for _ in range(steps):
+        slices = schedule.plan()
+        logits = runner.forward(slices)
+        complete = [piece for piece in slices if piece.completes]
+        for piece in slices:
+            piece.sequence.cached += piece.count
+        for piece, row in zip(complete, logits, strict=True):
+            every = torch.tensor([piece.sequence.tokens(0, piece.sequence.length)])
+            worst = max(worst, (model(every).logits[0, -1] - row).abs().max().item())
+            piece.sequence.accept(Choice(token=int(row.argmax()), logprob=0.0), end=())
+    assert all(one.generated for one in schedule.running)
+    return worst
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_equal_those_of_transformers(family: str) -> None:
+    assert difference(random_model(family), [1, 20, 5, 33], SMALL["vocab_size"], steps=14) < 1e-5
+
+
+def test_logits_of_the_bundled_model_equal_those_of_transformers(model: Any) -> None:
+    assert difference(model, [3, 60, 17], 2048, steps=20) < 1e-4
+
+
+def test_the_model_is_left_as_it_was(model: Any) -> None:
+    before = model.config._attn_implementation
+    difference(model, [3], 2048, steps=2)
+    assert model.config._attn_implementation == before
+
+
+def test_an_unknown_family_is_refused_by_name() -> None:
+    config = AutoConfig.for_model("gpt2", n_layer=1, n_head=2, n_embd=8, vocab_size=11)
+    with pytest.raises(ModelError, match="'gpt2'; possible are llama, mistral, qwen2, qwen3"):
+        Runner(AutoModelForCausalLM.from_config(config), pages=4)
+
+
+def test_a_rotary_embedding_that_depends_on_the_batch_is_refused(model: Any) -> None:
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+    config = AutoConfig.for_model("llama", **SMALL, rope_parameters=rope)
+    with pytest.raises(ModelError, match="dynamic"):
+        Runner(AutoModelForCausalLM.from_config(config), pages=4)

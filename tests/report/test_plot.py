@@ -1,0 +1,45 @@
+import re
+from xml.etree import ElementTree
+
+import pytest
+
+from lissom.report import Report, plot
+from lissom.report.plot import VARIABLES, Against
+
+
+def drawn(report: Report, against: Against = "size") -> str:
+    return plot(report.points, report.chosen, against=against, max_drop=report.budget.max_drop)
+
+
+@pytest.mark.parametrize("against", ["size", "latency"])
+def test_it_is_a_picture_with_every_name_and_the_budget(report: Report, against: Against) -> None:
+    svg = drawn(report, against)
+    words = "".join(ElementTree.fromstring(svg).itertext())
+    for point in report.points:
+        assert point.name in words
+    assert "budget 1 %" in words
+    assert {"size": "size, MB", "latency": "latency, ms"}[against] in words
+
+
+def test_what_lies_above_the_picture_says_its_drop(report: Report) -> None:
+    assert "binary (51.5 %)" in drawn(report)
+
+
+def test_every_colour_is_a_variable(report: Report) -> None:
+    svg = drawn(report)
+    assert all(f"var({variable})" in svg for variable in VARIABLES.values())
+    assert not re.search(r"(fill|stroke): ?#", svg.split("</style>", 1)[1])
+
+
+def test_the_same_points_draw_the_same_picture(report: Report) -> None:
+    assert drawn(report) == drawn(report)
+
+
+def test_names_are_escaped_and_are_no_mathematics(hostile: Report) -> None:
+    svg = drawn(hostile)
+    assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; $x$" in svg
+    assert "<script" not in svg
+
+
+def test_the_original_alone_can_be_drawn(report: Report) -> None:
+    assert "original" in plot(report.points[:1], against="size", max_drop=0.0)

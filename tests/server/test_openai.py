@@ -1,0 +1,187 @@
+"""The OpenAI API, asked by the `openai` client over a socket, against the engine asked directly."""
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from lissom.engine import Engine, Sampling, Sequence
+
+PROMPT = "Once upon a time"
+GREEDY: dict[str, Any] = {"model": "stories", "temperature": 0, "max_tokens": 24}
+
+
+@pytest.fixture
+def client(url: str) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def expected(model: Any, tokenizer: Any) -> Sequence:
+    """The oracle: the engine itself, whose own oracle is transformers."""
+    engine = Engine(model, tokenizer, max_tokens_in_cache=1024)
+    return engine.generate([tokenizer(PROMPT).input_ids], Sampling(temperature=0.0, max_tokens=24, logprobs=2))[0]
+
+
+def test_models_carry_their_evidence(client: openai.OpenAI) -> None:
+    (card,) = client.models.list().data
+    assert card.id == "stories"
+    assert client.models.retrieve("stories").model_dump()["evidence"] == {"verdict": "PASS", "max_drop": 0.01}
+
+
+def test_a_completion(client: openai.OpenAI, tokenizer: Any, expected: Sequence) -> None:
+    answer = client.completions.create(prompt=PROMPT, **GREEDY)
+    assert answer.choices[0].text == expected.text
+    assert answer.choices[0].finish_reason == "length"
+    prompt = len(tokenizer(PROMPT).input_ids)
+    assert answer.usage is not None
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens, answer.usage.total_tokens) == (
+        prompt,
+        24,
+        prompt + 24,
+    )
+
+
+def test_a_completion_of_tokens_equals_one_of_text(client: openai.OpenAI, tokenizer: Any, expected: Sequence) -> None:
+    tokens = tokenizer(PROMPT).input_ids
+    assert client.completions.create(prompt=tokens, **GREEDY).choices[0].text == expected.text
+    answers = client.completions.create(prompt=[tokens, tokens], **GREEDY).choices
+    assert [choice.text for choice in answers] == [expected.text] * 2
+
+
+def test_a_streamed_completion(client: openai.OpenAI, expected: Sequence) -> None:
+    chunks = list(
+        client.completions.create(prompt=PROMPT, stream=True, stream_options={"include_usage": True}, **GREEDY)
+    )
+    assert "".join(chunk.choices[0].text for chunk in chunks[:-1]) == expected.text
+    assert [chunk.choices[0].finish_reason for chunk in chunks[:-1] if chunk.choices[0].finish_reason] == ["length"]
+    assert chunks[-1].choices == []
+    assert chunks[-1].usage is not None
+    assert chunks[-1].usage.completion_tokens == 24
+    assert all(chunk.usage is None for chunk in chunks[:-1])
+
+
+def test_a_chat(client: openai.OpenAI, expected: Sequence) -> None:
+    answer = client.chat.completions.create(messages=[{"role": "user", "content": PROMPT}], **GREEDY)
+    message = answer.choices[0].message
+    assert (message.role, message.content) == ("assistant", expected.text)
+
+
+def test_a_streamed_chat_begins_with_the_role_and_ends_with_reason_and_usage(
+    client: openai.OpenAI, expected: Sequence
+) -> None:
+    chunks = list(
+        client.chat.completions.create(
+            messages=[{"role": "user", "content": [{"type": "text", "text": PROMPT}]}],
+            stream=True,
+            stream_options={"include_usage": True},
+            **GREEDY,
+        )
+    )
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks[:-1]) == expected.text
+    assert chunks[-2].choices[0].finish_reason == "length"
+    assert chunks[-1].usage is not None
+    assert chunks[-1].usage.completion_tokens == 24
+
+
+def test_a_stream_is_events_that_end_with_done(http: httpx.Client) -> None:
+    answer = http.post("/v1/completions", json={"prompt": PROMPT, "stream": True, **GREEDY})
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    events = answer.text.removesuffix("\n\n").split("\n\n")
+    assert events[-1] == "data: [DONE]"
+    assert all(json.loads(event.removeprefix("data: "))["object"] == "text_completion" for event in events[:-1])
+
+
+def test_log_probabilities(client: openai.OpenAI, tokenizer: Any, expected: Sequence) -> None:
+    chat = client.chat.completions.create(
+        messages=[{"role": "user", "content": PROMPT}], logprobs=True, top_logprobs=2, **GREEDY
+    )
+    assert chat.choices[0].logprobs is not None
+    content = chat.choices[0].logprobs.content or []
+    assert [entry.logprob for entry in content] == pytest.approx([c.logprob for c in expected.choices], abs=1e-4)
+    assert [len(entry.top_logprobs) for entry in content] == [2] * 24
+    plain = client.completions.create(prompt=PROMPT, logprobs=1, **GREEDY).choices[0].logprobs
+    assert plain is not None
+    assert plain.tokens == [tokenizer.decode([token]) for token in expected.generated]
+
+
+def test_n_choices_of_a_seed_differ_and_come_again(client: openai.OpenAI) -> None:
+    asked: dict[str, Any] = {"model": "stories", "prompt": PROMPT, "n": 3, "seed": 5, "max_tokens": 12}
+    texts = [[choice.text for choice in client.completions.create(**asked).choices] for _ in range(2)]
+    assert texts[0] == texts[1]
+    assert len(set(texts[0])) == 3
+
+
+def test_a_stop_string_is_not_shown(client: openai.OpenAI, expected: Sequence) -> None:
+    stop = expected.text[10:14]
+    for stream in (False, True):
+        answer = client.completions.create(prompt=PROMPT, stop=[stop], stream=stream, **GREEDY)
+        choices = [chunk.choices[0] for chunk in (answer if stream else [answer])]
+        assert "".join(choice.text for choice in choices) == expected.text[: expected.text.index(stop)]
+        assert choices[-1].finish_reason == "stop"
+
+
+def test_requests_at_the_same_time_do_not_disturb_each_other(client: openai.OpenAI, expected: Sequence) -> None:
+    with ThreadPoolExecutor(6) as pool:
+        answers = list(pool.map(lambda _: client.completions.create(prompt=PROMPT, **GREEDY), range(6)))
+    assert {answer.choices[0].text for answer in answers} == {expected.text}
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "param", "message"),
+    [
+        ({"model": "stories"}, 400, "prompt", "prompt: Field required"),
+        ({"model": "stories", "prompt": 5}, 400, "prompt", "valid string"),
+        ({"model": "stories", "prompt": "a", "max_tokens": 0}, 400, "max_tokens", "greater than or equal to 1"),
+        ({"model": "stories", "prompt": "a", "max_tokens": "9"}, 400, "max_tokens", "valid integer"),
+        ({"model": "stories", "prompt": "a", "temperature": 9}, 400, "temperature", "less than or equal to 2"),
+        ({"model": "stories", "prompt": "a", "n": 1000}, 400, "n", "less than or equal to 16"),
+        ({"model": "stories", "prompt": ["a"] * 9, "n": 9}, 400, None, "more than 16 choices"),
+        ({"model": "stories", "prompt": "a", "beams": 4}, 400, "beams", "unknown field 'beams'"),
+        ({"model": "stories", "prompt": "a", "presence_penalty": 1}, 400, "presence_penalty", "Input should be 0"),
+        ({"model": "stories", "prompt": "a", "stop": ""}, 400, "stop", "at least 1 character"),
+        ({"model": "stories", "prompt": [99999]}, 400, None, "from 0 to 2047"),
+        ({"model": "stories", "prompt": "a " * 3000}, 400, None, "exceed the context of 1024"),
+        ({"model": "stories", "prompt": "a", "max_tokens": 5000}, 400, None, "exceed the context of 1024"),
+        ({"model": "stories", "prompt": "\ud800"}, 400, "prompt", "unicode"),
+        ({"model": "stories", "prompt": "a", "\ud800": 1}, 400, None, "unicode"),
+        ({"model": "other", "prompt": "a"}, 404, None, "possible are stories"),
+    ],
+    ids=lambda value: None if isinstance(value, dict) else str(value)[:24],
+)
+def test_what_is_wrong_is_said_in_the_shape_of_the_api(
+    http: httpx.Client, body: dict[str, Any], status: int, param: str | None, message: str
+) -> None:
+    headers = {"Content-Type": "application/json"}
+    answer = http.post("/v1/completions", content=json.dumps(body), headers=headers)
+    error = answer.json()["error"]
+    assert answer.status_code == status
+    assert message in error["message"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert param is None or error["param"] == param
+
+
+@pytest.mark.parametrize("content", [b"{", b"", b"[1]", b"\xff", b"[" * 100_000, b'{"model": NaN}'])
+def test_a_malformed_body_is_refused(http: httpx.Client, content: bytes) -> None:
+    answer = http.post("/v1/chat/completions", content=content, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["type"] == "invalid_request_error"
+
+
+def test_a_route_or_a_method_that_does_not_exist(http: httpx.Client) -> None:
+    assert http.get("/v1/nothing").json()["error"]["type"] == "not_found_error"
+    assert http.get("/v1/completions").status_code == 405
+    assert http.get("/docs").status_code == http.get("/openapi.json").status_code == 404
+
+
+def test_the_client_raises_its_own_exceptions(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="exceed the context"):
+        client.completions.create(prompt="a " * 3000, **GREEDY)
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("other")

@@ -1,0 +1,115 @@
+"""The README, run from top to bottom as a reader would.
+
+Python blocks share one namespace, as in a notebook; `$ lissom` lines go through the real command line, in a folder that
+looks like the repository; `lissom serve` is left running for the blocks after it; a yaml block is the recipe. A block
+after a comment `<!-- ... covered by PATH -->` is not run here: that file runs it.
+"""
+
+import os
+import re
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+BLOCK = re.compile(r"(?:<!--(?P<comment>[^\n]*)-->\n)?^```(?P<language>\w+)\n(?P<text>.*?)^```$", re.M | re.S)
+COVERED = re.compile(r"covered by (\S+)")
+PATIENCE_S = 300  # a command that takes longer hangs
+CLI = [sys.executable, "-c", "from lissom.cli import main; main()"]
+
+
+@dataclass
+class Reader:
+    """One who types the README into a shell and a notebook."""
+
+    folder: Path
+    port: int
+    names: dict[str, Any] = field(default_factory=dict)
+    servers: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    def yaml(self, text: str) -> None:
+        (self.folder / "recipe.yaml").write_text(text, encoding="utf-8")
+
+    def python(self, text: str) -> None:
+        exec(compile(text, "README.md", "exec"), self.names)
+
+    def console(self, text: str) -> None:
+        for line in re.findall(r"^\$ (.+)$", text, flags=re.M):
+            program, *words = shlex.split(line)
+            assert program == "lissom", f"README: no test runs `{line}`; say which file covers it"
+            (self.serve if words[0] == "serve" else self.command)(words)
+
+    def command(self, words: list[str]) -> None:
+        done = subprocess.run([*CLI, *words], capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+        assert done.returncode == 0, f"lissom {shlex.join(words)}\n{done.stdout}{done.stderr}"
+
+    def serve(self, words: list[str]) -> None:
+        server = subprocess.Popen([*CLI, *words])
+        self.servers.append(server)
+        wait_for(f"http://127.0.0.1:{self.port}/health/ready", server)
+
+
+def wait_for(url: str, server: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline:
+        assert server.poll() is None, f"the server of the README ended with {server.returncode}"
+        with suppress(OSError), urllib.request.urlopen(url, timeout=5) as answer:
+            assert answer.status == 200
+            return
+        time.sleep(0.2)
+    pytest.fail(f"{url} does not answer")
+
+
+@contextmanager
+def reading(root: Path, folder: Path) -> Iterator[Reader]:
+    """A reader in a folder with the repository's demo model, and no server left at the end."""
+    shutil.copytree(root / "lissom" / "demo", folder / "lissom" / "demo")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    reader = Reader(folder=folder, port=port)
+    try:
+        yield reader
+    finally:
+        for server in reader.servers:
+            server.terminate()
+        for server in reader.servers:
+            server.wait(timeout=30)
+
+
+def blocks(root: Path) -> list[tuple[str, str, str]]:
+    """Comment, language and text of every block."""
+    readme = (root / "README.md").read_text(encoding="utf-8")
+    return [(found["comment"] or "", found["language"], found["text"]) for found in BLOCK.finditer(readme)]
+
+
+def test_every_snippet_runs(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(root) + os.pathsep + os.environ.get("PYTHONPATH", ""))
+    with reading(root, tmp_path) as reader:
+        for comment, language, text in blocks(root):
+            if not COVERED.search(comment):
+                getattr(reader, language)(text.replace("8000", str(reader.port)))
+        assert all(server.poll() is None for server in reader.servers)
+
+
+def test_what_covers_a_snippet_is_there(root: Path) -> None:
+    covering = [found[1] for comment, _, _ in blocks(root) if (found := COVERED.search(comment))]
+    assert covering
+    assert [path for path in covering if not (root / path).is_file()] == []
+
+
+def test_the_ci_finds_the_test_command(root: Path) -> None:
+    marked = [text for comment, _, text in blocks(root) if "the test command" in comment]
+    assert marked == ["$ make test\n"]
+    assert "<!-- the test command" in (root / ".ci" / "run").read_text(encoding="utf-8")
