@@ -24,7 +24,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="A trained PyTorch model, as small and fast as its quality budget allows, proven and served.",
 )
-console, notes = Console(), Console(stderr=True)
+WIDE = 140  # columns of a table that goes to a file or a pipe
+console, notes = Console(width=None if sys.stdout.isatty() else WIDE), Console(stderr=True)
 
 Model = Annotated[str, typer.Argument(help="folder of a model (Hugging Face or lissom), or a hub name")]
 Data = Annotated[Path, typer.Option(help="a text (UTF-8) for language models; else .npz with arrays x and y")]
@@ -72,6 +73,7 @@ def optimize(
     target: Annotated[str, typer.Option(help="the hardware to measure on")] = "cpu",
     prefer: Annotated[str, typer.Option(help="what cheap means: size, latency, or both")] = "both",
     length: Length = 512,
+    windows: Annotated[int, typer.Option(help="windows of a text to use, at most", min=1)] = 1000,
     report: Annotated[
         Path | None, typer.Option(help="where to write the HTML report; by default OUT/report.html")
     ] = None,
@@ -82,7 +84,7 @@ def optimize(
     from lissom.types import Budget
 
     budget = Budget(max_drop=fraction("max-drop", max_drop), confidence=fraction("confidence", confidence))
-    subject, examples = read_subject(model, data, length)
+    subject, examples = read_subject(model, data, length, windows)
     refuse_taken(out)
     with working() as tell:
         result = optimize(subject, examples, budget, target=target, prefer=prefer, progress=tell)
@@ -253,7 +255,7 @@ def read_lot(file: Path, tokenizer: Any, length: int, most: int) -> Any:
     return x[:most], y[:most]
 
 
-def read_subject(model: str, data: Path, length: int) -> tuple[Any, Any]:
+def read_subject(model: str, data: Path, length: int, windows: int) -> tuple[Any, Any]:
     """What to optimize, and the examples: a module with arrays, or a language model with windows of a text."""
     from lissom.artifact import MANIFEST, load
     from lissom.artifact.manifest import read_manifest
@@ -262,7 +264,7 @@ def read_subject(model: str, data: Path, length: int) -> tuple[Any, Any]:
     folder = Path(model)
     if (folder / MANIFEST).is_file() and read_manifest(folder)["kind"] == "module":
         return load(folder), read_arrays(data)
-    return model, text_windows(data, Checkpoint(model).tokenizer(), length)
+    return model, text_windows(data, Checkpoint(model).tokenizer(), length)[:windows]
 
 
 def refuse_taken(out: Path) -> None:

@@ -5,7 +5,11 @@ checks on the package when it is first imported.
 """
 
 import os
+import shutil
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"  # the workers of pytest-xdist use the cores
 os.environ["HF_HUB_OFFLINE"] = "1"  # a test that reaches for the network fails
@@ -16,6 +20,13 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
+
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "mistral": {"sliding_window": 6},
+    "qwen2": {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1},  # the second block slides
+    "qwen3": {"attention_bias": True},
+}
 
 
 @pytest.fixture(scope="session")
@@ -37,6 +48,33 @@ def shared() -> Path:
     if not (folder / "models").is_dir():
         pytest.skip(f"needs the shared models and data; set LISSOM_SHARED ({folder} has none)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """A checkpoint of a family, 2 blocks of 32 wide, with random weights and the demo's tokenizer; not to be changed.
+
+    `tiny("qwen2", tied=True)`; every weight is random, the norms' and the biases' too.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    @cache
+    def made(family: str, tied: bool = False) -> Path:
+        sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "vocab_size": 2048}
+        heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 128}
+        config = AutoConfig.for_model(family, **sizes, **heads, **FAMILIES[family], tie_word_embeddings=tied)
+        with torch.random.fork_rng():
+            torch.manual_seed(7)
+            model = AutoModelForCausalLM.from_config(config)
+            for parameter in model.parameters():
+                parameter.data = torch.randn_like(parameter) * 0.2 + (parameter.dim() == 1)
+        folder = tmp_path_factory.mktemp(f"{family}{'-tied' * tied}")
+        model.save_pretrained(folder)
+        for file in (ROOT / "lissom" / "demo").glob("tokenizer*"):
+            shutil.copyfile(file, folder / file.name)
+        return folder
+
+    return made
 
 
 @pytest.fixture(autouse=True)

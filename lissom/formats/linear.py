@@ -34,6 +34,9 @@ class Frozen(nn.Module):
         return self.weight().dense()
 
 
+MACHINERY = frozenset(vars(nn.Module()))  # what every module has; the rest of a layer's attributes is its geometry
+
+
 class CompressedLayer(nn.Module):
     """What the three have in common: a weight that is frozen or trainable, and a bias.
 
@@ -43,8 +46,7 @@ class CompressedLayer(nn.Module):
     def __init__(self, inner: nn.Module, weight: Frozen | Trainable) -> None:
         super().__init__()
         self.matrix = weight
-        self.geometry = {name: value for name, value in vars(inner).items() if not name.startswith("_")}
-        self.geometry.pop("training")
+        self.geometry = {name: value for name, value in vars(inner).items() if name not in MACHINERY}
         bias = getattr(inner, "bias", None)
         self.bias = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)
         self.stands_for = type(inner)

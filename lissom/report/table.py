@@ -43,31 +43,34 @@ def _row(point: Point, original: Point, chosen: bool) -> Row:
         faster=times(original.latency.value, point.latency.value),
         quality=figure(point.quality),
         drop=(NONE, "") if point is original else drop(point.drop),
-        verdict="original" if point is original else point.verdict or NONE,
+        verdict=point.verdict or NONE,
         chosen=chosen,
     )
 
 
 def frontier_table(points: Sequence[Point], chosen: str | None = None, *, metric: str = "quality") -> Table:
-    """The frontier, for a terminal; `chosen` is the name of the point that won."""
-    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+    """The frontier, for a terminal of 80 columns or more; `chosen` is the name of the point that won.
+
+    Beside size and latency stand how many times smaller and faster than the original, beside the drop its interval.
+    """
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1, 0, 0))
     table.add_column("")
-    table.add_column("candidate", overflow="fold")
-    for heading in ("size", "", "bits/weight", "latency", "", metric, "drop"):
+    table.add_column("candidate", overflow="fold", min_width=9)
+    for heading in ("size", "", "bits", "ms", "", metric, "drop, %", ""):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("verdict", no_wrap=True)
+    table.add_column("verdict")
     for row in rows(points, chosen):
         table.add_row(*_cells(row), style="bold" if row.chosen else None)
     return table
 
 
 def _cells(row: Row) -> list[Text]:
-    figures = [row.size, row.smaller, row.bits, row.latency[0], row.faster, row.quality[0]]
-    interval = Text(f" ({row.drop[1]})", style="dim") if row.drop[1] else Text()
+    figures = [row.size, row.smaller, row.bits, row.latency[0].removesuffix(" ms"), row.faster, row.quality[0]]
     return [
         Text("\N{BLACK RIGHT-POINTING TRIANGLE}" if row.chosen else " "),
         Text(row.name),
         *(Text(cell) for cell in figures),
-        Text(row.drop[0]) + interval,
+        Text(row.drop[0].removesuffix(" %")),
+        Text(row.drop[1], style="dim"),
         Text(row.verdict, style=STYLES.get(row.verdict, "dim")),
     ]

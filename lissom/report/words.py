@@ -40,7 +40,9 @@ def times(original: float, now: float) -> str:
 
 
 def _digits(value: float, count: int) -> str:
-    return _signed(f"{value:#.{count}g}".rstrip("."))
+    """A number to so many digits; to more where its integer part has more."""
+    large = abs(value) >= 10**count - 0.5
+    return _signed(f"{value:,.0f}" if large else f"{value:#.{count}g}".rstrip("."))
 
 
 def _signed(text: str) -> str:

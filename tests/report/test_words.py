@@ -10,7 +10,7 @@ from lissom.report.words import drop, figure, headline, percent, sentence, size,
 
 @pytest.mark.parametrize(
     ("nbytes", "text"),
-    [(12, "12.0 B"), (999, "999 B"), (8_034_000, "8.03 MB"), (999_600, "1.00 MB"), (2.5e12, "2.50e+03 GB")],
+    [(12, "12.0 B"), (999, "999 B"), (8_034_000, "8.03 MB"), (999_600, "1.00 MB"), (2.5e12, "2,500 GB")],
 )
 def test_size(nbytes: float, text: str) -> None:
     assert size(nbytes) == text
@@ -25,6 +25,7 @@ def test_a_figure_carries_its_unit_and_its_interval() -> None:
     estimate = Estimate(value=33.87, low=33.1, high=34.6, n=240, unit="ms")
     assert figure(estimate) == ("33.87 ms", "33.10 to 34.60")
     assert figure(replace(estimate, unit=""))[0] == "33.87"
+    assert figure(replace(estimate, value=12345.6))[0] == "12,346 ms"
     assert figure(estimate, 3) == ("33.9 ms", "33.1 to 34.6")
 
 

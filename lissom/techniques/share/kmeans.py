@@ -40,41 +40,53 @@ def fit(
     values: Float[Tensor, "p v"], weights: Float[Tensor, "p v"], entries: int, iterations: int
 ) -> Float[Tensor, "p e"]:
     """The sorted codebook of least weighted error that either start leads to."""
-    fitted = [lloyd(values, weights, start, iterations) for start in starts(values, weights, entries)]
-    errors = [(weights * (values - c.gather(1, assign(values, c))).square()).sum(1, keepdim=True) for c in fitted]
+    ordered, order = values.sort(1)
+    counts = weights.gather(1, order)
+    fitted = [lloyd(ordered, counts, start, iterations) for start in starts(ordered, counts, entries)]
+    errors = [(counts * (ordered - c.gather(1, assign(ordered, c))).square()).sum(1, keepdim=True) for c in fitted]
     return torch.where(errors[0] <= errors[1], fitted[0], fitted[1])
 
 
 def starts(
-    values: Float[Tensor, "p v"], weights: Float[Tensor, "p v"], entries: int
+    ordered: Float[Tensor, "p v"], weights: Float[Tensor, "p v"], entries: int
 ) -> tuple[Float[Tensor, "p e"], Float[Tensor, "p e"]]:
     """Equally spaced values, and the middles of equal shares of the weights; pruned weights do not count."""
     counted = weights > 0
-    low = values.masked_fill(~counted, torch.inf).amin(1, keepdim=True).nan_to_num(posinf=0.0)
-    high = values.masked_fill(~counted, -torch.inf).amax(1, keepdim=True).nan_to_num(neginf=0.0)
+    low = ordered.masked_fill(~counted, torch.inf).amin(1, keepdim=True).nan_to_num(posinf=0.0)
+    high = ordered.masked_fill(~counted, -torch.inf).amax(1, keepdim=True).nan_to_num(neginf=0.0)
     middles = (torch.arange(entries) + 0.5) / entries
-    ordered = values.masked_fill(~counted, torch.inf).sort(1).values
-    place = (middles * counted.sum(1, keepdim=True)).long().clamp(max=values.shape[1] - 1)
-    return low + (high - low) * middles, ordered.gather(1, place).nan_to_num(posinf=0.0)
+    rank = counted.cumsum(1)
+    place = torch.searchsorted(rank, 1 + (middles * rank[:, -1:]).long()).clamp(max=ordered.shape[1] - 1)
+    return low + (high - low) * middles, ordered.gather(1, place)
 
 
 def lloyd(
-    values: Float[Tensor, "p v"], weights: Float[Tensor, "p v"], codebook: Float[Tensor, "p e"], iterations: int
+    ordered: Float[Tensor, "p v"], weights: Float[Tensor, "p v"], codebook: Float[Tensor, "p e"], iterations: int
 ) -> Float[Tensor, "p e"]:
-    """Assign to the nearest, move to the mean; an entry that nothing uses stays where it is."""
-    weighted = values * weights
+    """Assign to the nearest, move to the mean; an entry that nothing uses stays where it is.
+
+    The values are sorted, so that an entry's share is a run of them: its sums are differences of running sums, and an
+    iteration looks up the ends of runs instead of going through the values.
+    """
+    count = F.pad(weights.double().cumsum(1), (1, 0))
+    total = F.pad((ordered.double() * weights).cumsum(1), (1, 0))
     for _ in range(iterations):
-        index = assign(values, codebook)
-        total = torch.zeros_like(codebook).scatter_add_(1, index, weights)
-        mean = torch.zeros_like(codebook).scatter_add_(1, index, weighted) / total
-        moved = torch.where(total > 0, mean, codebook).sort(1).values
+        ends = F.pad(torch.searchsorted(ordered, midpoints(codebook), right=False), (1, 0))
+        ends = F.pad(ends, (0, 1), value=ordered.shape[1])
+        share = count.gather(1, ends).diff(dim=1)
+        mean = total.gather(1, ends).diff(dim=1) / share
+        moved = torch.where(share > 0, mean.float(), codebook).sort(1).values
         if torch.equal(moved, codebook):
             break
         codebook = moved
     return codebook
 
 
+def midpoints(codebook: Float[Tensor, "p e"]) -> Float[Tensor, "p m"]:
+    """Where the nearest entry changes."""
+    return ((codebook[:, 1:] + codebook[:, :-1]) / 2).contiguous()
+
+
 def assign(values: Float[Tensor, "p v"], codebook: Float[Tensor, "p e"]) -> Int[Tensor, "p v"]:
     """The nearest entry of a sorted codebook: the number of midpoints below the value."""
-    midpoints = (codebook[:, 1:] + codebook[:, :-1]) / 2
-    return torch.searchsorted(midpoints.contiguous(), values.contiguous())
+    return torch.searchsorted(midpoints(codebook), values.contiguous())

@@ -1,0 +1,92 @@
+"""A checkpoint block by block, against the whole model in memory."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+
+from lissom.calibrate.stream import Stream
+from lissom.models import FAMILIES, Checkpoint
+from lissom.models.families import at
+
+Tiny = Callable[..., Path]
+WINDOWS = torch.randint(2048, (5, 12), generator=torch.Generator().manual_seed(2))
+
+
+def spoil(part: nn.Module) -> None:
+    """Change a part as a compression would, the same way each time."""
+    with torch.no_grad():
+        for parameter in part.parameters():
+            if parameter.dim() == 2:
+                parameter.mul_(parameter.abs() > 0.05)
+
+
+def flow(stream: Stream) -> list[Tensor]:
+    """The hidden states after the embedding and after each block, every part spoiled before the data flows on."""
+    embedding = stream.embedding()
+    spoil(embedding)
+    stream.start(embedding)
+    seen = []
+    for _, block in stream.blocks():
+        seen.append(stream.hidden)
+        spoil(block)
+    seen.append(stream.hidden)
+    stream.finish()
+    return [*seen, stream.hidden]
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_each_block_sees_what_the_changed_ones_before_it_say(tiny: Tiny, family: str, tied: bool) -> None:
+    whole = AutoModelForCausalLM.from_pretrained(tiny(family, tied), attn_implementation="sdpa").eval()
+    spoil(whole.model)
+    kept: list[Tensor] = []
+    for block in whole.model.layers:
+        block.register_forward_pre_hook(lambda block, arguments: kept.append(arguments[0]))
+    whole.model.norm.register_forward_pre_hook(lambda norm, arguments: kept.append(arguments[0]))
+    with torch.no_grad():
+        last = whole.model(WINDOWS).last_hidden_state
+    streamed = flow(Stream(Checkpoint(tiny(family, tied)), WINDOWS, batch=2))
+    assert len(streamed) == 4
+    for ours, theirs in zip(streamed, [*kept, last], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    assert not torch.equal(streamed[0], streamed[1])
+
+
+def test_looking_at_a_block_does_not_move_the_data(tiny: Tiny) -> None:
+    stream = Stream(Checkpoint(tiny("llama")), WINDOWS, batch=2)
+    stream.start(stream.embedding())
+    for name, block in stream.blocks():
+        before, inputs = stream.hidden, []
+        handle = block.register_forward_pre_hook(lambda block, arguments, inputs=inputs: inputs.append(arguments[0]))
+        stream.see(name, block)
+        handle.remove()
+        assert stream.hidden is before
+        assert torch.equal(torch.cat(inputs), before)
+
+
+def test_one_block_is_resident_at_a_time(tiny: Tiny) -> None:
+    stream = Stream(Checkpoint(tiny("llama")), WINDOWS)
+    stream.start(stream.embedding())
+    for name, _ in stream.blocks():
+        there = {
+            number
+            for number, block in enumerate(at(stream.model, "model.layers").children())
+            if any(parameter.device.type != "meta" for parameter in block.parameters())
+        }
+        assert there == {int(name.rpartition(".")[2])}
+
+
+def test_without_data_the_parts_are_handed_out_all_the_same(tiny: Tiny) -> None:
+    streamed = flow(Stream(Checkpoint(tiny("qwen2")), torch.empty(0, 12, dtype=torch.long)))
+    assert [len(hidden) for hidden in streamed] == [0, 0, 0, 0]
+
+
+def test_a_tied_head_is_not_handed_out_twice(tiny: Tiny) -> None:
+    assert Stream(Checkpoint(tiny("llama", True)), WINDOWS).head() is None
+    head = Stream(Checkpoint(tiny("llama")), WINDOWS).head()
+    assert isinstance(head, nn.Linear)
+    assert torch.equal(head.weight, Checkpoint(tiny("llama")).tensor("lm_head.weight"))

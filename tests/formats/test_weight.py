@@ -1,0 +1,187 @@
+"""What every format of a weight keeps, whatever it is: its definition, its parts, its size, its rows, its trainable."""
+
+import json
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from lissom.formats import FORMATS, Affine, Binary, Dense, Masked, Palette, Weight, read_weight
+from lissom.formats.weight import stored, straight_through
+
+Made = tuple[Weight, Tensor]
+Makes = Callable[[tuple[int, int], Tensor | None, torch.Generator], Made]
+
+
+def dense(shape: tuple[int, int], kept: Tensor | None, random: torch.Generator) -> Made:
+    values = torch.randn(shape, generator=random)
+    return Dense(values=values), values
+
+
+def dense_half(shape: tuple[int, int], kept: Tensor | None, random: torch.Generator) -> Made:
+    values = torch.randn(shape, generator=random).bfloat16()
+    return Dense(values=values), values.float()
+
+
+def masked(shape: tuple[int, int], kept: Tensor | None, random: torch.Generator) -> Made:
+    values = torch.randn(shape, generator=random)
+    kept = torch.ones(shape, dtype=torch.bool) if kept is None else kept
+    return Masked.of(values, kept), values * kept
+
+
+def affine(bits: int, symmetric: bool, groups: int) -> Makes:
+    def made(shape: tuple[int, int], kept: Tensor | None, random: torch.Generator) -> Made:
+        o, i = shape
+        g = groups if i % groups == 0 else 1
+        codes = torch.randint(2**bits, shape, dtype=torch.uint8, generator=random)
+        zero = None if symmetric else torch.randint(2**bits, (o, g), dtype=torch.uint8, generator=random)
+        scale = (0.1 + torch.rand((o, g), generator=random)).half()
+        weight = Affine.of(codes, scale, zero, bits, kept)
+        offset = torch.full((o, g), 2.0 ** (bits - 1)) if zero is None else zero.float()
+        wide = [part.float().repeat_interleave(i // g, 1) for part in (offset, scale)]
+        return weight, (codes.float() - wide[0]) * wide[1] * (1 if kept is None else kept)
+
+    return made
+
+
+def palette(bits: int, rows: int, quantized: bool) -> Makes:
+    def made(shape: tuple[int, int], kept: Tensor | None, random: torch.Generator) -> Made:
+        o, _ = shape
+        shared = rows or o
+        codebook = torch.randn((-(-o // shared), 2**bits), generator=random).half()
+        indices = torch.randint(2**bits, shape, dtype=torch.uint8, generator=random)
+        weight = Palette.of(indices, codebook, shared, kept)
+        if quantized:
+            codes = torch.randint(256, codebook.shape, dtype=torch.uint8, generator=random)
+            book = Affine.of(codes, torch.full((codebook.shape[0], 1), 0.01), None, 8)
+            weight, codebook = Palette(plane=weight.plane, codebook=book, rows=shared), book.dense()
+        entries = [[codebook[row // shared, index] for index in line] for row, line in enumerate(indices.tolist())]
+        values = torch.tensor(entries, dtype=torch.float32)
+        return weight, values * (1 if kept is None else kept)
+
+    return made
+
+
+def binary(shape: tuple[int, int], kept: Tensor | None, random: torch.Generator) -> Made:
+    positive = torch.rand(shape, generator=random) < 0.5
+    scale = (0.1 + torch.rand(shape[0], generator=random)).half()
+    values = torch.where(positive, 1.0, -1.0) * scale.float().unsqueeze(1)
+    return Binary.of(positive, scale, kept), values * (1 if kept is None else kept)
+
+
+MAKERS: dict[str, Makes] = {
+    "dense": dense,
+    "dense bfloat16": dense_half,
+    "masked": masked,
+    "affine 8": affine(8, True, 1),
+    "affine 4 grouped": affine(4, True, 4),
+    "affine 3 asymmetric": affine(3, False, 2),
+    "affine 2 asymmetric": affine(2, False, 3),
+    "palette a row": palette(2, 1, False),
+    "palette three rows": palette(3, 3, False),
+    "palette whole, quantized": palette(4, 0, True),
+    "binary": binary,
+}
+WEIGHTS = {
+    "name": st.sampled_from(sorted(MAKERS)),
+    "shape": st.tuples(st.integers(1, 7), st.integers(1, 24)),
+    "density": st.sampled_from([None, 0.0, 0.3, 1.0]),
+    "seed": st.integers(0, 2**16),
+}
+
+
+def make(name: str, shape: tuple[int, int], density: float | None, seed: int) -> Made:
+    random = torch.Generator().manual_seed(seed)
+    kept = None if density is None else torch.rand(shape, generator=random) < density
+    return MAKERS[name](shape, kept, random)
+
+
+def test_every_format_is_made_here() -> None:
+    assert {make(name, (2, 4), None, 0)[0].spec()["format"] for name in MAKERS} == set(FORMATS)
+
+
+@given(**WEIGHTS)
+@settings(max_examples=150, deadline=None)
+def test_the_dense_matrix_is_its_definition(
+    name: str, shape: tuple[int, int], density: float | None, seed: int
+) -> None:
+    weight, values = make(name, shape, density, seed)
+    assert weight.shape == shape
+    torch.testing.assert_close(weight.dense(), values, rtol=1e-6, atol=0)
+    kept = weight.kept()
+    if kept is not None:
+        assert (weight.dense()[~kept] == 0).all()
+
+
+@given(**WEIGHTS)
+@settings(max_examples=150, deadline=None)
+def test_parts_and_spec_give_the_weight_back(
+    name: str, shape: tuple[int, int], density: float | None, seed: int
+) -> None:
+    weight, _ = make(name, shape, density, seed)
+    spec = json.loads(json.dumps(weight.spec()))
+    again = read_weight(spec, {part: tensor.clone() for part, tensor in weight.parts().items()})
+    assert torch.equal(again.dense(), weight.dense())
+    assert again.spec() == weight.spec()
+    assert again.shape == shape
+    assert weight.nbytes == sum(tensor.nbytes for tensor in weight.parts().values())
+    assert weight.bits_per_weight == 8 * weight.nbytes / (shape[0] * shape[1])
+
+
+@given(**WEIGHTS)
+@settings(max_examples=100, deadline=None)
+def test_rows_and_products_are_those_of_the_dense_matrix(
+    name: str, shape: tuple[int, int], density: float | None, seed: int
+) -> None:
+    weight, _ = make(name, shape, density, seed)
+    index = torch.tensor([0, shape[0] - 1, 0])
+    assert torch.equal(weight.look_up(index), weight.dense()[index])
+    x = torch.randn(2, 3, shape[1])
+    torch.testing.assert_close(weight.linear(x), x @ weight.dense().T, rtol=1e-5, atol=1e-5)
+
+
+@given(**WEIGHTS)
+@settings(max_examples=100, deadline=None)
+def test_a_trainable_weight_starts_as_the_weight_and_writes_it_down(
+    name: str, shape: tuple[int, int], density: float | None, seed: int
+) -> None:
+    weight, _ = make(name, shape, density, seed)
+    trainable = weight.trainable()
+    assert torch.equal(trainable(), weight.dense())
+    again = trainable.weight()
+    assert again.spec() == weight.spec()
+    assert torch.equal(again.dense(), weight.dense())
+    assert again.nbytes == weight.nbytes
+    assert any(parameter.requires_grad for parameter in trainable.parameters())
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_gradients_reach_the_parameters_and_not_the_pruned(name: str) -> None:
+    weight, _ = make(name, (4, 12), 0.5, 3)
+    trainable = weight.trainable()
+    (trainable() * torch.randn(4, 12)).sum().backward()
+    reached = [parameter for parameter in trainable.parameters() if parameter.grad is not None]
+    assert any(bool(parameter.grad.abs().sum() > 0) for parameter in reached if parameter.grad is not None)
+    kept = weight.kept()
+    latent = getattr(trainable, "latent", None)
+    if kept is not None and latent is not None:
+        assert (latent.grad[~kept] == 0).all()
+
+
+def test_scales_are_narrow_where_that_holds_them() -> None:
+    assert stored(torch.tensor([1.0, 0.0, -0.5])).dtype == torch.float16
+    assert stored(torch.tensor([1.0, 1e-6])).dtype == torch.float32
+    assert stored(torch.tensor([1.0, 1e6])).dtype == torch.float32
+    assert stored(torch.zeros(3)).dtype == torch.float16
+
+
+def test_straight_through_is_the_value_with_the_gradient_of_the_latent() -> None:
+    latent = torch.tensor([0.3, 1.7], requires_grad=True)
+    value = straight_through(latent * 2, torch.tensor([1.0, 3.0]))
+    assert value.tolist() == [1.0, 3.0]
+    value.sum().backward()
+    assert latent.grad is not None
+    assert latent.grad.tolist() == [2.0, 2.0]

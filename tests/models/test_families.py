@@ -1,0 +1,35 @@
+"""The table of families points at parts that are there."""
+
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from torch import nn
+
+from lissom.errors import ModelError
+from lissom.models import FAMILIES, Checkpoint, family_of
+from lissom.models.families import at, put
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_part_of_a_family_is_there(tiny: Callable[..., Path], name: str) -> None:
+    checkpoint = Checkpoint(tiny(name))
+    model = checkpoint.skeleton()
+    parts = {field.name: at(model, getattr(checkpoint.family, field.name)) for field in fields(checkpoint.family)}
+    assert isinstance(parts["embedding"], nn.Embedding)
+    assert len(list(parts["blocks"].children())) == 2
+    assert isinstance(parts["head"], nn.Linear)
+    assert all(buffer.device.type == "cpu" for buffer in parts["rotary"].buffers())
+    assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
+
+
+def test_an_unknown_architecture_is_named_with_the_known() -> None:
+    with pytest.raises(ModelError, match="unknown architecture 'gpt2'; language models known are llama, mistral"):
+        family_of("gpt2")
+
+
+def test_put_replaces_the_part_that_at_finds() -> None:
+    model = nn.Sequential(nn.Sequential(nn.ReLU()))
+    put(model, "0.0", nn.Tanh())
+    assert isinstance(at(model, "0.0"), nn.Tanh)
