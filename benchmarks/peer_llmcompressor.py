@@ -1,7 +1,8 @@
 """llm-compressor's GPTQ, run by an interpreter that has it: python peer_llmcompressor.py MODEL TOKENS BITS GROUP OUT.
 
 TOKENS is a safetensors file with one tensor `windows` [n windows, t tokens]. OUT gets the compressed folder as
-llm-compressor writes it, `dense.safetensors` with the same weights as they are after decompression, and `facts.json`.
+llm-compressor writes it, `dense.safetensors` with the same weights as they are after decompression, and `facts.json`:
+the bytes, the seconds that the processor worked, and versions.
 Symmetric, act order as the tool sets it, the linear layers of the blocks; the embedding and the head are untouched.
 """
 
@@ -23,13 +24,13 @@ from transformers.utils.quantization_config import CompressedTensorsConfig
 
 
 def compress(model: str, tokens: Path, bits: int, group: int, out: Path) -> float:
-    """Compress, write the folder, and return the seconds that the compression took."""
+    """Compress, write the folder, and return the seconds that the processor worked on it."""
     windows = load_file(tokens)["windows"]
     data = Dataset.from_dict({"input_ids": windows.tolist(), "attention_mask": torch.ones_like(windows).tolist()})
     loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     weights = {"num_bits": bits, "type": "int", "symmetric": True, "strategy": "group", "group_size": group}
     scheme = {"linear": {"targets": ["Linear"], "weights": weights}}
-    start = time.perf_counter()
+    start = time.process_time()
     oneshot(
         model=loaded,
         dataset=data,
@@ -38,7 +39,7 @@ def compress(model: str, tokens: Path, bits: int, group: int, out: Path) -> floa
         num_calibration_samples=len(windows),
         shuffle_calibration_samples=False,
     )
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     loaded.save_pretrained(out, save_compressed=True)
     return seconds
 
@@ -52,13 +53,25 @@ def dense(folder: Path) -> dict[str, torch.Tensor]:
     return {name: tensor.clone().contiguous() for name, tensor in state.items()}
 
 
+def size(folder: Path, source: Path) -> int:
+    """The bytes of the folder's tensor files, with what was left as it was in the type that it had in the source.
+
+    The model runs in float32, and so its untouched tensors are written: no fault of the tool, and no loss to undo.
+    """
+    total = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    before = {name: t for file in source.glob("*.safetensors") for name, t in load_file(file).items()}
+    after = {name: t for file in folder.glob("*.safetensors") for name, t in load_file(file).items()}
+    grown = [t.numel() * (t.itemsize - before[name].itemsize) for name, t in after.items() if name in before]
+    return total - sum(grown)
+
+
 def main(model: str, tokens: str, bits: str, group: str, out: str) -> None:
     """Compress, decompress, and write down what was done."""
     folder = Path(out)
     seconds = compress(model, Path(tokens), int(bits), int(group), folder)
     facts = {
         "seconds": seconds,
-        "bytes": sum(file.stat().st_size for file in folder.glob("*.safetensors")),
+        "bytes": size(folder, Path(model)),
         "versions": {
             "llmcompressor": llmcompressor.__version__,
             "compressed-tensors": compressed_tensors.__version__,

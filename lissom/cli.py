@@ -79,6 +79,7 @@ def optimize(
     ] = None,
 ) -> None:
     """Find the smallest model that is certified to stay inside the budget, and write it."""
+    from lissom.artifact import add_file
     from lissom.report import frontier_table, write_report
     from lissom.search import optimize
     from lissom.types import Budget
@@ -98,6 +99,8 @@ def optimize(
     page = report or (out / "report.html" if result.best else None)
     if page is not None:
         write_report(page, report_of(result, model, out))
+        if page.parent == out:
+            add_file(out, page.name)
         console.print(f"{page}: the report")
     if result.best is None:
         raise typer.Exit(1)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from lissom.calibrate import batches, call, observe
 from lissom.calibrate.observe import Collected
 from lissom.calibrate.stream import Stream
-from lissom.errors import ModelError, RecipeError
+from lissom.errors import DataError, ModelError, RecipeError
 from lissom.formats import CompressedLayer, Dense, Frozen, Masked, Palette, Trainable, Weight, matrix_of, wrap
 from lissom.models import Checkpoint, compressible
 from lissom.models.families import at, put
@@ -26,11 +26,14 @@ from lissom.statistics import Statistic
 from lissom.techniques.contract import apply, check, needs
 from lissom.types import Recipe, Step
 
-DEFAULT = (Step(technique="wanda", knobs={"sparsity": 0.5}), Step(technique="kmeans", knobs={"bits": 4, "rows": 0}))
+DEFAULT = (
+    Step(technique="sparsegpt", knobs={"sparsity": 0.4}),
+    Step(technique="kmeans", knobs={"bits": 4, "rows": 0}),
+)
 
 
 def compress_model(model: nn.Module, data: Any = None, *, steps: Sequence[Any] = DEFAULT) -> nn.Module:
-    """A copy of `model` with its layers compressed; by default half the weights pruned, the rest sharing 16 values.
+    """A copy of `model` with its layers compressed; by default two in five weights pruned, the rest sharing 16 values.
 
     The result is trainable: gradients reach what its format can move, and it stays in its format. The model given is
     left as it is.
@@ -51,6 +54,8 @@ def compress_model(model: nn.Module, data: Any = None, *, steps: Sequence[Any] =
     layers = compressible(compressed)
     if not layers:
         raise ModelError(f"{type(model).__name__} has no Linear, Conv or Embedding layer of its own to compress")
+    if "" in layers:
+        raise ModelError(f"{type(model).__name__} is a layer by itself; put it in torch.nn.Sequential to compress it")
     plan = match(recipe, layers)
     statistics = {} if data is None else look(compressed, layers, plan, data)
     replace(compressed, act(layers, plan, statistics), layers, trainable=True)
@@ -117,13 +122,22 @@ def wanted(plan: Mapping[str, Sequence[Step]]) -> dict[str, set[type[Statistic]]
 def look(
     model: nn.Module, layers: Mapping[str, nn.Module], plan: Mapping[str, list[Step]], data: Any
 ) -> dict[str, Collected]:
-    """Run the data through the model, in evaluation mode, and collect what the plan needs."""
-    was_training = model.training
+    """Run the data through the model, in evaluation mode, and collect what the plan needs.
+
+    Raises:
+        DataError: there is not one batch.
+    """
+    training = [part for part in model.modules() if part.training]
     model.eval()
+    seen = 0
     with observe(layers, wanted(plan)) as collected, torch.no_grad():
         for batch in batches(data):
             call(model, batch)
-    model.train(was_training)
+            seen += 1
+    for part in training:  # one by one, for some parts may have been set to evaluate before
+        part.training = True
+    if not seen:
+        raise DataError("data: no examples are in it (an iterator can be read once only; give a list or a DataLoader)")
     return collected
 
 
@@ -163,12 +177,16 @@ def matrix_id(layer: nn.Module) -> int:
 def replace(
     model: nn.Module, weights: Mapping[str, Weight], layers: Mapping[str, nn.Module], *, trainable: bool
 ) -> None:
-    """Put compressed layers in place; one weight of several layers becomes one shared module."""
+    """Put compressed layers in place, under every name they have; one weight of several layers stays one module."""
     held: dict[int, Frozen | Trainable] = {}
+    names: dict[nn.Module, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        names.setdefault(module, []).append(name)
     for name, weight in weights.items():
         compressed = wrap(layers[name], weight, trainable=trainable)
         compressed.matrix = held.setdefault(id(weight), compressed.matrix)
-        put(model, name, compressed)
+        for same in names[layers[name]]:
+            put(model, same, compressed)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -205,7 +223,7 @@ def stream_checkpoint(checkpoint: Checkpoint, recipe: Recipe, windows: Int[Tenso
     if head is not None:
         layers = compressible(head, checkpoint.family.head)
         with observe(layers, wanted({n: plan[n] for n in layers if n in plan})) as collected, torch.no_grad():
-            for hidden in stream.hidden.split(stream.batch) if collected or checkpoint.family.head in plan else ():
+            for hidden in stream.lots() if checkpoint.family.head in plan else ():
                 head(hidden)
         yield compressed_part(stream, plan, checkpoint.family.head, head, collected)
 

@@ -13,17 +13,23 @@ from lissom.formats import CompressedLayer
 CONTAINERS = {"Sequential": nn.Sequential}
 
 
-def describe(model: nn.Module) -> dict[str, Any] | None:
-    """The description of a module, or None where it is of a class that is not torch.nn's own."""
+def describe(model: nn.Module, name: str = "", first: dict[nn.Module, str] | None = None) -> dict[str, Any] | None:
+    """The description of a module, or None where it is of a class that is not torch.nn's own.
+
+    A module in several places is described in the first; the others name that place.
+    """
+    first = {} if first is None else first
+    if first.setdefault(model, name) != name:
+        return {"same_as": first[model]}
     kind = model.stands_for if isinstance(model, CompressedLayer) else type(model)
-    name = kind.__name__
-    if getattr(nn, name, None) is not kind:
+    if getattr(nn, kind.__name__, None) is not kind:
         return None
-    if name in CONTAINERS:
-        children = {child: describe(module) for child, module in model.named_children()}
-        return None if None in children.values() else {"layer": name, "children": children}
+    if kind.__name__ in CONTAINERS:
+        places = {child: module for child, module in model._modules.items() if module is not None}
+        children = {child: describe(module, f"{name}.{child}", first) for child, module in places.items()}
+        return None if None in children.values() else {"layer": kind.__name__, "children": children}
     arguments = arguments_of(kind, model)
-    return None if arguments is None else {"layer": name, "arguments": arguments}
+    return None if arguments is None else {"layer": kind.__name__, "arguments": arguments}
 
 
 def arguments_of(kind: type[nn.Module], layer: nn.Module) -> dict[str, Any] | None:
@@ -63,21 +69,24 @@ def alike(kind: type[nn.Module], arguments: Mapping[str, Any], layer: nn.Module)
     return repr(made) == repr(layer) and {n: t.shape for n, t in own.items()} == {n: t.shape for n, t in its.items()}
 
 
-def construct(description: Mapping[str, Any]) -> nn.Module:
+def construct(description: Mapping[str, Any], name: str = "", places: dict[str, nn.Module] | None = None) -> nn.Module:
     """The module of a description, with weights of no meaning yet.
 
     Raises:
         ArtifactError: the description names something that is not a torch.nn layer.
     """
-    name = str(description.get("layer"))
-    kind = getattr(nn, name, None)
+    places = {} if places is None else places
+    if "same_as" in description:
+        return places[description["same_as"]]
+    called = str(description.get("layer"))
+    kind = getattr(nn, called, None)
     if not (inspect.isclass(kind) and issubclass(kind, nn.Module)):
-        raise ArtifactError(f"lissom.json: {name!r} is no layer of torch.nn; the folder is not one that lissom wrote")
-    if name in CONTAINERS:
-        container = CONTAINERS[name]()
+        raise ArtifactError(f"lissom.json: {called!r} is no layer of torch.nn; the folder is not one that lissom wrote")
+    if called in CONTAINERS:
+        made: nn.Module = CONTAINERS[called]()
         for child, module in description["children"].items():
-            container.add_module(child, construct(module))
-        return container
-    arguments = {n: tuple(v) if isinstance(v, list) else v for n, v in description["arguments"].items()}
-    made: nn.Module = kind(**arguments)
+            made.add_module(child, construct(module, f"{name}.{child}", places))
+    else:
+        made = kind(**{n: tuple(v) if isinstance(v, list) else v for n, v in description["arguments"].items()})
+    places[name] = made
     return made

@@ -10,11 +10,11 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from lissom.artifact.manifest import building, write_json, write_manifest
-from lissom.artifact.tensors import parts_of, read_tensors, take_weight, write_tensors
+from lissom.artifact.tensors import check_layers, parts_of, read_tensors, take_weight, write_tensors
 from lissom.compress import replace, stream_checkpoint
 from lissom.errors import ArtifactError
 from lissom.models import Checkpoint, compressible
-from lissom.models.checkpoint import INDEX, read_config, skeleton
+from lissom.models.checkpoint import INDEX, MARK, check_shapes, read_config, skeleton
 from lissom.models.families import family_of
 from lissom.types import Recipe
 
@@ -52,6 +52,7 @@ def compress_checkpoint(
     checkpoint = Checkpoint(model)
     weights: dict[str, Any] = {}
     index: dict[str, str] = {}
+    size = 0
     with building(out) as folder:
         for number, piece in enumerate(stream_checkpoint(checkpoint, recipe, windows), 1):
             file = f"model-{number:05d}.safetensors"
@@ -61,9 +62,10 @@ def compress_checkpoint(
                 tensors |= parts_of(layer, weight)
             write_tensors(folder / file, tensors)
             index |= dict.fromkeys(tensors, file)
+            size += sum(tensor.nbytes for tensor in tensors.values())
             progress(piece.name)
         carry(checkpoint.folder, folder)
-        write_json(folder / INDEX, {"weight_map": index})
+        write_json(folder / INDEX, {"metadata": {"total_size": size}, "weight_map": index})
         write_manifest(folder, "language_model", {"recipe": recipe.as_dict(), "weights": weights})
     return out
 
@@ -74,7 +76,7 @@ def carry(source: Path, folder: Path) -> None:
         for file in source.glob(pattern):
             shutil.copyfile(file, folder / file.name)
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
-    write_json(folder / "config.json", {**config, "quantization_config": {"quant_method": "lissom"}})
+    write_json(folder / "config.json", {**config, "quantization_config": MARK})
 
 
 def build_language_model(folder: Path, specs: Mapping[str, Any]) -> nn.Module:
@@ -83,7 +85,7 @@ def build_language_model(folder: Path, specs: Mapping[str, Any]) -> nn.Module:
     Raises:
         ArtifactError: tensors are missing.
     """
-    config = read_config(folder)
+    config = read_config(folder, compressed=bool(specs))
     model, family = skeleton(config), family_of(config.model_type)
     tensors = read_tensors(folder)
     weights = {name: take_weight(name, spec, tensors) for name, spec in specs.items()}
@@ -92,7 +94,10 @@ def build_language_model(folder: Path, specs: Mapping[str, Any]) -> nn.Module:
         weights[family.head] = weights[family.embedding]
     elif config.tie_word_embeddings:
         state[f"{family.head}.weight"] = state[f"{family.embedding}.weight"]
-    replace(model, weights, compressible(model), trainable=False)
+    layers = compressible(model)
+    check_layers(folder, "config.json", weights, layers)
+    replace(model, weights, layers, trainable=False)
+    check_shapes(folder, "config.json", state, model)
     missing, _ = model.load_state_dict(state, strict=False, assign=True)
     missing = [name for name in missing if ".matrix." not in name]
     if missing:

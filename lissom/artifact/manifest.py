@@ -101,9 +101,19 @@ def verify(folder: Path, manifest: Mapping[str, Any]) -> None:
     """See that the files are the ones whose hashes were written down.
 
     Raises:
-        ArtifactError: one is missing, cut short or altered; it is named.
+        ArtifactError: one is missing, cut short, altered or was added; it is named.
     """
-    for name, wanted in manifest.get("files", {}).items():
+    files = manifest.get("files")
+    if not isinstance(files, dict) or not all(
+        isinstance(file, dict) and {"bytes", "sha256"} <= set(file) for file in files.values()
+    ):
+        raise ArtifactError(
+            f"{folder / MANIFEST} is damaged: it does not say what files there are; copy the folder again"
+        )
+    for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*.json")]):  # what a model is read from
+        if file.name not in files and file.name != MANIFEST:
+            raise ArtifactError(f"{file} is not one of the files that were written; remove it")
+    for name, wanted in files.items():
         if Path(name).name != name:
             raise ArtifactError(f"{folder / MANIFEST} names {name!r}, which is not a file of the folder")
         file = folder / name
@@ -114,6 +124,12 @@ def verify(folder: Path, manifest: Mapping[str, Any]) -> None:
             raise ArtifactError(f"{file} has {size} bytes where {wanted['bytes']} were written; copy the folder again")
         if fingerprint(file)["sha256"] != wanted["sha256"]:
             raise ArtifactError(f"{file} is not the file that was written (SHA-256 differs); copy the folder again")
+
+
+def add_file(folder: Path, name: str) -> None:
+    """Enter a file that was put into the folder later."""
+    files = read_json(folder / MANIFEST)["files"]
+    annotate(folder, files={**files, name: fingerprint(folder / name)})
 
 
 def annotate(folder: Path, **content: Any) -> None:

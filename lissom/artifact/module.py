@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from lissom.artifact.architecture import construct, describe
 from lissom.artifact.graph import GRAPH, export, run_graph, signature_of
 from lissom.artifact.manifest import building, write_manifest
-from lissom.artifact.tensors import parts_of, read_tensors, take_weight, write_tensors
+from lissom.artifact.tensors import check_layers, parts_of, read_tensors, take_weight, write_tensors
 from lissom.calibrate import Batch
 from lissom.compress import replace
 from lissom.errors import ArtifactError
 from lissom.formats import CompressedLayer, Frozen, Weight, freeze
 from lissom.models import compressible
+from lissom.models.checkpoint import check_shapes
 
 FILE = "model.safetensors"
 
@@ -77,14 +78,14 @@ def filled(base: nn.Module, manifest: Mapping[str, Any], tensors: dict[str, Tens
     """`base` with the folder's weights in place of its own."""
     weights = read_weights(manifest, tensors)
     layers = compressible(base)
-    strangers = [name for name in weights if name not in layers]
-    if strangers:
-        raise ArtifactError(
-            f"{folder} has a layer {strangers[0]!r} that {type(base).__name__} has not; give the class it was"
-        )
+    check_layers(folder, type(base).__name__, weights, layers)
     replace(base, weights, layers, trainable=False)
     state = {name: tensor for name, tensor in tensors.items() if not name.startswith(CONSTANT)}
     state |= {name: state[same] for name, same in manifest["aliases"].items()}
+    check_shapes(folder, type(base).__name__, state, base)
+    for name, held in base.state_dict(keep_vars=True).items():
+        if name in state:  # in the precision it was saved in; tied parameters stay tied
+            held.data = held.data.to(state[name].dtype)
     missing, unexpected = base.load_state_dict(state, strict=False)
     wrong = [name for name in missing if ".matrix." not in name and not name.startswith("matrix.")] + unexpected
     if wrong:
@@ -122,15 +123,16 @@ def read_weights(manifest: Mapping[str, Any], tensors: dict[str, Tensor]) -> dic
 
 def plain_state(model: nn.Module) -> dict[str, Tensor]:
     """The tensors that are not parts of compressed weights."""
-    parts = {f"{name}.{own}" for name, m in model.named_modules() if isinstance(m, Frozen) for own in m.state_dict()}
+    modules = model.named_modules(remove_duplicate=False)
+    parts = {f"{name}.{own}" for name, module in modules if isinstance(module, Frozen) for own in module.state_dict()}
     return {name: tensor for name, tensor in model.state_dict().items() if name not in parts}
 
 
 def aliases(model: nn.Module) -> dict[str, str]:
     """Names of tensors that are another tensor, which alone is stored."""
-    first: dict[tuple[int, tuple[int, ...]], str] = {}
+    first: dict[tuple[Any, ...], str] = {}
     found = {
-        name: first.setdefault((t.data_ptr(), tuple(t.shape)), name)
+        name: first.setdefault((t.data_ptr(), t.shape, t.stride(), t.dtype), name)
         for name, t in plain_state(model).items()
         if t.numel()
     }

@@ -10,8 +10,9 @@ from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
+from lissom.compress import weight_of
 from lissom.errors import ArtifactError
 from lissom.formats import FORMATS, Weight, read_weight
 from lissom.models.checkpoint import opened
@@ -45,6 +46,22 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
 def parts_of(layer: str, weight: Weight) -> dict[str, Tensor]:
     """The tensors of a layer's weight by the names they are stored under."""
     return {f"{layer}.weight{name}": part for name, part in weight.parts().items()}
+
+
+def check_layers(folder: Path, whose: str, weights: Mapping[str, Weight], layers: Mapping[str, nn.Module]) -> None:
+    """See that the model has the layers that the weights are for; `whose` model it is, an error says.
+
+    Raises:
+        ArtifactError: a layer is missing or of another shape.
+    """
+    for name, weight in weights.items():
+        if name not in layers:
+            raise ArtifactError(f"{folder} does not fit {whose}: layer {name!r} is in one and not the other")
+        if weight_of(layers[name]).shape != weight.shape:
+            found, fitting = list(weight.shape), list(weight_of(layers[name]).shape)
+            raise ArtifactError(
+                f"{folder} does not fit {whose}: layer {name!r} is {found} in one and {fitting} in the other"
+            )
 
 
 def take_weight(layer: str, spec: Mapping[str, Any], tensors: dict[str, Tensor]) -> Weight:

@@ -19,6 +19,7 @@ from lissom.formats import CompressedConv, CompressedEmbedding
 from lissom.statistics import Statistic
 
 Collected = dict[type[Statistic], Statistic]
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, CompressedConv)
 
 
 @contextmanager
@@ -27,18 +28,19 @@ def observe(
 ) -> Iterator[dict[str, Collected]]:
     """Within the block, every call of a layer adds to its statistics of the kinds in `needs`."""
     collected: dict[str, Collected] = {}
-    last: list[tuple[Tensor, str]] = []
+    last: list[tuple[Tensor, str, Any]] = []
 
     def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def see(layer: nn.Module, arguments: tuple[Any, ...]) -> None:
             x = arguments[0]
-            leader = last[0][1] if last and last[0][0] is x and needs[last[0][1]] == needs[name] else name
+            view = (needs[name], geometry(layer), version(x))
+            leader = last[0][1] if last and last[0][0] is x and last[0][2] == view else name
             if name not in collected:
                 collected[name] = collected[leader] if leader != name else zeros(layer, x, needs[name])
             if collected[name] is not collected.get(leader) or leader == name:
                 for statistic in collected[name].values():
                     statistic.see(rows(layer, x))
-            last[:] = [(x, leader)]
+            last[:] = [(x, leader, view)]
 
         return see
 
@@ -63,12 +65,22 @@ def looks_up(layer: nn.Module) -> bool:
     return isinstance(layer, nn.Embedding | CompressedEmbedding)
 
 
+def version(x: Tensor) -> int:
+    """Another number once the tensor was changed in place; inference tensors do not count their changes."""
+    return 0 if x.is_inference() else x._version
+
+
+def geometry(layer: Any) -> tuple[Any, ...]:
+    """Equal for layers that make the same rows of the same tensor."""
+    if not isinstance(layer, CONVOLUTIONS):
+        return ()
+    return layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.groups, layer.padding_mode
+
+
 @torch.no_grad()
 def rows(layer: nn.Module, x: Tensor) -> Float[Tensor, "n i"]:
     """The layer's input as rows that its matrix multiplies; for a convolution, the patches under the kernel."""
-    if not isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d | CompressedConv):
-        return x.reshape(-1, x.shape[-1])
-    return patches(layer, x)
+    return patches(layer, x) if isinstance(layer, CONVOLUTIONS) else x.reshape(-1, x.shape[-1])
 
 
 def patches(layer: Any, x: Tensor) -> Float[Tensor, "n i"]:

@@ -5,7 +5,7 @@ The hidden states of the calibration windows wait between blocks; nothing else o
 Shapes: n windows, t tokens, h hidden.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -40,6 +40,10 @@ class Stream:
             self.hidden = torch.cat([embedding(ids) for ids in self.windows.split(self.batch)])
         self.calls = self._calls()
 
+    def lots(self) -> Sequence[Tensor]:
+        """The hidden states, a batch of windows at a time; none where there is no data, which not every block takes."""
+        return self.hidden.split(self.batch) if len(self.hidden) else ()
+
     def _calls(self) -> list[Call]:
         """What the model passes each of its blocks beside the hidden states: it is run without them once."""
         blocks = at(self.model, self.family.blocks)
@@ -66,14 +70,14 @@ class Stream:
     @torch.inference_mode()
     def run(self, block: nn.Module, call: Call) -> Float[Tensor, "n t h"]:
         """The hidden states after a block."""
-        parts = [self._one(block, hidden, call) for hidden in self.hidden.split(self.batch)]
+        parts = [self._one(block, hidden, call) for hidden in self.lots()]
         return torch.cat(parts) if parts else self.hidden
 
     def see(self, name: str, block: nn.Module) -> None:
         """Run a block on the data for what its layers see; the hidden states stay as they are."""
         call = self.calls[int(name.rpartition(".")[2])]
         with torch.inference_mode():
-            for hidden in self.hidden.split(self.batch):
+            for hidden in self.lots():
                 self._one(block, hidden, call)
 
     @staticmethod

@@ -5,7 +5,7 @@ The grid is symmetric where `zero` is None: code 2^(b-1) stands for 0. A pruned 
 Shapes: o outputs, i inputs, g groups of a row.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -67,14 +67,10 @@ class Affine(Weight):
         """Some rows of the dense matrix; only they are decoded, unless weights were pruned."""
         if self.plane.mask is not None:
             return self.dense()[index]
+        words, scale = self.plane.words[index], self.scale[index]
+        zero = None if self.zero is None else self.zero.words[index]
         shape = (index.shape[0], self.shape[1])
-        plane = replace(self.plane, words=self.plane.words[index], shape=shape)
-        grid = (
-            None
-            if self.zero is None
-            else replace(self.zero, words=self.zero.words[index], shape=(shape[0], self.scale.shape[1]))
-        )
-        return Affine(plane=plane, scale=self.scale[index], zero=grid).dense()
+        return torch.ops.lissom.affine_dense(words, None, scale, zero, self.bits, *shape)  # type: ignore[no-any-return]
 
     def linear(self, x: Float[Tensor, "*n i"]) -> Float[Tensor, "*n o"]:
         """x Wᵀ."""
@@ -177,7 +173,13 @@ def affine_dense(
 
 @affine_dense.register_fake
 def _(
-    words: Tensor, mask: Tensor | None, scale: Tensor, zero: Tensor | None, bits: int, rows: int, columns: int
+    words: Tensor,
+    mask: Tensor | None,
+    scale: Tensor,
+    zero: Tensor | None,
+    bits: int,
+    rows: int | torch.SymInt,  # while a graph is traced, how many rows are looked up is a symbol
+    columns: int,
 ) -> Tensor:
     return scale.new_empty((rows, columns), dtype=torch.float32)
 

@@ -72,10 +72,9 @@ class CompressedLinear(CompressedLayer):
 
     def forward(self, x: Float[Tensor, "*n i"]) -> Float[Tensor, "*n o"]:
         """x Wᵀ + b."""
-        if isinstance(self.matrix, Trainable):
-            return F.linear(x, self.matrix().to(x.dtype), self.bias)
-        y = self.matrix.weight().linear(x)
-        return y if self.bias is None else y + self.bias
+        trainable = isinstance(self.matrix, Trainable)
+        y = F.linear(x, self.matrix().to(x.dtype)) if trainable else self.weight.linear(x)
+        return y if self.bias is None else y + self.bias  # apart in both, so that both round alike
 
 
 class CompressedConv(CompressedLayer):

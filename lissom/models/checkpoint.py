@@ -1,10 +1,12 @@
 """A Hugging Face checkpoint on disk, read tensor by tensor; the whole model is never in memory."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
@@ -13,6 +15,9 @@ from lissom.errors import ArtifactError, ModelError, reason
 from lissom.models.families import Family, at, family_of, put
 
 INDEX = "model.safetensors.index.json"
+MARK = {
+    "made_by": "lissom"
+}  # without quant_method, for transformers runs a model whose method it does not know as noise
 
 
 def is_checkpoint(folder: Path) -> bool:
@@ -60,7 +65,9 @@ class Checkpoint:
 
     def _index(self) -> dict[str, str]:
         if (self.folder / INDEX).is_file():
-            index: dict[str, str] = read_json(self.folder / INDEX)["weight_map"]
+            index = read_json(self.folder / INDEX).get("weight_map")
+            if not isinstance(index, dict):
+                raise ArtifactError(f"{self.folder / INDEX} has no weight_map; copy or download it again")
             return index
         return {name: file.name for file in sorted(self.folder.glob("*.safetensors")) for name in self._names(file)}
 
@@ -94,9 +101,14 @@ class Checkpoint:
         return skeleton(self.config)
 
     def fill(self, model: nn.Module, name: str) -> nn.Module:
-        """Read the weights of one part, in float32, into the skeleton; returns the part."""
+        """Read the weights of one part, in float32, into the skeleton; returns the part.
+
+        Raises:
+            ArtifactError: one is missing, or of another shape than the config says.
+        """
         part = at(model, name)
         state = {own: self.tensor(f"{name}.{own}").float() for own in part.state_dict()}
+        check_shapes(self.folder, "config.json", state, part, f"{name}.")
         part.load_state_dict(state, assign=True)
         return part.eval()
 
@@ -108,6 +120,20 @@ def skeleton(config: PretrainedConfig) -> nn.Module:
     rotary = family_of(config.model_type).rotary
     put(model, rotary, type(at(model, rotary))(config))
     return model.eval()
+
+
+def check_shapes(folder: Path, whose: str, state: Mapping[str, Tensor], model: nn.Module, prefix: str = "") -> None:
+    """See that a folder's tensors have the shapes that the model wants; `whose` model it is, an error says.
+
+    Raises:
+        ArtifactError: one has not; it is named.
+    """
+    for name, wanted in model.state_dict().items():
+        if name in state and state[name].shape != wanted.shape:
+            found, fitting = list(state[name].shape), list(wanted.shape)
+            raise ArtifactError(
+                f"{folder} does not fit {whose}: {prefix}{name} is {found} in one and {fitting} in the other"
+            )
 
 
 def opened(file: Path) -> Any:
@@ -137,18 +163,22 @@ def read_json(file: Path) -> dict[str, Any]:
     return found
 
 
-def read_config(folder: Path) -> PretrainedConfig:
-    """The config of a folder.
+def read_config(folder: Path, *, compressed: bool = False) -> PretrainedConfig:
+    """The config of a folder; `compressed` says that it may be one that lissom wrote.
 
     Raises:
-        ModelError: the architecture is unknown, or a tool that lissom cannot read has quantized it.
+        ModelError: the architecture is unknown or its sizes impossible, or the model is quantized already.
     """
     raw = read_json(folder / "config.json")
     family_of(str(raw.get("model_type", "")))
-    method = raw.pop("quantization_config", {}).get("quant_method", "lissom")
-    if method != "lissom":
+    quantized = raw.pop("quantization_config", None)
+    if quantized and not (compressed and quantized == MARK):
+        method = "lissom" if quantized == MARK else quantized.get("quant_method", "another tool")
         raise ModelError(f"{folder} is quantized already, by {method}; give the original model")
-    return AutoConfig.for_model(**raw)
+    try:
+        return AutoConfig.for_model(**raw)
+    except StrictDataclassError as error:
+        raise ModelError(f"{folder / 'config.json'} makes no model: {' '.join(str(error).split())}") from None
 
 
 def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

@@ -19,6 +19,7 @@ def compressible(model: nn.Module, prefix: str = "") -> dict[str, nn.Module]:
 
 
 def weighs(layer: nn.Module) -> bool:
-    """Whether the layer's matrix is its own floating-point parameter, with at least one weight."""
+    """Whether the layer's matrix is its own floating-point parameter, with at least one weight, used as it stands."""
     weight = layer._parameters.get("weight")
-    return weight is not None and weight.is_floating_point() and weight.numel() > 0
+    renormalized = getattr(layer, "max_norm", None) is not None  # such an embedding rewrites its rows as it is used
+    return weight is not None and weight.is_floating_point() and weight.numel() > 0 and not renormalized

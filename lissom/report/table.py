@@ -58,7 +58,7 @@ def frontier_table(points: Sequence[Point], chosen: str | None = None, *, metric
     table.add_column("candidate", overflow="fold", min_width=9)
     for heading in ("size", "", "bits", "ms", "", metric, "drop, %", ""):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("verdict")
+    table.add_column("", min_width=4)
     for row in rows(points, chosen):
         table.add_row(*_cells(row), style="bold" if row.chosen else None)
     return table

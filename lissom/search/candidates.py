@@ -10,7 +10,6 @@ from lissom.formats import CompressedEmbedding
 from lissom.models import Checkpoint, compressible
 from lissom.types import Recipe, Step
 
-PRUNED = Step(technique="sparsegpt", knobs={"sparsity": 0.5})
 GROUPS = (128, 64, 32)
 
 
@@ -47,7 +46,11 @@ def prunable(layers: Mapping[str, nn.Module]) -> list[str]:
 
 
 def for_language_model(checkpoint: Checkpoint) -> list[Recipe]:
-    """Recipes for a language model: its blocks by various techniques, embedding and head in 8 bits."""
+    """Recipes for a language model: its blocks by various techniques, embedding and head in 8 bits.
+
+    Shared weights are not among them as long as they have no kernel of their own: a token would take several times as
+    long.
+    """
     family = checkpoint.family
     skeleton = checkpoint.skeleton()
     widths = {
@@ -65,7 +68,6 @@ def for_language_model(checkpoint: Checkpoint) -> list[Recipe]:
     return [
         on_blocks("int8", [("rtn", {"bits": 8})]),
         on_blocks("int4", [("gptq", {"bits": 4, "group": group})]),
-        on_blocks("shared 4-bit", [("kmeans", {"bits": 4, "rows": 8})]),
         on_blocks("int3", [("gptq", {"bits": 3, "group": group})]),
         on_blocks("half pruned, int4", [half, ("gptq", {"bits": 4, "group": group})]),
         on_blocks("int2", [("gptq", {"bits": 2, "group": group})]),

@@ -45,11 +45,13 @@ def test_a_linear_layer_sees_its_input_over_all_batches() -> None:
 CONVOLUTIONS = {
     "plain": nn.Conv2d(3, 4, (3, 2), stride=(2, 1)),
     "padded": nn.Conv2d(3, 4, 3, padding=(1, 2), dilation=2),
-    "same": nn.Conv2d(3, 4, (4, 3), padding="same"),
+    "same": nn.Conv2d(3, 4, (5, 3), padding="same"),
+    "same, uneven": nn.Conv2d(3, 4, (4, 3), padding="same"),
     "valid": nn.Conv2d(3, 4, 2, padding="valid"),
 }
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 @pytest.mark.parametrize("compressed", [False, True])
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 def test_a_convolution_sees_its_patches(name: str, compressed: bool) -> None:
@@ -58,7 +60,8 @@ def test_a_convolution_sees_its_patches(name: str, compressed: bool) -> None:
     padding: Any = layer.padding
     padded = x
     if layer.padding == "same":
-        padded, padding = F.pad(x, [1, 1, 1, 2]), 0
+        total = layer.kernel_size[0] - 1
+        padded, padding = F.pad(x, [1, 1, total // 2, total - total // 2]), 0
     elif layer.padding == "valid":
         padding = 0
     patches = F.unfold(padded, layer.kernel_size, layer.dilation, padding, layer.stride)  # type: ignore[arg-type]

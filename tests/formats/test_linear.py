@@ -145,8 +145,8 @@ def test_a_deep_copy_is_a_layer_of_its_own(trainable: bool) -> None:
 
 def test_a_frozen_layer_moves_its_weight_with_the_state_dict() -> None:
     one, other = (wrap(nn.Linear(12, 6), quantized(6, 12)) for _ in range(2))
-    other.matrix = Frozen(Affine.of(torch.zeros(6, 12, dtype=torch.uint8), torch.ones(6, 1), None, 4, one.weight.kept()))
-    other.matrix.part_scale = other.matrix.part_scale.half()
+    zeros = torch.zeros(6, 12, dtype=torch.uint8)
+    other.matrix = Frozen(Affine.of(zeros, torch.ones(6, 1), None, 4, one.weight.kept()))
     other.load_state_dict(one.state_dict())
     assert torch.equal(other.weight.dense(), one.weight.dense())
 

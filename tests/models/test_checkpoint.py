@@ -91,9 +91,12 @@ def test_an_unknown_architecture_is_refused(folder: Path) -> None:
         Checkpoint(folder)
 
 
-@pytest.mark.parametrize("method", ["awq", "lissom"])
-def test_a_model_that_is_quantized_already_is_refused(folder: Path, method: str) -> None:
-    configure(folder, quantization_config={"quant_method": method})
+@pytest.mark.parametrize(
+    ("entry", "method"),
+    [({"quant_method": "awq"}, "awq"), ({"made_by": "lissom"}, "lissom"), ({"bits": 4}, "another tool")],
+)
+def test_a_model_that_is_quantized_already_is_refused(folder: Path, entry: dict[str, object], method: str) -> None:
+    configure(folder, quantization_config=entry)
     with pytest.raises(ModelError, match=f"is quantized already, by {method}; give the original model"):
         Checkpoint(folder)
 

@@ -14,7 +14,7 @@ def shown(report: Report) -> list[str]:
 
 def test_one_candidate_after_the_other(report: Report) -> None:
     lines = shown(report)
-    assert lines[0].split() == ["candidate", "size", "bits", "ms", "accuracy", "drop,", "%", "verdict"]
+    assert lines[0].split() == ["candidate", "size", "bits", "ms", "accuracy", "drop,", "%"]
     assert [line[2:].split()[0] for line in lines if "MB" in line] == ["original", "gptq", "rtn", "gptq"]
     assert all(len(line) <= 80 for line in lines)
 

@@ -2,14 +2,14 @@
 
     y = bf16( Σ_j bf16(x_j) q_oj ) · s_o        the sum in float32
 
-PyTorch's own kernel reads the int8 weights as they are. It runs however many rows there are, although for hundreds of
-them decoding the weights once would be faster: a row's result must not depend on how many others came along.
+The kernel is PyTorch's own for CPUs; its definition is `lissom::affine_linear`. It reads the int8 weights as they are. It
+runs however many rows there are, although for hundreds of them decoding the weights once would be faster: a row's result
+must not depend on how many others came along.
 
 Shapes: o outputs, i inputs.
 """
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -29,6 +29,7 @@ class Int8Linear(nn.Module):
 
     codes: Tensor
     scale: Tensor
+    ones: Tensor
 
     def __init__(self, weight: Affine, bias: nn.Parameter | None) -> None:
         super().__init__()
@@ -36,31 +37,13 @@ class Int8Linear(nn.Module):
         kept = weight.kept()
         self.register_buffer("codes", codes if kept is None else codes * kept)
         self.register_buffer("scale", weight.scale.float().flatten())
+        # The kernel would apply the scales in bfloat16, which is too coarse beside 8-bit weights: it is given ones.
+        self.register_buffer("ones", torch.ones(codes.shape[0], dtype=torch.bfloat16))
         self.bias = bias
 
     def forward(self, x: Float[Tensor, "*n i"]) -> Float[Tensor, "*n o"]:
         """x Wᵀ + b."""
-        y: Tensor = torch.ops.lissom.int8_linear(x, self.codes, self.scale)
+        rows = x.reshape(-1, x.shape[-1]).bfloat16()
+        y: Tensor = torch.ops.aten._weight_int8pack_mm(rows, self.codes, self.ones)
+        y = (y.float() * self.scale).to(x.dtype).reshape(*x.shape[:-1], -1)
         return y if self.bias is None else y + self.bias
-
-
-def definition(x: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
-    """The formula above, on any device."""
-    y = F.linear(x.bfloat16().float(), codes.float()).bfloat16()
-    return (y.float() * scale).to(x.dtype)
-
-
-int8_linear = torch.library.custom_op("lissom::int8_linear", definition, mutates_args=())
-
-
-@int8_linear.register_fake
-def _(x: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
-    return x.new_empty((*x.shape[:-1], codes.shape[0]))
-
-
-@int8_linear.register_kernel("cpu")
-def _(x: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
-    rows = x.reshape(-1, x.shape[-1])
-    ones = torch.ones(codes.shape[0], dtype=torch.bfloat16)
-    y: Tensor = torch.ops.aten._weight_int8pack_mm(rows.bfloat16(), codes, ones)
-    return (y.float() * scale).to(x.dtype).reshape(*x.shape[:-1], -1)

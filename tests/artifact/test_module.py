@@ -1,0 +1,236 @@
+"""A module into a folder and out again: bit for bit the same, by itself, by its class, or by its graph."""
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from lissom.artifact import MANIFEST, load, open_folder, save
+from lissom.artifact.module import FILE, stored_state
+from lissom.compress import compress_model, quantize_model
+from lissom.errors import ArtifactError
+from lissom.formats import Trainable
+
+
+class Own(nn.Module):
+    """A class of the user's own: tied layers, a buffer that is not stored, one that is, and a parameter."""
+
+    table: Tensor
+    shift: Tensor
+
+    def __init__(self, width: int = 16) -> None:
+        super().__init__()
+        self.embedding, self.norm = nn.Embedding(32, width), nn.LayerNorm(width)
+        self.up, self.head = nn.Linear(width, width), nn.Linear(width, 32, bias=False)
+        self.head.weight = self.embedding.weight
+        self.gain = nn.Parameter(torch.tensor(1.5))
+        self.register_buffer("table", torch.linspace(0, 1, width), persistent=False)
+        self.register_buffer("shift", torch.randn(width))
+
+    def forward(self, index: Tensor) -> Tensor:
+        x = self.norm(self.embedding(index)) * self.gain + self.table
+        return self.head(torch.relu(self.up(x + self.shift)))
+
+
+RECTIFY = nn.ReLU()
+SEQUENTIALS: dict[str, Callable[[], tuple[nn.Module, tuple[int, ...]]]] = {
+    "linear": lambda: (nn.Sequential(nn.Linear(12, 8), nn.GELU("tanh"), nn.Linear(8, 3, bias=False)), (4, 12)),
+    "convolutional": lambda: (
+        nn.Sequential(
+            nn.Conv2d(2, 8, 3, padding=1, padding_mode="circular"),
+            nn.BatchNorm2d(8),
+            nn.Sequential(nn.LeakyReLU(0.2), nn.Conv2d(8, 8, (3, 1), groups=4, bias=False), nn.MaxPool2d(2)),
+            nn.Flatten(),
+            nn.Dropout(0.3),
+            nn.Linear(8 * 2 * 3, 5),
+            nn.Softmax(dim=1),
+        ),
+        (3, 2, 6, 6),
+    ),
+    "one module in two places": lambda: (
+        nn.Sequential(nn.Linear(8, 8), RECTIFY, nn.Linear(8, 8), RECTIFY, nn.Linear(8, 4)),
+        (5, 8),
+    ),
+    "one layer in two places": lambda: (nn.Sequential(layer := nn.Linear(8, 8), nn.Tanh(), layer), (5, 8)),
+    "double precision": lambda: (nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8)).double(), (5, 8)),
+    "half precision": lambda: (nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8)).bfloat16(), (5, 8)),
+    "transposed": lambda: (nn.Sequential(nn.ConvTranspose1d(3, 4, 2), nn.PReLU(4), nn.GroupNorm(2, 4)), (2, 3, 5)),
+}
+CHANGES: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "as it is": lambda model: model,
+    "int8": lambda model: quantize_model(model),
+    "binary": lambda model: quantize_model(model, bits="binary"),
+    "pruned and shared": lambda model: compress_model(model),
+    "pruned, shared, int8": lambda model: quantize_model(compress_model(model)),
+    "masked": lambda model: compress_model(model, steps=[{"technique": "magnitude"}]),
+    "asymmetric": lambda model: compress_model(model, steps=[{"technique": "rtn", "bits": 3, "symmetric": False}]),
+}
+
+
+def answers(model: nn.Module, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        result: Tensor = copy.deepcopy(model).eval()(x)
+    return result
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("name", SEQUENTIALS)
+def test_a_module_of_torch_layers_loads_by_itself(name: str, change: str, tmp_path: Path) -> None:
+    if name == "transposed" and change != "as it is":
+        pytest.skip("it has no layer that can be compressed")
+    made, shape = SEQUENTIALS[name]()
+    model, x = CHANGES[change](made), torch.randn(shape, dtype=next(made.parameters()).dtype)
+    before = answers(model, x)
+    loaded = load(save(model, tmp_path / "saved"))
+    assert torch.equal(loaded(x), before)
+    assert loaded(x).dtype == before.dtype
+    assert not any(part.training for part in loaded.modules())
+    assert torch.equal(answers(model, x), before)  # saving left it as it was
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_an_own_class_loads_by_its_class_or_by_its_graph(change: str, tmp_path: Path) -> None:
+    model, index = CHANGES[change](Own()), torch.tensor([[1, 2, 31], [0, 5, 5]])
+    before = answers(model, index)
+    folder = save(model, tmp_path / "saved", example=index)
+    base = Own()
+    state = copy.deepcopy(base.state_dict())
+    by_class = load(folder, model=base)
+    assert torch.equal(by_class(index), before)
+    assert isinstance(by_class, Own)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in base.state_dict().items())
+    by_graph = load(folder)
+    assert torch.equal(by_graph(index), before)
+    longer = torch.randint(32, (7, 3))
+    assert torch.equal(by_graph(longer), answers(model, longer))
+
+
+def test_tied_weights_are_stored_once_and_stay_tied(tmp_path: Path) -> None:
+    for number, model in enumerate((Own(), quantize_model(Own()))):
+        folder = save(model, tmp_path / str(number))
+        stored = load_file(folder / FILE)
+        assert not any(name.startswith("head.") for name in stored)
+        loaded: Any = load(folder, model=Own())
+        if number:
+            assert loaded.head.matrix is loaded.embedding.matrix
+        else:
+            assert loaded.head.weight is loaded.embedding.weight
+
+
+def test_one_layer_in_two_places_stays_one(tmp_path: Path) -> None:
+    model, _ = SEQUENTIALS["one layer in two places"]()
+    for number, kind in enumerate((model, quantize_model(model))):
+        folder = save(kind, tmp_path / str(number))
+        assert not any(name.startswith("2.") for name in load_file(folder / FILE))
+        loaded: Any = load(folder)
+        assert loaded[0] is loaded[2]
+
+
+def test_what_was_trained_further_is_what_is_saved(tmp_path: Path) -> None:
+    model = quantize_model(compress_model(SEQUENTIALS["convolutional"]()[0]), bits=4)
+    x, y = torch.randn(16, 2, 6, 6), torch.randint(5, (16,))
+    before = answers(model, x)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    for _ in range(5):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    learned = answers(model, x)
+    assert not torch.equal(learned, before)
+    loaded = load(save(model, tmp_path / "saved"))
+    assert torch.equal(loaded(x), learned)
+
+
+def test_a_loaded_module_can_be_trained_and_saved_again(tmp_path: Path) -> None:
+    model, x = quantize_model(SEQUENTIALS["linear"]()[0]), torch.randn(4, 12)
+    folder = save(model, tmp_path / "one")
+    loaded = load(folder, trainable=True)
+    assert isinstance(loaded[0].matrix, Trainable)  # type: ignore[index]
+    assert torch.equal(answers(loaded, x), answers(model, x))
+    optimizer = torch.optim.SGD(loaded.parameters(), lr=0.1)
+    loaded(x).square().mean().backward()
+    optimizer.step()
+    again = load(save(loaded, tmp_path / "two"))
+    assert torch.equal(again(x), answers(loaded, x))
+    assert not torch.equal(again(x), answers(model, x))
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_the_folder_is_as_small_as_claimed(change: str, tmp_path: Path) -> None:
+    model = CHANGES[change](nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64, bias=False)))
+    folder = save(model, tmp_path / "saved")
+    claimed = sum(layer.weight.nbytes for layer in (model[0], model[2]))
+    content = (folder / FILE).read_bytes()
+    header = 8 + int.from_bytes(content[:8], "little")
+    assert len(content) - header == claimed + model[0].bias.nbytes
+    assert sum(tensor.nbytes for tensor in stored_state(load(folder)).values()) == claimed + model[0].bias.nbytes
+
+
+def test_nothing_in_a_folder_is_a_pickle(tmp_path: Path) -> None:
+    folder = save(quantize_model(Own()), tmp_path / "saved", example=torch.tensor([[1, 2]]))
+    assert sorted(file.name for file in folder.iterdir()) == ["graph.json", MANIFEST, FILE]
+    for file in folder.iterdir():
+        content = file.read_bytes()
+        assert not content.startswith((b"\x80", b"PK"))
+        if file.suffix == ".json":
+            json.loads(content)
+
+
+def test_the_folder_says_what_goes_in_and_out(tmp_path: Path) -> None:
+    folder = save(Own(), tmp_path / "saved", example=torch.tensor([[1, 2]]), recipe={"steps": []})
+    opened = open_folder(folder)
+    assert opened.tokenizer is None
+    assert opened.signature == {
+        "inputs": [{"name": "index", "datatype": "INT64", "shape": [-1, 2]}],
+        "outputs": [{"name": "output", "datatype": "FP32", "shape": [-1, 2, 32]}],
+    }
+    assert opened.evidence["recipe"] == {"steps": []}
+    assert set(opened.evidence["files"]) == {"graph.json", FILE}
+
+
+def test_without_the_class_and_a_graph_it_says_what_to_give(tmp_path: Path) -> None:
+    folder = save(Own(), tmp_path / "saved")
+    with pytest.raises(ArtifactError, match=r"holds weights of Own without its code; give model=Own\(\.\.\.\)"):
+        load(folder)
+
+
+def test_another_class_is_refused_by_the_tensor_that_does_not_fit(tmp_path: Path) -> None:
+    plain, compressed = save(Own(), tmp_path / "plain"), save(quantize_model(Own()), tmp_path / "compressed")
+    other = nn.Sequential(nn.Linear(4, 4))
+    with pytest.raises(ArtifactError, match=r"does not fit Sequential: tensor '.*' is in one and not the other"):
+        load(plain, model=other)
+    with pytest.raises(ArtifactError, match="does not fit Sequential: layer 'embedding' is in one and not the other"):
+        load(compressed, model=other)
+
+
+@pytest.mark.parametrize("change", ["as it is", "int8"])
+def test_another_width_is_refused(change: str, tmp_path: Path) -> None:
+    folder = save(CHANGES[change](Own()), tmp_path / "saved")
+    with pytest.raises(ArtifactError, match="does not fit Own"):
+        load(folder, model=Own(width=8))
+
+
+def test_an_example_that_does_not_fit_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="Own does not take the example given"):
+        save(Own(), tmp_path / "saved", example=torch.randn(2, 3))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_module_that_cannot_be_exported_says_what_to_do(tmp_path: Path) -> None:
+    class Branching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x) if x.sum() > 0 else x
+
+    with pytest.raises(ArtifactError, match=r"Branching cannot be exported .*save it without example= and load it by"):
+        save(Branching(), tmp_path / "saved", example=torch.ones(2, 4))
+    assert list(tmp_path.iterdir()) == []
