@@ -121,7 +121,8 @@ def language(run: Run) -> list[str]:
         "scored from their second token, in float32, with the compressed weights decoded. Calibration: the first "
         f"{CALIBRATION} windows of {LENGTH} tokens of the calibration text, for every row. Unless a row says so, the "
         "embedding is left in bfloat16 and only the linear layers of the blocks are compressed; integers are "
-        "symmetric. Intervals hold with 95 %, windows being the samples; the change of perplexity is paired, window by window.",
+        "symmetric. Intervals hold with 95 %, windows being the samples; the change of perplexity is paired, window by "
+        "window.",
         "",
         "Bits per weight are 8 times the bytes of the safetensors files over all weights of the model; of "
         "llm-compressor, which computed in float32, untouched tensors count as the bfloat16 they were. Seconds are "

@@ -1,6 +1,6 @@
 """The main job, start to end: optimize a classifier and a language model under a budget, serve the second, use it.
 
-    make demo
+make demo
 """
 
 import subprocess

@@ -13,6 +13,7 @@ from rich.console import Console
 from lissom.errors import DataError, LissomError, RecipeError
 
 if TYPE_CHECKING:
+    from lissom.artifact import Opened
     from lissom.estimate import Estimate
     from lissom.report.content import Report
     from lissom.search import Result
@@ -122,7 +123,7 @@ def evaluate(
 
     opened = open_folder(model)
     by = "perplexity" if opened.tokenizer else "accuracy"
-    lot = read_lot(data, opened.tokenizer, length, examples)
+    lot = read_lot(data, opened, length, examples)
     running = lower(opened.model)
     if original is None:
         kind = metric(by)
@@ -234,39 +235,49 @@ def text_windows(file: Path, tokenizer: Any, length: int) -> Any:
     return token_windows(read_text(file), tokenizer, length)
 
 
-def read_arrays(file: Path) -> tuple[Any, Any]:
-    """Inputs and classes from an .npz file with arrays x and y.
+def read_arrays(file: Path, signature: Any) -> tuple[Any, Any]:
+    """Inputs and classes from an .npz file with arrays x and y; floats come in the precision that the model takes.
 
     Raises:
-        DataError: it cannot be read or holds no such arrays.
+        DataError: it cannot be read, holds no such arrays, or they do not fit each other or the model.
     """
     import numpy as np
     import torch
 
     try:
         with np.load(file, allow_pickle=False) as arrays:
-            return torch.from_numpy(arrays["x"]), torch.from_numpy(arrays["y"]).long()
+            x, y = torch.from_numpy(arrays["x"]), torch.from_numpy(arrays["y"]).long()
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{file} is no .npz file with arrays x and y: {error}") from None
+    if x.shape[:1] != y.shape:
+        raise DataError(
+            f"{file}: x is {list(x.shape)} and y is {list(y.shape)}; y needs one class for each example of x"
+        )
+    takes: Any = signature["inputs"][0] if signature else {"shape": [-1, *x.shape[1:]], "datatype": "FP32"}
+    if list(x.shape[1:]) != takes["shape"][1:]:
+        raise DataError(f"{file}: x is {list(x.shape)}, and the model takes {takes['shape']}, -1 being any number")
+    floats = {"FP64": torch.float64, "FP32": torch.float32, "FP16": torch.float16, "BF16": torch.bfloat16}
+    return x.to(floats.get(takes["datatype"], x.dtype)) if x.is_floating_point() else x, y
 
 
-def read_lot(file: Path, tokenizer: Any, length: int, most: int) -> Any:
+def read_lot(file: Path, opened: "Opened", length: int, most: int) -> Any:
     """Examples to evaluate on: windows of a text, or arrays."""
-    if tokenizer is not None:
-        return text_windows(file, tokenizer, length)[:most]
-    x, y = read_arrays(file)
+    if opened.tokenizer is not None:
+        return text_windows(file, opened.tokenizer, length)[:most]
+    x, y = read_arrays(file, opened.signature)
     return x[:most], y[:most]
 
 
 def read_subject(model: str, data: Path, length: int, windows: int) -> tuple[Any, Any]:
     """What to optimize, and the examples: a module with arrays, or a language model with windows of a text."""
-    from lissom.artifact import MANIFEST, load
-    from lissom.artifact.manifest import read_manifest
+    from lissom.artifact import MANIFEST, open_folder
     from lissom.models import Checkpoint
+    from lissom.models.checkpoint import read_json
 
     folder = Path(model)
-    if (folder / MANIFEST).is_file() and read_manifest(folder)["kind"] == "module":
-        return load(folder), read_arrays(data)
+    if (folder / MANIFEST).is_file() and read_json(folder / MANIFEST).get("kind") == "module":
+        opened = open_folder(folder)
+        return opened.model, read_arrays(data, opened.signature)
     return model, text_windows(data, Checkpoint(model).tokenizer(), length)[:windows]
 
 

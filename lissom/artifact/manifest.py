@@ -98,32 +98,39 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def verify(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """See that the files are the ones whose hashes were written down.
+    """See that the files are the ones whose hashes were written down, and that no others would be read with them.
 
     Raises:
         ArtifactError: one is missing, cut short, altered or was added; it is named.
     """
     files = manifest.get("files")
-    if not isinstance(files, dict) or not all(
-        isinstance(file, dict) and {"bytes", "sha256"} <= set(file) for file in files.values()
-    ):
-        raise ArtifactError(
-            f"{folder / MANIFEST} is damaged: it does not say what files there are; copy the folder again"
-        )
-    for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*.json")]):  # what a model is read from
-        if file.name not in files and file.name != MANIFEST:
-            raise ArtifactError(f"{file} is not one of the files that were written; remove it")
+    if not isinstance(files, dict):
+        raise ArtifactError(f"{folder / MANIFEST} is damaged: it names no files; copy the folder again")
     for name, wanted in files.items():
-        if Path(name).name != name:
-            raise ArtifactError(f"{folder / MANIFEST} names {name!r}, which is not a file of the folder")
-        file = folder / name
-        if not file.is_file():
-            raise ArtifactError(f"{file} is missing; copy the folder again")
-        size = file.stat().st_size
-        if size != wanted["bytes"]:
-            raise ArtifactError(f"{file} has {size} bytes where {wanted['bytes']} were written; copy the folder again")
-        if fingerprint(file)["sha256"] != wanted["sha256"]:
-            raise ArtifactError(f"{file} is not the file that was written (SHA-256 differs); copy the folder again")
+        verify_file(folder, name, wanted)
+    for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*.json")]):
+        if file.name not in {*files, MANIFEST}:
+            raise ArtifactError(f"{file} is not one of the files that were written; remove it")
+
+
+def verify_file(folder: Path, name: str, wanted: Any) -> None:
+    """See that one file is what was written.
+
+    Raises:
+        ArtifactError: it is missing, cut short or altered.
+    """
+    if Path(name).name != name:
+        raise ArtifactError(f"{folder / MANIFEST} names {name!r}, which is not a file of the folder")
+    if not (isinstance(wanted, dict) and {"bytes", "sha256"} <= set(wanted)):
+        raise ArtifactError(f"{folder / MANIFEST} is damaged: {name!r} has no hash; copy the folder again")
+    file = folder / name
+    if not file.is_file():
+        raise ArtifactError(f"{file} is missing; copy the folder again")
+    size = file.stat().st_size
+    if size != wanted["bytes"]:
+        raise ArtifactError(f"{file} has {size} bytes where {wanted['bytes']} were written; copy the folder again")
+    if fingerprint(file)["sha256"] != wanted["sha256"]:
+        raise ArtifactError(f"{file} is not the file that was written (SHA-256 differs); copy the folder again")
 
 
 def add_file(folder: Path, name: str) -> None:

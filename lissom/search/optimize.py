@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import nn
 
-from lissom.errors import DataError
+from lissom.errors import DataError, RecipeError
 from lissom.estimate import Certificate
 from lissom.evaluate import Comparison, Metric, Paired, metric, paired
 from lissom.evaluate.examples import each
@@ -28,6 +28,7 @@ from lissom.search.subject import LanguageSubject, ModuleSubject, Subject, Trial
 from lissom.types import Budget, Recipe
 
 Progress = Callable[[str], None]
+ORIGINAL = "original"  # its name among the candidates
 ROUNDS = 15  # of timing each candidate beside the original
 
 
@@ -68,9 +69,11 @@ def optimize(
     lots = split(data, kind, budget)
     example = each(lots.calibration, lambda part: part[:2])
     subject = ModuleSubject(model, example) if isinstance(model, nn.Module) else LanguageSubject(model)
+    candidates = subject.recipes() if recipes is None else recipes
+    check_names(candidates)
     tried: list[Tried] = []
     failed: dict[str, str] = {}
-    for recipe in recipes or subject.recipes():
+    for recipe in candidates:
         try:
             tried.append(trying(subject, recipe, lots, kind, target, prefer, progress))
         except DataError as error:  # such as outputs that overflow: this candidate's fault, not the others'
@@ -79,6 +82,22 @@ def optimize(
         raise DataError(f"no candidate could be compared: {next(iter(failed.values()))}")
     judged = certified(subject, worth_certifying(tried, budget), lots, kind, budget, progress)
     return conclusion(subject, tried, judged, Terms(budget=budget, metric=kind.name, target=target, failed=failed))
+
+
+def check_names(candidates: Sequence[Recipe]) -> None:
+    """See that each candidate can be told from the others and from the original by its name.
+
+    Raises:
+        RecipeError: there are none, or one has no name of its own.
+    """
+    if not candidates:
+        raise RecipeError("recipes: no candidates are in it; give some, or leave it out for the table")
+    names = [recipe.name for recipe in candidates]
+    for name in names:
+        if not name or name == ORIGINAL:
+            raise RecipeError(f"recipes: a candidate is called {name!r}; each needs a name of its own")
+        if names.count(name) > 1:
+            raise RecipeError(f"recipes: two candidates are called {name!r}; each needs a name of its own")
 
 
 PREFERENCES = {"size": (1, 0), "latency": (0, 1), "both": (1, 1)}  # exponents of the two ratios
@@ -131,12 +150,12 @@ def trying(
     progress(f"{recipe.name}: compare and time")
     figures = Comparison.of(paired(subject.original, model, lots.selection, kind))
     runs = {
-        "original": subject.forward(subject.original, lots.selection),
+        ORIGINAL: subject.forward(subject.original, lots.selection),
         recipe.name: subject.forward(model, lots.selection),
     }
     times = interleave(runs, rounds=ROUNDS, target=target)
     no_drop = replace(figures.drop, value=0.0, low=0.0, high=0.0)
-    before = subject.point("original", subject.nbytes, times["original"], figures.original, no_drop)
+    before = subject.point(ORIGINAL, subject.nbytes, times[ORIGINAL], figures.original, no_drop)
     point = subject.point(recipe.name, trial.nbytes, times[recipe.name], figures.compressed, figures.drop)
     size, time = PREFERENCES[prefer]
     cost = (point.nbytes / before.nbytes) ** size * (point.latency.value / before.latency.value) ** time

@@ -5,6 +5,7 @@ import dataclasses
 import math
 import shutil
 import tempfile
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -102,6 +103,14 @@ class ModuleSubject(Subject):
         )
 
 
+class Scratch:
+    """A folder that is there for as long as somebody holds this."""
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="lissom-"))
+        weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
+
+
 class LanguageSubject(Subject):
     """A language model in a folder; the compressed ones wait in a folder of their own until one is chosen."""
 
@@ -110,7 +119,7 @@ class LanguageSubject(Subject):
         self.original = open_folder(self.checkpoint.folder).model
         tensors = {name: self.checkpoint.tensor(name) for name in self.checkpoint.names}
         self.nbytes, self.weights = size(tensors), sum(tensor.numel() for tensor in tensors.values())
-        self.scratch = tempfile.TemporaryDirectory(prefix="lissom-", ignore_cleanup_errors=True)
+        self.scratch = Scratch()
 
     def recipes(self) -> list[Recipe]:
         """Those for language models."""
@@ -119,7 +128,7 @@ class LanguageSubject(Subject):
     def compress(self, recipe: Recipe, calibration: Batch) -> Trial:
         """Stream it into a folder."""
         assert isinstance(calibration, Tensor)
-        folder = Path(self.scratch.name) / recipe.name.replace(" ", "-")
+        folder = Path(tempfile.mkdtemp(dir=self.scratch.folder))
         compress_checkpoint(self.checkpoint.folder, recipe, calibration, folder)
         files = read_manifest(folder)["files"]
 

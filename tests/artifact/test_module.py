@@ -35,7 +35,8 @@ class Own(nn.Module):
 
     def forward(self, index: Tensor) -> Tensor:
         x = self.norm(self.embedding(index)) * self.gain + self.table
-        return self.head(torch.relu(self.up(x + self.shift)))
+        logits: Tensor = self.head(torch.relu(self.up(x + self.shift)))
+        return logits
 
 
 RECTIFY = nn.ReLU()
@@ -79,11 +80,11 @@ def answers(model: nn.Module, x: Tensor) -> Tensor:
     return result
 
 
-@pytest.mark.parametrize("change", CHANGES)
-@pytest.mark.parametrize("name", SEQUENTIALS)
+CASES = [(name, change) for name in SEQUENTIALS for change in CHANGES if name != "transposed" or change == "as it is"]
+
+
+@pytest.mark.parametrize(("name", "change"), CASES)
 def test_a_module_of_torch_layers_loads_by_itself(name: str, change: str, tmp_path: Path) -> None:
-    if name == "transposed" and change != "as it is":
-        pytest.skip("it has no layer that can be compressed")
     made, shape = SEQUENTIALS[name]()
     model, x = CHANGES[change](made), torch.randn(shape, dtype=next(made.parameters()).dtype)
     before = answers(model, x)
@@ -163,7 +164,7 @@ def test_a_loaded_module_can_be_trained_and_saved_again(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_the_folder_is_as_small_as_claimed(change: str, tmp_path: Path) -> None:
-    model = CHANGES[change](nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64, bias=False)))
+    model: Any = CHANGES[change](nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64, bias=False)))
     folder = save(model, tmp_path / "saved")
     claimed = sum(layer.weight.nbytes for layer in (model[0], model[2]))
     content = (folder / FILE).read_bytes()

@@ -31,7 +31,7 @@ X, Y = torch.arange(12.0).reshape(6, 2), torch.arange(6)
 def test_every_shape_of_data_becomes_batches(data: Any, shapes: list[list[tuple[int, ...]]]) -> None:
     found = []
     for batch in batches(data):
-        parts = batch.values() if isinstance(batch, dict) else batch if isinstance(batch, tuple) else (batch,)
+        parts: Any = batch.values() if isinstance(batch, dict) else batch if isinstance(batch, tuple) else (batch,)
         found.append([tuple(part.shape) for part in parts])
     assert found == shapes
 

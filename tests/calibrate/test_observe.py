@@ -55,7 +55,7 @@ CONVOLUTIONS = {
 @pytest.mark.parametrize("compressed", [False, True])
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 def test_a_convolution_sees_its_patches(name: str, compressed: bool) -> None:
-    layer = CONVOLUTIONS[name]
+    layer: Any = CONVOLUTIONS[name]
     x = torch.randn(2, 3, 8, 7)
     padding: Any = layer.padding
     padded = x
@@ -64,7 +64,7 @@ def test_a_convolution_sees_its_patches(name: str, compressed: bool) -> None:
         padded, padding = F.pad(x, [1, 1, total // 2, total - total // 2]), 0
     elif layer.padding == "valid":
         padding = 0
-    patches = F.unfold(padded, layer.kernel_size, layer.dilation, padding, layer.stride)  # type: ignore[arg-type]
+    patches = F.unfold(padded, layer.kernel_size, layer.dilation, padding, layer.stride)
     expected = patches.transpose(1, 2).flatten(0, 1)
     held = wrap(layer, Dense(values=matrix_of(layer))) if compressed else layer
     assert torch.equal(rows(held, x), expected)
@@ -82,7 +82,7 @@ def test_a_convolution_sees_its_patches(name: str, compressed: bool) -> None:
     ids=str,
 )
 def test_patches_times_the_matrix_are_the_convolution(layer: Any) -> None:
-    x = torch.randn(2, 4, 6, 5, 7)[(..., *[0] * (3 - len(layer.kernel_size)))]
+    x = torch.randn(2, 4, *(6, 5, 7)[: len(layer.kernel_size)])
     expected = layer(x).movedim(1, -1).flatten(0, -2)
     torch.testing.assert_close(rows(layer, x) @ matrix_of(layer).T + layer.bias, expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(rows(layer, x[0]), rows(layer, x[:1]))  # one example without a batch
@@ -104,7 +104,7 @@ class Branches(nn.Module):
         self.branches = nn.ModuleList(branches)
 
     def forward(self, x: Tensor) -> Tensor:
-        return sum(branch(x).mean() for branch in self.branches)  # type: ignore[return-value]
+        return torch.stack([branch(x).mean() for branch in self.branches]).sum()
 
 
 def test_layers_given_the_same_tensor_share_one_statistic() -> None:
@@ -115,7 +115,7 @@ def test_layers_given_the_same_tensor_share_one_statistic() -> None:
 
 
 def test_layers_that_need_other_statistics_do_not_share() -> None:
-    kinds = {"branches.0": {Moments}, "branches.1": {Gram}}
+    kinds: dict[str, set[Any]] = {"branches.0": {Moments}, "branches.1": {Gram}}
     found = look(Branches(nn.Linear(5, 3), nn.Linear(5, 4)), torch.randn(6, 5), kinds=kinds)
     assert {name: set(kinds) for name, kinds in found.items()} == kinds
 
@@ -135,8 +135,8 @@ def test_a_tensor_changed_in_between_is_another() -> None:
             self.one, self.other = nn.Linear(5, 3), nn.Linear(5, 3)
 
         def forward(self, x: Tensor) -> Tensor:
-            y = self.one(x)
-            return y + self.other(x.relu_())
+            y: Tensor = self.one(x)
+            return y.add_(self.other(x.relu_()))
 
     x = torch.randn(6, 5)
     found = look(Rectified(), x.clone())

@@ -60,7 +60,8 @@ def test_looking_at_a_block_does_not_move_the_data(tiny: Tiny) -> None:
     stream = Stream(Checkpoint(tiny("llama")), WINDOWS, batch=2)
     stream.start(stream.embedding())
     for name, block in stream.blocks():
-        before, inputs = stream.hidden, []
+        before = stream.hidden
+        inputs: list[Tensor] = []
         handle = block.register_forward_pre_hook(lambda block, arguments, inputs=inputs: inputs.append(arguments[0]))
         stream.see(name, block)
         handle.remove()

@@ -104,7 +104,7 @@ def test_every_format_is_made_here() -> None:
 
 
 @given(**WEIGHTS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_the_dense_matrix_is_its_definition(
     name: str, shape: tuple[int, int], density: float | None, seed: int
 ) -> None:
@@ -117,7 +117,7 @@ def test_the_dense_matrix_is_its_definition(
 
 
 @given(**WEIGHTS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_parts_and_spec_give_the_weight_back(
     name: str, shape: tuple[int, int], density: float | None, seed: int
 ) -> None:
@@ -132,7 +132,7 @@ def test_parts_and_spec_give_the_weight_back(
 
 
 @given(**WEIGHTS)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_rows_and_products_are_those_of_the_dense_matrix(
     name: str, shape: tuple[int, int], density: float | None, seed: int
 ) -> None:
@@ -144,7 +144,7 @@ def test_rows_and_products_are_those_of_the_dense_matrix(
 
 
 @given(**WEIGHTS)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_a_trainable_weight_starts_as_the_weight_and_writes_it_down(
     name: str, shape: tuple[int, int], density: float | None, seed: int
 ) -> None:

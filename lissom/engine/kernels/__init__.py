@@ -17,9 +17,10 @@ def lower(model: nn.Module) -> nn.Module:
 
     A layer that none fits stays as it is and decodes its weight at every call.
     """
+    lowered: dict[nn.Module, nn.Module] = {}  # a layer in several places is lowered once
     for name, layer in list(model.named_modules(remove_duplicate=False)):
         if isinstance(layer, CompressedLinear) and isinstance(layer.matrix, Frozen) and name:
-            lowered = next((made for kernel in KERNELS if (made := kernel(layer)) is not None), None)
-            if lowered is not None:
-                put(model, name, lowered)
+            if layer not in lowered:
+                lowered[layer] = next((made for kernel in KERNELS if (made := kernel(layer)) is not None), layer)
+            put(model, name, lowered[layer])
     return model

@@ -57,7 +57,6 @@ def recentred(weight: Affine, group: int) -> tuple[Tensor, Float[Tensor, "o g"],
     kept = weight.kept()
     if kept is not None:
         codes = torch.where(kept, codes, zero.int().repeat_interleave(group, 1))
-    if weight.zero is None:  # then the codes themselves can be moved to the middle, and nothing need be added
-        return codes + (MIDDLE - 2 ** (weight.bits - 1)), scale, torch.zeros_like(scale)
+    own = 2 ** (weight.bits - 1)  # narrower codes move to the middle: the kernel rounds (code - 8) · scale to bfloat16
     scale = scale.bfloat16().float()
-    return codes, scale, (MIDDLE - zero) * scale
+    return codes + (MIDDLE - own), scale, (own - zero) * scale

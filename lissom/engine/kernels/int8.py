@@ -2,9 +2,9 @@
 
     y = bf16( Σ_j bf16(x_j) q_oj ) · s_o        the sum in float32
 
-The kernel is PyTorch's own for CPUs; its definition is `lissom::affine_linear`. It reads the int8 weights as they are. It
-runs however many rows there are, although for hundreds of them decoding the weights once would be faster: a row's result
-must not depend on how many others came along.
+The kernel is PyTorch's own for CPUs; its definition is `lissom::affine_linear`. It reads the int8 weights as they are.
+It runs however many rows there are, although for hundreds of them decoding the weights once would be faster: a row's
+result must not depend on how many others came along.
 
 Shapes: o outputs, i inputs.
 """
@@ -17,11 +17,15 @@ from lissom.formats import Affine, CompressedLinear
 
 
 def int8_layer(layer: CompressedLinear) -> "Int8Linear | None":
-    """The layer on this kernel, or None: it takes symmetric 8-bit weights with one scale for each output."""
+    """The layer on this kernel, or None: it takes symmetric 8-bit weights with one scale for each output.
+
+    And inputs in sixteens: with others PyTorch 2.13's kernel reads past the end of a row, and does not say so.
+    """
     weight = layer.weight
-    if not isinstance(weight, Affine) or weight.bits != 8 or weight.zero is not None or weight.scale.shape[1] != 1:
+    if not isinstance(weight, Affine) or weight.bits != 8 or weight.zero is not None:
         return None
-    return Int8Linear(weight, layer.bias)
+    fits = weight.scale.shape[1] == 1 and weight.shape[1] % 16 == 0
+    return Int8Linear(weight, layer.bias) if fits else None
 
 
 class Int8Linear(nn.Module):

@@ -1,0 +1,118 @@
+"""Each verb once on a small model."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+Tiny = Callable[..., Path]
+Run = Callable[..., Any]
+
+
+def test_compress_evaluate_and_bench(run: Run, tiny: Tiny, recipe: Path, text: Path, tmp_path: Path) -> None:
+    source, out = tiny("qwen3"), tmp_path / "out"
+    done = run("compress", source, "--recipe", recipe, "--data", text, "--length", 16, "--windows", 8, "--out", out)
+    assert (done.code, done.error) == (0, "")
+    assert "x smaller than" in done.out
+    assert {"config.json", "lissom.json", "tokenizer.json"} <= {file.name for file in out.iterdir()}
+    common = ("--data", text, "--length", 16, "--examples", 12)
+    alone = run("evaluate", out, *common, "--json")
+    assert alone.code == 0
+    perplexity = json.loads(alone.out)["perplexity"]
+    assert perplexity["low"] < perplexity["value"] < perplexity["high"]
+    assert perplexity["n"] == 12
+    beside = run("evaluate", out, "--original", source, *common, "--json")
+    figures = json.loads(beside.out)
+    assert figures["perplexity"] == perplexity
+    assert set(figures) == {"perplexity", "perplexity of the original", "drop", "KL divergence", "same top-1"}
+    assert figures["KL divergence"]["value"] > 0
+    bench = json.loads(run("bench", out, "--prompt", 4, "--new", 2, "--json").out)
+    assert bench["peak_bytes"] > 0
+    assert all(figure["value"] > 0 for name, figure in bench.items() if name != "peak_bytes")
+
+
+def test_compress_needs_no_data(run: Run, tiny: Tiny, recipe: Path, tmp_path: Path) -> None:
+    done = run("compress", tiny("llama", True), "--recipe", recipe, "--out", tmp_path / "out")
+    assert (done.code, done.error) == (0, "")
+    assert (tmp_path / "out" / "lissom.json").is_file()
+
+
+def test_optimize_a_module_and_use_it(run: Run, module: Path, arrays: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = run("optimize", module, "--data", arrays, "--max-drop", "2%", "--prefer", "size", "--out", out)
+    assert (done.code, done.error) == (0, "")
+    assert "PASS" in done.out
+    assert "<html" in (out / "report.html").read_text(encoding="utf-8")
+    manifest = json.loads((out / "lissom.json").read_text())
+    assert manifest["certificate"]["verdict"] == "PASS"
+    assert manifest["certificate"]["max_drop"] == 0.02
+    accuracy = json.loads(run("evaluate", out, "--data", arrays, "--original", module, "--json").out)
+    assert set(accuracy) == {"accuracy", "accuracy of the original", "drop", "flips", "KL divergence", "same top-1"}
+    assert accuracy["accuracy"]["value"] > 0.9
+    with np.load(arrays) as found:
+        np.savez(tmp_path / "double.npz", x=found["x"].astype(np.float64), y=found["y"])  # as numpy makes them
+    assert run("evaluate", out, "--data", tmp_path / "double.npz").code == 0
+    printed = run("evaluate", out, "--data", arrays)
+    assert printed.out.startswith("accuracy")
+    bench = run("bench", out)
+    assert bench.code == 0
+    assert "latency" in bench.out
+
+
+def test_optimize_that_finds_nothing_says_so_and_writes_only_the_report(
+    run: Run, arrays: Path, module: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lissom.search.subject import ModuleSubject
+    from lissom.types import Recipe
+
+    ruined = Recipe.of({"name": "ruined", "steps": [{"technique": "magnitude", "sparsity": 0.99}]})
+    monkeypatch.setattr(ModuleSubject, "recipes", lambda self: [ruined])
+    out, report = tmp_path / "out", tmp_path / "report.html"
+    done = run("optimize", module, "--data", arrays, "--max-drop", "0.02", "--out", out, "--report", report)
+    assert (done.code, done.error) == (1, "")
+    assert "no candidate stayed inside the budget" in done.out
+    assert report.is_file()
+    assert not out.exists()
+
+
+def test_optimize_a_language_model(
+    run: Run, tiny: Tiny, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lissom.search import optimize
+
+    monkeypatch.setattr(sys.modules[optimize.__module__], "ROUNDS", 3)
+    out = tmp_path / "out"
+    options = ("--max-drop", "20%", "--length", 16, "--windows", 40, "--prefer", "size")
+    done = run("optimize", tiny("llama", True), "--data", text, *options, "--out", out)
+    assert (done.code, done.error) == (0, "")
+    assert "perplexity" in done.out
+    manifest = json.loads((out / "lissom.json").read_text())
+    assert manifest["kind"] == "language_model"
+    assert manifest["certificate"]["verdict"] == "PASS"
+    assert run("evaluate", out, "--data", text, "--length", 16, "--examples", 10).code == 0
+
+
+def test_hardware(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    import lissom.hardware
+    from lissom.estimate import Estimate
+
+    class Limits:
+        def as_dict(self) -> dict[str, Estimate]:
+            return {"read_one": Estimate(value=10.0, low=9.0, high=11.0, n=5, unit="GB/s")}
+
+    monkeypatch.setattr(lissom.hardware, "limits", Limits)  # tests/hardware measures the real ones
+    found = json.loads(run("hardware", "--json").out)
+    assert found["read_one"]["unit"] == "GB/s"
+    assert int(found["cores"]) >= 1
+    assert "GB/s" in run("hardware").out
+
+
+def test_help_names_every_verb(run: Run) -> None:
+    done = run("--help")
+    assert done.code == 0
+    for verb in ("compress", "optimize", "evaluate", "bench", "hardware", "serve"):
+        assert f" {verb} " in done.out

@@ -1,0 +1,236 @@
+"""The search, start to end: what is chosen was certified, on examples of its own, in the order fixed beforehand."""
+
+import copy
+import dataclasses
+import gc
+import math
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import AutoTokenizer
+
+from lissom.artifact import load, open_folder, read_manifest
+from lissom.calibrate import token_windows
+from lissom.engine.kernels import lower
+from lissom.errors import DataError, LissomError, RecipeError
+from lissom.estimate import Certificate, Verdict
+from lissom.evaluate import Paired, metric
+from lissom.search import Result, optimize
+from lissom.search.optimize import Tried, beats, certified, worth_certifying
+from lissom.search.split import split
+from lissom.search.subject import ModuleSubject, Trial, plain
+from lissom.types import Budget, Recipe
+
+Examples = tuple[Tensor, Tensor]
+INT8 = Recipe.of({"name": "int8", "steps": [{"technique": "rtn", "bits": 8}]})
+INT4 = Recipe.of({"name": "int4", "steps": [{"technique": "gptq", "bits": 4, "group": 32}]})
+RUINED = Recipe.of({"name": "ruined", "steps": [{"technique": "magnitude", "sparsity": 0.99}]})
+
+
+@pytest.fixture(scope="module")
+def result(classifier: nn.Module, examples: Examples) -> Result:
+    return optimize(classifier, examples, Budget(max_drop=0.02), prefer="size", recipes=[INT8, INT4, RUINED])
+
+
+def test_the_smallest_that_passed_is_chosen(result: Result) -> None:
+    assert result.verdict == "PASS"
+    assert result.best is not None
+    assert result.best.certificate is result.certificate
+    passed = [point for point in result.points if point.verdict == "PASS"]
+    assert result.best.point in passed
+    assert result.best.point.nbytes == min(point.nbytes for point in passed)
+
+
+def test_the_points_begin_with_the_original_and_say_why_one_was_not_taken(result: Result) -> None:
+    assert [point.name for point in result.points] == ["original", "int8", "int4", "ruined"]
+    original, ruined = result.points[0], result.points[3]
+    assert original.drop.value == 0
+    assert original.bits_per_weight == 32
+    assert ruined.verdict == ""
+    assert "on the data for choosing" in ruined.note
+    assert all(point.nbytes < original.nbytes for point in result.points[1:])
+    assert all(point.verdict or point.note for point in result.points[1:])
+
+
+def test_what_is_saved_is_what_was_certified(
+    result: Result, classifier: nn.Module, examples: Examples, tmp_path: Path
+) -> None:
+    assert result.best is not None
+    folder = result.best.save(tmp_path / "best")
+    manifest = read_manifest(folder)
+    assert manifest["certificate"]["verdict"] == "PASS"
+    assert manifest["certificate"]["n"] == result.best.certificate.n
+    assert manifest["recipe"] == result.best.recipe.as_dict()
+    assert [point["name"] for point in manifest["report"]["points"]] == [point.name for point in result.points]
+    stored = (folder / "model.safetensors").read_bytes()
+    assert len(stored) - 8 - int.from_bytes(stored[:8], "little") == result.best.point.nbytes
+    loaded = load(folder)
+    one, other = load(result.best.save(tmp_path / "again")), lower(copy.deepcopy(loaded))
+    with torch.no_grad():
+        assert torch.equal(loaded(examples[0]), one(examples[0]))
+    # The certificate is of the kernels: it can be had again from the folder and the same examples.
+    lots = split(examples, metric("accuracy"), result.budget)
+    accuracy = metric("accuracy")
+    scores = [accuracy.scores(model, lots.certification) for model in (classifier, other)]
+    again = accuracy.certify(scores[0], scores[1], result.budget)
+    assert plain(again) == manifest["certificate"]
+
+
+def test_the_model_is_left_as_it_was(classifier: nn.Module, examples: Examples) -> None:
+    before = copy.deepcopy(classifier.state_dict())
+    optimize(classifier, examples, Budget(max_drop=0.05), recipes=[INT8])
+    assert all(torch.equal(tensor, before[name]) for name, tensor in classifier.state_dict().items())
+    assert [type(part) for part in classifier.children()] == [nn.Linear, nn.ReLU, nn.Linear]
+
+
+def test_nothing_inside_the_budget_is_a_result_too(classifier: nn.Module, examples: Examples) -> None:
+    result = optimize(classifier, examples, Budget(max_drop=0.02), recipes=[RUINED])
+    assert result.best is None
+    assert result.certificate is None
+    assert result.verdict == "FAIL"
+
+
+def test_a_candidate_that_cannot_be_compared_is_reported_and_not_fatal(examples: Examples) -> None:
+    class Fragile(nn.Module):
+        """Divides by what it hears of the input that it hears least of, which pruning makes nothing."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(32, 4, bias=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            heard: Tensor = self.layer(torch.eye(32)).abs().sum(1)
+            answers: Tensor = self.layer(x)
+            return answers / heard.amin()
+
+    result = optimize(Fragile(), examples, Budget(max_drop=0.05), prefer="size", recipes=[RUINED, INT8])
+    assert list(result.failed) == ["ruined"]
+    assert result.failed["ruined"]
+    assert [point.name for point in result.points] == ["original", "int8"]
+    assert result.verdict == "PASS"
+    with pytest.raises(DataError, match="no candidate could be compared"):
+        optimize(Fragile(), examples, Budget(max_drop=0.05), recipes=[RUINED])
+
+
+def test_a_metric_of_ones_own_is_a_function(classifier: nn.Module, examples: Examples) -> None:
+    def sure(model: nn.Module, batch: Any) -> Tensor:
+        probabilities: Tensor = model(batch[0]).softmax(1)
+        return probabilities.gather(1, batch[1].unsqueeze(1)).squeeze(1)
+
+    result = optimize(classifier, examples, Budget(max_drop=0.02), by=sure, recipes=[INT8], prefer="size")
+    assert result.metric == "sure"
+    assert result.verdict == "PASS"
+    assert result.points[1].quality.value > 0.8
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"prefer": "beauty"}, "prefer: 'beauty' is none of size, latency, both"),
+        ({"target": "tpu"}, "tpu"),
+        ({"by": "bleu"}, "metric: 'bleu' is none of accuracy, perplexity"),
+        ({"budget": Budget(max_drop=0.0001)}, r"2400 examples are too few .* at least \d+ are needed"),
+        ({"recipes": []}, "no candidates"),
+        ({"recipes": [INT8, INT8]}, "two candidates are called 'int8'"),
+        ({"recipes": [dataclasses.replace(INT8, name="original")]}, "called 'original'"),
+        ({"recipes": [dataclasses.replace(INT8, name="")]}, "needs a name"),
+    ],
+)
+def test_what_cannot_be_searched_is_said_first(
+    classifier: nn.Module, examples: Examples, given: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(LissomError, match=message):
+        optimize(classifier, examples, **given)
+
+
+def test_a_recipe_that_does_not_fit_is_the_users_mistake(classifier: nn.Module, examples: Examples) -> None:
+    wrong = Recipe.of({"name": "wrong", "steps": [{"technique": "gptq", "group": 48}]})
+    with pytest.raises(RecipeError, match="group=48 does not divide 32"):
+        optimize(classifier, examples, recipes=[wrong])
+
+
+def tried(result: Result, name: str, cost: float, distance: float, drop: float = 0.0) -> Tried:
+    """A candidate of these figures, which nobody runs."""
+    point = result.points[1]
+    point = dataclasses.replace(point, name=name, drop=dataclasses.replace(point.drop, value=drop))
+    trial = Trial(recipe=INT8, nbytes=1, open=nn.Identity, write=lambda folder, notes: folder)
+    return Tried(trial=trial, point=point, before=result.points[0], cost=cost, distance=distance)
+
+
+def test_those_that_another_beats_are_not_certified_and_the_closest_comes_first(result: Result) -> None:
+    safe, bold = tried(result, "safe", 0.5, 0.1), tried(result, "bold", 0.2, 0.4)
+    beaten, dear = tried(result, "beaten", 0.6, 0.2), tried(result, "dear", 1.1, 0.0)
+    ruined = tried(result, "ruined", 0.1, 0.9, drop=0.5)
+    queue = worth_certifying([bold, ruined, beaten, safe, dear], Budget(max_drop=0.01))
+    assert [one.point.name for one in queue] == ["safe", "bold"]
+    assert beats(safe, beaten)
+    assert not beats(safe, safe)
+    assert not beats(bold, safe)
+
+
+def test_certifying_stops_at_the_first_that_does_not_pass(
+    result: Result, classifier: nn.Module, examples: Examples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With PASS, FAIL, PASS to come the third is not even looked at: a second chance would have to be paid for."""
+    assert result.certificate is not None
+    verdicts: Iterator[Verdict] = iter(("PASS", "FAIL", "PASS"))
+    opened: list[str] = []
+
+    def verdict(*scores: Any) -> Certificate:
+        assert result.certificate is not None
+        return dataclasses.replace(result.certificate, verdict=next(verdicts))
+
+    def opening(name: str) -> Tried:
+        def opens() -> nn.Module:
+            opened.append(name)
+            return classifier
+
+        one = tried(result, name, 0.5, 0.1)
+        return dataclasses.replace(one, trial=dataclasses.replace(one.trial, open=opens))
+
+    accuracy = metric("accuracy")
+    subject = ModuleSubject(classifier, examples)
+    queue = [opening(name) for name in "abc"]
+    monkeypatch.setattr(Paired, "certify", verdict)
+    lots = split(examples, accuracy, Budget(max_drop=0.02))
+    judged = certified(subject, queue, lots, accuracy, Budget(max_drop=0.02), lambda text: None)
+    assert [one.certificate.verdict for one in judged] == ["PASS", "FAIL"]
+    assert opened == ["a", "b"]
+
+
+def test_a_language_model_is_searched_saved_and_opened(
+    demo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules[optimize.__module__], "ROUNDS", 3)
+    text = (demo_folder / "stories.txt").read_text(encoding="utf-8")
+    windows = token_windows(text, AutoTokenizer.from_pretrained(demo_folder), 24)[:44]
+    blocks, ends = "model.layers.*", {"layers": "model.embed_tokens", "technique": "rtn", "bits": 8}
+    recipes = [
+        Recipe.of({"name": "int8", "steps": [{"layers": blocks, "technique": "rtn", "bits": 8}, ends]}),
+        Recipe.of({"name": "../int2", "steps": [{"layers": blocks, "technique": "rtn", "bits": 2, "group": 32}, ends]}),
+    ]
+    told: list[str] = []
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(scratch))
+    result = optimize(demo_folder, windows, Budget(max_drop=0.05), prefer="size", recipes=recipes, progress=told.append)
+    assert "../int2: compress" in told
+    assert result.metric == "perplexity"
+    assert result.best is not None
+    assert result.best.point.name == "int8"
+    assert 8 < result.best.point.bits_per_weight < 8.5
+    opened = open_folder(result.best.save(tmp_path / "out"))
+    assert opened.manifest["certificate"]["verdict"] == "PASS"
+    perplexity = metric("perplexity")
+    lots = split(windows, perplexity, Budget(max_drop=0.05))
+    found = perplexity.summary(perplexity.scores(lower(opened.model), lots.selection))
+    assert math.isclose(found.value, result.best.point.quality.value, rel_tol=1e-9)
+    assert [path.name for path in scratch.iterdir()]
+    del result
+    gc.collect()
+    assert list(scratch.iterdir()) == []  # the candidates that were not chosen are gone
