@@ -24,15 +24,12 @@ class Run:
     language: list[Row] = field(default_factory=list)
     parities: list[Parity] = field(default_factory=list)
     vision: list[Row] = field(default_factory=list)
-    peer: Row | None = None
+    peers: list[Row] = field(default_factory=list)
 
-    @property
-    def beside_peer(self) -> Estimate | None:
-        """How much higher our perplexity is than the peer's, as a fraction, window by window; None without a peer."""
-        if self.peer is None:
-            return None
+    def beside(self, peer: Row) -> Estimate:
+        """How much higher our perplexity is than the peer's, as a fraction, paired window by window."""
         ours = named(self.language, SERVED_INT4)
-        return paired_difference(self.peer.scores.compressed, ours.scores.compressed, bounds=None, relative=True)
+        return paired_difference(peer.scores.compressed, ours.scores.compressed, bounds=None, relative=True)
 
 
 def named(rows: Sequence[Row], name: str) -> Row:
@@ -70,10 +67,11 @@ def page(run: Run) -> str:
 def reading(run: Run) -> list[str]:
     """What the tables say, in sentences."""
     said = ["## Reading", ""]
-    if run.peer is not None:
-        said += [f"- {against_peer(run, run.peer)}"]
+    said += [f"- {against_peer(run, peer)}" for peer in run.peers]
     for bits in (4, 3):
-        of_bits = [row for row in run.language if f", {bits} bits," in row.name and "kernel" not in row.name]
+        of_bits = [
+            row for row in run.language if f", {bits} bits," in row.name and not row.name.endswith(("kernel", "search"))
+        ]
         said.append(f"- At {bits} bits, by KL divergence, from the best: {ordered(of_bits)}.")
     pruned = [row for row in run.language if row.name.endswith(("2:4", "50 %"))]
     said.append(f"- Half of the weights pruned, likewise: {ordered(pruned)}.")
@@ -91,12 +89,12 @@ def reading(run: Run) -> list[str]:
 
 def against_peer(run: Run, peer: Row) -> str:
     """Our GPTQ beside the peer's, in a sentence."""
-    ours, gap = named(run.language, SERVED_INT4), run.beside_peer
-    assert gap is not None
+    ours, gap = named(run.language, SERVED_INT4), run.beside(peer)
     met = "inside" if gap.high <= WITHIN else "not surely inside" if gap.value <= WITHIN else "outside"
     return (
-        f"GPTQ at 4 bits and group {GROUP}: perplexity {ours.figures.compressed.value:.3f} by lissom and "
-        f"{peer.figures.compressed.value:.3f} by llm-compressor on the same calibration tokens, a paired difference of "
+        f"GPTQ at 4 bits and group {GROUP}, lissom's default with its clipping search: perplexity "
+        f'{ours.figures.compressed.value:.3f}, and {peer.figures.compressed.value:.3f} of "{peer.name}" on the same '
+        f"calibration tokens; a paired difference of "
         f"{span(gap, '+.2f', 100)} %, {met} the target of {WITHIN:.0%} above the peer at most. "
         f"The KL divergence is {ours.figures.kl.value / peer.figures.kl.value:.2f} times the peer's."
     )
@@ -111,8 +109,7 @@ def ordered(rows: Sequence[Row]) -> str:
 def language(run: Run) -> list[str]:
     """The protocol and the table of the language model."""
     n = run.language[0].scores.original.size
-    peer = [] if run.peer is None else [run.peer]
-    missing = "" if peer else " llm-compressor was not run: `--peer-python` names an interpreter that has it."
+    missing = "" if run.peers else " llm-compressor was not run: `--peer-python` names an interpreter that has it."
     return [
         "## Language model: wikilm, WikiText-2",
         "",
@@ -128,7 +125,7 @@ def language(run: Run) -> list[str]:
         "llm-compressor, which computed in float32, untouched tensors count as the bfloat16 they were. Seconds are "
         f"those that the processor worked on compressing; threads: {run.threads}.{missing}",
         "",
-        *language_table([*run.language, *peer]),
+        *language_table([*run.language, *run.peers]),
     ]
 
 

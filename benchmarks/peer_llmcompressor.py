@@ -1,8 +1,11 @@
-"""llm-compressor's GPTQ, run by an interpreter that has it: python peer_llmcompressor.py MODEL TOKENS BITS GROUP OUT.
+"""llm-compressor's GPTQ, run by an interpreter that has it.
+
+    python peer_llmcompressor.py MODEL TOKENS BITS GROUP OBSERVER OUT
 
 TOKENS is a safetensors file with one tensor `windows` [n windows, t tokens]. OUT gets the compressed folder as
 llm-compressor writes it, `dense.safetensors` with the same weights as they are after decompression, and `facts.json`:
 the bytes, the seconds that the processor worked, and versions.
+OBSERVER says how ranges are found: memoryless_minmax is the tool's own choice, memoryless_mse searches where to clip.
 Symmetric, act order as the tool sets it, the linear layers of the blocks; the embedding and the head are untouched.
 """
 
@@ -23,12 +26,13 @@ from transformers import AutoModelForCausalLM
 from transformers.utils.quantization_config import CompressedTensorsConfig
 
 
-def compress(model: str, tokens: Path, bits: int, group: int, out: Path) -> float:
+def compress(model: str, tokens: Path, bits: int, group: int, observer: str, out: Path) -> float:
     """Compress, write the folder, and return the seconds that the processor worked on it."""
     windows = load_file(tokens)["windows"]
     data = Dataset.from_dict({"input_ids": windows.tolist(), "attention_mask": torch.ones_like(windows).tolist()})
     loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     weights = {"num_bits": bits, "type": "int", "symmetric": True, "strategy": "group", "group_size": group}
+    weights["observer"] = observer
     scheme = {"linear": {"targets": ["Linear"], "weights": weights}}
     start = time.process_time()
     oneshot(
@@ -65,10 +69,10 @@ def size(folder: Path, source: Path) -> int:
     return total - sum(grown)
 
 
-def main(model: str, tokens: str, bits: str, group: str, out: str) -> None:
+def main(model: str, tokens: str, bits: str, group: str, observer: str, out: str) -> None:
     """Compress, decompress, and write down what was done."""
     folder = Path(out)
-    seconds = compress(model, Path(tokens), int(bits), int(group), folder)
+    seconds = compress(model, Path(tokens), int(bits), int(group), observer, folder)
     facts = {
         "seconds": seconds,
         "bytes": size(folder, Path(model)),

@@ -65,8 +65,10 @@ def measured(shared: Path, asked: argparse.Namespace) -> Run:
         run.language = told(wikilm.rows(bench))
         run.parities = list(wikilm.parities(bench))
         if asked.peer_python:
-            run.peer, others = wikilm.peer_row(bench, asked.peer_python)
-            run.versions |= others
+            for ranges in wikilm.OBSERVERS:
+                row, others = wikilm.peer_row(bench, asked.peer_python, ranges)
+                run.peers.append(row)
+                run.versions |= others
     return run
 
 
@@ -97,7 +99,7 @@ def versions() -> dict[str, str]:
 
 def as_dict(run: Run) -> dict[str, object]:
     """The run for JSON."""
-    rows = [*run.language, *([] if run.peer is None else [run.peer])]
+    rows = [*run.language, *run.peers]
     return {
         "benchmark": "quality",
         "command": run.command,
@@ -105,7 +107,7 @@ def as_dict(run: Run) -> dict[str, object]:
         "machine": run.machine,
         "versions": run.versions,
         "language": [row.as_dict() for row in rows],
-        "beside_peer": None if run.beside_peer is None else asdict(run.beside_peer),
+        "beside_peers": {peer.name: asdict(run.beside(peer)) for peer in run.peers},
         "parity": [asdict(found) for found in run.parities],
         "vision": [row.as_dict() for row in run.vision],
     }

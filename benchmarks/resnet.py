@@ -100,7 +100,7 @@ def ways() -> dict[str, Callable[[nn.Module, Any], nn.Module]]:
         "palette: kmeans, 4 bits, a codebook a row": palette(1),
         "palette: kmeans, 4 bits, a codebook a matrix": palette(0),
         "int4, gptq: `quantize_model(model, data, bits=4)`": lambda m, data: lissom.quantize_model(m, data, bits=4),
-        "half pruned, 4-bit palette: `compress_model(model, data)`": lambda m, data: lissom.compress_model(m, data),
+        "pruned, then a palette: `compress_model(model, data)`": lambda m, data: lissom.compress_model(m, data),
     }
 
 

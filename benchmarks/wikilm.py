@@ -31,6 +31,7 @@ LENGTH = 512
 CALIBRATION = 128  # windows
 TEST = 240  # windows, unless all are asked for
 GROUP = 128
+OBSERVERS = {"its default ranges": "memoryless_minmax", "with its clipping search": "memoryless_mse"}  # of the peer
 PEER = Path(__file__).with_name("peer_llmcompressor.py")
 BLOCKS, EMBEDDING = "model.layers.*", "model.embed_tokens"
 SERVED_INT8, SERVED_INT4 = "int8, embedding too", f"gptq, 4 bits, group {GROUP}"  # also run on their kernels
@@ -104,6 +105,7 @@ def recipes(config: PretrainedConfig) -> dict[str, Steps]:
         "int8: rtn, a scale a row": blocks("rtn", bits=8),
         SERVED_INT8: [*blocks("rtn", bits=8), BYTE_EMBEDDING],
     }
+    found[f"gptq, 4 bits, group {GROUP}, no clipping search"] = blocks("gptq", bits=4, group=GROUP, clip=False)
     for bits in (4, 3):
         for technique in ("rtn", "gptq"):
             found[f"{technique}, {bits} bits, group {GROUP}"] = blocks(technique, bits=bits, group=GROUP)
@@ -149,11 +151,11 @@ def compressed(bench: Bench, name: str, steps: Steps) -> tuple[Path, float]:
     return out, time.process_time() - start
 
 
-def peer_row(bench: Bench, python: str) -> tuple[Row, dict[str, str]]:
+def peer_row(bench: Bench, python: str, ranges: str) -> tuple[Row, dict[str, str]]:
     """llm-compressor on the same tokens, in its own interpreter; its weights are evaluated here. And its versions."""
-    tokens, out = bench.place / "calibration.safetensors", bench.place / "peer"
+    tokens, out = bench.place / "calibration.safetensors", bench.place / OBSERVERS[ranges]
     save_file({"windows": bench.calibration.contiguous()}, tokens)
-    command = [python, str(PEER), str(bench.source), str(tokens), "4", str(GROUP), str(out)]
+    command = [python, str(PEER), str(bench.source), str(tokens), "4", str(GROUP), OBSERVERS[ranges], str(out)]
     done = subprocess.run(command, env={**os.environ, "PYTHONPATH": ""}, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"quality: {PEER.name} failed under {python}:\n{done.stderr[-2000:]}")
@@ -161,7 +163,7 @@ def peer_row(bench: Bench, python: str) -> tuple[Row, dict[str, str]]:
     model = open_folder(bench.source).model
     model.load_state_dict(load_file(out / "dense.safetensors"))
     versions = {f"{name} (peer)": version for name, version in facts["versions"].items()}
-    name = f"llm-compressor: GPTQ, 4 bits, group {GROUP}"
+    name = f"llm-compressor: GPTQ, 4 bits, group {GROUP}, {ranges}"
     return bench.row(name, model, facts["bytes"], facts["seconds"]), versions
 
 

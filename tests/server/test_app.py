@@ -40,9 +40,9 @@ def stories(model: Any, tokenizer: Any) -> LanguageService:
 
 
 def gauge(client: httpx.Client, name: str) -> float:
-    """A value of /metrics."""
-    (line,) = [line for line in client.get("/metrics").text.splitlines() if line.startswith(f"{name}{{")]
-    return float(line.rpartition(" ")[2])
+    """A value of /metrics; a counter is there once it has counted."""
+    lines = [line for line in client.get("/metrics").text.splitlines() if line.startswith(f"{name}{{")]
+    return sum(float(line.rpartition(" ")[2]) for line in lines)
 
 
 def wait_until_idle(client: httpx.Client) -> None:
