@@ -1,139 +1,114 @@
-"""The page docs/quality.md: every number on it comes from the run that wrote it."""
+"""The page docs/quality.md: every number on it was measured by the command that it names, or by an earlier one."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from datetime import date
 
-from resnet import CALIBRATION as IMAGES
-from table import Row, language_table, markdown, span, vision_table
-from wikilm import CALIBRATION, GROUP, LENGTH, SERVED_INT4, Parity
-
-from lissom.estimate import Estimate, paired_difference
-
-WITHIN = 0.01  # of the peer's perplexity
-
-
-@dataclass(slots=True, kw_only=True)
-class Run:
-    """What a run has found so far."""
-
-    command: str
-    threads: int
-    machine: dict[str, str]
-    versions: dict[str, str]
-    language: list[Row] = field(default_factory=list)
-    parities: list[Parity] = field(default_factory=list)
-    vision: list[Row] = field(default_factory=list)
-    peers: list[Row] = field(default_factory=list)
-
-    def beside(self, peer: Row) -> Estimate:
-        """How much higher our perplexity is than the peer's, as a fraction, paired window by window."""
-        ours = named(self.language, SERVED_INT4)
-        return paired_difference(peer.scores.compressed, ours.scores.compressed, bounds=None, relative=True)
-
-
-def named(rows: Sequence[Row], name: str) -> Row:
-    """The row of that name."""
-    return next(row for row in rows if row.name == name)
+import cost
+import encoder
+import resnet
+from reading import best, reading
+from recipes import TABLES
+from run import Run
+from table import Row, kl_ratio, language_table, markdown, span
+from wikilm import CALIBRATION, LENGTH
 
 
 def page(run: Run) -> str:
     """The whole page."""
-    said = [
+    said = [*heading(run), *reading(run), *language(run), *others(run), *made_with(run)]
+    return "\n".join(said) + "\n"
+
+
+def heading(run: Run) -> list[str]:
+    """When, and by which command."""
+    dates = run.dates() or ["never"]
+    return [
         "# Quality",
         "",
-        f"Written on {date.today()} by the command below; no number was typed in. `make bench-quality` prints the "
-        "same tables.",
+        f"Measured from {dates[0]} to {dates[-1]} by the command below, the last of those that made these rows; no "
+        "number was typed in. `make bench-quality` prints the same tables.",
         "",
         "```text",
         run.command,
         "```",
         "",
-        *reading(run),
-        "",
-        *language(run),
-        "",
-        *parity(run.parities),
-        "",
-        *vision(run.vision),
-        "",
-        "## Machine and versions",
-        "",
-        *(f"- {name}: {value}" for name, value in (run.machine | run.versions).items()),
     ]
-    return "\n".join(said) + "\n"
 
 
-def reading(run: Run) -> list[str]:
-    """What the tables say, in sentences."""
-    said = ["## Reading", ""]
-    said += [f"- {against_peer(run, peer)}" for peer in run.peers]
-    for bits in (4, 3):
-        of_bits = [
-            row for row in run.language if f", {bits} bits," in row.name and not row.name.endswith(("kernel", "search"))
-        ]
-        said.append(f"- At {bits} bits, by KL divergence, from the best: {ordered(of_bits)}.")
-    pruned = [row for row in run.language if row.name.endswith(("2:4", "50 %"))]
-    said.append(f"- Half of the weights pruned, likewise: {ordered(pruned)}.")
-    width = max((row.figures.drop.high - row.figures.drop.low) / 2 for row in run.vision)
-    said.append(
-        f"- On ResNet-20 {run.vision[0].figures.original.n:,} images leave a drop uncertain by up to {100 * width:.1f} "
-        "points either way: rows that lie closer together are not told apart."
-    )
-    said.append(
-        "- One small model, calibrated on text of the kind it is tested on. The intervals are over the test windows, "
-        "not over other models or other calibration texts."
-    )
-    return said
-
-
-def against_peer(run: Run, peer: Row) -> str:
-    """Our GPTQ beside the peer's, in a sentence."""
-    ours, gap = named(run.language, SERVED_INT4), run.beside(peer)
-    met = "inside" if gap.high <= WITHIN else "not surely inside" if gap.value <= WITHIN else "outside"
-    return (
-        f"GPTQ at 4 bits and group {GROUP}, lissom's default with its clipping search: perplexity "
-        f'{ours.figures.compressed.value:.3f}, and {peer.figures.compressed.value:.3f} of "{peer.name}" on the same '
-        f"calibration tokens; a paired difference of "
-        f"{span(gap, '+.2f', 100)} %, {met} the target of {WITHIN:.0%} above the peer at most. "
-        f"The KL divergence is {ours.figures.kl.value / peer.figures.kl.value:.2f} times the peer's."
-    )
-
-
-def ordered(rows: Sequence[Row]) -> str:
-    """The names of rows by what they cost in KL divergence."""
-    best = sorted(rows, key=lambda row: row.figures.kl.value)
-    return "; ".join(f"{row.name} ({row.figures.kl.value:.4f})" for row in best)
+def made_with(run: Run) -> list[str]:
+    """The machine and the versions."""
+    said = run.machine | run.versions | run.peer_versions()
+    return ["## Machine and versions", "", *(f"- {name}: {value}" for name, value in said.items())]
 
 
 def language(run: Run) -> list[str]:
-    """The protocol and the table of the language model."""
-    n = run.language[0].scores.original.size
-    missing = "" if run.peers else " llm-compressor was not run: `--peer-python` names an interpreter that has it."
-    return [
+    """The protocol and the tables of the language model."""
+    first = next((row for table in TABLES for row in run.rows(table)), None)
+    if first is None:
+        return []
+    said = [
         "## Language model: wikilm, WikiText-2",
         "",
-        f"Llama architecture, {run.language[0].weights:,} weights, counted with the embedding, which is the head too. "
-        f"The test text is tokenized whole without special tokens and cut into windows of {LENGTH}; the first {n} are "
-        "scored from their second token, in float32, with the compressed weights decoded. Calibration: the first "
-        f"{CALIBRATION} windows of {LENGTH} tokens of the calibration text, for every row. Unless a row says so, the "
-        "embedding is left in bfloat16 and only the linear layers of the blocks are compressed; integers are "
-        "symmetric. Intervals hold with 95 %, windows being the samples; the change of perplexity is paired, window by "
-        "window.",
+        f"Llama architecture, {first.weights:,} weights, counted with the embedding, which is the head too. The test "
+        f"text is tokenized whole without special tokens and cut into windows of {LENGTH}; the first "
+        f"{first.scores.original.size} are scored from their second token, in float32, with the compressed weights "
+        f"decoded. Calibration: the first {CALIBRATION} windows of {LENGTH} tokens of the calibration text, for every "
+        "row, the peers' too. Unless a row says so, the embedding is left in bfloat16 and only the linear layers of "
+        "the blocks are compressed; integers are symmetric. Intervals hold with 95 %, windows being the samples; the "
+        "change of perplexity is paired, window by window.",
         "",
-        "Bits per weight are 8 times the bytes of the safetensors files over all weights of the model; of "
-        "llm-compressor, which computed in float32, untouched tensors count as the bfloat16 they were. Seconds are "
-        f"those that the processor worked on compressing; threads: {run.threads}.{missing}",
+        "Bits per weight are 8 times the bytes of the safetensors files over all weights of the model; of the layers: "
+        "those of the compressed matrices alone, everything that is stored of them counted. Of peers that computed in "
+        "float32, untouched tensors count as the bfloat16 they were. Seconds are those that the processor "
+        f"worked on compressing, and those that passed; threads: {run.threads}.",
         "",
-        *language_table([*run.language, *run.peers]),
     ]
+    for table, about in TABLES.items():
+        rows = run.rows(table)
+        if rows:
+            said += [f"### {about[0]}", "", *([about[1], ""] if about[1] else []), *language_table(rows), ""]
+        if rows and table == "sizes":
+            said += sizes(run, rows)
+    return said + parity(run)
 
 
-def parity(found: Sequence[Parity]) -> list[str]:
+def sizes(run: Run, rows: Sequence[Row]) -> list[str]:
+    """For each file of llama.cpp the best of ours that is no larger."""
+    ours = [row for table in TABLES for row in run.ours(table)]
+    itself = {task.name: (row["itself"] or {}).get("kl") for task, row in run.of("sizes") if "itself" in row}
+    body = []
+    for theirs in (row for row in rows if row.name in itself):
+        own = best(ours, theirs.file_bytes)
+        if own is not None:
+            body.append(
+                (
+                    theirs.name,
+                    f"{theirs.file_bytes:,}",
+                    span(theirs.figures.kl, ".5f"),
+                    "" if itself[theirs.name] is None else f"{itself[theirs.name]:.5f}",
+                    own.name,
+                    f"{own.file_bytes:,}",
+                    span(own.figures.kl, ".5f"),
+                    span(kl_ratio(own, theirs), ".2f"),
+                )
+            )
+    head = ("file", "bytes", "KL", "KL by its own protocol", "the best of ours that fits", "bytes", "KL", "ratio of KL")
+    return [*markdown(head, body), ""] if body else []
+
+
+def parity(run: Run) -> list[str]:
     """What is served is what is evaluated."""
+    found = [one for _, row in run.of("parity") for one in row["parities"]]
+    if not found:
+        return []
     head = ("model", "largest difference of a logit", "largest logit", "same top-1 %", "positions")
     body = [
-        (p.name, f"{p.largest_difference:.2g}", f"{p.largest_logit:.1f}", f"{100 * p.same_top1:.1f}", f"{p.tokens}")
+        (
+            p["name"],
+            f"{p['largest_difference']:.2g}",
+            f"{p['largest_logit']:.1f}",
+            f"{100 * p['same_top1']:.1f}",
+            f"{p['tokens']}",
+        )
         for p in found
     ]
     return [
@@ -145,18 +120,19 @@ def parity(found: Sequence[Parity]) -> list[str]:
         "step of bfloat16; a row's result does not depend on the rows beside it. With decoded weights all is float32.",
         "",
         *markdown(head, body),
+        "",
     ]
 
 
-def vision(rows: Sequence[Row]) -> list[str]:
-    """The protocol and the table of the classifier."""
-    return [
-        "## ResNet-20, CIFAR-10",
-        "",
-        f"{rows[0].weights:,} weights, published by others. Accuracy on the first {rows[0].figures.original.n:,} test "
-        f"images, with exact pixels; calibration on {IMAGES} training images. Each model is saved, loaded again and "
-        "evaluated. Nothing is trained afterwards. The drop and the flips are paired, image by image; the batch "
-        "normalisations stay in float32 and are counted in the bytes.",
-        "",
-        *vision_table(rows),
-    ]
+def others(run: Run) -> list[str]:
+    """The encoder, the classifiers, and what optimising costs."""
+    said: list[str] = []
+    found = run.of("encoder")
+    if found:
+        said += [*encoder.section([encoder.row(task.name, row) for task, row in found]), ""]
+    for name in resnet.MODELS:
+        if run.rows(name):
+            said += [*resnet.section(name, run.rows(name), run.of(f"{name}, pruned")), ""]
+    if run.of("cost"):
+        said += [*cost.section(run.of("cost")), ""]
+    return said

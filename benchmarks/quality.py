@@ -1,9 +1,11 @@
-"""Quality: what every technique costs, on a language model and on a classifier, and beside llm-compressor.
+"""Quality: what every technique costs, on a language model, an encoder and classifiers, and beside its peers.
 
-    python benchmarks/quality.py [--peer-python PYTHON] [--windows N] [--write docs/quality.md]
+    python benchmarks/quality.py [--only language,peers,encoder,vision,cost] [--peer-python PYTHON]
+                                 [--llama-source FOLDER --llama-programs FOLDER] [--windows N] [--write docs/quality.md]
 
-Prints the tables, then one line of JSON. It needs the shared models and data: the folder that LISSOM_SHARED names, or
-`shared` beside the repository.
+Measures the parts that are named (all, if none is), keeps every row in the cache folder, and prints the tables of all
+that is known. It needs the shared models and data: the folder that LISSOM_SHARED names, or `shared` beside the
+repository. Parts whose models or peers are not there are left out.
 """
 
 import argparse
@@ -11,26 +13,30 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Iterable
-from dataclasses import asdict
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import cost
+import encoder
+import peers
 import resnet
 import torch
 import transformers
 import wikilm
-from page import Run, language, page, parity, vision
-from table import Row
+from cache import Cache, Task
+from page import page
+from run import Run
 
 from lissom.hardware import describe
 
-NEEDED = ("models/wikilm", "data/wikitext2/plain", "models/resnet_cifar10", "data/cifar10_lossless")
+NEEDED = ("models/wikilm", "data/wikitext2/plain", "models/resnet_cifar10", "data/cifar10_lossless", "data/stsb_en")
+PARTS = ("language", "peers", "encoder", "vision", "cost")
 
 
 def main() -> int:
-    """Measure everything, print it, and write the page if asked."""
+    """Measure what is asked for, print all that is known, and write the page if asked."""
     asked = arguments()
     shared = Path(os.environ.get("LISSOM_SHARED", Path(__file__).parents[2] / "shared"))
     missing = [name for name in NEEDED if not (shared / name).is_dir()]
@@ -38,47 +44,65 @@ def main() -> int:
         print(f"quality: skipped, there is no {missing[0]} in the shared folder; LISSOM_SHARED names another one")
         return 0
     torch.manual_seed(0)
-    run = measured(shared, asked)
-    print("\n".join([*language(run), "", *parity(run.parities), "", *vision(run.vision), ""]))
-    print(json.dumps(as_dict(run)))
+    with TemporaryDirectory() as place:
+        run = measured(shared, asked, Path(place))
+    text = page(run)
+    print(text)
+    print(json.dumps(run.as_dict()))
     if asked.write is not None:
-        asked.write.write_text(page(run), encoding="utf-8")
+        asked.write.write_text(text, encoding="utf-8")
     return 0
 
 
 def arguments() -> argparse.Namespace:
     """What was asked on the command line."""
     parser = argparse.ArgumentParser(description="What every technique costs in quality.")
-    parser.add_argument("--peer-python", metavar="PYTHON", help="an interpreter that has llm-compressor")
+    parser.add_argument("--only", type=lambda words: words.split(","), default=PARTS, help="parts to measure")
+    parser.add_argument("--table", help="measure only the rows of this table, such as sizes")
+    parser.add_argument("--cache", type=Path, default=Path("build/quality"), help="the folder of measured rows")
+    parser.add_argument("--fresh", action="store_true", help="measure again what is known")
+    parser.add_argument("--peer-python", metavar="PYTHON", help="an interpreter that has the peers")
+    parser.add_argument("--llama-source", type=Path, metavar="FOLDER", help="llama.cpp's source, for its converter")
+    parser.add_argument("--llama-programs", type=Path, metavar="FOLDER", help="llama.cpp's programs")
     parser.add_argument("--windows", type=int, default=wikilm.TEST, help="test windows; 0 for all of them")
     parser.add_argument("--write", type=Path, metavar="FILE", help="write the page there")
-    return parser.parse_args()
+    asked = parser.parse_args()
+    if set(asked.only) - set(PARTS):
+        parser.error(f"--only: there are {', '.join(PARTS)}")
+    return asked
 
 
-def measured(shared: Path, asked: argparse.Namespace) -> Run:
-    """Every row, told as it is done."""
+def measured(shared: Path, asked: argparse.Namespace, place: Path) -> Run:
+    """Every row that is known or asked for, each told as it is begun."""
     run = Run(command=command(), threads=torch.get_num_threads(), machine=describe().as_dict(), versions=versions())
-    with TemporaryDirectory() as place:
-        (Path(place) / "vision").mkdir()
-        run.vision = told(resnet.rows(shared, Path(place) / "vision"))
-        bench = wikilm.Bench.of(shared, asked.windows or None, Path(place))
-        run.language = told(wikilm.rows(bench))
-        run.parities = list(wikilm.parities(bench))
-        if asked.peer_python:
-            for ranges in wikilm.OBSERVERS:
-                row, others = wikilm.peer_row(bench, asked.peer_python, ranges)
-                run.peers.append(row)
-                run.versions |= others
+    cache = Cache(folder=asked.cache)
+    for task in every(shared, asked, place, run):
+        wanted = task.part in asked.only and asked.table in (None, task.table)
+        run.found += cache.rows([task], measure=wanted and available(task, asked), fresh=asked.fresh)
     return run
 
 
-def told(rows: Iterable[Row]) -> list[Row]:
-    """The rows, each named on standard error when it is there."""
-    done = []
-    for row in rows:
-        print(f"{row.name}: {row.figures.compressed}, {row.bits:.2f} bits", file=sys.stderr, flush=True)
-        done.append(row)
-    return done
+def every(shared: Path, asked: argparse.Namespace, place: Path, run: Run) -> Iterator[Task]:
+    """The rows of all parts."""
+    places = peers.Places(python=asked.peer_python, source=asked.llama_source, programs=asked.llama_programs)
+    for part in PARTS:
+        (place / part).mkdir()
+    language = wikilm.Bench.of(shared, asked.windows or None, place / "language", run.versions)
+    yield from wikilm.tasks(language)
+    yield from peers.tasks(language, places)
+    home = encoder.home()
+    if home is not None:
+        yield from encoder.tasks(encoder.Bench.of(home, shared / "data" / "stsb_en", place / "encoder"), run.versions)
+    yield from resnet.tasks(resnet.Bench.of(shared, place / "vision", places), run.versions)
+    yield from cost.tasks(cost.Bench(place=place / "cost", places=places), run.versions)
+
+
+def available(task: Task, asked: argparse.Namespace) -> bool:
+    """Whether the peer of a row was named."""
+    if "llama.cpp" in task.name:
+        return None not in (asked.peer_python, asked.llama_source, asked.llama_programs)
+    others = ("llm-compressor", "AutoRound", "Torch-Pruning")
+    return asked.peer_python is not None or not task.name.startswith(others)
 
 
 def command() -> str:
@@ -94,22 +118,11 @@ def versions() -> dict[str, str]:
         own = version("lissom")
     except PackageNotFoundError:
         own = "from its sources"
-    return {"lissom": own, "python": platform.python_version(), "transformers": transformers.__version__}
-
-
-def as_dict(run: Run) -> dict[str, object]:
-    """The run for JSON."""
-    rows = [*run.language, *run.peers]
     return {
-        "benchmark": "quality",
-        "command": run.command,
-        "threads": run.threads,
-        "machine": run.machine,
-        "versions": run.versions,
-        "language": [row.as_dict() for row in rows],
-        "beside_peers": {peer.name: asdict(run.beside(peer)) for peer in run.peers},
-        "parity": [asdict(found) for found in run.parities],
-        "vision": [row.as_dict() for row in run.vision],
+        "lissom": own,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
     }
 
 

@@ -1,127 +1,207 @@
-"""ResNet-20 on CIFAR-10, trained by others, compressed as any module is.
+"""ResNet-20 and ResNet-56 on CIFAR-10, trained by others, compressed as any module is.
 
-He, Zhang, Ren, Sun, CVPR 2016, arXiv:1512.03385, section 4.2: three stages of 16, 32 and 64 channels, two 3x3
-convolutions a block, and shortcuts without parameters: they skip every other pixel and pad new channels with zeros.
-
-Shapes: n images, c channels, h and w pixels.
+Shapes: n images.
 """
 
+import copy
+import hashlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from safetensors.torch import save_file
-from table import Row, size_of
+from cache import Fields, Task
+from cifar import ResNet, images, multiplications, recover, trained
+from peers import HERE, Places, ran
+from table import Row, markdown, plain, size_of, span, vision_table
 from torch import Tensor, nn
 
 import lissom
-from lissom.evaluate import paired
+from lissom.evaluate import Comparison, Paired, paired
+from lissom.evaluate.metric import metric
 
 CALIBRATION = 512  # images
 BATCH = 64
-MEAN, SPREAD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # those that the weights were trained with
+EPOCHS = 10  # of recovery, where channels are pruned
+MODELS = {"ResNet-20": (3, "resnet20-12fca82f.th"), "ResNet-56": (9, "resnet56-4bfd9763.th")}
+OURS = "channels, half of each block's"
+PEERS = {"Torch-Pruning, by magnitude": "magnitude", "Torch-Pruning, by Taylor expansion": "taylor"}
+TEXTS = ("resnet.py", "cifar.py", "peer_torchpruning.py")
+
+Way = Callable[[nn.Module, Any], nn.Module]
 
 
-class Block(nn.Module):
-    """relu(x + bn(conv(relu(bn(conv(x))))))."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bench:
+    """The weights, the images, and a place to write."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(outputs)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(outputs)
-        self.stride, self.widen = stride, outputs - inputs
+    models: Path
+    held: dict[str, tuple[Tensor, Tensor]]
+    archive: Path
+    place: Path
+    places: Places
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Images of half the size where the stride is 2."""
-        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        short = x[:, :, :: self.stride, :: self.stride]
-        return F.relu(y + F.pad(short, (0, 0, 0, 0, self.widen // 2, self.widen // 2)))
+    @classmethod
+    def of(cls, shared: Path, place: Path, places: Places) -> "Bench":
+        """Everything in the shared folder."""
+        data = shared / "data"
+        return cls(
+            models=shared / "models" / "resnet_cifar10",
+            held=images(data / "cifar10_lossless" / "cifar10_lossless.npz"),
+            archive=data / "cifar10_jpeg" / "train.tar.gz",
+            place=place,
+            places=places,
+        )
 
+    @property
+    def calibration(self) -> list[Tensor]:
+        """Batches of training images."""
+        return list(self.held["train"][0][:CALIBRATION].split(BATCH))
 
-class ResNet(nn.Module):
-    """6 · blocks + 2 layers; 20 for blocks = 3."""
-
-    def __init__(self, blocks: int = 3) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(16)
-        self.layer1 = stage(16, 16, blocks, 1)
-        self.layer2 = stage(16, 32, blocks, 2)
-        self.layer3 = stage(32, 64, blocks, 2)
-        self.linear = nn.Linear(64, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The logits of ten classes."""
-        x = F.relu(self.bn1(self.conv1(x)))
-        x = self.layer3(self.layer2(self.layer1(x)))
-        return self.linear(x.mean((2, 3)))
+    def folder(self) -> Path:
+        """A new place to write."""
+        return self.place / f"vision-{len(list(self.place.iterdir()))}"
 
 
-def stage(inputs: int, outputs: int, blocks: int, stride: int) -> nn.Sequential:
-    """Blocks of one width, the first of which gets there."""
-    return nn.Sequential(Block(inputs, outputs, stride), *(Block(outputs, outputs, 1) for _ in range(blocks - 1)))
+def ways() -> dict[str, Way]:
+    """What is tried without training, as a user writes it."""
 
-
-def trained(file: Path) -> ResNet:
-    """ResNet-20 with its published weights, a file of torch's own that is read as tensors only."""
-    held = torch.load(file, weights_only=True, map_location="cpu")  # noqa: TID251, there is no other copy of them
-    model = ResNet()
-    model.load_state_dict({name.removeprefix("module."): tensor for name, tensor in held["state_dict"].items()})
-    return model.eval()
-
-
-def images(file: Path) -> dict[str, tuple[Tensor, Tensor]]:
-    """The lossless images and their classes: the first 1,000 of the test set, and some of the training set."""
-    with np.load(file) as held:
-        return {part: (normal(held[f"{part}_x"]), torch.tensor(held[f"{part}_y"]).long()) for part in ("train", "test")}
-
-
-def normal(pixels: np.ndarray) -> Tensor:
-    """Images [n, h, w, c] of bytes as the network wants them, [n, c, h, w]."""
-    x = torch.tensor(pixels).permute(0, 3, 1, 2).float() / 255
-    return (x - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(SPREAD).view(3, 1, 1)
-
-
-def ways() -> dict[str, Callable[[nn.Module, Any], nn.Module]]:
-    """What is tried."""
-
-    def palette(rows: int) -> Callable[[nn.Module, Any], nn.Module]:
-        step = lissom.Step(technique="kmeans", knobs={"bits": 4, "rows": rows})
-        return lambda model, data: lissom.compress_model(model, data, steps=[step])
+    def steps(**step: Any) -> Way:
+        return lambda model, data: lissom.compress_model(model, data, steps=[{"layers": "*", **step}])
 
     return {
         "int8: `quantize_model(model, data)`": lambda model, data: lissom.quantize_model(model, data),
-        "palette: kmeans, 4 bits, a codebook a row": palette(1),
-        "palette: kmeans, 4 bits, a codebook a matrix": palette(0),
         "int4, gptq: `quantize_model(model, data, bits=4)`": lambda m, data: lissom.quantize_model(m, data, bits=4),
+        "palette: kmeans, 4 bits, a codebook a row": steps(technique="kmeans", bits=4, rows=1),
+        "palette: kmeans, 4 bits, a codebook a matrix": steps(technique="kmeans", bits=4, rows=0),
         "pruned, then a palette: `compress_model(model, data)`": lambda m, data: lissom.compress_model(m, data),
+        'binary: `quantize_model(model, data, bits="binary")`': lambda m, d: lissom.quantize_model(m, d, bits="binary"),
     }
 
 
-def rows(shared: Path, place: Path) -> Iterator[Row]:
-    """Every row of the table; the compressed models are saved, loaded again, and then evaluated."""
-    original = trained(shared / "models" / "resnet_cifar10" / "resnet20-12fca82f.th")
-    held = images(shared / "data" / "cifar10_lossless" / "cifar10_lossless.npz")
-    calibration = list(held["train"][0][:CALIBRATION].split(BATCH))
+def tasks(bench: Bench, versions: dict[str, str]) -> Iterator[Task]:
+    """Every row: those compressed only, and those pruned and trained."""
+    texts = {name: hashlib.sha256(Path(__file__).with_name(name).read_bytes()).hexdigest()[:16] for name in TEXTS}
+    for model in MODELS:
+        for name, way in {"original, float32": None, **ways()}.items():
+            key = {"model": model, "way": name, "text": texts["cifar.py"], "versions": versions}
+            run = lambda model=model, way=way: compressed(bench, model, way).fields()  # noqa: E731
+            yield Task(part="vision", table=model, name=name, key=key, measure=run)
+    for model in MODELS:
+        for name, prune in {OURS: channels, **dict.fromkeys(PEERS)}.items():
+            key = {"model": model, "way": name, "texts": texts, "epochs": EPOCHS, "versions": versions}
+            run = lambda model=model, name=name, own=prune: pruned(bench, model, name, own)  # noqa: E731
+            yield Task(part="vision", table=f"{model}, pruned", name=name, key=key, measure=run)
+
+
+def compressed(bench: Bench, name: str, way: Way | None) -> Row:
+    """Compress, save, load again, and evaluate."""
+    blocks, file = MODELS[name]
+    original = trained(bench.models / file, blocks)
+    start = time.process_time()
+    model = copy.deepcopy(original) if way is None else way(original, bench.calibration)
+    seconds = None if way is None else time.process_time() - start
+    folder = lissom.save(model, bench.folder())
+    read = lissom.load(folder, model=ResNet(blocks))
     weights = sum(p.numel() for p in original.parameters())
+    scores = paired(original, read, bench.held["test"], "accuracy")
+    return Row(name=name, scores=scores, nbytes=size_of(folder), weights=weights, seconds=seconds)
 
-    def row(name: str, model: nn.Module, folder: Path, seconds: float | None = None) -> Row:
-        scores = paired(original, model, held["test"], "accuracy")
-        return Row(name=name, scores=scores, nbytes=size_of(folder), weights=weights, seconds=seconds)
 
-    first = place / "original"
-    first.mkdir()
-    save_file(original.state_dict(), first / "model.safetensors")
-    yield row("original, float32", original, first)
-    for number, (name, compress) in enumerate(ways().items()):
-        start = time.process_time()
-        model = compress(original, calibration)
-        seconds = time.process_time() - start
-        folder = lissom.save(model, place / str(number))
-        yield row(name, lissom.load(folder, model=ResNet()), folder, seconds)
+def channels(model: nn.Module, data: Any) -> nn.Module:
+    """Half of the channels between the two convolutions of every block, the second one fitted anew."""
+    return lissom.compress_model(model, data, steps=[{"layers": "layer*.conv1", "technique": "channels"}])
+
+
+def pruned(bench: Bench, name: str, way: str, own: Way | None) -> Fields:
+    """Halve the inner channels, by us or by a peer, and train for some epochs."""
+    blocks, file = MODELS[name]
+    original = trained(bench.models / file, blocks)
+    facts = by_us(bench, original, own) if own else by_peer(bench, bench.models / file, blocks, PEERS[way])
+    x, y = bench.held["test"]
+    return {"original": right(original, x, y), **facts}
+
+
+def by_us(bench: Bench, original: ResNet, way: Way) -> Fields:
+    """What the peer's script does, with lissom."""
+    start = time.process_time()
+    model = way(original, bench.calibration)
+    facts: Fields = {
+        "seconds": time.process_time() - start,
+        "multiplications": [multiplications(original), multiplications(model)],
+        "weights": sum(p.numel() for p in model.parameters()),
+        "before": right(model, *bench.held["test"]),
+    }
+    start = time.process_time()
+    recover(model, bench.archive, bench.held["train"][0], epochs=EPOCHS)
+    read = lissom.load(lissom.save(model, folder := bench.folder(), example=bench.calibration[0][:2]))
+    after = right(read, *bench.held["test"])
+    return {**facts, "after": after, "recovery_seconds": time.process_time() - start, "nbytes": size_of(folder)}
+
+
+def by_peer(bench: Bench, weights: Path, blocks: int, importance: str) -> Fields:
+    """Torch-Pruning in its own interpreter."""
+    if bench.places.python is None:
+        raise SystemExit("quality: Torch-Pruning needs --peer-python, an interpreter that has it")
+    out = bench.folder()
+    lossless = bench.models.parents[1] / "data" / "cifar10_lossless" / "cifar10_lossless.npz"
+    words = [bench.places.python, HERE / "peer_torchpruning.py", weights, blocks, lossless, bench.archive, out]
+    return ran([*words, "--importance", importance, "--epochs", EPOCHS], out)
+
+
+@torch.no_grad()
+def right(model: nn.Module, x: Tensor, y: Tensor) -> list[float]:
+    """Which images are classified rightly."""
+    said = torch.cat([model.eval()(lot).argmax(-1) for lot in x.split(250)])
+    return (said == y).float().tolist()
+
+
+def pruned_rows(found: Sequence[tuple[Task, Fields]]) -> list[tuple[str, ...]]:
+    """Two lines for each way: before and after the training."""
+    body = []
+    for task, row in found:
+        before, after = row["multiplications"]
+        for when in ("before", "after"):
+            scores = Paired(
+                metric=metric("accuracy"), original=np.array(row["original"]), compressed=np.array(row[when])
+            )
+            figures = Comparison.of(scores)
+            body.append(
+                (
+                    f"{task.name}, {when} recovery",
+                    span(figures.compressed, ".1f", 100),
+                    span(figures.drop, "+.2f", 100),
+                    f"{before / after:.2f}",
+                    f"{row['weights']:,}",
+                    plain(row["seconds" if when == "before" else "recovery_seconds"]),
+                )
+            )
+    return body
+
+
+def section(name: str, rows: Sequence[Row], halved: Sequence[tuple[Task, Fields]]) -> list[str]:
+    """The protocol and the tables of one network."""
+    said = [
+        f"## {name}, CIFAR-10",
+        "",
+        f"{rows[0].weights:,} weights, published by others. Accuracy on the first {rows[0].figures.original.n:,} test "
+        f"images, with exact pixels; calibration on {CALIBRATION} training images. Each model is saved, loaded again "
+        "and evaluated; nothing is trained. The drop and the flips are paired, image by image; the batch "
+        "normalisations stay in float32 and are counted in the bytes.",
+        "",
+        *vision_table(rows),
+    ]
+    if halved:
+        head = ("model", "accuracy %", "drop in points, paired", "times fewer MACs", "weights", "processor seconds")
+        said += [
+            "",
+            "Half of the channels inside each block pruned (the shortcuts pad to fixed widths, so that the stream "
+            f"between blocks keeps its own). Recovery: {EPOCHS} epochs of the 50,000 lossy training images, the same "
+            "code, data and order for every row.",
+            "",
+            *markdown(head, pruned_rows(halved)),
+        ]
+    return said

@@ -1,23 +1,23 @@
-"""A language model trained on WikiText-2, compressed in every way there is, and beside llm-compressor.
+"""A language model trained on WikiText-2, compressed in every way there is.
 
 Shapes: n windows, t tokens, v vocabulary.
 """
 
-import json
-import os
-import subprocess
+import shutil
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from cache import Fields, Task, sources
+from recipes import BESIDE, SERVED_INT4, SERVED_INT8, Steps, Within, tables
+from safetensors.torch import load_file
 from table import Row, size_of
 from torch import Tensor, nn
-from transformers import PretrainedConfig
 
 import lissom
 from lissom.artifact import Opened, open_folder
@@ -26,18 +26,12 @@ from lissom.engine import Engine, Sampling
 from lissom.engine.kernels import lower
 from lissom.evaluate import paired
 from lissom.evaluate.language import predict
+from lissom.search.mixed import mixed
 
 LENGTH = 512
 CALIBRATION = 128  # windows
+CHOOSING = 32  # of them, from which a mixed recipe is chosen
 TEST = 240  # windows, unless all are asked for
-GROUP = 128
-OBSERVERS = {"its default ranges": "memoryless_minmax", "with its clipping search": "memoryless_mse"}  # of the peer
-PEER = Path(__file__).with_name("peer_llmcompressor.py")
-BLOCKS, EMBEDDING = "model.layers.*", "model.embed_tokens"
-SERVED_INT8, SERVED_INT4 = "int8, embedding too", f"gptq, 4 bits, group {GROUP}"  # also run on their kernels
-BYTE_EMBEDDING = {"layers": EMBEDDING, "technique": "rtn", "bits": 8}
-
-Steps = list[dict[str, Any]]
 
 
 class Remembered(nn.Module):
@@ -61,110 +55,127 @@ class Bench:
     """The model, its tokens, and a place to write."""
 
     source: Path
+    texts: Path
     opened: Opened
     original: Remembered
     calibration: Tensor
     test: Tensor
     weights: int
     place: Path
+    versions: dict[str, str]
 
     @classmethod
-    def of(cls, shared: Path, windows: int | None, place: Path) -> "Bench":
+    def of(cls, shared: Path, windows: int | None, place: Path, versions: dict[str, str]) -> "Bench":
         """The model and the text of the shared folder."""
-        source, text = shared / "models" / "wikilm", shared / "data" / "wikitext2" / "plain"
+        source, texts = shared / "models" / "wikilm", shared / "data" / "wikitext2" / "plain"
         opened = open_folder(source)
         tokens = {
-            name: token_windows((text / f"{name}.txt").read_text(encoding="utf-8"), opened.tokenizer, LENGTH)
+            name: token_windows((texts / f"{name}.txt").read_text(encoding="utf-8"), opened.tokenizer, LENGTH)
             for name in ("calibration", "test")
         }
         return cls(
             source=source,
+            texts=texts,
             opened=opened,
             original=Remembered(opened.model),
             calibration=tokens["calibration"][:CALIBRATION],
             test=tokens["test"][:windows],
-            weights=sum(t.numel() for file in source.glob("*.safetensors") for t in load_file(file).values()),
+            weights=sum(tensor.numel() for tensor in tensors(source).values()),
             place=place,
+            versions=versions,
         )
 
-    def row(self, name: str, model: nn.Module, nbytes: int, seconds: float | None = None) -> Row:
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """What every row's figures depend on."""
+        return {"model": self.source.name, "test": list(self.test.shape), "calibration": list(self.calibration.shape)}
+
+    @property
+    def vocabulary(self) -> int:
+        """The bytes of the tokenizer."""
+        return (self.source / "tokenizer.json").stat().st_size
+
+    def row(self, name: str, model: nn.Module, nbytes: int, **spent: Any) -> Row:
         """Evaluate a model beside the original."""
         scores = paired(self.original, model, self.test, "perplexity")
-        return Row(name=name, scores=scores, nbytes=nbytes, weights=self.weights, seconds=seconds)
+        return Row(name=name, scores=scores, nbytes=nbytes, weights=self.weights, **spent)
 
 
-def recipes(config: PretrainedConfig) -> dict[str, Steps]:
-    """What is tried. All but the embedding rows leave the embedding, which is the head too, as it was."""
-
-    def blocks(technique: str, **knobs: Any) -> Steps:
-        return [{"layers": BLOCKS, "technique": technique, **knobs}]
-
-    half, pattern = {"sparsity": 0.5}, {"keep": 2, "of": 4}
-    pruned = blocks("sparsegpt", **half) + blocks("gptq", bits=4, group=GROUP)
-    found = {
-        "int8: rtn, a scale a row": blocks("rtn", bits=8),
-        SERVED_INT8: [*blocks("rtn", bits=8), BYTE_EMBEDDING],
-    }
-    found[f"gptq, 4 bits, group {GROUP}, no clipping search"] = blocks("gptq", bits=4, group=GROUP, clip=False)
-    for bits in (4, 3):
-        for technique in ("rtn", "gptq"):
-            found[f"{technique}, {bits} bits, group {GROUP}"] = blocks(technique, bits=bits, group=GROUP)
-        found[f"kmeans, {bits} bits, codebooks as large as the scales of group {GROUP}"] = palettes(config, bits)
-        found[f"kmeans, {bits} bits, a codebook a row"] = blocks("kmeans", bits=bits, rows=1)
-    for technique in ("wanda", "sparsegpt"):
-        found[f"{technique}, 50 %"] = blocks(technique, **half)
-        found[f"{technique}, 2:4"] = blocks(technique, **pattern)
-    found["gptq, 4 bits; embedding int8"] = [*blocks("gptq", bits=4, group=GROUP), BYTE_EMBEDDING]
-    found["sparsegpt 50 %, then gptq 4 bits"] = pruned
-    found["sparsegpt 50 %, then gptq 4 bits; embedding int8"] = [*pruned, BYTE_EMBEDDING]
-    return found
+def tasks(bench: Bench) -> Iterator[Task]:
+    """Every row that is ours, table by table."""
+    found = tables(bench.opened.model.config)
+    yield task(bench, "alone", "original, bfloat16", [], lambda: untouched(bench).fields())
+    for table, recipes in found.items():
+        for name, given in recipes.items():
+            yield task(bench, table, name, given, partial(measured, bench, name, given))
+            if table == "alone" and name in (SERVED_INT8, SERVED_INT4):
+                served = f"{name}, on the serving kernel"
+                yield task(bench, table, served, given, partial(measured, bench, served, given, kernel=True))
+    for name in ("original", SERVED_INT8, SERVED_INT4):
+        given = found["alone"].get(name, [])
+        yield task(bench, "parity", name, given, partial(parities, bench, name, given))
 
 
-def palettes(config: PretrainedConfig, bits: int) -> Steps:
-    """Codebooks of 2^bits half floats for as many rows as make them cost what one half float a group does."""
-    rows = {
-        name: max(1, round(2**bits * GROUP / inputs))
-        for name, inputs in (("*", config.hidden_size), ("*down_proj", config.intermediate_size))
-    }
-    narrow = [f"{BLOCKS}{end}" for end in ("self_attn.?_proj", "gate_proj", "up_proj")]
-    step = {"technique": "kmeans", "bits": bits}
-    return [
-        *({"layers": layers, "rows": rows["*"], **step} for layers in narrow),
-        {"layers": f"{BLOCKS}down_proj", "rows": rows["*down_proj"], **step},
-    ]
+def task(bench: Bench, table: str, name: str, given: Steps | Within, measure: Callable[[], Fields]) -> Task:
+    """A row and what it follows from."""
+    steps = given.candidates() if isinstance(given, Within) else given
+    kind = "parity" if table == "parity" else "kernel" if name.endswith("kernel") else "decoded"
+    recipe = asdict(given) if isinstance(given, Within) else given
+    key = {"recipe": recipe, "kind": kind, "sources": sources(steps), **bench.protocol, "versions": bench.versions}
+    return Task(part="language", table=table, name=name, key=key, measure=measure)
 
 
-def rows(bench: Bench) -> Iterator[Row]:
-    """Every row of the table that is ours, as it is measured."""
-    yield bench.row("original, bfloat16", bench.opened.model, size_of(bench.source))
-    for name, steps in recipes(bench.opened.model.config).items():
-        folder, seconds = compressed(bench, name, steps)
-        yield bench.row(name, open_folder(folder).model, size_of(folder), seconds)
-        if name in (SERVED_INT8, SERVED_INT4):
-            yield bench.row(f"{name}, on the serving kernel", lower(open_folder(folder).model), size_of(folder))
+def untouched(bench: Bench) -> Row:
+    """The original beside itself."""
+    return bench.row("original", bench.opened.model, size_of(bench.source), vocabulary=bench.vocabulary)
 
 
-def compressed(bench: Bench, name: str, steps: Steps) -> tuple[Path, float]:
-    """Compress into a folder of that name; the seconds that the processor worked."""
-    start = time.process_time()
-    out = lissom.compress_checkpoint(bench.source, lissom.Recipe.of(steps), bench.calibration, bench.place / name)
-    return out, time.process_time() - start
+def measured(bench: Bench, name: str, given: Steps | Within, kernel: bool = False) -> Fields:
+    """Compress, read again, and evaluate; on the kernels that serve it, if asked."""
+    folder, spent = compressed(bench, given)
+    model = open_folder(folder).model
+    more = {"vocabulary": bench.vocabulary, "layer_bits": layer_bits(bench.source, folder)}
+    row = bench.row(name, lower(model) if kernel else model, size_of(folder), **more, **({} if kernel else spent))
+    shutil.rmtree(folder)
+    return row.fields()
 
 
-def peer_row(bench: Bench, python: str, ranges: str) -> tuple[Row, dict[str, str]]:
-    """llm-compressor on the same tokens, in its own interpreter; its weights are evaluated here. And its versions."""
-    tokens, out = bench.place / "calibration.safetensors", bench.place / OBSERVERS[ranges]
-    save_file({"windows": bench.calibration.contiguous()}, tokens)
-    command = [python, str(PEER), str(bench.source), str(tokens), "4", str(GROUP), OBSERVERS[ranges], str(out)]
-    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": ""}, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"quality: {PEER.name} failed under {python}:\n{done.stderr[-2000:]}")
-    facts = json.loads((out / "facts.json").read_text(encoding="utf-8"))
-    model = open_folder(bench.source).model
-    model.load_state_dict(load_file(out / "dense.safetensors"))
-    versions = {f"{name} (peer)": version for name, version in facts["versions"].items()}
-    name = f"llm-compressor: GPTQ, 4 bits, group {GROUP}, {ranges}"
-    return bench.row(name, model, facts["bytes"], facts["seconds"]), versions
+def compressed(bench: Bench, given: Steps | Within) -> tuple[Path, dict[str, float]]:
+    """Compress into a new folder; the seconds that the processor worked, and those that passed."""
+    processor, clock = time.process_time(), time.perf_counter()
+    out = bench.place / "compressed"
+    shutil.rmtree(out, ignore_errors=True)
+    lissom.compress_checkpoint(bench.source, recipe_of(bench, given), bench.calibration, out)
+    return out, {"seconds": time.process_time() - processor, "clock": time.perf_counter() - clock}
+
+
+def recipe_of(bench: Bench, given: Steps | Within) -> lissom.Recipe:
+    """The recipe, chosen now where only its bytes are given."""
+    if not isinstance(given, Within):
+        return lissom.Recipe.of(given)
+    chosen = mixed(
+        bench.source,
+        bench.calibration[:CHOOSING],
+        nbytes=given.nbytes - bench.vocabulary - BESIDE,
+        blocks=given.blocks,
+        ends=given.ends,
+        cache=bench.place / "sensitivity",
+    )
+    steps = [replace(step, technique=given.by) if step.technique == "gptq" else step for step in chosen.steps]
+    return lissom.Recipe.of(steps)
+
+
+def layer_bits(source: Path, folder: Path) -> float | None:
+    """Bits per weight of what was compressed alone: the bytes of new tensors over the weights that are gone."""
+    before, after = (tensors(place) for place in (source, folder))
+    gone = sum(tensor.numel() for name, tensor in before.items() if name not in after)
+    new = sum(tensor.nbytes for name, tensor in after.items() if name not in before)
+    return 8 * new / gone if gone else None
+
+
+def tensors(folder: Path) -> dict[str, Tensor]:
+    """Everything that a folder holds."""
+    return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,14 +189,15 @@ class Parity:
     tokens: int
 
 
-def parities(bench: Bench, prompt: int = 192, new: int = 64) -> Iterator[Parity]:
-    """Serve the original and two of the compressed models, decoded and on their kernels; evaluate what was served."""
+def parities(bench: Bench, name: str, given: Steps | Within, prompt: int = 192, new: int = 64) -> Fields:
+    """Serve a model, decoded and on its kernels; evaluate what was served."""
     ids, tokenizer = bench.test[0, :prompt].tolist(), bench.opened.tokenizer
-    yield parity("original", bench.opened.model, tokenizer, ids, new)
-    for name in (SERVED_INT8, SERVED_INT4):
-        model = open_folder(bench.place / name).model
-        yield parity(f"{name}, decoded", model, tokenizer, ids, new)
-        yield parity(f"{name}, on the serving kernel", lower(model), tokenizer, ids, new)
+    models = {name: bench.opened.model}
+    if given:
+        folder, _ = compressed(bench, given)
+        models = {f"{name}, decoded": open_folder(folder).model}
+        models[f"{name}, on the serving kernel"] = lower(open_folder(folder).model)
+    return {"parities": [asdict(parity(said, model, tokenizer, ids, new)) for said, model in models.items()]}
 
 
 def parity(name: str, model: nn.Module, tokenizer: Any, prompt: list[int], new: int) -> Parity:

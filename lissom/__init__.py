@@ -1,12 +1,17 @@
 """lissom: a trained PyTorch model, as small and fast as its quality budget allows, proven and served."""
 
-from lissom.artifact import compress_checkpoint, load, save
-from lissom.compress import compress_model, quantize_model
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from lissom.errors import ArtifactError, DataError, LissomError, ModelError, RecipeError
-from lissom.estimate import Certificate, Estimate, certify
-from lissom.evaluate import compare
-from lissom.search import Result, optimize
 from lissom.types import Budget, Recipe, Step
+
+if TYPE_CHECKING:
+    from lissom.artifact import compress_checkpoint, load, save
+    from lissom.compress import compress_model, quantize_model
+    from lissom.estimate import Certificate, Estimate, certify
+    from lissom.evaluate import compare
+    from lissom.search import Result, allocate_sparsity, optimize
 
 __all__ = [
     "ArtifactError",
@@ -20,6 +25,7 @@ __all__ = [
     "RecipeError",
     "Result",
     "Step",
+    "allocate_sparsity",
     "certify",
     "compare",
     "compress_checkpoint",
@@ -29,3 +35,22 @@ __all__ = [
     "quantize_model",
     "save",
 ]
+
+HOMES = {  # imported when first asked for: torch takes seconds, and `lissom --help` needs none of it
+    "lissom.artifact": ("compress_checkpoint", "load", "save"),
+    "lissom.compress": ("compress_model", "quantize_model"),
+    "lissom.estimate": ("Certificate", "Estimate", "certify"),
+    "lissom.evaluate": ("compare",),
+    "lissom.search": ("Result", "allocate_sparsity", "optimize"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    home = next((home for home, names in HOMES.items() if name in names), None)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(home), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -9,6 +9,9 @@
 Every message is one line: what was given, what is possible, what to do. The command line prints it and exits with 2.
 """
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 
 class LissomError(ValueError):
     """The user can put this right; the message says how."""
@@ -33,3 +36,9 @@ class ArtifactError(LissomError):
 def reason(error: BaseException) -> str:
     """The first line of another library's error, for a message of ours."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def meant(given: str, possible: Iterable[str]) -> str:
+    """The end of a message about a name that does not exist: the one that it looks like, if there is one."""
+    close = get_close_matches(given, [str(name) for name in possible], 1)
+    return f"; did you mean {close[0]!r}?" if close else ""

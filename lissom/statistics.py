@@ -91,35 +91,51 @@ class Moments:
         return self.square.sqrt()
 
 
+def add_square(total: Float[Tensor, "i i"], x: Float[Tensor, "n i"]) -> None:
+    """total += XᵀX, strip by strip from the diagonal on; what lies below it is copied from what lies above.
+
+    Eight strips do 9/16 of the multiplications of the whole, and took 0.61 to 0.66 of its time.
+    """
+    inputs = x.shape[1]
+    strip = max(256, -(-inputs // 8))  # narrower ones do not keep the processor busy
+    for first in range(0, inputs, strip):
+        total[first : first + strip, first:].addmm_(x[:, first : first + strip].T, x[:, first:])
+    for first in range(strip, inputs, strip):
+        total[first : first + strip, :first] = total[:first, first : first + strip].T
+
+
 @dataclass(slots=True)
 class Gram:
-    """XᵀX and its count: how the input features go together.
+    """XᵀX, its count and the sum of X: how the input features go together.
 
-    The output error of replacing W by V is tr((W-V) XᵀX (W-V)ᵀ); every data-aware technique reads it.
+    The output error of replacing W by V is tr((W-V) XᵀX (W-V)ᵀ); every data-aware technique reads it. Where a layer has
+    a bias, which makes good what is constant, the covariance takes the place of XᵀX / n.
     """
 
     n: int
     xtx: Float[Tensor, "i i"]
+    sum: Float[Tensor, " i"]
 
     @classmethod
     def zero(cls, inputs: int) -> "Gram":
         """The Gram of no data."""
-        return cls(0, torch.zeros(inputs, inputs))
+        return cls(0, torch.zeros(inputs, inputs), torch.zeros(inputs))
 
     @classmethod
     def blank(cls, inputs: int) -> "Gram":
         """What to assume where there is no data: the identity."""
-        return cls(1, torch.eye(inputs))
+        return cls(1, torch.eye(inputs), torch.zeros(inputs))
 
     def see(self, x: Float[Tensor, "n i"]) -> None:
         """Take in a batch."""
         x = x.float()
         self.n += x.shape[0]
-        self.xtx.addmm_(x.T, x)
+        add_square(self.xtx, x)
+        self.sum += x.sum(0)
 
     def merge(self, other: "Gram") -> "Gram":
         """The Gram of both lots of data."""
-        return Gram(self.n + other.n, self.xtx + other.xtx)
+        return Gram(self.n + other.n, self.xtx + other.xtx, self.sum + other.sum)
 
     @property
     def mean(self) -> Float[Tensor, "i i"]:
@@ -130,3 +146,75 @@ class Gram:
     def power(self) -> Float[Tensor, " i"]:
         """E[x_j²]."""
         return self.xtx.diagonal() / max(self.n, 1)
+
+    @property
+    def center(self) -> Float[Tensor, " i"]:
+        """E[x_j]."""
+        return self.sum / max(self.n, 1)
+
+
+class Guided(Gram):
+    """XᵀΛX: a Gram in which each example counts by how strongly the end loss hangs on the layer's output there.
+
+    Kim et al., GuidedQuant, ICML 2025, arXiv:2505.07004, eq. (5), with one group of outputs: λ_n ∝ mean over the
+    outputs of (∂ℓ/∂y_n)², 1 on the average.
+    """
+
+    def see(self, x: Float[Tensor, "n i"], weight: Float[Tensor, " n"] | None = None) -> None:
+        """Take in a batch; without weights all examples count alike."""
+        super().see(x if weight is None else x * weight.sqrt().unsqueeze(1))
+
+    @classmethod
+    def zero(cls, inputs: int) -> "Guided":
+        """The Gram of no data."""
+        return cls(0, torch.zeros(inputs, inputs), torch.zeros(inputs))
+
+    @classmethod
+    def blank(cls, inputs: int) -> "Guided":
+        """What to assume where there is no data: the identity."""
+        return cls(1, torch.eye(inputs), torch.zeros(inputs))
+
+    def merge(self, other: "Gram") -> "Guided":
+        """The Gram of both lots of data."""
+        return Guided(self.n + other.n, self.xtx + other.xtx, self.sum + other.sum)
+
+
+@dataclass(slots=True)
+class Fisher:
+    """GᵀG of the gradients of the end loss at a layer's outputs, and their count: which errors of it go together.
+
+    It is a statistic of the outputs: its features are the rows of the layer's matrix.
+    """
+
+    n: int
+    ggt: Float[Tensor, "o o"]
+
+    @classmethod
+    def zero(cls, outputs: int) -> "Fisher":
+        """The statistic of no data."""
+        return cls(0, torch.zeros(outputs, outputs))
+
+    @classmethod
+    def blank(cls, outputs: int) -> "Fisher":
+        """What to assume where there is no data: all outputs matter alike and have nothing to do with each other."""
+        return cls(1, torch.eye(outputs))
+
+    def see(self, g: Float[Tensor, "n o"]) -> None:
+        """Take in the gradients of a batch."""
+        g = g.float()
+        self.n += g.shape[0]
+        add_square(self.ggt, g)
+
+    def merge(self, other: "Fisher") -> "Fisher":
+        """The statistic of both lots of data."""
+        return Fisher(self.n + other.n, self.ggt + other.ggt)
+
+    @property
+    def mean(self) -> Float[Tensor, "o o"]:
+        """GᵀG / n."""
+        return self.ggt / max(self.n, 1)
+
+    @property
+    def power(self) -> Float[Tensor, " o"]:
+        """E[g_j²]."""
+        return self.ggt.diagonal() / max(self.n, 1)

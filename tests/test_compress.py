@@ -63,7 +63,7 @@ def test_the_default_prunes_two_in_five_and_shares_sixteen_values() -> None:
 
 @pytest.mark.parametrize(
     ("bits", "kind", "group"),
-    [(8, Affine, 64), (4, Affine, 64), (3, Affine, 64), (2, Affine, 64), ("binary", Binary, None)],
+    [(8, Affine, 64), (5, Affine, 64), (4, Affine, 64), (3, Affine, 64), (2, Affine, 64), ("binary", Binary, None)],
 )
 @pytest.mark.parametrize("with_data", [False, True])
 def test_quantizing_gives_integers_of_so_many_bits(bits: Any, kind: type, group: int | None, with_data: bool) -> None:
@@ -109,8 +109,8 @@ def test_a_recipe_that_cannot_work_is_named(steps: Any, message: str) -> None:
 
 
 def test_bits_that_are_not_possible_are_named() -> None:
-    with pytest.raises(RecipeError, match='bits=5 is not possible; choose 8, 4, 3, 2 or "binary"'):
-        quantize_model(classifier(), bits=5)
+    with pytest.raises(RecipeError, match='bits=9 is not possible; choose 8 to 2, or "binary"'):
+        quantize_model(classifier(), bits=9)
 
 
 @pytest.mark.parametrize("compress", [compress_model, quantize_model])

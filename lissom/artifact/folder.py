@@ -50,7 +50,7 @@ def open_folder(model: str | Path, *, base: nn.Module | None = None) -> Opened:
     if manifest.get("kind") == "module":
         return Opened(model=build_module(folder, manifest, base), tokenizer=None, manifest=manifest, folder=folder)
     folder = find(model)
-    language_model = build_language_model(folder, manifest.get("weights", {}))
+    language_model = build_language_model(folder, manifest)
     return Opened(model=language_model, tokenizer=read_tokenizer(folder), manifest=manifest, folder=folder)
 
 

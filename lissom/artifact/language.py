@@ -2,20 +2,24 @@
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
 from jaxtyping import Int
 from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
 
+from lissom.artifact.coding import check as check_coding
 from lissom.artifact.manifest import building, write_json, write_manifest
 from lissom.artifact.tensors import check_layers, parts_of, read_tensors, take_weight, write_tensors
-from lissom.compress import replace, stream_checkpoint
+from lissom.compress import replace
+from lissom.compress.resident import conduct
 from lissom.errors import ArtifactError
 from lissom.models import Checkpoint, compressible
 from lissom.models.checkpoint import INDEX, MARK, check_shapes, read_config, skeleton
 from lissom.models.families import family_of
+from lissom.models.resize import matrix_shapes, resize, uniform
 from lissom.types import Recipe
 
 CARRIED = (
@@ -35,65 +39,93 @@ def compress_checkpoint(
     windows: Int[Tensor, "n t"],
     out: Path,
     *,
+    max_ram: int | None = None,
+    entropy_coding: str | None = None,
     progress: Callable[[str], None] = lambda name: None,
 ) -> Path:
-    """Compress a language model from its folder (or hub name) into a new folder, never holding it whole.
+    """Compress a language model from its folder (or hub name) into a new folder, a block in memory at a time.
+
+    Only where a step must see the whole model (`blocks`) is it held whole.
 
     Args:
         model: a Hugging Face checkpoint of a known family.
         recipe: what to do to which layers.
         windows: n windows of t tokens to calibrate on; none (0 rows) where the recipe needs no data.
         out: the folder to make; it appears when it is complete.
+        max_ram: bytes of memory that the process may take; by default as many as it needs.
+        entropy_coding: "deflate" for tensors coded on disk and decoded when they are loaded.
         progress: told the name of each part as it is done.
 
     Raises:
-        ModelError, RecipeError, ArtifactError: with what is wrong and what to do.
+        ModelError, RecipeError, DataError, ArtifactError: with what is wrong and what to do.
     """
+    check_coding(entropy_coding)
     checkpoint = Checkpoint(model)
     weights: dict[str, Any] = {}
     index: dict[str, str] = {}
+    aliases: dict[str, str] = {}
+    written = WeakIdKeyDictionary()  # the parts that are still in memory: a shared one may come again
+    shapes: dict[str, tuple[int, ...]] = {}
     size = 0
     with building(out) as folder:
-        for number, piece in enumerate(stream_checkpoint(checkpoint, recipe, windows), 1):
+        parts_of_it, told = conduct(checkpoint, recipe, windows, max_ram)
+        for number, piece in enumerate(parts_of_it, 1):
             file = f"model-{number:05d}.safetensors"
             tensors = dict(piece.tensors)
+            shapes |= {name: tuple(t.shape) for name, t in tensors.items()} | matrix_shapes(piece.weights)
             for layer, weight in piece.weights.items():
                 weights[layer] = weight.spec()
-                tensors |= parts_of(layer, weight)
-            write_tensors(folder / file, tensors)
+                parts, same = once(parts_of(layer, weight), written)
+                tensors, aliases = tensors | parts, aliases | same
+            size += write_tensors(folder / file, tensors, entropy_coding)
             index |= dict.fromkeys(tensors, file)
-            size += sum(tensor.nbytes for tensor in tensors.values())
             progress(piece.name)
-        carry(checkpoint.folder, folder)
+        carry(checkpoint.folder, folder, told | uniform(checkpoint.config, checkpoint.family, shapes))
         write_json(folder / INDEX, {"metadata": {"total_size": size}, "weight_map": index})
-        write_manifest(folder, "language_model", {"recipe": recipe.as_dict(), "weights": weights})
+        write_manifest(folder, "language_model", {"recipe": recipe.as_dict(), "weights": weights, "aliases": aliases})
     return out
 
 
-def carry(source: Path, folder: Path) -> None:
-    """Copy the tokenizer, and the config with a mark that keeps other loaders from filling the gaps with noise."""
+def once(
+    tensors: Mapping[str, Tensor], written: MutableMapping[Tensor, str]
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors that are not among those `written` before, and under which name the others are."""
+    first = {name: written.setdefault(tensor, name) for name, tensor in tensors.items()}
+    new = {name: tensor for name, tensor in tensors.items() if first[name] == name}
+    return new, {name: same for name, same in first.items() if same != name}
+
+
+def carry(source: Path, folder: Path, told: Mapping[str, Any]) -> None:
+    """Copy the tokenizer, and the config with what is `told` anew.
+
+    A mark in it keeps other loaders from filling the gaps with noise.
+    """
     for pattern in CARRIED:
         for file in source.glob(pattern):
             shutil.copyfile(file, folder / file.name)
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
-    write_json(folder / "config.json", {**config, "quantization_config": MARK})
+    write_json(folder / "config.json", {**config, **told, "quantization_config": MARK})
 
 
-def build_language_model(folder: Path, specs: Mapping[str, Any]) -> nn.Module:
-    """The model of a folder, in float32 but for its compressed layers; `specs` is empty for a plain checkpoint.
+def build_language_model(folder: Path, manifest: Mapping[str, Any]) -> nn.Module:
+    """The model of a folder, in float32 but for its compressed layers; `manifest` is empty for a plain checkpoint.
 
     Raises:
         ArtifactError: tensors are missing.
     """
-    config = read_config(folder, compressed=bool(specs))
+    specs = manifest.get("weights", {})
+    config = read_config(folder, compressed="weights" in manifest)
     model, family = skeleton(config), family_of(config.model_type)
     tensors = read_tensors(folder)
+    tensors |= {name: tensors[same] for name, same in manifest.get("aliases", {}).items()}
     weights = {name: take_weight(name, spec, tensors) for name, spec in specs.items()}
     state = {name: tensor.float() for name, tensor in tensors.items()}
     if config.tie_word_embeddings and family.embedding in weights:
         weights[family.head] = weights[family.embedding]
     elif config.tie_word_embeddings:
         state[f"{family.head}.weight"] = state[f"{family.embedding}.weight"]
+    if manifest:  # layers of one model may differ in shape: the tensors say in which
+        resize(model, {name: tuple(tensor.shape) for name, tensor in state.items()} | matrix_shapes(weights))
     layers = compressible(model)
     check_layers(folder, "config.json", weights, layers)
     replace(model, weights, layers, trainable=False)

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lissom.artifact.architecture import construct, describe
+from lissom.artifact.coding import check as check_coding
 from lissom.artifact.graph import GRAPH, export, run_graph, signature_of
 from lissom.artifact.manifest import building, write_manifest
 from lissom.artifact.tensors import check_layers, parts_of, read_tensors, take_weight, write_tensors
@@ -21,11 +22,21 @@ from lissom.errors import ArtifactError
 from lissom.formats import CompressedLayer, Frozen, Weight, freeze
 from lissom.models import compressible
 from lissom.models.checkpoint import check_shapes
+from lissom.models.families import put
+from lissom.models.resize import matrix_shapes, resize
+from lissom.techniques.prune.blocks import Through
 
 FILE = "model.safetensors"
 
 
-def save(model: nn.Module, folder: str | Path, *, example: Batch | None = None, **notes: Any) -> Path:
+def save(
+    model: nn.Module,
+    folder: str | Path,
+    *,
+    example: Batch | None = None,
+    entropy_coding: str | None = None,
+    **notes: Any,
+) -> Path:
     """Write a module into a new folder, each weight in its format.
 
     Args:
@@ -33,14 +44,19 @@ def save(model: nn.Module, folder: str | Path, *, example: Batch | None = None, 
         folder: the folder to make; it appears when it is complete.
         example: a batch that the module takes. With it the folder says what goes in and out, which serving needs, and
             carries the graph of a class that is not torch.nn's, so that it runs without its code.
+        entropy_coding: "deflate" for tensors coded on disk and decoded when they are loaded.
         notes: what else to write down in lissom.json (recipe, report, certificate).
 
     Raises:
         ArtifactError: the name is taken, the disk is full, or the module cannot be exported.
     """
+    check_coding(entropy_coding)
     frozen = freeze(copy.deepcopy(model)).eval()
     architecture = describe(frozen)
     content: dict[str, Any] = {"class": type(model).__qualname__, "weights": specs(frozen), "aliases": aliases(frozen)}
+    removed = {name: part.nested for name, part in frozen.named_modules() if isinstance(part, Through)}
+    if removed:
+        content["removed"] = removed
     tensors = stored_state(frozen)
     with building(Path(folder)) as building_folder:
         if architecture is not None:
@@ -49,7 +65,7 @@ def save(model: nn.Module, folder: str | Path, *, example: Batch | None = None, 
             content["signature"] = signature_of(frozen, example)
         if example is not None and architecture is None:
             tensors |= export(frozen, example, building_folder / GRAPH)
-        write_tensors(building_folder / FILE, tensors)
+        write_tensors(building_folder / FILE, tensors, entropy_coding)
         write_manifest(building_folder, "module", {**content, **notes})
     return Path(folder)
 
@@ -61,6 +77,7 @@ def build_module(folder: Path, manifest: Mapping[str, Any], base: nn.Module | No
         ArtifactError: its class is needed and not given, or does not fit the tensors.
     """
     tensors = read_tensors(folder)
+    tensors |= {name: tensors[same] for name, same in manifest["aliases"].items()}
     if base is None and "architecture" in manifest:
         base = construct(manifest["architecture"])
     if base is None and (folder / GRAPH).is_file():
@@ -75,13 +92,15 @@ def build_module(folder: Path, manifest: Mapping[str, Any], base: nn.Module | No
 
 
 def filled(base: nn.Module, manifest: Mapping[str, Any], tensors: dict[str, Tensor], folder: Path) -> nn.Module:
-    """`base` with the folder's weights in place of its own."""
+    """`base` with the folder's weights in place of its own; what was made smaller is made so here too."""
+    for name, nested in manifest.get("removed", {}).items():
+        put(base, name, Through(nested=nested))
     weights = read_weights(manifest, tensors)
+    resize(base, {name: tuple(tensor.shape) for name, tensor in tensors.items()} | matrix_shapes(weights))
     layers = compressible(base)
     check_layers(folder, type(base).__name__, weights, layers)
     replace(base, weights, layers, trainable=False)
     state = {name: tensor for name, tensor in tensors.items() if not name.startswith(CONSTANT)}
-    state |= {name: state[same] for name, same in manifest["aliases"].items()}
     check_shapes(folder, type(base).__name__, state, base)
     for name, held in base.state_dict(keep_vars=True).items():
         if name in state:  # in the precision it was saved in; tied parameters stay tied
@@ -128,12 +147,19 @@ def plain_state(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in model.state_dict().items() if name not in parts}
 
 
+def named_state(model: nn.Module) -> dict[str, Tensor]:
+    """Every tensor by the name it is stored under; those of a weight that several layers share are named once."""
+    layers = compressed(model)
+    parts = [parts_of(name, layers[name].weight) for name, spec in specs(model).items() if "same_as" not in spec]
+    return plain_state(model) | {name: part for found in parts for name, part in found.items()}
+
+
 def aliases(model: nn.Module) -> dict[str, str]:
-    """Names of tensors that are another tensor, which alone is stored."""
+    """Names of tensors that are another tensor, which alone is stored; so is the base that several sums have."""
     first: dict[tuple[Any, ...], str] = {}
     found = {
         name: first.setdefault((t.data_ptr(), t.shape, t.stride(), t.dtype), name)
-        for name, t in plain_state(model).items()
+        for name, t in named_state(model).items()
         if t.numel()
     }
     return {name: same for name, same in found.items() if name != same}
@@ -142,11 +168,7 @@ def aliases(model: nn.Module) -> dict[str, str]:
 def stored_state(model: nn.Module) -> dict[str, Tensor]:
     """Every tensor once, by the name it is stored under."""
     same = aliases(model)
-    tensors = {name: tensor for name, tensor in plain_state(model).items() if name not in same}
-    for name, spec in specs(model).items():
-        if "same_as" not in spec:
-            tensors |= parts_of(name, compressed(model)[name].weight)
-    return tensors
+    return {name: tensor for name, tensor in named_state(model).items() if name not in same}
 
 
 def graph_state(manifest: Mapping[str, Any], tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -154,7 +176,6 @@ def graph_state(manifest: Mapping[str, Any], tensors: dict[str, Tensor]) -> tupl
     constants = {n.removeprefix(CONSTANT): t for n, t in tensors.items() if n.startswith(CONSTANT)}
     weights = read_weights(manifest, tensors)
     state = {name: tensor for name, tensor in tensors.items() if not name.startswith(CONSTANT)}
-    state |= {name: state[same] for name, same in manifest["aliases"].items()}
     for name, weight in weights.items():
         state |= {f"{name}.matrix.part{part}": tensor for part, tensor in weight.parts().items()}
     return state, constants

@@ -12,34 +12,39 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from lissom.artifact.coding import decode, encode
 from lissom.compress import weight_of
 from lissom.errors import ArtifactError
 from lissom.formats import FORMATS, Weight, read_weight
 from lissom.models.checkpoint import opened
 
 
-def write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
-    """One safetensors file.
+def write_tensors(file: Path, tensors: Mapping[str, Tensor], coding: str | None = None) -> int:
+    """One safetensors file, its tensors entropy coded where asked; returns the bytes that they take in it.
 
     Raises:
         ArtifactError: the disk is full or cannot be written.
     """
+    content, header = encode(tensors) if coding else (tensors, {})
+    plain = {name: t.detach().cpu().contiguous().clone() for name, t in content.items()}
     try:
-        save_file({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, file, {"format": "pt"})
+        save_file(plain, file, {"format": "pt", **header})
     except (SafetensorError, OSError) as error:
         raise ArtifactError(f"{file.name} cannot be written: {error}") from None
+    return sum(tensor.nbytes for tensor in plain.values())
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
     """All tensors of a folder.
 
     Raises:
-        ArtifactError: a file is cut short or corrupt.
+        ArtifactError: a file is cut short or corrupt, or its entropy coding is.
     """
     found: dict[str, Tensor] = {}
     for file in sorted(folder.glob("*.safetensors")):
         with opened(file) as tensors:
-            found.update({name: tensors.get_tensor(name) for name in tensors.keys()})  # noqa: SIM118
+            read = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
+            found.update(decode(read, tensors.metadata() or {}, str(file)))
     return found
 
 

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lissom.formats import CompressedConv, CompressedEmbedding
-from lissom.statistics import Statistic
+from lissom.statistics import Fisher, Guided, Statistic
 
 Collected = dict[type[Statistic], Statistic]
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, CompressedConv)
@@ -24,22 +24,27 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, CompressedConv)
 
 @contextmanager
 def observe(
-    layers: Mapping[str, nn.Module], needs: Mapping[str, set[type[Statistic]]]
+    layers: Mapping[str, nn.Module],
+    needs: Mapping[str, set[type[Statistic]]],
+    weights: Mapping[str, Float[Tensor, " n"]] | None = None,
 ) -> Iterator[dict[str, Collected]]:
-    """Within the block, every call of a layer adds to its statistics of the kinds in `needs`."""
+    """Within the block, every call of a layer adds to its statistics of the kinds in `needs`.
+
+    `weights` says of layers with guided Grams how much each row counts, in the order in which they come.
+    """
     collected: dict[str, Collected] = {}
+    ahead = dict(weights or {})
     last: list[tuple[Tensor, str, Any]] = []
 
     def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def see(layer: nn.Module, arguments: tuple[Any, ...]) -> None:
             x = arguments[0]
-            view = (needs[name], geometry(layer), version(x))
+            view = (needs[name], geometry(layer), version(x), name if Guided in needs[name] else None)
             leader = last[0][1] if last and last[0][0] is x and last[0][2] == view else name
             if name not in collected:
                 collected[name] = collected[leader] if leader != name else zeros(layer, x, needs[name])
             if collected[name] is not collected.get(leader) or leader == name:
-                for statistic in collected[name].values():
-                    statistic.see(rows(layer, x))
+                take_in(collected[name], rows(layer, x), ahead, name)
             last[:] = [(x, leader, view)]
 
         return see
@@ -54,10 +59,23 @@ def observe(
             handle.remove()
 
 
+def take_in(own: Collected, x: Float[Tensor, "n i"], ahead: dict[str, Tensor], name: str) -> None:
+    """Add rows to statistics; of the weights that lie ahead for a layer these rows use up the first."""
+    weights = None
+    if name in ahead:
+        weights, ahead[name] = ahead[name][: len(x)], ahead[name][len(x) :]
+    for statistic in own.values():
+        if isinstance(statistic, Guided):
+            statistic.see(x, weights)
+        else:
+            statistic.see(x)
+
+
 def zeros(layer: nn.Module, x: Tensor, kinds: set[type[Statistic]]) -> Collected:
     """Statistics of no data yet, wide enough for the layer."""
     inputs = rows(layer, x[:1]).shape[1]
-    return {kind: kind.zero(inputs) for kind in sorted(kinds, key=lambda kind: kind.__name__)}
+    seen = kinds - {Fisher}  # which is heard on the way back
+    return {kind: kind.zero(inputs) for kind in sorted(seen, key=lambda kind: kind.__name__)}
 
 
 def looks_up(layer: nn.Module) -> bool:
@@ -80,6 +98,7 @@ def geometry(layer: Any) -> tuple[Any, ...]:
 @torch.no_grad()
 def rows(layer: nn.Module, x: Tensor) -> Float[Tensor, "n i"]:
     """The layer's input as rows that its matrix multiplies; for a convolution, the patches under the kernel."""
+    x = x.detach()  # of a pass whose gradients are wanted too, statistics want none
     return patches(layer, x) if isinstance(layer, CONVOLUTIONS) else x.reshape(-1, x.shape[-1])
 
 

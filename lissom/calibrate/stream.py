@@ -5,14 +5,19 @@ The hidden states of the calibration windows wait between blocks; nothing else o
 Shapes: n windows, t tokens, h hidden.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+import torch.nn.functional as F
+from jaxtyping import Int
 from torch import Tensor, nn
 
-from lissom.models import Checkpoint
+from lissom.calibrate.gradients import Heard, end_loss, hear, outputs
+from lissom.calibrate.spill import Spill, joined
+from lissom.formats import matrix_of
+from lissom.models import Checkpoint, compressible
 from lissom.models.families import at, put
 
 Call = dict[str, Any]
@@ -21,35 +26,42 @@ Call = dict[str, Any]
 class Stream:
     """Hands out embedding, blocks, norm and head in order; between two blocks the data flows on.
 
-    `windows` may be empty (no rows): then nothing is calibrated and the parts are only handed out.
+    `windows` may be empty (no rows): then nothing is calibrated and the parts are only handed out. With `spill` the
+    hidden states wait on disk.
     """
 
-    def __init__(self, checkpoint: Checkpoint, windows: Int[Tensor, "n t"], batch: int = 8) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, windows: Int[Tensor, "n t"], batch: int = 8, spill: Spill | None = None
+    ) -> None:
         self.checkpoint, self.windows, self.batch = checkpoint, windows, batch
         self.model, self.family = checkpoint.skeleton(), checkpoint.family
-        self.hidden = torch.empty(0)
+        self.hidden = self.taught = self.wanted = torch.empty(0)
+        self.calls: list[Call] = []
+        self.heard: dict[str, Heard] = {}
+        self.spill = spill
 
     def embedding(self) -> nn.Module:
         """The embedding; kept, for the hidden states start from it and a tied head ends with it."""
         return self.checkpoint.fill(self.model, self.family.embedding)
 
-    def start(self, embedding: nn.Module) -> None:
-        """Embed the windows, by way of the (perhaps compressed) embedding."""
-        put(self.model, self.family.embedding, embedding)
-        with torch.inference_mode():
-            self.hidden = torch.cat([embedding(ids) for ids in self.windows.split(self.batch)])
-        self.calls = self._calls()
+    @torch.no_grad()
+    def start(self, embedding: nn.Module, original: nn.Module | None = None) -> None:
+        """Embed the windows, by way of the (perhaps compressed) embedding.
 
-    def lots(self) -> Sequence[Tensor]:
-        """The hidden states, a batch of windows at a time; none where there is no data, which not every block takes."""
-        return self.hidden.split(self.batch) if len(self.hidden) else ()
+        With the original one what the original blocks say is followed beside it, for those who tune.
+        """
+        put(self.model, self.family.embedding, embedding)
+        self.hidden = self._joined(embedding(ids) for ids in self.windows.split(self.batch))
+        if original is not None:
+            self.taught = self._joined(original(ids) for ids in self.windows.split(self.batch))
+        self.calls = self._calls()
 
     def _calls(self) -> list[Call]:
         """What the model passes each of its blocks beside the hidden states: it is run without them once."""
         blocks = at(self.model, self.family.blocks)
         recorders = [Recorder(block) for block in blocks.children()]
         put(self.model, self.family.blocks, nn.ModuleList(recorders))
-        with torch.inference_mode():
+        with torch.no_grad():
             base, _, _ = self.family.blocks.rpartition(".")
             norm = at(self.model, self.family.norm)
             put(self.model, self.family.norm, nn.Identity())
@@ -63,34 +75,88 @@ class Stream:
         for number in range(len(self.calls)):
             name = f"{self.family.blocks}.{number}"
             block = self.checkpoint.fill(self.model, name)
+            self.wanted = self._flow(name, block, self.taught)
             yield name, block
-            self.hidden = self.run(block, self.calls[number])
+            self.hidden, self.taught = self._flow(name, block, self.hidden), self.wanted
             block.to("meta")
 
-    @torch.inference_mode()
-    def run(self, block: nn.Module, call: Call) -> Float[Tensor, "n t h"]:
-        """The hidden states after a block."""
-        parts = [self._one(block, hidden, call) for hidden in self.lots()]
-        return torch.cat(parts) if parts else self.hidden
+    @torch.no_grad()
+    def _flow(self, name: str, part: nn.Module, hidden: Tensor) -> Tensor:
+        """The hidden states after a part."""
+        return self._joined(self._one(name, part, lot) for lot in hidden.split(self.batch)) if len(hidden) else hidden
 
-    def see(self, name: str, block: nn.Module) -> None:
-        """Run a block on the data for what its layers see; the hidden states stay as they are."""
-        call = self.calls[int(name.rpartition(".")[2])]
-        with torch.inference_mode():
-            for hidden in self.lots():
-                self._one(block, hidden, call)
+    def _joined(self, lots: Iterable[Tensor]) -> Tensor:
+        return joined(lots, len(self.windows), self.spill)
 
-    @staticmethod
-    def _one(block: nn.Module, hidden: Tensor, call: Call) -> Tensor:
-        result = block(hidden, **call)
+    @torch.no_grad()
+    def see(self, name: str, part: nn.Module) -> None:
+        """Run a part on the data for what its layers see; the hidden states stay as they are."""
+        for lot in self.hidden.split(self.batch) if len(self.hidden) else ():
+            self._one(name, part, lot)
+            if self.spill is not None:
+                self.spill.forget()
+
+    def listen(self, embedding: nn.Module, names: Collection[str]) -> dict[str, Heard]:
+        """Through the original model and back from its end loss: what that says of the layers of these names.
+
+        The inputs of all blocks wait meanwhile; on the way back each block is read and run once more.
+        """
+        self.start(embedding)
+        waiting = []
+        for _ in self.blocks():
+            waiting.append(self.hidden)
+        gradient, heard = self._at_the_end(embedding), dict[str, Heard]()
+        for number, hidden in reversed(list(enumerate(waiting))):
+            name = f"{self.family.blocks}.{number}"
+            block = self.checkpoint.fill(self.model, name)
+            layers = {own: layer for own, layer in compressible(block, name).items() if own in names}
+            gradient = self._joined(self._back(name, block, layers, heard, hidden, gradient))
+            block.to("meta")
+        self.hidden = torch.empty(0)
+        return heard
+
+    def _back(
+        self, name: str, block: nn.Module, layers: Mapping[str, nn.Module], heard: dict[str, Heard], *flow: Tensor
+    ) -> Iterator[Tensor]:
+        for hidden, gradient in zip(*(lots.split(self.batch) for lots in flow), strict=True):
+            hidden = hidden.detach().requires_grad_()
+            with outputs(layers) as taken, torch.enable_grad():
+                yield hear(heard, taken, (self._one(name, block, hidden) * gradient).sum(), [hidden])[0]
+
+    def _at_the_end(self, embedding: nn.Module) -> Tensor:
+        """The gradient of the end loss at the last block's output."""
+        norm = self.checkpoint.fill(self.model, self.family.norm)
+        head = self.head()
+        generator = torch.Generator().manual_seed(0)
+
+        def back() -> Iterator[Tensor]:
+            for hidden in self.hidden.split(1):  # one window at a time: logits are wide
+                hidden = hidden.detach().requires_grad_()
+                with torch.enable_grad():
+                    last = norm(hidden)
+                    logits = F.linear(last, matrix_of(embedding)) if head is None else head(last)
+                    yield torch.autograd.grad(end_loss(logits, True, generator), hidden)[0]
+
+        return self._joined(back())
+
+    def lots(self, name: str, block: nn.Module) -> list[tuple[Callable[[], Tensor], Tensor]]:
+        """How to run a block on each lot of data, and what the original says where the original blocks lead to it."""
+        if not len(self.wanted):
+            return []
+        pairs = zip(self.hidden.split(self.batch), self.wanted.split(self.batch), strict=True)
+        return [(partial(self._one, name, block, lot), wanted) for lot, wanted in pairs]
+
+    def _one(self, name: str, part: nn.Module, hidden: Tensor) -> Tensor:
+        blocks, _, number = name.rpartition(".")
+        result = part(hidden, **(self.calls[int(number)] if blocks == self.family.blocks else {}))
         found: Tensor = result[0] if isinstance(result, tuple) else result
         return found
 
     def finish(self) -> nn.Module:
         """The final norm, through which the data flows on to the head."""
         norm = self.checkpoint.fill(self.model, self.family.norm)
-        with torch.inference_mode():
-            self.hidden = norm(self.hidden)
+        self.hidden = self._flow(self.family.norm, norm, self.hidden)
+        self.taught = self.wanted = torch.empty(0)
         return norm
 
     def head(self) -> nn.Module | None:

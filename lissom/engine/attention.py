@@ -15,31 +15,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from lissom.engine.cache import Cache, Store
 from lissom.engine.pages import PAGE
-
-
-class Cache:
-    """Keys and values of every layer, in pages.
-
-    A layer's store is made when it first writes, in the shape and dtype of what it writes: layers may differ.
-    It starts as zeros, not as whatever was in memory, since a masked NaN is still NaN.
-    """
-
-    def __init__(self, pages: int) -> None:
-        self._pages = pages
-        self._layers: dict[int, tuple[Tensor, Tensor]] = {}
-
-    def write(
-        self, layer: int, slots: Int[Tensor, " t"], key: Float[Tensor, "t k e"], value: Float[Tensor, "t k e"]
-    ) -> tuple[Float[Tensor, "slots k e"], Float[Tensor, "slots k e"]]:
-        """Put each token's key and value into its slot; return the whole store of the layer."""
-        if layer not in self._layers:
-            self._layers[layer] = (self._empty(key), self._empty(value))
-        keys, values = self._layers[layer]
-        return keys.index_copy_(0, slots, key), values.index_copy_(0, slots, value)
-
-    def _empty(self, like: Float[Tensor, "t k e"]) -> Float[Tensor, "slots k e"]:
-        return like.new_zeros(self._pages * PAGE, *like.shape[1:])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +88,7 @@ def attend(
     layer = module.layer_idx
     assert isinstance(layer, int)
     keys, values = ragged.cache.write(layer, ragged.slots, key[0].transpose(0, 1), value[0].transpose(0, 1))
-    rows = query[0].transpose(0, 1)
+    rows = keys.turn(query[0].transpose(0, 1))
     parts, done = list[Tensor](), 0
     if ragged.decoding is not None:
         mask, done = ragged.mask(0, ragged.decoding, sliding_window), len(ragged.decoding.table)
@@ -120,39 +97,34 @@ def attend(
         mask = ragged.mask(part, chunk, sliding_window)
         parts.append(_prefill(rows[done : done + chunk.count], keys, values, chunk, mask, scaling))
         done += chunk.count
-    return torch.cat(parts)[None], None
+    return values.turn(torch.cat(parts))[None], None
 
 
 def _decode(
     query: Float[Tensor, "d h e"],
-    keys: Float[Tensor, "slots k e"],
-    values: Float[Tensor, "slots k e"],
+    keys: Store,
+    values: Store,
     decoding: Decoding,
     mask: Bool[Tensor, "d 1 1 n"],
     scaling: float,
 ) -> Float[Tensor, "d h e"]:
     """The query heads that share a key head are laid out as its rows, so no key is repeated."""
     d, h, e = query.shape
-    heads = keys.shape[1]
-    gathered = [
-        store.view(-1, PAGE, heads, store.shape[-1])[decoding.table].flatten(1, 2).transpose(1, 2)
-        for store in (keys, values)
-    ]
-    out = scaled_dot_product_attention(
-        query.view(d, heads, h // heads, e), gathered[0], gathered[1], attn_mask=mask, scale=scaling
-    )
+    key, value = (store.of_pages(decoding.table).transpose(1, 2) for store in (keys, values))
+    heads = key.shape[1]
+    out = scaled_dot_product_attention(query.view(d, heads, h // heads, e), key, value, attn_mask=mask, scale=scaling)
     return out.reshape(d, h, -1)
 
 
 def _prefill(
     query: Float[Tensor, "count h e"],
-    keys: Float[Tensor, "slots k e"],
-    values: Float[Tensor, "slots k e"],
+    keys: Store,
+    values: Store,
     chunk: Chunk,
     mask: Bool[Tensor, "count n"],
     scaling: float,
 ) -> Float[Tensor, "count h e"]:
-    key, value = keys[chunk.slots].transpose(0, 1), values[chunk.slots].transpose(0, 1)
+    key, value = (store.at(chunk.slots).transpose(0, 1) for store in (keys, values))
     out = scaled_dot_product_attention(
         query.transpose(0, 1)[None], key[None], value[None], attn_mask=mask, scale=scaling, enable_gqa=True
     )

@@ -24,11 +24,11 @@ class Engine:
 
     `add` a prompt, `step` until its sequence has a `finish`. A step is one forward pass: a token of every sequence
     that decodes, together with at most `prefill_chunk` tokens of new prompts. Not thread-safe: one thread owns
-    it, and the model while it steps.
+    it, and the model while it steps. The cache holds keys and values as they are ("float"), in "int8" or in "int4".
 
     Raises:
         ModelError: a model of a family that the engine does not know.
-        DataError: a cache too small to hold one page.
+        DataError: a cache too small to hold one page, or of a kind that there is not.
     """
 
     def __init__(
@@ -39,6 +39,7 @@ class Engine:
         max_tokens_in_cache: int,
         max_batch: int = 16,
         prefill_chunk: int = 512,
+        cache: str = "float",
     ) -> None:
         if max_tokens_in_cache < PAGE or max_batch < 1 or prefill_chunk < 1:
             raise DataError(
@@ -49,7 +50,7 @@ class Engine:
         self.context = min(model.config.max_position_embeddings, pages.total * PAGE)
         self.schedule = Schedule(pages, max_batch=max_batch, chunk=prefill_chunk)
         self._pages = pages
-        self._runner = Runner(model, pages=pages.total)
+        self._runner = Runner(model, pages=pages.total, cache=cache)
         self._vocabulary: int = model.config.vocab_size
         self._end = _end_tokens(model, tokenizer)
         self._tokenizer = tokenizer

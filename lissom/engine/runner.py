@@ -14,7 +14,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import AttentionInterface, PreTrainedModel
 
-from lissom.engine.attention import Cache, Chunk, Decoding, Ragged, attend
+from lissom.engine.attention import Chunk, Decoding, Ragged, attend
+from lissom.engine.cache import Cache
 from lissom.engine.pages import PAGE, pages_for
 from lissom.engine.schedule import Slice
 from lissom.errors import ModelError
@@ -29,14 +30,20 @@ class Runner:
 
     Raises:
         ModelError: a family, or a kind of rotary embedding, that the engine does not know.
+        DataError: a kind of cache that there is not.
     """
 
-    def __init__(self, model: PreTrainedModel, *, pages: int) -> None:
+    def __init__(self, model: PreTrainedModel, *, pages: int, cache: str = "float") -> None:
         _check(model)
         AttentionInterface.register(PAGED, attend)
         self._model = model
-        self._cache = Cache(pages)
+        self._cache = Cache(pages, cache)
         self._device = model.device
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of the cache of all layers that have written."""
+        return self._cache.nbytes
 
     def forward(self, slices: Sequence[Slice]) -> Float[Tensor, "r v"]:
         """Run the slices; return the logits after the last token of each slice that completes its sequence."""

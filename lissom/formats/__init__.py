@@ -8,6 +8,8 @@ from torch import Tensor
 from lissom.formats.affine import Affine
 from lissom.formats.binary import Binary
 from lissom.formats.dense import Dense
+from lissom.formats.dynamic import Dynamic
+from lissom.formats.floats import Floats
 from lissom.formats.linear import (
     CompressedConv,
     CompressedEmbedding,
@@ -16,20 +18,20 @@ from lissom.formats.linear import (
     Frozen,
     freeze,
     matrix_of,
+    share_base,
     unfreeze,
     wrap,
 )
+from lissom.formats.lowrank import LowRank
 from lissom.formats.masked import Masked
 from lissom.formats.palette import Palette
+from lissom.formats.signs import Signs
+from lissom.formats.sum import BASES, Sum
+from lissom.formats.ternary import Ternary
 from lissom.formats.weight import Trainable, Weight
+from lissom.formats.xnor import Xnor
 
-FORMATS: dict[str, type[Weight]] = {
-    "dense": Dense,
-    "masked": Masked,
-    "affine": Affine,
-    "palette": Palette,
-    "binary": Binary,
-}
+FORMATS: dict[str, type[Weight]] = {**BASES, "sum": Sum}  # a new format is written into BASES
 
 
 def read_weight(spec: Mapping[str, Any], parts: Mapping[str, Tensor]) -> Weight:
@@ -46,14 +48,22 @@ __all__ = [
     "CompressedLayer",
     "CompressedLinear",
     "Dense",
+    "Dynamic",
+    "Floats",
     "Frozen",
+    "LowRank",
     "Masked",
     "Palette",
+    "Signs",
+    "Sum",
+    "Ternary",
     "Trainable",
     "Weight",
+    "Xnor",
     "freeze",
     "matrix_of",
     "read_weight",
+    "share_base",
     "unfreeze",
     "wrap",
 ]

@@ -10,20 +10,27 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, Int16, UInt8
 from torch import Tensor, nn
 
 from lissom.formats.plane import Plane
 from lissom.formats.weight import Parts, Spec, Trainable, Weight, stored, straight_through
 
+STEPS = 127  # the most steps that a scale can have
+CELL = 0.49  # how far from its point of the grid a weight may be and still be rounded to it, whatever the arithmetic
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Affine(Weight):
-    """Integer codes of 2 to 8 bits; `group` inputs share a scale, which must divide i."""
+    """Integer codes of 2 to 8 bits; `group` inputs share a scale, which must divide i.
+
+    With a `step` the scales of a row are whole multiples of it, stored in a byte each.
+    """
 
     plane: Plane
     scale: Float[Tensor, "o g"]
     zero: Plane | None
+    step: Float[Tensor, "o 1"] | None = None
 
     @classmethod
     def of(
@@ -33,10 +40,13 @@ class Affine(Weight):
         zero: UInt8[Tensor, "o g"] | None,
         bits: int,
         kept: Bool[Tensor, "o i"] | None = None,
+        step: Float[Tensor, "o 1"] | None = None,
     ) -> "Affine":
-        """Pack codes; `scale` is stored in float16 where that holds it."""
+        """Pack codes; `scale`, or else `step`, is stored in float16 where that holds it."""
         packed_zero = None if zero is None else Plane.of(zero, bits)
-        return cls(plane=Plane.of(codes, bits, kept), scale=stored(scale), zero=packed_zero)
+        step = None if step is None else stored(step)
+        scale = stored(scale) if step is None else held(scale, step)
+        return cls(plane=Plane.of(codes, bits, kept), scale=scale, zero=packed_zero, step=step)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -61,7 +71,7 @@ class Affine(Weight):
 
     def dense(self) -> Float[Tensor, "o i"]:
         """The matrix in float32."""
-        return torch.ops.lissom.affine_dense(*self._flat())  # type: ignore[no-any-return]
+        return torch.ops.lissom.affine_dense(*self.flat())  # type: ignore[no-any-return]
 
     def look_up(self, index: Int[Tensor, " n"]) -> Float[Tensor, "n i"]:
         """Some rows of the dense matrix; only they are decoded, unless weights were pruned."""
@@ -74,9 +84,10 @@ class Affine(Weight):
 
     def linear(self, x: Float[Tensor, "*n i"]) -> Float[Tensor, "*n o"]:
         """x Wᵀ."""
-        return torch.ops.lissom.affine_linear(x, *self._flat())  # type: ignore[no-any-return]
+        return torch.ops.lissom.affine_linear(x, *self.flat())  # type: ignore[no-any-return]
 
-    def _flat(self) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None, int, int, int]:
+    def flat(self) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None, int, int, int]:
+        """What the operators are given."""
         zero = None if self.zero is None else self.zero.words
         return self.plane.words, self.plane.mask, self.scale, zero, self.bits, *self.shape
 
@@ -87,7 +98,9 @@ class Affine(Weight):
     def parts(self) -> dict[str, Tensor]:
         """Codes, scales, and zeros and bitmask where there are any, by their compressed-tensors names."""
         zero = None if self.zero is None else self.zero.words
-        found = {"_packed": self.plane.words, "_scale": self.scale, "_zero_point": zero, "_bitmask": self.plane.mask}
+        scale = self.scale if self.step is None else multiples(self.scale, self.step).to(torch.int8)
+        found = {"_packed": self.plane.words, "_scale": scale, "_scale_step": self.step}
+        found |= {"_zero_point": zero, "_bitmask": self.plane.mask}
         return {name: part for name, part in found.items() if part is not None}
 
     def spec(self) -> dict[str, Any]:
@@ -103,7 +116,8 @@ class Affine(Weight):
         plane = Plane(words=parts["_packed"], mask=parts.get("_bitmask"), shape=(o, i), bits=bits)
         words = parts.get("_zero_point")
         zero = None if words is None else Plane(words=words, mask=None, shape=(o, scale.shape[1]), bits=bits)
-        return cls(plane=plane, scale=scale, zero=zero)
+        step = parts.get("_scale_step")
+        return cls(plane=plane, scale=scale if step is None else scale.float() * step.float(), zero=zero, step=step)
 
     def trainable(self) -> Trainable:
         """Latent weights behind the grid, and the grid's scales."""
@@ -119,6 +133,7 @@ class TrainableAffine(Trainable):
     """
 
     scale: Tensor
+    step: Tensor | None
     zero: Tensor
     keep: Tensor | None
 
@@ -128,12 +143,29 @@ class TrainableAffine(Trainable):
         self.latent = nn.Parameter(weight.dense())
         self.log_growth = nn.Parameter(torch.zeros_like(weight.scale, dtype=torch.float32))
         self.register_buffer("scale", weight.scale.float())
+        self.register_buffer("step", weight.step)
         self.register_buffer("zero", weight.zeros())
         self.register_buffer("keep", weight.kept())
 
+    @torch.no_grad()
+    def near(self, original: Float[Tensor, "o i"]) -> None:
+        """Into the cell of each weight's code, on the side of the original; beyond the last code, to its centre."""
+        scale = self._grown().unsqueeze(-1)
+        code = self._codes(scale.squeeze(-1)) - self.zero.unsqueeze(-1)
+        offset = original.unflatten(1, (scale.shape[1], -1)) / scale - code
+        self.latent.copy_(((code + offset.clamp(-CELL, CELL)) * scale).flatten(1))
+
+    def units(self) -> dict[nn.Parameter, Tensor]:
+        """Points of the grid for weights; scales are relative already."""
+        scale = self._grown().detach().abs()
+        return {
+            self.latent: scale.repeat_interleave(self.latent.shape[1] // scale.shape[1], 1),
+            self.log_growth: torch.ones(()),
+        }
+
     def _grown(self) -> Float[Tensor, "o g"]:
         grown = self.scale * self.log_growth.exp()
-        return straight_through(grown, stored(grown.detach()).float())
+        return straight_through(grown, held(grown.detach(), self.step))
 
     def _codes(self, scale: Float[Tensor, "o g"]) -> Float[Tensor, "o g k"]:
         grouped = self.latent.unflatten(1, (scale.shape[1], -1)) / scale.unsqueeze(-1)
@@ -151,7 +183,35 @@ class TrainableAffine(Trainable):
         scale = self._grown()
         codes = self._codes(scale).flatten(1).to(torch.uint8)
         zero = None if self.symmetric else self.zero.to(torch.uint8)
-        return Affine.of(codes, scale, zero, self.bits, self.keep)
+        return Affine.of(codes, scale, zero, self.bits, self.keep, self.step)
+
+
+def multiples(scale: Float[Tensor, "o g"], step: Float[Tensor, "o 1"]) -> Float[Tensor, "o g"]:
+    """The whole numbers of steps nearest to the scales; never 0."""
+    count = (scale.float() / step.float()).round().clamp(-STEPS, STEPS)
+    return torch.where(count == 0, torch.where(scale < 0, -1.0, 1.0), count)
+
+
+def held(scale: Float[Tensor, "o g"], step: Float[Tensor, "o 1"] | None) -> Float[Tensor, "o g"]:
+    """A scale as storing leaves it: a half float, or a whole number of steps."""
+    return stored(scale).float() if step is None else multiples(scale, step) * step.float()
+
+
+def affine_codes(
+    words: Tensor, mask: Tensor | None, scale: Tensor, zero: Tensor | None, bits: int, rows: int, columns: int
+) -> Int16[Tensor, "o g k"]:
+    """code - zero, 0 where the mask is."""
+    plane = Plane(words=words, mask=mask, shape=(rows, columns), bits=bits)
+    groups = scale.shape[1]
+    codes: Tensor = plane.codes().to(torch.int16).unflatten(1, (groups, -1))
+    if zero is None:
+        codes -= 2 ** (bits - 1)
+    else:
+        codes -= Plane(words=zero, mask=None, shape=(rows, groups), bits=bits).codes().unsqueeze(-1)
+    kept = plane.kept()
+    if kept is not None:
+        codes *= kept.unflatten(1, (groups, -1))
+    return codes
 
 
 @torch.library.custom_op("lissom::affine_dense", mutates_args=())
@@ -159,16 +219,9 @@ def affine_dense(
     words: Tensor, mask: Tensor | None, scale: Tensor, zero: Tensor | None, bits: int, rows: int, columns: int
 ) -> Tensor:
     """(code - zero) * scale, zero where the mask is."""
-    plane = Plane(words=words, mask=mask, shape=(rows, columns), bits=bits)
-    groups = scale.shape[1]
-    if zero is None:
-        offset = torch.full_like(scale, 2 ** (bits - 1), dtype=torch.float32)
-    else:
-        offset = Plane(words=zero, mask=None, shape=(rows, groups), bits=bits).codes().float()
-    codes = plane.codes().float().unflatten(1, (groups, -1))
-    matrix: Tensor = codes.sub_(offset.unsqueeze(-1)).mul_(scale.float().unsqueeze(-1)).flatten(1)
-    kept = plane.kept()
-    return matrix if kept is None else matrix * kept
+    codes = affine_codes(words, mask, scale, zero, bits, rows, columns)
+    matrix: Tensor = codes.float().mul_(scale.float().unsqueeze(-1)).flatten(1)
+    return matrix
 
 
 @affine_dense.register_fake

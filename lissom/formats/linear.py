@@ -4,7 +4,8 @@ A layer holds its weight frozen (packed buffers, as on disk) or trainable (param
 torch.nn layer it stands for, so that code which reads `in_features` or `kernel_size` goes on working.
 """
 
-from collections.abc import Callable
+import dataclasses
+import math
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from lissom.formats.sum import BASE, Sum, TrainableSum
 from lissom.formats.weight import Trainable, Weight
 
 
@@ -32,6 +34,10 @@ class Frozen(nn.Module):
     def forward(self) -> Float[Tensor, "o i"]:
         """The dense matrix."""
         return self.weight().dense()
+
+    def activate(self, x: Float[Tensor, "n f"]) -> Float[Tensor, "n f"]:
+        """What the weight's format makes of an input."""
+        return self.weight().activate(x)
 
 
 MACHINERY = frozenset(vars(nn.Module()))  # what every module has; the rest of a layer's attributes is its geometry
@@ -60,6 +66,10 @@ class CompressedLayer(nn.Module):
         """The weight in its format, as it would be stored now."""
         return self.matrix.weight()
 
+    def activated(self, x: Float[Tensor, "*n"], dims: int) -> Float[Tensor, "*n"]:
+        """The input as the format wants it; the last `dims` dims are one token's features, or one example's map."""
+        return self.matrix.activate(x.reshape(-1, math.prod(x.shape[-dims:]))).reshape(x.shape)
+
     def extra_repr(self) -> str:
         """Format and size."""
         weight = self.weight
@@ -72,8 +82,9 @@ class CompressedLinear(CompressedLayer):
 
     def forward(self, x: Float[Tensor, "*n i"]) -> Float[Tensor, "*n o"]:
         """x Wᵀ + b."""
-        trainable = isinstance(self.matrix, Trainable)
-        y = F.linear(x, self.matrix().to(x.dtype)) if trainable else self.weight.linear(x)
+        x = self.activated(x, 1)
+        differentiable = isinstance(self.matrix, Trainable) or (x.requires_grad and torch.is_grad_enabled())
+        y = F.linear(x, self.matrix().to(x.dtype)) if differentiable else self.weight.linear(x)
         return y if self.bias is None else y + self.bias  # apart in both, so that both round alike
 
 
@@ -82,6 +93,7 @@ class CompressedConv(CompressedLayer):
 
     def forward(self, x: Float[Tensor, "*n"]) -> Float[Tensor, "*m"]:
         """The convolution of the layer it stands for, which knows about padding."""
+        x = self.activated(x, 1 + len(self.kernel_size))
         kernel = self.matrix().to(x.dtype).unflatten(1, (self.in_channels // self.groups, *self.kernel_size))
         return self.stands_for._conv_forward(self, x, kernel, self.bias)  # type: ignore[no-any-return, attr-defined]
 
@@ -128,18 +140,40 @@ def wrap(layer: nn.Module, weight: Weight, *, trainable: bool = False) -> Compre
 
 def freeze(model: nn.Module) -> nn.Module:
     """Make every compressed layer hold packed buffers, in place; what was learned is kept."""
-    return _hold(model, lambda layer: Frozen(layer.weight), Frozen)
+    return _hold(model, Frozen)
 
 
 def unfreeze(model: nn.Module) -> nn.Module:
     """Make every compressed layer trainable, in place."""
-    return _hold(model, lambda layer: layer.weight.trainable(), Trainable)
+    return _hold(model, Trainable)
 
 
-def _hold(model: nn.Module, hold: Callable[[CompressedLayer], Frozen | Trainable], already: type) -> nn.Module:
+def _hold(model: nn.Module, kind: type[Frozen | Trainable]) -> nn.Module:
     held: dict[Frozen | Trainable, Frozen | Trainable] = {}
+    bases: dict[Any, Weight] = {}
+    trained: dict[int, Trainable] = {}
     for layer in model.modules():
-        if isinstance(layer, CompressedLayer) and not isinstance(layer.matrix, already):
+        if isinstance(layer, CompressedLayer) and not isinstance(layer.matrix, kind):
             before = layer.matrix
-            held[before] = layer.matrix = held.get(before) or hold(layer)  # tied layers stay tied
+            if before not in held:  # tied layers stay tied
+                weight = _weight(before, bases)
+                held[before] = Frozen(weight) if kind is Frozen else share_base(weight.trainable(), weight, trained)
+            layer.matrix = held[before]
     return model
+
+
+def _weight(held: Frozen | Trainable, bases: dict[Any, Weight]) -> Weight:
+    """The weight of a layer; bases that were one stay one object."""
+    weight = held.weight()
+    if not isinstance(weight, Sum):
+        return weight
+    tensors = (id(part) for name, part in held.named_buffers() if name.startswith(f"part{BASE}"))
+    same = held.base if isinstance(held, TrainableSum) else tuple(tensors)
+    return dataclasses.replace(weight, base=bases.setdefault(same, weight.base))
+
+
+def share_base(held: Trainable, weight: Weight, bases: dict[int, Trainable]) -> Trainable:
+    """Sums that have the same object for a base train it as one; `bases` are those met before, by its id."""
+    if isinstance(held, TrainableSum) and isinstance(weight, Sum):
+        held.base = bases.setdefault(id(weight.base), held.base)
+    return held

@@ -19,31 +19,30 @@ WORD = 32
 def pack(codes: UInt8[Tensor, "o i"], bits: int) -> Int32[Tensor, "o w"]:
     """Write each row's codes (each below 2^bits) as a stream of bits, padded to whole words."""
     rows, columns = codes.shape
-    words = -(-columns * bits // WORD)
-    unit = bits if 8 % bits == 0 else 1  # codes that straddle bytes are written bit by bit
-    if unit != bits:
-        codes = (codes.unsqueeze(-1) >> torch.arange(bits, dtype=torch.uint8)).bitwise_and_(1).reshape(rows, -1)
-    codes = torch.nn.functional.pad(codes, (0, words * WORD // unit - codes.shape[1]))
-    places = torch.arange(0, 8, unit, dtype=torch.uint8)
-    octets = (codes.reshape(-1, 8 // unit) << places).sum(-1, dtype=torch.uint8)
-    return octets.view(torch.int32).reshape(rows, words)
+    count, room = -(-columns // 8), -(-columns * bits // WORD) * WORD // 8
+    eights = torch.nn.functional.pad(codes, (0, -columns % 8)).reshape(rows, count, 8)
+    numbers = torch.zeros((rows, count, 1), dtype=torch.int64, device=codes.device)
+    for place in range(8):
+        numbers |= eights[..., place : place + 1].long() << (place * bits)
+    octets = numbers.view(torch.uint8)[..., :bits].flatten(1)[:, :room]
+    octets = torch.nn.functional.pad(octets, (0, room - octets.shape[1]))
+    return octets.flatten().view(torch.int32).reshape(rows, room * 8 // WORD)
 
 
 def unpack(words: Int32[Tensor, "o w"], bits: int, columns: int) -> UInt8[Tensor, "o i"]:
-    """Read `columns` codes of each row back."""
-    octets = words.reshape(-1).view(torch.uint8).reshape(words.shape[0], words.shape[1] * 4)
-    if bits == 8:
-        return octets[:, :columns].clone()
-    if 8 % bits == 0:
-        places = torch.arange(0, 8, bits, dtype=torch.uint8, device=words.device)
-        codes: Tensor = (octets.unsqueeze(-1) >> places) & (2**bits - 1)
-        return codes.reshape(words.shape[0], -1)[:, :columns].contiguous()
-    # Bits that straddle bytes: read the two bytes that a code can touch, shift, mask.
-    start = torch.arange(columns, device=words.device) * bits
-    padded = torch.nn.functional.pad(octets, (0, 1)).int()
-    pair = padded[:, start // 8] | (padded[:, start // 8 + 1] << 8)
-    found: Tensor = (pair >> (start % 8)) & (2**bits - 1)
-    return found.to(torch.uint8)
+    """Read `columns` codes of each row back: eight codes lie in `bits` bytes, each in one of them or across two."""
+    rows, count = words.shape[0], -(-columns // 8)
+    room = count * bits
+    octets = words.flatten().view(torch.uint8).reshape(rows, words.shape[1] * WORD // 8)
+    octets = torch.nn.functional.pad(octets[:, :room], (0, max(room - octets.shape[1], 0))).reshape(rows, count, bits)
+    codes = octets.new_empty((rows, count, 8))
+    for place in range(8):
+        first, shift = divmod(place * bits, 8)
+        code = octets[..., first] >> shift
+        if shift + bits > 8:
+            code |= octets[..., first + 1] << (8 - shift)
+        codes[..., place] = code & (2**bits - 1)
+    return codes.flatten(1)[:, :columns].contiguous()
 
 
 def bitmask(kept: Bool[Tensor, "o i"]) -> UInt8[Tensor, " m"]:

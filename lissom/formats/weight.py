@@ -27,6 +27,17 @@ class Trainable(nn.Module, ABC):
     def weight(self) -> "Weight":
         """The matrix in its format; `weight().dense()` equals `forward()` bit for bit."""
 
+    def activate(self, x: Float[Tensor, "n f"]) -> Float[Tensor, "n f"]:
+        """What the format makes of a layer's input before the product, an example or token a row: nothing."""
+        return x
+
+    def near(self, original: Float[Tensor, "o i"]) -> None:
+        """Move latent values as close to the original weights as they can get without changing the matrix."""
+
+    def units(self) -> dict[nn.Parameter, Tensor]:
+        """How large a step of each own parameter is: the distance of its grid's points, or what its values are like."""
+        return {p: p.detach().square().mean().sqrt() for p in self.parameters(recurse=False)}
+
 
 class Weight(ABC):
     """A layer's matrix, o outputs by i inputs, as it is written down. Immutable."""
@@ -62,6 +73,10 @@ class Weight(ABC):
     @abstractmethod
     def trainable(self) -> Trainable:
         """The same weight with parameters that an optimizer can move."""
+
+    def activate(self, x: Float[Tensor, "n f"]) -> Float[Tensor, "n f"]:
+        """What the format makes of a layer's input before the product, an example or token a row: nothing."""
+        return x
 
     def linear(self, x: Float[Tensor, "*n i"]) -> Float[Tensor, "*n o"]:
         """x Wᵀ."""
@@ -109,3 +124,8 @@ def stored(scale: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     narrow = torch.finfo(torch.float16)
     fits = magnitude.numel() == 0 or bool((magnitude.min() >= narrow.tiny) & (magnitude.max() <= narrow.max))
     return scale.to(torch.float16 if fits else torch.float32)
+
+
+def nested(parts: Parts, prefix: str) -> dict[str, Tensor]:
+    """The parts of a weight that is written inside another one, under names that begin with `prefix`."""
+    return {name.removeprefix(prefix): part for name, part in parts.items() if name.startswith(prefix)}

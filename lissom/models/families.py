@@ -8,14 +8,47 @@ from lissom.errors import ModelError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Link:
+    """Layers coupled by the channels that some make and others read, and nobody else; dotted names.
+
+    `unit` is empty where each channel goes its own way, on which only its size may change. Otherwise it names the
+    attribute that says how many channels attention sums as one head; with grouped queries, each head is read by several
+    consecutive heads of the reader.
+    """
+
+    makers: tuple[str, ...]
+    readers: tuple[str, ...]
+    unit: str = ""
+
+    def inside(self, part: str) -> "Link":
+        """The same link of a part, by its full names."""
+        makers, readers = (tuple(f"{part}.{name}" for name in names) for names in (self.makers, self.readers))
+        return Link(makers=makers, readers=readers, unit=f"{part}.{self.unit}" if self.unit else "")
+
+
+LINKS = (
+    Link(makers=("input_layernorm",), readers=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
+    Link(makers=("self_attn.v_proj",), readers=("self_attn.o_proj",), unit="self_attn.head_dim"),
+    Link(makers=("post_attention_layernorm",), readers=("mlp.gate_proj", "mlp.up_proj")),
+    Link(makers=("mlp.up_proj",), readers=("mlp.down_proj",)),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
-    """Dotted names of the parts that a streaming pass must find."""
+    """Dotted names of the parts that a streaming pass must find, and of those of a block; how its layers are linked."""
 
     embedding: str = "model.embed_tokens"
     blocks: str = "model.layers"
     rotary: str = "model.rotary_emb"
     norm: str = "model.norm"
     head: str = "lm_head"
+    links: tuple[Link, ...] = LINKS
+    attention: str = "self_attn"
+    heads: tuple[str, ...] = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")  # make them,
+    mixes: str = "self_attn.o_proj"  # reads them
+    neurons: tuple[str, ...] = ("mlp.gate_proj", "mlp.up_proj")
+    sums: str = "mlp.down_proj"
 
 
 FAMILIES: dict[str, Family] = {

@@ -1,7 +1,18 @@
 """Finding the smallest model that the budget allows, and proving it."""
 
 from lissom.search.candidates import for_language_model, for_module
+from lissom.search.channels import allocate_channels
 from lissom.search.optimize import optimize
 from lissom.search.result import Candidate, Point, Result
+from lissom.search.sparsity import allocate_sparsity
 
-__all__ = ["Candidate", "Point", "Result", "for_language_model", "for_module", "optimize"]
+__all__ = [
+    "Candidate",
+    "Point",
+    "Result",
+    "allocate_channels",
+    "allocate_sparsity",
+    "for_language_model",
+    "for_module",
+    "optimize",
+]

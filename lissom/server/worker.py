@@ -92,6 +92,7 @@ class Worker:
             service.tokenizer,
             max_tokens_in_cache=service.max_tokens_in_cache,
             max_batch=service.max_batch,
+            cache=service.cache,
         )
         self._room = service.max_batch + limits.waiting
         self._taken = 0  # sequences submitted or about to be; touched by the event loop only

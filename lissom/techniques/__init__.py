@@ -1,22 +1,94 @@
-"""The techniques: one file, one paper, one pure function (Weight, *Statistic, /, *, knobs) -> Weight."""
+"""The techniques: one file, one paper, one function, in tables by how much of a model it must see at once.
 
-from collections.abc import Callable
+    LAYER       (Weight, [the original Weight,] *Statistic, /, *, knobs) -> Weight
+    COUPLING    (Coupling, *Statistic, /, *, knobs) -> Coupling
+    SHAPE       (Coupling, tuple[Gram, ...], /, *, knobs) -> Coupling of fewer channels, from a Gram for each reader
+    SEVERAL     (Sequence[tuple[Weight, Gram]], /, *, knobs) -> list[Weight]: the layers that one step names, together
+    BLOCK       (nn.Module, Lots, /, *, knobs) -> None: a block, or the whole of a module that is not a language model
+    MODEL       (nn.Module, Lots, /, *, knobs) -> None: the whole
 
+The first four are pure; the others change the module they are given. For the last and `SEVERAL` the whole model must be
+in memory.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from lissom.coupling import Coupling
 from lissom.formats import Weight
+from lissom.techniques.prune.alps import alps
+from lissom.techniques.prune.blocks import blocks
+from lissom.techniques.prune.channels import channels
+from lissom.techniques.prune.heads import heads
 from lissom.techniques.prune.magnitude import magnitude
+from lissom.techniques.prune.ria import ria
 from lissom.techniques.prune.sparsegpt import sparsegpt
 from lissom.techniques.prune.wanda import wanda
+from lissom.techniques.prune.width import width
+from lissom.techniques.quantize.awq import awq
 from lissom.techniques.quantize.binary import binary
+from lissom.techniques.quantize.dynamic import dynamic
+from lissom.techniques.quantize.floats import floats
 from lissom.techniques.quantize.gptq import gptq
+from lissom.techniques.quantize.nanoquant import nanoquant
+from lissom.techniques.quantize.rotate import rotate
 from lissom.techniques.quantize.rtn import rtn
+from lissom.techniques.quantize.smooth import smooth
+from lissom.techniques.quantize.ternary import ternary
+from lissom.techniques.quantize.tuned import tuned
+from lissom.techniques.quantize.xnor import xnor
+from lissom.techniques.quantize.yaqa import yaqa
 from lissom.techniques.share.kmeans import kmeans
+from lissom.techniques.share.lnq import lnq
+from lissom.techniques.share.lowrank import lowrank
+from lissom.techniques.share.residual import residual
+from lissom.techniques.share.tie import tie
+from lissom.techniques.share.vectors import vectors
 
-TECHNIQUES: dict[str, Callable[..., Weight]] = {
+LAYER: dict[str, Callable[..., Weight]] = {
     "magnitude": magnitude,
     "wanda": wanda,
+    "ria": ria,
     "sparsegpt": sparsegpt,
+    "alps": alps,
     "kmeans": kmeans,
+    "lnq": lnq,
+    "vectors": vectors,
+    "lowrank": lowrank,
+    "residual": residual,
     "rtn": rtn,
     "gptq": gptq,
+    "yaqa": yaqa,
+    "dynamic": dynamic,
+    "floats": floats,
     "binary": binary,
+    "ternary": ternary,
+    "nanoquant": nanoquant,
+    "xnor": xnor,
 }
+
+COUPLING: dict[str, Callable[..., Coupling]] = {
+    "smooth": smooth,
+    "awq": awq,
+    "rotate": rotate,
+}
+
+SHAPE: dict[str, Callable[..., Coupling]] = {
+    "channels": channels,
+    "heads": heads,
+    "width": width,
+}
+
+SEVERAL: dict[str, Callable[..., Sequence[Weight]]] = {
+    "tie": tie,
+}
+
+BLOCK: dict[str, Callable[..., None]] = {
+    "tuned": tuned,
+}
+
+MODEL: dict[str, Callable[..., None]] = {
+    "blocks": blocks,
+}
+
+TECHNIQUES: dict[str, Callable[..., Any]] = {**LAYER, **COUPLING, **SHAPE, **SEVERAL, **BLOCK, **MODEL}

@@ -9,7 +9,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lissom.formats import FORMATS, Affine, Binary, Dense, Masked, Palette, Weight, read_weight
+from lissom.formats import (
+    FORMATS,
+    Affine,
+    Binary,
+    Dense,
+    Dynamic,
+    Floats,
+    LowRank,
+    Masked,
+    Palette,
+    Signs,
+    Sum,
+    Ternary,
+    Weight,
+    Xnor,
+    read_weight,
+)
+from lissom.formats.floats import KINDS, held, read
+from lissom.formats.plane import Plane
 from lissom.formats.weight import stored, straight_through
 
 Made = tuple[Weight, Tensor]
@@ -47,6 +65,40 @@ def affine(bits: int, symmetric: bool, groups: int) -> Makes:
     return made
 
 
+def stepped(shape: tuple[int, int], kept: Tensor | None, random: torch.Generator) -> Made:
+    """Scales that are whole multiples of a step of each row."""
+    o, i = shape
+    g = 3 if i % 3 == 0 else 1
+    codes = torch.randint(64, shape, dtype=torch.uint8, generator=random)
+    count = torch.randint(1, 128, (o, g), generator=random) * (torch.randint(2, (o, g), generator=random) * 2 - 1)
+    step = (0.01 + torch.rand((o, 1), generator=random)).half().float()
+    weight = Affine.of(codes, count * step, None, 6, kept, step)
+    values = (codes.float() - 32) * (count * step).repeat_interleave(i // g, 1)
+    return weight, values * (1 if kept is None else kept)
+
+
+def dynamic(shape: tuple[int, int], kept: Tensor | None, random: torch.Generator) -> Made:
+    weight, values = affine(5, False, 2)(shape, kept, random)
+    assert isinstance(weight, Affine)
+    return Dynamic(affine=weight, inputs=8), values
+
+
+def floats(kind: str) -> Makes:
+    def made(shape: tuple[int, int], kept: Tensor | None, random: torch.Generator) -> Made:
+        (o, i), form = shape, KINDS[kind]
+        g = 2 if form.group and i % 2 == 0 else 1
+        table = form.values()
+        codes = torch.arange(len(table), dtype=torch.uint8)[table.isfinite()]
+        codes = codes[torch.randint(len(codes), shape, generator=random)]
+        scale = held(form, 0.5 + torch.rand((o, g), generator=random))
+        whole = torch.tensor([0.37]) if form.overall else None
+        weight = Floats(kind=kind, plane=Plane.of(codes, form.bits, kept), scale=scale, overall=whole)
+        wide = read(scale, whole).repeat_interleave(i // g, 1)
+        return weight, table[codes.int()] * wide * (1 if kept is None else kept)
+
+    return made
+
+
 def palette(bits: int, rows: int, quantized: bool) -> Makes:
     def made(shape: tuple[int, int], kept: Tensor | None, random: torch.Generator) -> Made:
         o, _ = shape
@@ -67,9 +119,65 @@ def palette(bits: int, rows: int, quantized: bool) -> Makes:
 
 def binary(shape: tuple[int, int], kept: Tensor | None, random: torch.Generator) -> Made:
     positive = torch.rand(shape, generator=random) < 0.5
-    scale = (0.1 + torch.rand(shape[0], generator=random)).half()
-    values = torch.where(positive, 1.0, -1.0) * scale.float().unsqueeze(1)
+    scale = (0.1 + torch.rand((shape[0], 1), generator=random)).half()
+    values = torch.where(positive, 1.0, -1.0) * scale.float()
     return Binary.of(positive, scale, kept), values * (1 if kept is None else kept)
+
+
+def xnor(shape: tuple[int, int], kept: Tensor | None, random: torch.Generator) -> Made:
+    weight, values = binary(shape, kept, random)
+    assert isinstance(weight, Binary)
+    return Xnor(binary=weight), values
+
+
+def ternary(groups: int) -> Makes:
+    def made(shape: tuple[int, int], kept: Tensor | None, random: torch.Generator) -> Made:
+        o, i = shape
+        g = groups if i % groups == 0 else 1
+        trits = torch.randint(3, shape, dtype=torch.uint8, generator=random)
+        scale = (0.1 + torch.rand((o, g), generator=random)).half()
+        values = (trits.float() - 1) * scale.float().repeat_interleave(i // g, 1)
+        return Ternary.of(trits, scale, kept), values * (1 if kept is None else kept)
+
+    return made
+
+
+def signs(shape: tuple[int, int], kept: Tensor | None, random: torch.Generator) -> Made:
+    (o, i), r = shape, 5
+    left, right = torch.rand((r, o), generator=random) < 0.5, torch.rand((r, i), generator=random) < 0.5
+    rows, middle, columns = ((0.5 + torch.rand(n, generator=random)).half() for n in (o, r, i))
+    values = torch.zeros(shape)
+    for k in range(r):
+        one, other = (torch.where(part[k], 1.0, -1.0) for part in (left, right))
+        values += torch.outer(rows * one, columns * other) * middle[k]
+    return Signs.of(left, right, rows, middle, columns), values
+
+
+def lowrank(rank: int, quantized: bool) -> Makes:
+    def made(shape: tuple[int, int], kept: Tensor | None, random: torch.Generator) -> Made:
+        (o, i), r = shape, rank
+        a, b = torch.randn((o, r), generator=random), torch.randn((r, i), generator=random)
+        weight = LowRank.of(a, b)
+        if quantized:
+            codes = torch.randint(256, (r, i), dtype=torch.uint8, generator=random)
+            scale = (0.001 + 0.01 * torch.rand((r, 1), generator=random)).half()
+            weight = LowRank(a=weight.a, b=Affine.of(codes, scale, None, 8))
+            b = (codes.float() - 128) * scale.float()
+        else:
+            b = b.half().float()
+        return weight, (a.half().double() @ b.double()).float()
+
+    return made
+
+
+def total(base: Makes) -> Makes:
+    def made(shape: tuple[int, int], kept: Tensor | None, random: torch.Generator) -> Made:
+        below, values = base(shape, kept, random)
+        correction, more = lowrank(2, True)(shape, None, random)
+        assert isinstance(correction, LowRank)
+        return Sum(base=below, correction=correction), values + more
+
+    return made
 
 
 MAKERS: dict[str, Makes] = {
@@ -80,11 +188,24 @@ MAKERS: dict[str, Makes] = {
     "affine 4 grouped": affine(4, True, 4),
     "affine 3 asymmetric": affine(3, False, 2),
     "affine 2 asymmetric": affine(2, False, 3),
+    "affine 6 stepped": stepped,
+    "dynamic": dynamic,
+    **{kind: floats(kind) for kind in KINDS},
     "palette a row": palette(2, 1, False),
     "palette three rows": palette(3, 3, False),
     "palette whole, quantized": palette(4, 0, True),
     "binary": binary,
+    "xnor": xnor,
+    "ternary": ternary(1),
+    "ternary grouped": ternary(4),
+    "signs": signs,
+    "low rank": lowrank(3, False),
+    "low rank, quantized": lowrank(1, True),
+    "sum on affine": total(affine(4, True, 4)),
+    "sum on masked": total(masked),
+    "sum on dense": total(dense_half),
 }
+PRODUCTS = {name for name in MAKERS if name.startswith(("low rank", "sum"))}  # their rows are sums, in any order
 WEIGHTS = {
     "name": st.sampled_from(sorted(MAKERS)),
     "shape": st.tuples(st.integers(1, 7), st.integers(1, 24)),
@@ -110,7 +231,7 @@ def test_the_dense_matrix_is_its_definition(
 ) -> None:
     weight, values = make(name, shape, density, seed)
     assert weight.shape == shape
-    torch.testing.assert_close(weight.dense(), values, rtol=1e-6, atol=0)
+    torch.testing.assert_close(weight.dense(), values, rtol=1e-6, atol=1e-6)
     kept = weight.kept()
     if kept is not None:
         assert (weight.dense()[~kept] == 0).all()
@@ -138,8 +259,9 @@ def test_rows_and_products_are_those_of_the_dense_matrix(
 ) -> None:
     weight, _ = make(name, shape, density, seed)
     index = torch.tensor([0, shape[0] - 1, 0])
-    assert torch.equal(weight.look_up(index), weight.dense()[index])
-    x = torch.randn(2, 3, shape[1])
+    rows = weight.look_up(index)
+    torch.testing.assert_close(rows, weight.dense()[index], rtol=0, atol=1e-5 if name in PRODUCTS else 0)
+    x = weight.activate(torch.randn(6, shape[1])).reshape(2, 3, shape[1])
     torch.testing.assert_close(weight.linear(x), x @ weight.dense().T, rtol=1e-5, atol=1e-5)
 
 

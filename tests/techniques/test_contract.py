@@ -27,7 +27,7 @@ def test_knobs_are_read_off_the_signature() -> None:
         ({"technique": "gptq", "bits": "4"}, "bits='4' is no int"),
         ({"technique": "gptq", "clip": 1}, "clip=1 is no bool"),
         ({"technique": "wanda", "sparsity": True}, "sparsity=True is no float"),
-        ({"technique": "binary", "bits": 1}, "its knobs are none"),
+        ({"technique": "binary", "bits": 1}, "its knobs are group, rounds, damp"),
     ],
 )
 def test_a_wrong_step_is_refused_by_name(step: dict[str, object], message: str) -> None:

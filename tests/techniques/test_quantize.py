@@ -35,7 +35,7 @@ def moments(x: Tensor) -> Moments:
     return found
 
 
-@pytest.mark.parametrize(("bits", "symmetric"), list(itertools.product([2, 3, 4, 8], [True, False])))
+@pytest.mark.parametrize(("bits", "symmetric"), list(itertools.product(range(2, 9), [True, False])))
 def test_rounding_is_to_the_nearest_point_of_the_grid(data: tuple[Tensor, Tensor], bits: int, symmetric: bool) -> None:
     w, x = data
     result = rtn(Dense(values=w), moments(x), bits=bits, group=16, symmetric=symmetric)
@@ -108,7 +108,7 @@ def test_a_gram_that_is_not_definite_is_damped_until_it_is() -> None:
 
 def test_binary_is_the_best_scale_times_the_signs(data: tuple[Tensor, Tensor]) -> None:
     w, x = data
-    result = binary(Dense(values=w), moments(x))
+    result = binary(Dense(values=w), gram(x), rounds=0)
     assert isinstance(result, Binary)
     assert torch.equal(result.dense().sign(), torch.where(w >= 0, 1.0, -1.0))
     power, row = x.square().mean(0), 2
@@ -166,8 +166,42 @@ def test_quantizing_shared_weights_keeps_them_shared(data: tuple[Tensor, Tensor]
 
 @pytest.mark.parametrize(
     ("knobs", "message"),
-    [({"bits": 5}, "bits=5"), ({"group": 24}, "group=24 does not divide 32 inputs; try 32")],
+    [({"bits": 9}, "bits=9"), ({"group": 24}, "group=24 does not divide 32 inputs; try 32")],
 )
 def test_impossible_grids_are_named(data: tuple[Tensor, Tensor], knobs: dict[str, int], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         gptq(Dense(values=data[0]), gram(data[1]), **knobs)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_scales_of_8_bits_are_whole_steps_of_a_rows_own(data: tuple[Tensor, Tensor], symmetric: bool) -> None:
+    w, x = data
+    result = rtn(Dense(values=w), moments(x), bits=3, group=8, symmetric=symmetric, scale_bits=8)
+    wide = rtn(Dense(values=w), moments(x), bits=3, group=8, symmetric=symmetric)
+    assert wide.nbytes - result.nbytes == 8 * 4 - 8 * 2  # a byte less for each scale, two more for each row
+    counts, step = result.parts()["_scale"], result.parts()["_scale_step"]
+    assert counts.dtype == torch.int8
+    assert (counts != 0).all()
+    assert torch.equal(result.scale, counts.float() * step.float())
+    literal = torch.empty_like(w)
+    for row in range(8):
+        for j in range(32):
+            zero = 4 if symmetric else int(result.zeros()[row, j // 8])
+            grid = [(code - zero) * int(counts[row, j // 8]) * float(step[row]) for code in range(8)]
+            literal[row, j] = min(grid, key=lambda point: abs(point - float(w[row, j])))
+    torch.testing.assert_close(result.dense(), literal, rtol=1e-5, atol=1e-6)
+
+
+def test_scales_of_8_bits_lose_little(data: tuple[Tensor, Tensor]) -> None:
+    w, x = data
+    power = x.square().mean(0)
+    errors = [
+        ((rtn(Dense(values=w), moments(x), bits=3, group=8, scale_bits=b).dense() - w).square() * power).sum()
+        for b in (8, 16)
+    ]
+    assert errors[0] < 1.05 * errors[1]
+
+
+def test_other_bits_of_scales_are_refused(data: tuple[Tensor, Tensor]) -> None:
+    with pytest.raises(RecipeError, match="scale_bits=6 is not possible; choose 16, or 8"):
+        rtn(Dense(values=data[0]), moments(data[1]), scale_bits=6)

@@ -6,6 +6,7 @@ from torch import nn
 
 from lissom.engine.kernels.int4 import int4_layer
 from lissom.engine.kernels.int8 import int8_layer
+from lissom.engine.kernels.sum import sum_layer
 from lissom.formats import CompressedLinear, Frozen
 from lissom.models.families import put
 
@@ -21,6 +22,11 @@ def lower(model: nn.Module) -> nn.Module:
     for name, layer in list(model.named_modules(remove_duplicate=False)):
         if isinstance(layer, CompressedLinear) and isinstance(layer.matrix, Frozen) and name:
             if layer not in lowered:
-                lowered[layer] = next((made for kernel in KERNELS if (made := kernel(layer)) is not None), layer)
+                lowered[layer] = fitting(layer) or sum_layer(layer, fitting) or layer
             put(model, name, lowered[layer])
     return model
+
+
+def fitting(layer: CompressedLinear) -> nn.Module | None:
+    """The layer on the first kernel that takes its weight, or None."""
+    return next((made for kernel in KERNELS if (made := kernel(layer)) is not None), None)

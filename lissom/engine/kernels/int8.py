@@ -1,8 +1,9 @@
-"""8-bit weights, one scale for each output: bfloat16 activations times int8 weights.
+"""Weights of 5 to 8 bits, one scale for each output: bfloat16 activations times int8 weights.
 
     y = bf16( Σ_j bf16(x_j) q_oj ) · s_o        the sum in float32
 
-The kernel is PyTorch's own for CPUs; its definition is `lissom::affine_linear`. It reads the int8 weights as they are.
+The kernel is PyTorch's own for CPUs; its definition is `lissom::affine_linear`. It reads int8 weights as they are;
+narrower ones are widened to bytes.
 It runs however many rows there are, although for hundreds of them decoding the weights once would be faster: a row's
 result must not depend on how many others came along.
 
@@ -17,12 +18,12 @@ from lissom.formats import Affine, CompressedLinear
 
 
 def int8_layer(layer: CompressedLinear) -> "Int8Linear | None":
-    """The layer on this kernel, or None: it takes symmetric 8-bit weights with one scale for each output.
+    """The layer on this kernel, or None: it takes symmetric weights with one scale for each output.
 
     And inputs in sixteens: with others PyTorch 2.13's kernel reads past the end of a row, and does not say so.
     """
     weight = layer.weight
-    if not isinstance(weight, Affine) or weight.bits != 8 or weight.zero is not None:
+    if not isinstance(weight, Affine) or weight.bits < 5 or weight.zero is not None:
         return None
     fits = weight.scale.shape[1] == 1 and weight.shape[1] % 16 == 0
     return Int8Linear(weight, layer.bias) if fits else None
@@ -37,7 +38,7 @@ class Int8Linear(nn.Module):
 
     def __init__(self, weight: Affine, bias: nn.Parameter | None) -> None:
         super().__init__()
-        codes = (weight.plane.codes() ^ 0x80).view(torch.int8)
+        codes = (weight.plane.codes() - 2 ** (weight.bits - 1)).view(torch.int8)  # below zero it wraps, as int8 does
         kept = weight.kept()
         self.register_buffer("codes", codes if kept is None else codes * kept)
         self.register_buffer("scale", weight.scale.float().flatten())

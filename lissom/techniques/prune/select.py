@@ -28,9 +28,10 @@ def keep_largest(score: Float[Tensor, "o i"], sparsity: float, keep: int | None,
 
 
 def _top(score: Float[Tensor, "r c"], count: int) -> Bool[Tensor, "r c"]:
-    order = score.argsort(dim=1, descending=True, stable=True)
-    kept = torch.zeros_like(score, dtype=torch.bool)
-    return kept.scatter_(1, order[:, :count], True)
+    """The `count` largest of each row, the first of equals; the threshold is selected, for sorting takes far longer."""
+    threshold = score.kthvalue(score.shape[1] - count + 1, dim=1, keepdim=True).values
+    above, level = score > threshold, score == threshold
+    return above | (level & (level.cumsum(1) <= count - above.sum(1, keepdim=True)))
 
 
 def unless_pruned(score: Float[Tensor, "o i"], kept: Bool[Tensor, "o i"] | None) -> Float[Tensor, "o i"]:

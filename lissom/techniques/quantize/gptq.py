@@ -32,10 +32,15 @@ def gptq(
     act_order: bool = True,
     damp: float = 0.01,
     clip: bool = True,
+    scale_bits: int = 16,
+    guided: bool = False,
 ) -> Affine:
-    """Integers of `bits` bits; `group` inputs share a scale (0: a whole row does)."""
+    """Integers of `bits` bits; `group` inputs share a scale (0: a whole row does) of `scale_bits` bits, 16 or 8.
+
+    `guided` asks for a Gram in which each example counts by how strongly the end loss hangs on it (GuidedQuant).
+    """
     matrix, kept = w.dense(), w.kept()
-    grid = fit(matrix, x.power, bits=bits, group=group, symmetric=symmetric, clip=clip)
+    grid = fit(matrix, x.power, bits=bits, group=group, symmetric=symmetric, clip=clip, scale_bits=scale_bits)
     scale, zero = grid.scale.T.contiguous(), grid.zero.T.contiguous()
     size = matrix.shape[1] // grid.scale.shape[1]
     order = x.power.argsort(descending=True, stable=True) if act_order else torch.arange(matrix.shape[1])
@@ -47,4 +52,4 @@ def gptq(
         return value if kept is None else value * kept[:, places[j]]
 
     swept = sweep(matrix, x.mean, column, damp=damp, order=order)
-    return Affine.of(grid.codes(swept), grid.scale, grid.stored_zero(), bits, kept)
+    return Affine.of(grid.codes(swept), grid.scale, grid.stored_zero(), bits, kept, grid.step)

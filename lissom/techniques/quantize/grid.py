@@ -5,6 +5,9 @@ error, weighted by how strongly each input is driven, is kept: min over c of Σ_
 A symmetric grid has one more code below zero than above, so the scale may be negative: the longer side goes where the
 largest weight is.
 
+With scales of 8 bits those of a row are whole multiples, -127 to 127, of one float (Dettmers et al., QLoRA, NeurIPS
+2023, arXiv:2305.14314, section 3, quantizes its scales likewise): groups half as large then cost no more.
+
 Shapes: o outputs, i inputs, g groups of a row, k inputs of a group.
 """
 
@@ -15,6 +18,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from lissom.errors import RecipeError
+from lissom.formats.affine import STEPS, held
 from lissom.formats.weight import stored
 
 SHRINK = 40  # steps of the search, from 1 down to 1/2 of the range
@@ -28,6 +32,7 @@ class Grid:
     zero: Float[Tensor, "o g"]
     bits: int
     symmetric: bool
+    step: Float[Tensor, "o 1"] | None = None
 
     def codes(self, w: Float[Tensor, "o i"]) -> UInt8[Tensor, "o i"]:
         """The nearest code of each weight."""
@@ -50,8 +55,17 @@ def check(bits: int, group: int, inputs: int) -> int:
     Raises:
         RecipeError: the bits are not written by any format, or the group does not divide the inputs.
     """
-    if bits not in {2, 3, 4, 8}:
-        raise RecipeError(f"bits={bits} is not stored by any format; choose 2, 3, 4 or 8")
+    if not 2 <= bits <= 8:
+        raise RecipeError(f"bits={bits} is not stored by any integer format; choose 2 to 8")
+    return group_size(group, inputs)
+
+
+def group_size(group: int, inputs: int) -> int:
+    """Inputs that share a scale; 0 stands for the whole row.
+
+    Raises:
+        RecipeError: the group does not divide the inputs.
+    """
     if group < 0 or inputs % (group or inputs):
         fits = [size for size in (32, 64, 128, 256) if inputs % size == 0]
         raise RecipeError(
@@ -68,33 +82,51 @@ def fit(
     group: int,
     symmetric: bool,
     clip: bool,
+    scale_bits: int = 16,
 ) -> Grid:
-    """The grid of least weighted error for each group of `group` inputs (0: the whole row)."""
+    """The grid of least weighted error for each group of `group` inputs (0: the whole row).
+
+    Raises:
+        RecipeError: a knob is none of those possible.
+    """
     group = check(bits, group, w.shape[1])
+    if scale_bits not in (8, 16):
+        raise RecipeError(
+            f"scale_bits={scale_bits} is not possible; choose 16, or 8 for scales in steps of a row's own"
+        )
     grouped = w.unflatten(1, (-1, group))
     weight = power.clamp(min=0).reshape(-1, group)
     half = 2 ** (bits - 1)
     best = torch.full(grouped.shape[:2], torch.inf)
     best_scale = torch.ones_like(best)
     best_zero = torch.full_like(best, half)
+    step = None if scale_bits == 16 else step_of(grouped, half, symmetric)
     for shrink in torch.linspace(1, 0.5, SHRINK if clip else 1).tolist():
-        for scale, zero in ranges(grouped, shrink, half, symmetric):
+        for scale, zero in ranges(grouped, shrink, half, symmetric, step):
             error = _error(grouped, weight, scale, zero, bits)
             better = error < best
             best = torch.where(better, error, best)
             best_scale, best_zero = torch.where(better, scale, best_scale), torch.where(better, zero, best_zero)
-    return Grid(scale=best_scale, zero=best_zero, bits=bits, symmetric=symmetric)
+    return Grid(scale=best_scale, zero=best_zero, bits=bits, symmetric=symmetric, step=step)
 
 
-def ranges(w: Float[Tensor, "o g k"], shrink: float, half: int, symmetric: bool) -> list[tuple[Tensor, Tensor]]:
+def step_of(w: Float[Tensor, "o g k"], half: int, symmetric: bool) -> Float[Tensor, "o 1"]:
+    """The step of each row's scales, of which its widest range takes the most there are."""
+    (widest, _), *_ = ranges(w, 1.0, half, symmetric)
+    return stored(widest.abs().amax(1, keepdim=True) / STEPS).float()
+
+
+def ranges(
+    w: Float[Tensor, "o g k"], shrink: float, half: int, symmetric: bool, step: Float[Tensor, "o 1"] | None = None
+) -> list[tuple[Tensor, Tensor]]:
     """The scales and zeros to try for a range of `shrink` times the group's."""
     tiny = torch.finfo(torch.float16).tiny
     if symmetric:
         largest = w.abs().amax(-1).clamp(min=tiny * half) * shrink
         zero = torch.full_like(largest, half)
-        return [(stored(sign * largest / half).float(), zero) for sign in (1, -1)]
+        return [(held(sign * largest / half, step), zero) for sign in (1, -1)]
     low, high = w.amin(-1).clamp(max=0) * shrink, w.amax(-1).clamp(min=0) * shrink
-    scale = stored(((high - low) / (2 * half - 1)).clamp(min=tiny)).float()
+    scale = held(((high - low) / (2 * half - 1)).clamp(min=tiny), step)
     return [(scale, (-low / scale).round().clamp(0, 2 * half - 1))]
 
 

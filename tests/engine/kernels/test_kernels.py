@@ -35,6 +35,8 @@ INT8: dict[str, Make] = {
     "sixteen inputs": lambda: layer(5, 16, 8),
     "bias": lambda: layer(33, 80, 8, bias=True),
     "pruned": lambda: layer(24, 112, 8, pruned=True),
+    "seven bits": lambda: layer(16, 64, 7),
+    "five bits, pruned": lambda: layer(16, 64, 5, pruned=True),
 }
 INT4: dict[str, Make] = {
     f"{bits} bits, {'symmetric' if symmetric else 'asymmetric'}, {extra}": partial(

@@ -1,0 +1,55 @@
+"""Hidden states that wait on disk: a file that is mapped into memory, of which only what is being used stays there.
+
+The file has no name: it is gone when nobody uses it any more, also if the program is killed.
+
+Shapes: n windows, t tokens, h hidden.
+"""
+
+import mmap
+import tempfile
+import weakref
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+class Spill:
+    """Room for hidden states in files.
+
+    `forget` lets go of what of the files is in memory; their content stays, for the mapping is shared with the disk.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = folder
+        self._maps = weakref.WeakSet[mmap.mmap]()
+
+    def empty(self, shape: tuple[int, ...]) -> Float[Tensor, "n t h"]:
+        """Room for hidden states, in a file."""
+        count = torch.Size(shape).numel()
+        with tempfile.TemporaryFile(dir=self.folder) as file:
+            file.truncate(count * torch.float32.itemsize)
+            mapped = mmap.mmap(file.fileno(), 0)
+        self._maps.add(mapped)
+        return torch.frombuffer(mapped, dtype=torch.float32, count=count).view(shape)
+
+    def forget(self) -> None:
+        """Keep nothing of the files in memory that the disk has too."""
+        for mapped in self._maps:
+            mapped.madvise(mmap.MADV_DONTNEED)
+
+
+def joined(lots: Iterable[Float[Tensor, "b t h"]], windows: int, spill: Spill | None = None) -> Float[Tensor, "n t h"]:
+    """The lots one after another, on disk if so wished; in memory they are written where they will stay."""
+    found, done = torch.empty(0), 0
+    for lot in lots:
+        if not len(found):
+            shape = (windows, *lot.shape[1:])
+            found = lot.new_empty(shape) if spill is None else spill.empty(shape)
+        found[done : done + len(lot)] = lot
+        done += len(lot)
+        if spill is not None:
+            spill.forget()
+    return found

@@ -1,0 +1,31 @@
+"""The command line: one function for each verb. They import when they run what they need: help is there at once."""
+
+import sys
+
+import typer
+
+from lissom.cli.make import compress, optimize
+from lissom.cli.measure import bench, evaluate, hardware
+from lissom.cli.plan import explain, sensitivity, techniques
+from lissom.cli.serve import serve
+from lissom.errors import LissomError
+
+VERBS = (compress, optimize, explain, sensitivity, techniques, evaluate, bench, hardware, serve)
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="A trained PyTorch model, as small and fast as its quality budget allows, proven and served.",
+)
+for verb in VERBS:
+    app.command()(verb)
+
+
+def main() -> None:
+    """The command `lissom`: a user's mistake is one line on the error stream and exit code 2."""
+    try:
+        app()
+    except LissomError as error:
+        print(f"lissom: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)

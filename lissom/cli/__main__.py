@@ -1,0 +1,5 @@
+"""`python -m lissom.cli` is `lissom`."""
+
+from lissom.cli import main
+
+main()

@@ -1,0 +1,12 @@
+"""Arguments that several verbs have."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Model = Annotated[str, typer.Argument(help="folder of a model (Hugging Face or lissom), or a hub name")]
+Data = Annotated[Path, typer.Option(help="a text (UTF-8) for language models; else .npz with arrays x and y")]
+Out = Annotated[Path, typer.Option(help="the folder to make; it must not exist")]
+Length = Annotated[int, typer.Option(help="tokens of a window", min=2)]
+Json = Annotated[bool, typer.Option("--json", help="figures as one JSON object")]

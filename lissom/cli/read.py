@@ -1,0 +1,142 @@
+"""Reading what the command line names: recipes, texts, arrays, models."""
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from lissom.errors import DataError, RecipeError
+
+if TYPE_CHECKING:
+    from lissom.artifact import Opened
+    from lissom.types import Recipe
+
+
+def read_recipe(file: Path) -> "Recipe":
+    """A recipe from a YAML file.
+
+    Raises:
+        RecipeError: it cannot be read or holds no recipe.
+    """
+    from lissom.types import Recipe
+
+    try:
+        return Recipe.of(yaml.safe_load(file.read_text(encoding="utf-8")))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise RecipeError(f"{file} cannot be read: {' '.join(str(error).split())}") from None
+
+
+def read_text(file: Path) -> str:
+    """A text file.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file} cannot be read as text: {error}") from None
+
+
+def text_windows(file: Path, tokenizer: Any, length: int) -> Any:
+    """A text file as windows of tokens."""
+    from lissom.calibrate import token_windows
+
+    return token_windows(read_text(file), tokenizer, length)
+
+
+def read_arrays(file: Path, signature: Any) -> tuple[Any, Any]:
+    """Inputs and classes from an .npz file with arrays x and y; floats come in the precision that the model takes.
+
+    Raises:
+        DataError: it cannot be read, holds no such arrays, or they do not fit each other or the model.
+    """
+    import numpy as np
+    import torch
+
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            x, y = torch.from_numpy(arrays["x"]), torch.from_numpy(arrays["y"]).long()
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{file} is no .npz file with arrays x and y: {error}") from None
+    if x.shape[:1] != y.shape:
+        raise DataError(
+            f"{file}: x is {list(x.shape)} and y is {list(y.shape)}; y needs one class for each example of x"
+        )
+    takes: Any = signature["inputs"][0] if signature else {"shape": [-1, *x.shape[1:]], "datatype": "FP32"}
+    if list(x.shape[1:]) != takes["shape"][1:]:
+        raise DataError(f"{file}: x is {list(x.shape)}, and the model takes {takes['shape']}, -1 being any number")
+    floats = {"FP64": torch.float64, "FP32": torch.float32, "FP16": torch.float16, "BF16": torch.bfloat16}
+    return x.to(floats.get(takes["datatype"], x.dtype)) if x.is_floating_point() else x, y
+
+
+def read_lot(file: Path, opened: "Opened", length: int, most: int) -> Any:
+    """Examples to evaluate on: windows of a text, or arrays."""
+    if opened.tokenizer is not None:
+        return text_windows(file, opened.tokenizer, length)[:most]
+    x, y = read_arrays(file, opened.signature)
+    return x[:most], y[:most]
+
+
+def read_subject(model: str, data: Path, length: int, windows: int) -> tuple[Any, Any]:
+    """What to optimize, and the examples: a module with arrays, or a language model with windows of a text."""
+    from lissom.artifact import MANIFEST, open_folder
+    from lissom.models import Checkpoint
+    from lissom.models.checkpoint import read_json
+
+    folder = Path(model)
+    if (folder / MANIFEST).is_file() and read_json(folder / MANIFEST).get("kind") == "module":
+        opened = open_folder(folder)
+        return opened.model, read_arrays(data, opened.signature)
+    return model, text_windows(data, Checkpoint(model).tokenizer(), length)[:windows]
+
+
+def refuse_taken(out: Path) -> None:
+    """See before hours of work that the result can be written.
+
+    Raises:
+        ArtifactError: the name is taken.
+    """
+    from lissom.errors import ArtifactError
+
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ArtifactError(f"{out} exists already; remove it or choose another name")
+
+
+def example_of(signature: Any, model: str) -> Any:
+    """A batch of noise in the shape that a module takes.
+
+    Raises:
+        DataError: the folder does not say the shape.
+    """
+    import torch
+
+    if signature is None:
+        raise DataError(f"{model} does not say what goes in; save it with example=a batch to bench it")
+    return torch.randn([1 if size == -1 else size for size in signature["inputs"][0]["shape"]])
+
+
+def fraction(name: str, text: str) -> float:
+    """A fraction written as 0.01 or 1%.
+
+    Raises:
+        DataError: it is neither.
+    """
+    try:
+        return float(text[:-1]) / 100 if text.endswith("%") else float(text)
+    except ValueError:
+        raise DataError(f"--{name} {text!r} is no fraction; write 1% or 0.01") from None
+
+
+def size(name: str, text: str) -> int:
+    """A number of bytes written as 4GB, 512 MiB or 4000000000.
+
+    Raises:
+        DataError: it is none.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([kMGT])(i?)B?|B)?", text.strip())
+    if found is None:
+        raise DataError(f"--{name} {text!r} is no size; write 4GB, 512MiB, or a number of bytes")
+    number, unit, binary = found.groups()
+    return int(float(number) * (1024 if binary else 1000) ** (" kMGT".index(unit) if unit else 0))

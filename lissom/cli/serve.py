@@ -1,0 +1,43 @@
+"""The verb that serves a model."""
+
+from typing import Annotated, Any, cast
+
+import typer
+
+from lissom.cli.options import Model
+from lissom.errors import DataError
+
+
+def serve(
+    model: Model,
+    host: Annotated[str, typer.Option(help="address to listen on; beyond this machine only with a key")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="port to listen on; 0 takes any that is free")] = 8000,
+    api_key: Annotated[str | None, typer.Option(envvar="LISSOM_API_KEY", help="key that clients must send")] = None,
+    name: Annotated[str | None, typer.Option(help="name of the model; by default that of its folder")] = None,
+    kv_cache: Annotated[str, typer.Option(help="how keys and values are held: float, int8 or int4")] = "float",
+) -> None:
+    """Serve a model: OpenAI's API for language models, the Open Inference Protocol for others."""
+    from lissom.artifact import open_folder
+    from lissom.engine.cache import STORES
+    from lissom.engine.kernels import lower
+    from lissom.server import LanguageService, TensorService
+    from lissom.server import serve as run
+
+    if kv_cache not in STORES:
+        raise DataError(f"--kv-cache {kv_cache!r} is no kind of cache; choose {', '.join(STORES)}")
+    opened = open_folder(model)
+    called = name or opened.folder.resolve().name
+    running = lower(opened.model)
+    if opened.tokenizer is not None:
+        service: Any = LanguageService(
+            model=cast(Any, running),
+            tokenizer=opened.tokenizer,
+            name=called,
+            evidence=opened.evidence,
+            cache=kv_cache,
+        )
+    elif opened.signature is None:
+        raise DataError(f"{model} does not say what goes in and out; save it with example=a batch to serve it")
+    else:
+        service = TensorService(module=running, name=called, signature=opened.signature, evidence=opened.evidence)
+    run([service], host=host, port=port, api_key=api_key, announce=lambda url: print(f"{called} at {url}", flush=True))

@@ -1,0 +1,67 @@
+"""What the command line prints: figures as lines or as JSON, and what is being done."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from lissom.report.content import Report
+    from lissom.search import Result
+
+WIDE = 140  # columns of a table that goes to a file or a pipe
+console, notes = Console(width=None if sys.stdout.isatty() else WIDE), Console(stderr=True)
+
+
+def show(figures: Any, json_lines: bool, more: Any = None) -> None:
+    """Print figures, one a line, or as one JSON object."""
+    from dataclasses import asdict
+    from json import dumps
+
+    found = {name: figure for name, figure in figures.items() if figure is not None}
+    if json_lines:
+        print(dumps({**(more or {}), **{name: asdict(figure) for name, figure in found.items()}}))
+        return
+    for name, figure in {**(more or {}), **found}.items():
+        shown = f"{figure:,}" if isinstance(figure, int) else figure
+        console.print(f"{name.replace('_', ' '):24} {shown}", highlight=False, markup=False)
+
+
+def report_of(result: "Result", model: str, out: Path) -> "Report":
+    """What the report shows of a result."""
+    import platform
+    from datetime import date
+
+    import torch
+
+    from lissom.artifact import MANIFEST
+    from lissom.artifact.manifest import package_version
+    from lissom.hardware import describe
+    from lissom.models.checkpoint import read_json
+    from lissom.report.content import Report
+
+    files = read_json(out / MANIFEST)["files"] if result.best else {}
+    return Report(
+        title=Path(model).name,
+        points=result.points,
+        chosen=result.best.point.name if result.best else None,
+        budget=result.budget,
+        metric=result.metric,
+        target=result.target,
+        certificate=result.certificate,
+        recipe=result.best.recipe if result.best else None,
+        machine={name: str(value) for name, value in describe().as_dict().items()},
+        versions={"lissom": package_version(), "torch": torch.__version__, "python": platform.python_version()},
+        hashes={name: file["sha256"] for name, file in files.items()},
+        made=date.today().isoformat(),
+    )
+
+
+@contextmanager
+def working() -> Iterator[Any]:
+    """Say on a terminal what is being done; stay quiet elsewhere."""
+    with notes.status("start") as status:
+        yield lambda text: status.update(text)

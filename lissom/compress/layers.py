@@ -1,0 +1,176 @@
+"""Layer techniques: look at what goes through the layers, act on their weights, put the new ones in place."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lissom.calibrate import Batch, batches, call, observe
+from lissom.calibrate.gradients import Heard, end_loss, hear, outputs
+from lissom.calibrate.observe import Collected
+from lissom.compress.plan import Phase, Plan, wanted
+from lissom.errors import DataError, RecipeError
+from lissom.formats import CompressedLayer, Dense, Frozen, Trainable, Weight, matrix_of, share_base, wrap
+from lissom.models import compressible
+from lissom.models.families import put
+from lissom.statistics import Fisher, Gram, Guided, Statistic
+from lissom.techniques import SEVERAL
+from lissom.techniques.contract import apply, needed
+from lissom.types import Step
+
+
+def look(model: nn.Module, layers: Mapping[str, nn.Module], plan: Plan, data: Any) -> dict[str, Collected]:
+    """Run the data through the model, in evaluation mode, and collect what the plan needs.
+
+    Raises:
+        DataError: there is not one batch.
+    """
+    kinds, seen = wanted(plan), 0
+    heard = listen(model, {name: layers[name] for name in back(kinds)}, data) if back(kinds) else {}
+    weights = {name: own.weights() for name, own in heard.items()}
+    with evaluating(model), observe(layers, kinds, weights) as collected, torch.no_grad():
+        for batch in batches(data):
+            call(model, batch)
+            seen += 1
+    if not seen:
+        raise DataError("data: no examples are in it (an iterator can be read once only; give a list or a DataLoader)")
+    return with_fisher(collected, heard)
+
+
+def back(kinds: Mapping[str, set[type[Statistic]]]) -> list[str]:
+    """The layers of which something must be heard on the way back from the loss."""
+    return [name for name, wanted_kinds in kinds.items() if wanted_kinds & {Fisher, Guided}]
+
+
+def with_fisher(collected: Mapping[str, Collected], heard: Mapping[str, Heard]) -> dict[str, Collected]:
+    """What was collected, and with it what was heard."""
+    return {name: own | ({Fisher: heard[name].fisher} if name in heard else {}) for name, own in collected.items()}
+
+
+def listen(model: nn.Module, layers: Mapping[str, nn.Module], data: Any) -> dict[str, Heard]:
+    """Run the data through the model and back from its end loss, that of class scores where there are such."""
+    heard: dict[str, Heard] = {}
+    generator = torch.Generator().manual_seed(0)
+    for batch in batches(data):
+        with evaluating(model), outputs(layers) as taken, torch.enable_grad():
+            output = call(model, batch)
+            hear(heard, taken, end_loss(said(model, output), scores(output, batch), generator))
+    return heard
+
+
+def scores(output: Any, batch: Batch) -> bool:
+    """Whether a model's output is scores of classes, as far as can be told."""
+    labels = batch[1] if isinstance(batch, tuple) and len(batch) > 1 else None
+    return hasattr(output, "logits") or (isinstance(labels, Tensor) and not labels.is_floating_point())
+
+
+def said(model: nn.Module, output: Any) -> Tensor:
+    """The tensor of a model's output; of a language model its logits.
+
+    Raises:
+        DataError: there is none.
+    """
+    output = getattr(output, "logits", output)
+    found = output[0] if isinstance(output, tuple | list) and output else output
+    if not isinstance(found, Tensor):
+        raise DataError(f"{type(model).__name__} gives {type(output).__name__}, in which no tensor can be found")
+    return found
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Within the block the model is in evaluation mode; afterwards every part is in the mode it was in."""
+    training = [name for name, part in model.named_modules() if part.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        parts = dict(model.named_modules())
+        for part in (parts[name] for name in training if name in parts):  # one by one: some may have been set apart
+            if isinstance(part, CompressedLayer):  # perhaps new, with parts of its own
+                part.train()
+            part.training = True
+
+
+def matrices(model: nn.Module, prefix: str = "") -> dict[str, Weight]:
+    """The weights of the layers as they are now."""
+    return {name: weight_of(layer) for name, layer in compressible(model, prefix).items()}
+
+
+def act(
+    layers: Mapping[str, nn.Module],
+    plan: Plan,
+    statistics: Mapping[str, Collected],
+    originals: Mapping[str, Weight],
+) -> dict[str, Weight]:
+    """The new weight of every layer in the plan; layers that share a matrix get the same one."""
+    done: dict[int, Weight] = {}
+    weights: dict[str, Weight] = {}
+    for name, steps in plan.items():
+        same = matrix_id(layers[name])
+        if same not in done:
+            done[same] = steps_on(name, weight_of(layers[name]), steps, statistics.get(name), originals[name])
+        weights[name] = done[same]
+    return weights
+
+
+@torch.no_grad()
+def act_together(
+    layers: Mapping[str, nn.Module], phase: Phase, statistics: Mapping[str, Collected]
+) -> dict[str, Weight]:
+    """The new weights of the layers that steps name together, each step those it names."""
+    weights = {name: weight_of(layers[name]) for name in phase.plan}
+    for step in phase.steps:
+        named = [name for name, own in phase.plan.items() if step in own]
+        grams = [(statistics.get(name) or {}).get(Gram) or Gram.blank(weights[name].shape[1]) for name in named]
+        try:
+            found = SEVERAL[step.technique]([(weights[n], x) for n, x in zip(named, grams, strict=True)], **step.knobs)
+        except RecipeError as error:
+            raise RecipeError(f"{step.technique}: {error} (layers={step.layers!r})") from None
+        weights |= zip(named, found, strict=True)
+    return weights
+
+
+@torch.no_grad()
+def steps_on(name: str, weight: Weight, steps: Sequence[Step], found: Collected | None, original: Weight) -> Weight:
+    """One layer's weight after its steps; where nothing was seen of its input, all features count alike."""
+    for step in steps:
+        statistics = {kind: (found or {}).get(kind) or kind.blank(features(kind, weight)) for kind in needed(step)}
+        weight = apply(step, name, weight, original, statistics)
+    return weight
+
+
+def features(kind: type[Statistic], weight: Weight) -> int:
+    """How many features a statistic of a layer has: one of its inputs, or of its outputs."""
+    outputs, inputs = weight.shape
+    return outputs if kind is Fisher else inputs
+
+
+def weight_of(layer: nn.Module) -> Weight:
+    """A layer's weight in the format it has."""
+    return layer.weight if isinstance(layer, CompressedLayer) else Dense(values=matrix_of(layer))
+
+
+def matrix_id(layer: nn.Module) -> int:
+    """Equal for layers that share a matrix."""
+    return id(layer.matrix if isinstance(layer, CompressedLayer) else layer.weight)
+
+
+def replace(
+    model: nn.Module, weights: Mapping[str, Weight], layers: Mapping[str, nn.Module], *, trainable: bool
+) -> None:
+    """Put compressed layers in place, under every name they have; one weight of several layers stays one module."""
+    held: dict[int, Frozen | Trainable] = {}
+    bases: dict[int, Trainable] = {}
+    names: dict[nn.Module, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        names.setdefault(module, []).append(name)
+    for name, weight in weights.items():
+        compressed = wrap(layers[name], weight, trainable=trainable)
+        compressed.matrix = held.setdefault(id(weight), compressed.matrix)
+        if isinstance(compressed.matrix, Trainable):
+            share_base(compressed.matrix, weight, bases)
+        for same in names[layers[name]]:
+            put(model, same, compressed)

@@ -1,0 +1,63 @@
+"""A language model on disk: streamed, or, where a technique must see the whole of it, compressed in memory."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from lissom.compress.memory import compress_model
+from lissom.compress.stream import Piece, piece, stream_checkpoint
+from lissom.errors import RecipeError
+from lissom.formats import freeze
+from lissom.models import Checkpoint
+from lissom.models.families import at
+from lissom.techniques.contract import WHOLE, check, grain
+from lissom.types import Recipe
+
+ACROSS = {"width"}  # techniques of couplings that reach over all blocks
+TOLD = ("num_hidden_layers", "layer_types", "hidden_size", "head_dim")  # what a config says of the blocks
+
+
+def conduct(
+    checkpoint: Checkpoint, recipe: Recipe, windows: Int[Tensor, "n t"], max_ram: int | None = None
+) -> tuple[Iterator[Piece], dict[str, Any]]:
+    """The compressed parts of a language model, and what its config has to say that it did not say before.
+
+    Raises:
+        RecipeError: as for `compress_model`, or the model must be in memory, which is to be kept small.
+    """
+    for step in recipe.steps:
+        check(step)
+    whole = [step.technique for step in recipe.steps if grain(step.technique) in WHOLE or step.technique in ACROSS]
+    if not whole:
+        return stream_checkpoint(checkpoint, recipe, windows, max_ram), {}
+    if max_ram is not None:
+        raise RecipeError(f"recipe: {whole[0]} needs the whole model in memory; leave out max_ram, or that step")
+    data = list(windows.split(8)) if len(windows) else None
+    model = compress_model(loaded(checkpoint), data, steps=recipe.steps)
+    config = model.config.to_dict()  # type: ignore[union-attr, operator]
+    return pieces(checkpoint, model), {name: config[name] for name in TOLD if config.get(name) is not None}
+
+
+def loaded(checkpoint: Checkpoint) -> nn.Module:
+    """The model of a checkpoint with all its weights, in float32."""
+    model, family = checkpoint.skeleton(), checkpoint.family
+    names = [f"{family.blocks}.{own}" for own, _ in at(model, family.blocks).named_children()]
+    for name in (family.embedding, *names, family.norm):
+        checkpoint.fill(model, name)
+    if checkpoint.config.tie_word_embeddings:
+        at(model, family.head).weight = at(model, family.embedding).weight
+    else:
+        checkpoint.fill(model, family.head)
+    return model
+
+
+def pieces(checkpoint: Checkpoint, model: nn.Module) -> Iterator[Piece]:
+    """A model in memory, part by part as it is stored; its original is in the checkpoint."""
+    family = checkpoint.family
+    freeze(model)
+    names = [f"{family.blocks}.{own}" for own, _ in at(model, family.blocks).named_children()]
+    tied = checkpoint.config.tie_word_embeddings
+    for name in (family.embedding, *names, family.norm, *(() if tied else (family.head,))):
+        yield piece(checkpoint, name, at(model, name))

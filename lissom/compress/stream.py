@@ -1,0 +1,136 @@
+"""A language model on disk, compressed part by part; the whole is never in memory."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from lissom.calibrate import observe
+from lissom.calibrate.observe import Collected
+from lissom.calibrate.spill import Spill
+from lissom.calibrate.stream import Stream
+from lissom.compress.couple import block_links, check_coupled, couple
+from lissom.compress.layers import act, back, matrices, replace, with_fisher
+from lissom.compress.plan import Phase, Plan, phases, wanted
+from lissom.compress.ram import room_for
+from lissom.compress.reshape import check_joined, reshape
+from lissom.compress.tune import tune
+from lissom.formats import CompressedLayer, Masked, Sum, Weight
+from lissom.models import Checkpoint, compressible
+from lissom.models.couplings import block_joints
+from lissom.models.families import at
+from lissom.types import Recipe
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Piece:
+    """A part of a language model, compressed: its weights by layer name, and its other tensors as they were."""
+
+    name: str
+    weights: dict[str, Weight]
+    tensors: dict[str, Tensor]
+
+
+def stream_checkpoint(
+    checkpoint: Checkpoint, recipe: Recipe, windows: Int[Tensor, "n t"], max_ram: int | None = None
+) -> Iterator[Piece]:
+    """Compress a language model part by part, in the order of its forward pass.
+
+    One block is in memory at a time. A block's layers are calibrated on what the compressed blocks before it produce.
+    `windows` (n windows of t tokens) may have no rows: then every input is taken to matter alike. With `max_ram` the
+    process stays below so many bytes of memory.
+
+    Raises:
+        RecipeError: as for `compress_model`; before anything is read.
+        DataError: `max_ram` is too little, as far as can be foreseen.
+    """
+    stream = Stream(checkpoint, windows)
+    family = checkpoint.family
+    plan = phases(recipe, layer_names(checkpoint, stream.model))
+    if max_ram is not None:
+        room = room_for(checkpoint, stream.model, plan, (windows.shape[0], windows.shape[1]), max_ram)
+        stream.batch, stream.spill = room.batch, Spill() if room.spilled else None
+    for phase in plan:
+        if phase.grain == "coupling":
+            check_coupled(phase, block_links(stream.model, family))
+        if phase.grain == "shape":
+            check_joined(phase, block_joints(stream.model, family))
+    embedding = stream.embedding()
+    names = [name for phase in plan for name in back(wanted(phase.plan))]
+    if names and len(windows):
+        stream.heard = stream.listen(embedding, names)
+    yield compressed_part(stream, plan, family.embedding, embedding)
+    tuning = any(phase.grain == "block" for phase in plan)
+    stream.start(at(stream.model, family.embedding), embedding if tuning else None)
+    for name, block in stream.blocks():
+        yield compressed_part(stream, plan, name, block)
+    yield compressed_part(stream, plan, family.norm, stream.finish())
+    head = stream.head()
+    if head is not None:
+        yield compressed_part(stream, plan, family.head, head)
+
+
+def layer_names(checkpoint: Checkpoint, model: nn.Module) -> list[str]:
+    """The layers that steps can name; a head that is tied to the embedding goes by the embedding's name."""
+    tied = {checkpoint.family.head} if checkpoint.config.tie_word_embeddings else set()
+    return [name for name in compressible(model) if name not in tied]
+
+
+def compressed_part(stream: Stream, plan: Sequence[Phase], name: str, part: nn.Module) -> Piece:
+    """Act on the layers of one part that the plan names, in the stream's model too, so that the data flows on so."""
+    originals = matrices(part, name)
+    for phase in plan:
+        part = at(stream.model, name)
+        layers = compressible(part, name)
+        own = phase.on(layers)
+        if own and phase.grain == "layer":
+            collected = seen_by(stream, name, part, layers, own)
+            replace(stream.model, act(layers, own, collected, originals), layers, trainable=False)
+        elif own and phase.grain == "coupling":
+            links = block_links(stream.model, stream.family, name)
+            couple(stream.model, phase, links, originals, partial(seen_by, stream, name, part))
+        elif own and phase.grain == "shape":
+            joints = block_joints(stream.model, stream.family, name)
+            reshape(stream.model, phase, joints, originals, partial(seen_by, stream, name, part))
+        elif own:
+            tune(part, phase, originals, stream.lots(name, part), name)
+    return piece(stream.checkpoint, name, at(stream.model, name))
+
+
+def seen_by(
+    stream: Stream, name: str, part: nn.Module, layers: Mapping[str, nn.Module], plan: Plan
+) -> dict[str, Collected]:
+    """What layers of a part are given when the data runs through it."""
+    heard = {own: stream.heard[own] for own in back(wanted(plan)) if own in stream.heard}
+    weights = {own: found.weights() for own, found in heard.items()}
+    with observe(layers, wanted(plan), weights) as collected:
+        stream.see(name, part)
+    return with_fisher(collected, heard)
+
+
+def piece(checkpoint: Checkpoint, name: str, part: nn.Module) -> Piece:
+    """A part as it is stored: what is not compressed in the precision that it had."""
+    layers = {n: layer for n, layer in compressible(part, name).items() if isinstance(layer, CompressedLayer)}
+    weights = {n: stored_like(layer.weight, checkpoint.tensor(f"{n}.weight")) for n, layer in layers.items()}
+    state = {f"{name}.{own}": tensor for own, tensor in part.state_dict().items() if ".matrix." not in f".{own}"}
+    tensors = {n: exactly(tensor, checkpoint.tensor(n).dtype) for n, tensor in state.items()}
+    return Piece(name=name, weights=weights, tensors=tensors)
+
+
+def exactly(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A tensor in the type it had; but vectors, which are small, keep the digits that a technique has given them."""
+    narrow = tensor.to(dtype)
+    return tensor if tensor.dim() == 1 and not torch.equal(narrow.to(tensor.dtype), tensor) else narrow
+
+
+def stored_like(weight: Weight, original: Tensor) -> Weight:
+    """Values that are kept in floating point take no more bytes than they had."""
+    if isinstance(weight, Masked):
+        return dataclasses.replace(weight, values=weight.values.to(original.dtype))
+    if isinstance(weight, Sum):
+        return dataclasses.replace(weight, base=stored_like(weight.base, original))
+    return weight

@@ -1,0 +1,28 @@
+"""Dynamic: the input of a layer is rounded to integers as it comes, with a scale for each token.
+
+Dettmers et al., LLM.int8(), NeurIPS 2022, arXiv:2208.07339, section 2.1; Xiao et al., SmoothQuant, ICML 2023,
+arXiv:2211.10438, table 2 (its O1). After `smooth` and 8-bit weights it is W8A8, after 4-bit weights W4A8:
+
+    q = round(x / a)        a = max_j |x_j| / (2^(b-1) - 1)
+
+Weights that are no integers yet become those of 8 bits, to the nearest with a scale for each output.
+"""
+
+from lissom.errors import RecipeError
+from lissom.formats import Affine, Dense, Dynamic, Masked, Weight
+from lissom.statistics import Moments
+from lissom.techniques.quantize.rtn import rtn
+
+
+def dynamic(w: Weight, x: Moments, /, *, bits: int = 8) -> Dynamic:
+    """Inputs of `bits` bits for integer weights."""
+    if not 2 <= bits <= 8:
+        raise RecipeError(f"bits={bits} of inputs are not possible; choose 2 to 8")
+    if isinstance(w, Dynamic):
+        w = w.affine
+    affine = rtn(w, x) if isinstance(w, Dense | Masked) else w
+    if not isinstance(affine, Affine):
+        raise RecipeError(
+            f"integer inputs need integer weights, not {type(w).__name__.lower()}; put rtn or gptq before"
+        )
+    return Dynamic(affine=affine, inputs=bits)

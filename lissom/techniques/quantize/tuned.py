@@ -1,0 +1,64 @@
+"""Tuned: what a weight is rounded to, and where it is clipped, learned on the output of its block.
+
+Cheng et al., SignRound / AutoRound, Findings of EMNLP 2024, arXiv:2309.05516, eq. (3)-(6): rounding offsets and
+clipping ranges move by the sign of the gradient of the block's output error, with a step that falls linearly to zero:
+
+    min over V, s of  ‖ block(Q(W; V, s)) x̂ - block(W) x ‖²        θ_t+1 = θ_t - η (1 - t/T) u sign(∂L/∂θ)
+
+where x̂ is what the compressed blocks before it make, x what the original ones make, and u the distance between two
+points of the parameter's grid. Here every format is tuned, by whatever it can move: codes and scales of integers,
+codebooks, factors; it starts from what the technique before it chose, with the latent weights as close to the original
+ones as the chosen codes allow, and the start is kept if the end is not better.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lissom.errors import RecipeError
+from lissom.formats import Trainable
+
+Lots = Sequence[tuple[Callable[[], Tensor], Tensor]]  # how to run the module on a lot of data, and what it should say
+LOSSES = {
+    "mse": F.mse_loss,
+    "kl": lambda said, wanted: F.kl_div(
+        said.log_softmax(-1).flatten(0, -2),
+        wanted.log_softmax(-1).flatten(0, -2),
+        log_target=True,
+        reduction="batchmean",
+    ),
+}
+
+
+def tuned(
+    module: nn.Module, lots: Lots, /, *, iterations: int = 200, lr: float = 0.005, seed: int = 0, loss: str = "mse"
+) -> None:
+    """Move the trainable weights of `module`, a lot of data at each of `iterations` steps."""
+    if loss not in LOSSES:
+        raise RecipeError(f"loss={loss!r} is unknown; choose {' or '.join(LOSSES)}")
+    units = {p: u for part in module.modules() if isinstance(part, Trainable) for p, u in part.units().items()}
+    if not units or not lots:
+        return
+    before = {p: p.detach().clone() for p in units}
+    start = mean_loss(lots, LOSSES[loss])
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.cat([torch.randperm(len(lots), generator=generator) for _ in range(-(-iterations // len(lots)))])
+    for t, place in enumerate(order[:iterations].tolist()):
+        run, wanted = lots[place]
+        gradients = torch.autograd.grad(LOSSES[loss](run(), wanted), list(units), allow_unused=True)
+        with torch.no_grad():
+            for (p, unit), gradient in zip(units.items(), gradients, strict=True):
+                if gradient is not None:
+                    p.sub_(unit * gradient.sign(), alpha=lr * (1 - t / iterations))
+    if not mean_loss(lots, LOSSES[loss]) < start:
+        with torch.no_grad():
+            for p, value in before.items():
+                p.copy_(value)
+
+
+@torch.no_grad()
+def mean_loss(lots: Lots, loss: Callable[[Tensor, Tensor], Tensor]) -> float:
+    """The loss over all data."""
+    return sum(float(loss(run(), wanted)) for run, wanted in lots) / len(lots)

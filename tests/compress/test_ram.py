@@ -1,0 +1,152 @@
+"""The memory contract: foreseen first, then kept."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from lissom.artifact import compress_checkpoint
+from lissom.artifact.tensors import read_tensors
+from lissom.calibrate.spill import Spill, joined
+from lissom.compress import ram
+from lissom.compress.plan import phases
+from lissom.compress.ram import Room, room_for, ways
+from lissom.compress.stream import layer_names
+from lissom.errors import DataError
+from lissom.models import Checkpoint
+from lissom.types import Recipe
+
+GPTQ = Recipe.of([{"layers": "model.layers.*", "technique": "gptq", "bits": 4, "group": 16}])
+RUN = """
+import json, sys
+import torch
+from pathlib import Path
+from lissom.artifact import compress_checkpoint
+from lissom.compress.ram import resident
+from lissom.types import Recipe
+
+torch.set_num_threads(1)
+small, large, out, more = sys.argv[1:]
+recipe = Recipe.of([
+    {"layers": "model.layers.*", "technique": "rtn", "bits": 4, "group": 32, "clip": False},
+    {"layers": "model.layers.0.mlp.*", "technique": "gptq", "bits": 4, "group": 32, "clip": False},
+])
+windows = torch.randint(1000, (8, 64))
+compress_checkpoint(small, recipe, windows, Path(out) / "small")  # everything that is imported is in memory now
+bound = resident() + int(more)
+compress_checkpoint(large, recipe, windows, Path(out) / "large", max_ram=bound)
+peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+print(json.dumps({"bound": bound, "peak": int(peak.split()[1]) * 1024}))
+"""
+
+
+def large_checkpoint(folder: Path, blocks: int) -> int:
+    """A random Llama of so many blocks of 6 MB each, written without ever being a model; its bytes."""
+    sizes = {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": blocks, "vocab_size": 2048}
+    heads = {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 64, "max_position_embeddings": 256}
+    config = {"model_type": "llama", "tie_word_embeddings": True, **sizes, **heads}
+    (folder / "config.json").write_text(json.dumps(config))
+    shapes = {"mlp.gate_proj": (1536, 512), "mlp.up_proj": (1536, 512), "mlp.down_proj": (512, 1536)}
+    shapes |= {f"self_attn.{part}_proj": (rows, 512) for part, rows in zip("qkvo", (512, 256, 256, 512), strict=True)}
+    tensors = {"model.embed_tokens.weight": torch.randn(2048, 512), "model.norm.weight": torch.ones(512)}
+    drawn = {name: torch.randn(shape) * 0.02 for name, shape in shapes.items()}
+    for block in range(blocks):
+        own = {name: values.roll(block, 1) for name, values in drawn.items()}
+        own |= dict.fromkeys(("input_layernorm", "post_attention_layernorm"), torch.ones(512))
+        tensors |= {f"model.layers.{block}.{name}.weight": values for name, values in own.items()}
+    save_file({name: t.bfloat16().clone() for name, t in tensors.items()}, folder / "model.safetensors")
+    return (folder / "model.safetensors").stat().st_size
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="elsewhere the peak of a process is not told apart from its parent's"
+)
+def test_the_peak_stays_below_a_bound_that_the_checkpoint_does_not_fit(
+    tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    size = large_checkpoint(tmp_path, 26)
+    more = 150_000_000  # beyond what the program takes by itself
+    assert more < size
+    command = [sys.executable, "-c", RUN, str(tiny("llama", True)), str(tmp_path), str(tmp_path), str(more)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-800:]
+    found = json.loads(done.stdout)
+    assert found["peak"] <= found["bound"]
+
+
+def rooms(folder: Path, windows: tuple[int, int], recipe: Recipe = GPTQ) -> list[Room]:
+    checkpoint = Checkpoint(folder)
+    model = checkpoint.skeleton()
+    return list(ways(checkpoint, model, phases(recipe, layer_names(checkpoint, model)), windows))
+
+
+def test_fewer_windows_at_a_time_then_the_disk(tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ram, "resident", lambda: 1000)
+    found = rooms(tiny("llama"), (64, 32))
+    assert [(room.batch, room.spilled) for room in found] == [(b, s) for s in (False, True) for b in (8, 4, 2, 1)]
+    assert sorted((room.peak for room in found), reverse=True)[0] == found[0].peak
+    assert found[3].peak < found[0].peak
+    assert found[7].hidden == 2 * 32 * 32 * 4
+    checkpoint = Checkpoint(tiny("llama"))
+    model = checkpoint.skeleton()
+    plan = phases(GPTQ, layer_names(checkpoint, model))
+    for room in found:
+        assert room_for(checkpoint, model, plan, (64, 32), room.peak).peak <= room.peak
+    assert room_for(checkpoint, model, plan, (64, 32), found[0].peak) == found[0]
+    least = min(room.peak for room in found)
+    with pytest.raises(DataError, match=r"max-ram: .* are too few, .* for the largest part .* shorter windows"):
+        room_for(checkpoint, model, plan, (64, 32), least - 1)
+
+
+def test_every_item_is_in_the_sum(tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """By hand, for the widest part of the tiny model: its untied head of 2048 by 32, and blocks with 7 Grams."""
+    monkeypatch.setattr(ram, "resident", lambda: 0)
+    without = rooms(tiny("llama", True), (0, 32), Recipe())[0]
+    assert without.embedding == 2048 * 32 * 4
+    assert without.part == 2 * 2048 * 32 * 4
+    assert without.hidden == 0
+    block = 32 * 32 * 2 + 32 * 16 * 2 + 3 * 32 * 64
+    checkpoint = Checkpoint(tiny("llama", True))
+    model = checkpoint.skeleton()
+    plan = phases(GPTQ, layer_names(checkpoint, model))
+    grams = 6 * 32**2 + 64**2 + 3 * 64**2
+    found = ram.part_bytes(checkpoint, model, plan, "model.layers.0", 100)
+    assert found == 4 * (2 * block + 6 * 32 * 64 + grams + 100 * 3 * 96)
+    tuned = Recipe.of([*GPTQ.as_dict()["steps"], {"layers": "model.layers.*", "technique": "tuned"}])
+    assert rooms(tiny("llama"), (8, 32), tuned)[0].hidden == 2 * rooms(tiny("llama"), (8, 32))[0].hidden
+
+
+def test_what_waits_on_disk_comes_out_the_same(
+    tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    windows = torch.randint(2048, (5, 16))
+    compress_checkpoint(tiny("qwen3"), GPTQ, windows, tmp_path / "memory")
+    monkeypatch.setattr("lissom.compress.stream.room_for", lambda *given: Room(batch=8, spilled=True))
+    compress_checkpoint(tiny("qwen3"), GPTQ, windows, tmp_path / "disk", max_ram=1)
+    memory, disk = (read_tensors(tmp_path / name) for name in ("memory", "disk"))
+    assert set(memory) == set(disk)
+    assert all(torch.equal(tensor, disk[name]) for name, tensor in memory.items())
+
+
+def test_lots_are_joined_in_order_and_survive_being_forgotten() -> None:
+    spill, lots = Spill(), [torch.randn(2, 3, 4), torch.randn(2, 3, 4), torch.randn(1, 3, 4)]
+    found = joined(iter(lots), 5, spill)
+    spill.forget()
+    assert torch.equal(found, torch.cat(lots))
+    found[0] += 1
+    spill.forget()
+    assert torch.equal(found[0], lots[0][0] + 1)
+    assert torch.equal(joined(iter(lots), 5), torch.cat(lots))
+
+
+def test_a_bound_that_cannot_be_kept_is_refused_before_anything_is_written(
+    tiny: Callable[..., Path], tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match="MB are too few"):
+        compress_checkpoint(tiny("llama"), GPTQ, torch.randint(2048, (4, 16)), tmp_path / "out", max_ram=50_000_000)
+    assert not (tmp_path / "out").exists()

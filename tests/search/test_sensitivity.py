@@ -1,0 +1,206 @@
+"""What is foreseen of each candidate, against its definition, and against what comes about."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from scipy.stats import spearmanr
+from torch import Tensor, nn
+
+from lissom.compress import compress_model
+from lissom.errors import DataError, ModelError, RecipeError
+from lissom.evaluate.agreement import divergence
+from lissom.models import Checkpoint
+from lissom.search import mixed as room
+from lissom.search.mixed import candidates_for, fingerprint, foreseen, mixed
+from lissom.search.sensitivity import Option, look, sensitivity
+from lissom.statistics import Gram
+from lissom.types import Step
+
+
+def steps(**knobs: Any) -> tuple[Step, ...]:
+    return (Step.of({"technique": "rtn", **knobs}),)
+
+
+class Bag(nn.Module):
+    """Three words, embedded one after another, then classified through a head that shares the embedding's matrix."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.middle = nn.Embedding(12, 16), nn.Linear(16, 16)
+        self.head = nn.Linear(16, 12, bias=False)
+        self.head.weight = self.words.weight
+
+    def forward(self, index: Tensor) -> Tensor:
+        logits: Tensor = self.head(torch.tanh(self.middle(self.words(index))))
+        return logits
+
+
+@pytest.fixture
+def bag() -> tuple[Bag, Tensor]:
+    return Bag().eval(), torch.randint(12, (64, 3))
+
+
+def test_the_figures_are_those_of_their_definitions(bag: tuple[Bag, Tensor]) -> None:
+    """The literal sums over rows, with gradients taken one prediction at a time from the same labels."""
+    model, data = bag
+    (found,) = sensitivity(model, data, {"middle": [steps(bits=4)]})["middle"]
+    w = model.middle.weight.detach()
+    done = compress_model(model, data, steps=[{"layers": "middle", "technique": "rtn", "bits": 4}])
+    d = w - done.middle.weight.dense()
+    seen, predictions = look(model, {"middle": model.middle}, data, 0)
+    assert predictions == 192
+    x = model.words(data).detach().flatten(0, 1)
+    logits = model(data).flatten(0, 1)
+    y = torch.multinomial(logits.detach().softmax(-1), 1, generator=torch.Generator().manual_seed(0)).flatten()
+    g = []
+    for row, label in zip(x, y, strict=True):
+        out = model.middle(row).detach().requires_grad_()
+        nn.functional.cross_entropy(model.head(torch.tanh(out)), label).backward()
+        g.append(out.grad)
+    strength = torch.stack(g).T @ torch.stack(g) / 192
+    assert torch.allclose(seen["middle"].pull / 192, strength, rtol=1e-3, atol=1e-7)
+    off = (x @ d.T).T @ (x @ d.T) / 192
+    assert found.kl == pytest.approx(float(0.5 * (strength * off).sum()), rel=1e-3)
+    assert found.error == pytest.approx(float(off.trace() / (x @ w.T).square().mean(0).sum()), rel=1e-3)
+    assert found.nbytes == 16 * 16 // 2 + 2 * 16
+
+
+def test_a_matrix_with_two_uses_counts_both(bag: tuple[Bag, Tensor]) -> None:
+    model, data = bag
+    found = sensitivity(model, data, {"words": [steps(bits=2), steps(bits=4), steps(bits=8)]})["words"]
+    assert [option.kl for option in found] == sorted((option.kl for option in found), reverse=True)
+    seen, predictions = look(model, {"words": model.words, "head": model.head}, data, 0)
+    d = (
+        model.words.weight.detach()
+        - compress_model(model, steps=[{"layers": "words", "technique": "rtn", "bits": 2}]).words.weight.dense()
+    )
+    counts = torch.bincount(data.flatten(), minlength=12) / data.numel()
+    into = (d.T @ torch.diag(counts) @ d @ seen["words"].pull).trace() / 2 / predictions
+    gram = seen["head"].inputs[Gram]
+    assert isinstance(gram, Gram)
+    out = (d @ gram.mean @ d.T @ seen["head"].pull).trace() / 2 / predictions
+    assert found[0].kl == pytest.approx(float(into + out), rel=1e-4)
+
+
+def test_of_wide_layers_the_diagonal_is_kept(bag: tuple[Bag, Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+    model, data = bag
+    layers = {"words": model.words, "middle": model.middle, "head": model.head}
+    whole, _ = look(model, layers, data, 0)
+    monkeypatch.setattr("lissom.search.sensitivity.WIDE", 12)
+    narrow, predictions = look(model, layers, data, 0)
+    assert {name: seen.pull.dim() for name, seen in narrow.items()} == {"words": 1, "middle": 1, "head": 2}
+    for name in ("words", "middle"):
+        assert torch.allclose(narrow[name].pull, whole[name].pull.diagonal(), rtol=1e-4)
+    (found,) = sensitivity(model, data, {"middle": [steps(bits=3)]})["middle"]
+    monkeypatch.undo()
+    (full,) = sensitivity(model, data, {"middle": [steps(bits=3)]})["middle"]
+    assert found.error == pytest.approx(full.error)
+    assert predictions == 192
+    assert 0.3 < found.kl / full.kl < 3
+
+
+def test_convolutions_are_layers_like_the_others() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=2), nn.Flatten())
+    model = nn.Sequential(model, nn.Linear(8 * 16, 5)).eval()
+    x = torch.randn(40, 3, 6, 6)
+    names = ["0.0", "0.2", "1"]
+    found = sensitivity(model, x, {name: [steps(bits=3)] for name in names})
+    with torch.no_grad():
+        for name in names:
+            done = compress_model(model, steps=[{"layers": name, "technique": "rtn", "bits": 3}])
+            true = float(divergence(model(x), done(x)).mean())
+            assert 0.3 < found[name][0].kl / true < 3, name
+
+
+def test_the_order_of_what_is_foreseen_is_that_of_what_comes_about(bag: tuple[Bag, Tensor]) -> None:
+    model, data = bag
+    tried = [steps(bits=bits) for bits in (2, 3, 4, 8)]
+    found = sensitivity(model, data, {"middle": tried, "words": tried})
+    told, true = [], []
+    with torch.no_grad():
+        for name, options in found.items():
+            for option in options:
+                done = compress_model(model, steps=[{"layers": name, **option.as_dict()["steps"][0]}])
+                told.append(option.kl)
+                true.append(float(divergence(model(data), done(data)).mean()))
+    assert spearmanr(told, true)[0] > 0.9
+
+
+def test_the_model_is_left_as_it_was(bag: tuple[Bag, Tensor]) -> None:
+    model, data = bag
+    model.train()
+    model.middle.weight.requires_grad_(False)
+    before = {name: p.clone() for name, p in model.state_dict().items()}
+    first = sensitivity(model, data, {"middle": [steps(bits=4)]})
+    assert model.training
+    assert [p.requires_grad for p in model.parameters()] == [True, False, True]
+    assert all(p.grad is None for p in model.parameters())
+    assert not model.middle._forward_hooks
+    assert all(torch.equal(p, before[name]) for name, p in model.state_dict().items())
+    assert sensitivity(model, data, {"middle": [steps(bits=4)]}) == first
+    assert not look(model, {"middle": model.middle}, data, 0)[0]["middle"].inputs[Gram].xtx.requires_grad  # type: ignore[attr-defined]
+
+
+def test_what_cannot_be_is_refused_by_name(bag: tuple[Bag, Tensor]) -> None:
+    model, data = bag
+    found = sensitivity(model, data, {"middle": [steps(bits=4, group=5), steps(bits=4, group=4)]})
+    assert len(found["middle"]) == 1
+    with pytest.raises(RecipeError, match="group=5 does not divide"):
+        sensitivity(model, data, {"middle": [steps(bits=4, group=5)]})
+    with pytest.raises(ModelError, match="has no layer 'tail'"):
+        sensitivity(model, data, {"tail": [steps()]})
+    with pytest.raises(DataError, match="no examples"):
+        sensitivity(model, [], {"middle": [steps()]})
+    done = compress_model(model, steps=[{"layers": "middle", "technique": "rtn"}])
+    with pytest.raises(ModelError, match="middle is compressed already"):
+        sensitivity(done, data, {"words": [steps()]})
+
+
+def test_an_option_reads_back_what_it_wrote() -> None:
+    option = Option(steps=(*steps(bits=4), *steps(bits=3, group=4)), nbytes=3, error=0.5, kl=0.25)
+    assert Option.of(json.loads(json.dumps(option.as_dict()))) == option
+
+
+BLOCKS = [{"technique": "rtn", "bits": bits, "group": 16} for bits in (2, 4, 8)]
+ENDS = [{"technique": "rtn", "bits": bits} for bits in (4, 8)]
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_mixed_recipe_keeps_its_bytes(tiny: Callable[..., Path], tmp_path: Path, tied: bool) -> None:
+    from lissom.artifact import compress_checkpoint
+    from lissom.artifact.tensors import read_tensors
+
+    model, windows = tiny("llama", tied), torch.randint(2048, (6, 16))
+    budget = 85_000 if tied else 160_000
+    recipe = mixed(model, windows, nbytes=budget, blocks=BLOCKS, ends=ENDS, cache=tmp_path / "cache")
+    compress_checkpoint(model, recipe, windows, tmp_path / "out")
+    written = sum(tensor.nbytes for tensor in read_tensors(tmp_path / "out").values())
+    assert 0.65 * budget < written <= budget
+    assert len({step.knobs["bits"] for step in recipe.steps}) > 1
+    with pytest.raises(RecipeError, match="bytes are too few"):
+        mixed(model, windows, nbytes=30_000, blocks=BLOCKS, ends=ENDS, cache=tmp_path / "cache")
+
+
+def test_what_was_found_is_remembered(
+    tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint, windows = Checkpoint(tiny("llama", True)), torch.randint(2048, (4, 16))
+    asked: list[int] = []
+
+    def counted(model: nn.Module, data: Any, candidates: Any, **more: Any) -> Any:
+        asked.append(sum(map(len, candidates.values())))
+        return sensitivity(model, data, candidates, **more)
+
+    monkeypatch.setattr(room, "sensitivity", counted)
+    few, many = (candidates_for(checkpoint, blocks, ENDS) for blocks in (BLOCKS[:1], BLOCKS))
+    first = foreseen(checkpoint, windows, few, cache=tmp_path)
+    assert foreseen(checkpoint, windows, few, cache=tmp_path) == first
+    assert foreseen(checkpoint, windows, many, cache=tmp_path)["model.embed_tokens"] == first["model.embed_tokens"]
+    assert asked == [14 + 2, 28]
+    assert [file.suffix for file in tmp_path.iterdir()] == [".json"]
+    assert fingerprint(checkpoint, windows) != fingerprint(checkpoint, windows[:3])
+    assert fingerprint(checkpoint, windows) != fingerprint(Checkpoint(tiny("llama")), windows)
