@@ -164,10 +164,6 @@ def recipes() -> dict[str, list[dict[str, Any]]]:
         "4 bits, group 128, embeddings too": steps(4),
         "3 bits, group 128, embeddings too": steps(3),
         "3 bits, group 128; embeddings int8": [{**steps(3)[0], "bits": 8}, *steps(3)[1:]],
-        "25 % fewer heads and neurons": [
-            {"layers": "*attention*", "technique": "heads", "sparsity": 0.25},
-            {"layers": "*intermediate.dense", "technique": "channels", "sparsity": 0.25},
-        ],
         "25 % fewer heads and neurons": fewer(0.25),
         "25 % fewer heads and neurons, not fitted anew": [{**step, "repair": False} for step in fewer(0.25)],
     }
