@@ -33,7 +33,7 @@ LOSSES = {
 
 
 def tuned(
-    module: nn.Module, lots: Lots, /, *, iterations: int = 200, lr: float = 0.005, seed: int = 0, loss: str = "mse"
+    module: nn.Module, lots: Lots, /, *, iterations: int = 100, lr: float = 0.002, seed: int = 0, loss: str = "mse"
 ) -> None:
     """Move the trainable weights of `module`, a lot of data at each of `iterations` steps."""
     if loss not in LOSSES:
