@@ -2,7 +2,8 @@
 
 import copy
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -13,12 +14,12 @@ from lissom.calibrate import Batch, batches, call
 from lissom.calibrate.observe import Collected
 from lissom.compress.couple import check_coupled, couple, links_of
 from lissom.compress.layers import act, act_together, back, evaluating, look, matrices, replace, said, weight_of
-from lissom.compress.plan import Plan, phases, wanted
+from lissom.compress.plan import Phase, Plan, phases, wanted
 from lissom.compress.reshape import check_joined, joints_of, reshape
 from lissom.compress.tune import tune
 from lissom.compress.whole import check_whole, settle
 from lissom.errors import ModelError, RecipeError
-from lissom.formats import LowRank, Palette, Sum
+from lissom.formats import LowRank, Palette, Sum, Weight
 from lissom.models import compressible
 from lissom.techniques import MODEL
 from lissom.techniques.quantize.tuned import Lots
@@ -59,45 +60,80 @@ def compress_model(model: nn.Module, data: Any = None, *, steps: Sequence[Any] =
     once = len(plan) == 1 and plan[0].grain == "layer" and not back(wanted(plan[0].plan))
     lot = data if data is None or once else list(batches(data))
     with evaluating(model), evaluating(compressed):
-        originals = matrices(compressed)
+        work = Work(original=model, model=compressed, data=lot, originals=matrices(compressed))
         for phase in plan:
-            layers = compressible(compressed)
-            phase = dataclasses.replace(phase, plan=phase.on(layers))  # blocks may have gone
-            if phase.grain == "layer":
-                statistics = {} if lot is None else look(compressed, layers, phase.plan, lot)
-                replace(compressed, act(layers, phase.plan, statistics, originals), layers, trainable=True)
-            elif phase.grain == "several":
-                statistics = {} if lot is None else look(compressed, layers, phase.plan, lot)
-                replace(compressed, act_together(layers, phase, statistics), layers, trainable=True)
-            elif phase.grain == "coupling":
-                links = links_of(compressed, None if lot is None else next(iter(lot), None))
-                check_coupled(phase, links)
-                couple(compressed, phase, links, originals, partial(seen_by, compressed, lot))
-            elif phase.grain == "shape":
-                joints = joints_of(compressed, None if lot is None else next(iter(lot), None))
-                check_joined(phase, joints)
-                reshape(compressed, phase, joints, originals, partial(seen_by, compressed, lot))
-                settle(compressed)
-            elif phase.grain == "model":
-                for step in phase.steps:
-                    MODEL[step.technique](compressed, taught(model, compressed, lot), **step.knobs)
-                settle(compressed)
-                originals = matrices(compressed)
-            else:
-                tune(compressed, phase, originals, taught(model, compressed, lot))
+            here = dataclasses.replace(phase, plan=phase.on(compressible(compressed)))  # blocks may have gone
+            CONDUCT[phase.grain](work, here)
     return compressed
 
 
-def seen_by(model: nn.Module, data: Any, layers: Mapping[str, nn.Module], plan: Plan) -> dict[str, Collected]:
-    """What layers are given when a model runs on the data, if there is any."""
-    return {} if data is None else look(model, layers, plan, data)
+@dataclass(slots=True, kw_only=True)
+class Work:
+    """A model being compressed, beside the original; `originals` are its weights before the first step."""
+
+    original: nn.Module
+    model: nn.Module
+    data: Any
+    originals: dict[str, Weight]
+
+    def layer(self, phase: Phase) -> None:
+        """Each layer by itself."""
+        layers = compressible(self.model)
+        new = act(layers, phase.plan, self.seen(layers, phase.plan), self.originals)
+        replace(self.model, new, layers, trainable=True)
+
+    def several(self, phase: Phase) -> None:
+        """The layers that a step names, together."""
+        layers = compressible(self.model)
+        replace(self.model, act_together(layers, phase, self.seen(layers, phase.plan)), layers, trainable=True)
+
+    def coupling(self, phase: Phase) -> None:
+        """Channels that layers share, as many as before."""
+        links = links_of(self.model, self.example())
+        check_coupled(phase, links)
+        couple(self.model, phase, links, self.originals, self.seen)
+
+    def shape(self, phase: Phase) -> None:
+        """Channels that layers share, fewer than before."""
+        joints = joints_of(self.model, self.example())
+        check_joined(phase, joints)
+        reshape(self.model, phase, joints, self.originals, self.seen)
+        settle(self.model)
+
+    def block(self, phase: Phase) -> None:
+        """The whole, as one block."""
+        tune(self.model, phase, self.originals, self.taught())
+
+    def whole(self, phase: Phase) -> None:
+        """What must see everything."""
+        for step in phase.steps:
+            MODEL[step.technique](self.model, self.taught(), **step.knobs)
+        settle(self.model)
+        self.originals = matrices(self.model)
+
+    def example(self) -> Batch | None:
+        """The first batch, if there is any data."""
+        return None if self.data is None else next(iter(self.data), None)
+
+    def seen(self, layers: Mapping[str, nn.Module], plan: Plan) -> dict[str, Collected]:
+        """What layers are given when the model runs on the data, if there is any."""
+        return {} if self.data is None else look(self.model, layers, plan, self.data)
+
+    def taught(self) -> Lots:
+        """How to run the model on each batch, and what the original says to it."""
+        with torch.no_grad():
+            lots = batches([] if self.data is None else self.data)
+            return [(partial(answer, self.model, batch), answer(self.original, batch)) for batch in lots]
 
 
-def taught(teacher: nn.Module, student: nn.Module, data: Any) -> Lots:
-    """How to run the student on each batch, and what the teacher says to it."""
-    with torch.no_grad():
-        lots = batches([] if data is None else data)
-        return [(partial(answer, student, batch), answer(teacher, batch)) for batch in lots]
+CONDUCT: dict[str, Callable[[Work, Phase], None]] = {
+    "layer": Work.layer,
+    "several": Work.several,
+    "coupling": Work.coupling,
+    "shape": Work.shape,
+    "block": Work.block,
+    "model": Work.whole,
+}
 
 
 def answer(model: nn.Module, batch: Batch) -> Tensor:
