@@ -54,6 +54,15 @@ def feedback(h: Float[Tensor, "i i"], damp: float) -> Float[Tensor, "i i"]:
     """U, upper triangular, with UᵀU = (H + λI)⁻¹, λ = damp · mean(diag H).
 
     One factorisation and one triangular solve: of the reversed matrix, L Lᵀ = H reversed, U = L⁻¹ reversed back.
+    """
+    identity = torch.eye(h.shape[0], dtype=h.dtype, device=h.device)
+    upper: Tensor = torch.linalg.solve_triangular(reversed_root(h, damp), identity, upper=False).flip(0, 1).contiguous()
+    return upper
+
+
+def reversed_root(h: Float[Tensor, "i i"], damp: float) -> Float[Tensor, "i i"]:
+    """L, lower triangular, with L Lᵀ = H + λI, rows and columns reversed, λ = damp · mean(diag H).
+
     Where rounding makes H indefinite the damping grows tenfold until it factors.
     """
     h = h.clone()
@@ -64,7 +73,5 @@ def feedback(h: Float[Tensor, "i i"], damp: float) -> Float[Tensor, "i i"]:
         h.diagonal().add_(strength)
         lower, failed = torch.linalg.cholesky_ex(h.flip(0, 1))
         if not failed:
-            identity = torch.eye(h.shape[0], dtype=h.dtype, device=h.device)
-            upper: Tensor = torch.linalg.solve_triangular(lower, identity, upper=False).flip(0, 1).contiguous()
-            return upper
+            return lower  # type: ignore[no-any-return]
         strength = strength * 10 + torch.finfo(h.dtype).eps * h.diagonal().mean()

@@ -22,6 +22,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from lissom.techniques.sweep import reversed_root
+
 # (what the entries should be, their rows, their columns, both in the matrix's own order) -> what they become
 Choice = Callable[[Float[Tensor, " d"], Int[Tensor, " d"], Int[Tensor, " d"]], Float[Tensor, " d"]]
 
@@ -82,16 +84,7 @@ def sweep_tile(
 
 
 def unit(h: Float[Tensor, "i i"], damp: float) -> Float[Tensor, "i i"]:
-    """M, unit upper triangular, with H + λI = M D Mᵀ, λ = damp · mean(diag H); damped more where need be."""
-    h = h.double()
-    dead = h.diagonal() <= 0
-    h.diagonal()[dead] = 1.0
-    strength = damp * h.diagonal().mean()
-    while True:
-        h.diagonal().add_(strength)
-        lower, failed = torch.linalg.cholesky_ex(h.flip(0, 1))
-        if not failed:
-            upper = lower.flip(0, 1)
-            found: Tensor = (upper / upper.diagonal()).float()
-            return found
-        strength = strength * 10 + torch.finfo(h.dtype).eps * h.diagonal().mean()
+    """M, unit upper triangular, with H + λI = M D Mᵀ, λ = damp · mean(diag H)."""
+    upper = reversed_root(h.double(), damp).flip(0, 1)
+    found: Tensor = (upper / upper.diagonal()).float()
+    return found
