@@ -14,7 +14,7 @@ from lissom.types import Step
 
 
 def tune(module: nn.Module, phase: Phase, originals: Mapping[str, Weight], lots: Lots, prefix: str = "") -> None:
-    """Run a phase's steps on a module; of its layers those move that the step names, and the others are frozen.
+    """Run a phase's steps on a module; of its layers those move that the step names, and no others.
 
     Raises:
         RecipeError: a step names layers that no step before it has compressed.
@@ -35,9 +35,11 @@ def one_step(
     if plain:
         raise RecipeError(f"{step.technique}: {plain[0]} is not compressed yet; put a step before it that does")
     training = {layer for layer in compressible(module).values() if isinstance(getattr(layer, "matrix", 0), Trainable)}
-    freeze(module)
-    unfreeze(nn.ModuleList(layers.values()))
+    unfreeze(freeze(module))  # all of them, for gradients to pass; but only those of the step are asked for
+    for part in (part for part in module.modules() if isinstance(part, Trainable)):
+        part.requires_grad_(False)
     for name, layer in layers.items():
+        layer.matrix.requires_grad_(True)
         layer.matrix.near(originals[name].dense())  # type: ignore[union-attr, operator]
     TECHNIQUES[step.technique](module, lots, **step.knobs)
     freeze(module)

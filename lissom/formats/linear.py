@@ -83,8 +83,8 @@ class CompressedLinear(CompressedLayer):
     def forward(self, x: Float[Tensor, "*n i"]) -> Float[Tensor, "*n o"]:
         """x Wᵀ + b."""
         x = self.activated(x, 1)
-        differentiable = isinstance(self.matrix, Trainable) or (x.requires_grad and torch.is_grad_enabled())
-        y = F.linear(x, self.matrix().to(x.dtype)) if differentiable else self.weight.linear(x)
+        trainable = isinstance(self.matrix, Trainable)
+        y = F.linear(x, self.matrix().to(x.dtype)) if trainable else self.weight.linear(x)
         return y if self.bias is None else y + self.bias  # apart in both, so that both round alike
 
 

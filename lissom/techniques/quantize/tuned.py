@@ -35,10 +35,11 @@ LOSSES = {
 def tuned(
     module: nn.Module, lots: Lots, /, *, iterations: int = 100, lr: float = 0.002, seed: int = 0, loss: str = "mse"
 ) -> None:
-    """Move the trainable weights of `module`, a lot of data at each of `iterations` steps."""
+    """Move the trainable weights of `module` that want gradients, a lot of data at each of `iterations` steps."""
     if loss not in LOSSES:
         raise RecipeError(f"loss={loss!r} is unknown; choose {' or '.join(LOSSES)}")
-    units = {p: u for part in module.modules() if isinstance(part, Trainable) for p, u in part.units().items()}
+    parts = (part for part in module.modules() if isinstance(part, Trainable))
+    units = {p: unit for part in parts for p, unit in part.units().items() if p.requires_grad}
     if not units or not lots:
         return
     before = {p: p.detach().clone() for p in units}
