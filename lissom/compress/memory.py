@@ -19,7 +19,7 @@ from lissom.compress.reshape import check_joined, joints_of, reshape
 from lissom.compress.tune import tune
 from lissom.compress.whole import check_whole, settle
 from lissom.errors import ModelError, RecipeError
-from lissom.formats import LowRank, Palette, Sum, Weight
+from lissom.formats import LowRank, Palette, Sum, Weight, unfreeze
 from lissom.models import compressible
 from lissom.techniques import MODEL
 from lissom.techniques.quantize.tuned import Lots
@@ -57,7 +57,10 @@ def compress_model(model: nn.Module, data: Any = None, *, steps: Sequence[Any] =
         raise ModelError(f"{type(model).__name__} is a layer by itself; put it in torch.nn.Sequential to compress it")
     plan = phases(recipe, layers)
     check_whole(plan)
-    once = len(plan) == 1 and plan[0].grain == "layer" and not back(wanted(plan[0].plan))
+    heard = any(back(wanted(phase.plan)) for phase in plan)
+    if heard:
+        unfreeze(compressed)  # for gradients to pass
+    once = len(plan) == 1 and plan[0].grain == "layer" and not heard
     lot = data if data is None or once else list(batches(data))
     with evaluating(model), evaluating(compressed):
         work = Work(original=model, model=compressed, data=lot, originals=matrices(compressed))

@@ -17,6 +17,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from lissom.errors import RecipeError
+
 # (column in the sweep's order, the block as it stands now (k, o), its U_jj (k), place in the block) -> new column
 Rule = Callable[[int, Float[Tensor, "k o"], Float[Tensor, " k"], int], Float[Tensor, " o"]]
 
@@ -64,7 +66,12 @@ def reversed_root(h: Float[Tensor, "i i"], damp: float) -> Float[Tensor, "i i"]:
     """L, lower triangular, with L Lᵀ = H + λI, rows and columns reversed, λ = damp · mean(diag H).
 
     Where rounding makes H indefinite the damping grows tenfold until it factors.
+
+    Raises:
+        RecipeError: the damping is negative, and would grow for ever.
     """
+    if not 0 <= damp < torch.inf:
+        raise RecipeError(f"damp={damp} must be 0 or more, such as 0.01; it damps the statistics")
     h = h.clone()
     dead = h.diagonal() <= 0
     h.diagonal()[dead] = 1.0

@@ -11,6 +11,7 @@ import lissom
 from lissom.artifact import open_folder
 from lissom.compress import compress_model
 from lissom.evaluate import compare
+from lissom.formats import freeze
 from lissom.techniques.contract import needed
 from lissom.types import Step
 
@@ -39,6 +40,14 @@ def test_data_that_is_read_once_is_kept_for_both_passes() -> None:
     steps = [{"layers": "*", "technique": "yaqa", "group": 0}]
     once, again = (compress_model(model, data, steps=steps) for data in (iter(batches), batches))
     assert torch.equal(once[0].matrix(), again[0].matrix())  # type: ignore[index]
+
+
+def test_a_model_that_is_compressed_and_frozen_can_be_heard() -> None:
+    model = freeze(
+        compress_model(nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 4)), steps=[{"technique": "rtn"}])
+    )
+    again = compress_model(model, torch.randn(30, 16), steps=[{"layers": "0", "technique": "yaqa", "group": 0}])
+    assert [again[n].weight.bits for n in (0, 2)] == [4, 8]  # type: ignore[index, union-attr]
 
 
 def test_a_guided_step_asks_for_another_gram() -> None:

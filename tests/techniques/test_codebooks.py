@@ -168,6 +168,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.parametrize("d", [1, 2])
 @pytest.mark.parametrize("name", CHECKS)
 def test_each_turn_is_its_definition(name: str, d: int, small_blocks: None) -> None:
+    """The checks assert; `test_a_wrong_variant_is_caught` sees that they can fail."""
     CHECKS[name](descent, d)
 
 

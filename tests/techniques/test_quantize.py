@@ -205,3 +205,9 @@ def test_scales_of_8_bits_lose_little(data: tuple[Tensor, Tensor]) -> None:
 def test_other_bits_of_scales_are_refused(data: tuple[Tensor, Tensor]) -> None:
     with pytest.raises(RecipeError, match="scale_bits=6 is not possible; choose 16, or 8"):
         rtn(Dense(values=data[0]), moments(data[1]), scale_bits=6)
+
+
+@pytest.mark.parametrize("damp", [-0.1, float("inf"), float("nan")])
+def test_an_impossible_damping_is_named_and_does_not_go_on_for_ever(data: tuple[Tensor, Tensor], damp: float) -> None:
+    with pytest.raises(RecipeError, match=f"damp={damp} must be 0 or more"):
+        gptq(Dense(values=data[0]), gram(data[1]), group=0, damp=damp)

@@ -113,3 +113,10 @@ def test_an_unknown_loss_is_named() -> None:
     model, original = layer()
     with pytest.raises(RecipeError, match="loss='l1' is unknown; choose mse or kl"):
         tuned(model, lots(model, original), loss="l1")
+
+
+@pytest.mark.parametrize("knobs", [{"iterations": 0}, {"lr": -1.0}])
+def test_steps_that_move_nothing_are_named(knobs: dict[str, float]) -> None:
+    model, original = layer()
+    with pytest.raises(RecipeError, match="move nothing"):
+        tuned(model, lots(model, original), **knobs)  # type: ignore[arg-type]

@@ -38,6 +38,8 @@ def tuned(
     """Move the trainable weights of `module` that want gradients, a lot of data at each of `iterations` steps."""
     if loss not in LOSSES:
         raise RecipeError(f"loss={loss!r} is unknown; choose {' or '.join(LOSSES)}")
+    if iterations < 1 or not lr > 0:
+        raise RecipeError(f"iterations={iterations}, lr={lr} move nothing; choose 1 step or more, and a positive lr")
     parts = (part for part in module.modules() if isinstance(part, Trainable))
     units = {p: unit for part in parts for p, unit in part.units().items() if p.requires_grad}
     if not units or not lots:
