@@ -114,8 +114,11 @@ def rounded(x: Float[Tensor, "n f"], bits: int) -> Float[Tensor, "n f"]:
 
 
 def whole_product(q: Int8[Tensor, "n k"], c: Int16[Tensor, "o k"]) -> Float[Tensor, "n o"]:
-    """q cᵀ of whole numbers, exact until it becomes a float; c has 8 bits and a sign at most."""
-    if not q.is_cpu:
+    """q cᵀ of whole numbers, exact until it becomes a float; c has 8 bits and a sign at most.
+
+    With one input PyTorch 2.13's integer product leaves its result unwritten.
+    """
+    if not q.is_cpu or q.shape[1] == 1:
         return (q.double() @ c.double().T).float()
     low = c.clamp(-128, 127)
     parts = (low, c - low) if bool((c != low).any()) else (low,)

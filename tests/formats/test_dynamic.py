@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lissom.errors import RecipeError
 from lissom.formats import Affine, Dense, Dynamic, Palette, freeze, unfreeze, wrap
-from lissom.formats.dynamic import rounded
+from lissom.formats.dynamic import rounded, whole_product
 from lissom.statistics import Moments
 from lissom.techniques.quantize.dynamic import dynamic
 
@@ -45,6 +45,12 @@ def literal(w: Dynamic, row: list[float]) -> list[float]:
 
 def layer(w: Dynamic, trainable: bool = False) -> nn.Module:
     return wrap(nn.Linear(w.shape[1], w.shape[0], bias=False), w, trainable=trainable)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 6])
+def test_products_over_one_input_are_not_left_unwritten(rows: int) -> None:
+    q, c = torch.randint(-127, 128, (rows, 1)), torch.randint(-255, 256, (5, 1))
+    assert torch.equal(whole_product(q.to(torch.int8), c.to(torch.int16)), (q @ c.T).float())
 
 
 CASES = list(itertools.product((8, 4, 3), (1, 3), (True, False), (True, False), (8, 4)))
