@@ -1,5 +1,6 @@
 """Language models: written part by part as they are compressed, read back layer by layer."""
 
+import itertools
 import json
 import shutil
 from collections.abc import Callable, Mapping, MutableMapping
@@ -66,11 +67,11 @@ def compress_checkpoint(
     aliases: dict[str, str] = {}
     written = WeakIdKeyDictionary()  # the parts that are still in memory: a shared one may come again
     shapes: dict[str, tuple[int, ...]] = {}
-    size = 0
+    size, numbers = 0, itertools.count(1)
     with building(out) as folder:
         parts_of_it, told = conduct(checkpoint, recipe, windows, max_ram)
-        for number, piece in enumerate(parts_of_it, 1):
-            file = f"model-{number:05d}.safetensors"
+        for piece in parts_of_it:
+            file = f"model-{next(numbers):05d}.safetensors"
             tensors = dict(piece.tensors)
             shapes |= {name: tuple(t.shape) for name, t in tensors.items()} | matrix_shapes(piece.weights)
             for layer, weight in piece.weights.items():
@@ -80,6 +81,7 @@ def compress_checkpoint(
             size += write_tensors(folder / file, tensors, entropy_coding)
             index |= dict.fromkeys(tensors, file)
             progress(piece.name)
+            del piece, tensors  # none of it waits while the next one is made
         carry(checkpoint.folder, folder, told | uniform(checkpoint.config, checkpoint.family, shapes))
         write_json(folder / INDEX, {"metadata": {"total_size": size}, "weight_map": index})
         write_manifest(folder, "language_model", {"recipe": recipe.as_dict(), "weights": weights, "aliases": aliases})

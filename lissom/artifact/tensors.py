@@ -26,7 +26,7 @@ def write_tensors(file: Path, tensors: Mapping[str, Tensor], coding: str | None 
         ArtifactError: the disk is full or cannot be written.
     """
     content, header = encode(tensors) if coding else (tensors, {})
-    plain = {name: t.detach().cpu().contiguous().clone() for name, t in content.items()}
+    plain = {name: t.detach().cpu().contiguous() for name, t in content.items()}
     try:
         save_file(plain, file, {"format": "pt", **header})
     except (SafetensorError, OSError) as error:

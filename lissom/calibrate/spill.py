@@ -26,14 +26,14 @@ class Spill:
         self.folder = folder
         self._maps = weakref.WeakSet[mmap.mmap]()
 
-    def empty(self, shape: tuple[int, ...]) -> Float[Tensor, "n t h"]:
-        """Room for hidden states, in a file."""
+    def empty(self, shape: tuple[int, ...], floats: torch.dtype) -> Float[Tensor, "n t h"]:
+        """Room for hidden states of a type, in a file."""
         count = torch.Size(shape).numel()
         with tempfile.TemporaryFile(dir=self.folder) as file:
-            file.truncate(count * torch.float32.itemsize)
+            file.truncate(count * floats.itemsize)
             mapped = mmap.mmap(file.fileno(), 0)
         self._maps.add(mapped)
-        return torch.frombuffer(mapped, dtype=torch.float32, count=count).view(shape)
+        return torch.frombuffer(mapped, dtype=floats, count=count).view(shape)
 
     def forget(self) -> None:
         """Keep nothing of the files in memory that the disk has too."""
@@ -47,7 +47,7 @@ def joined(lots: Iterable[Float[Tensor, "b t h"]], windows: int, spill: Spill | 
     for lot in lots:
         if not len(found):
             shape = (windows, *lot.shape[1:])
-            found = lot.new_empty(shape) if spill is None else spill.empty(shape)
+            found = lot.new_empty(shape) if spill is None else spill.empty(shape, lot.dtype)
         found[done : done + len(lot)] = lot
         done += len(lot)
         if spill is not None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lissom.calibrate import observe
 from lissom.calibrate.observe import Collected
 from lissom.calibrate.spill import Spill
-from lissom.calibrate.stream import Stream
+from lissom.calibrate.stream import Stream, native
 from lissom.compress.couple import block_links, check_coupled, couple
 from lissom.compress.layers import act, back, matrices, replace, with_fisher
 from lissom.compress.plan import Phase, Plan, phases, wanted
@@ -51,6 +51,8 @@ def stream_checkpoint(
     stream = Stream(checkpoint, windows)
     family = checkpoint.family
     plan = phases(recipe, layer_names(checkpoint, stream.model))
+    tuning = any(phase.grain == "block" for phase in plan)
+    stream.floats = torch.float32 if tuning else native(checkpoint)  # who tunes lives on small differences
     if max_ram is not None:
         room = room_for(checkpoint, stream.model, plan, (windows.shape[0], windows.shape[1]), max_ram)
         stream.batch, stream.spill = room.batch, Spill() if room.spilled else None
@@ -64,8 +66,10 @@ def stream_checkpoint(
     if names and len(windows):
         stream.heard = stream.listen(embedding, names)
     yield compressed_part(stream, plan, family.embedding, embedding)
-    tuning = any(phase.grain == "block" for phase in plan)
     stream.start(at(stream.model, family.embedding), embedding if tuning else None)
+    at(stream.model, family.embedding).to("meta")
+    del embedding
+    stream.onward = any(family.head in phase.plan for phase in plan)
     for name, block in stream.blocks():
         yield compressed_part(stream, plan, name, block)
     yield compressed_part(stream, plan, family.norm, stream.finish())
@@ -108,7 +112,7 @@ def seen_by(
     heard = {own: stream.heard[own] for own in back(wanted(plan)) if own in stream.heard}
     weights = {own: found.weights() for own, found in heard.items()}
     with observe(layers, wanted(plan), weights) as collected:
-        stream.see(name, part)
+        stream.see(name, part, [layers[own] for own, kinds in wanted(plan).items() if kinds and own in layers])
     return with_fisher(collected, heard)
 
 

@@ -100,14 +100,14 @@ class Checkpoint:
         """The model without its weights (on the meta device), ready for `fill`."""
         return skeleton(self.config)
 
-    def fill(self, model: nn.Module, name: str) -> nn.Module:
-        """Read the weights of one part, in float32, into the skeleton; returns the part.
+    def fill(self, model: nn.Module, name: str, floats: torch.dtype = torch.float32) -> nn.Module:
+        """Read the weights of one part into the skeleton, as numbers of type `floats`; returns the part.
 
         Raises:
             ArtifactError: one is missing, or of another shape than the config says.
         """
         part = at(model, name)
-        state = {own: self.tensor(f"{name}.{own}").float() for own in part.state_dict()}
+        state = {own: self.tensor(f"{name}.{own}").to(floats) for own in part.state_dict()}
         check_shapes(self.folder, "config.json", state, part, f"{name}.")
         part.load_state_dict(state, assign=True)
         return part.eval()
