@@ -69,6 +69,48 @@ def test_looking_at_a_block_does_not_move_the_data(tiny: Tiny) -> None:
         assert torch.equal(torch.cat(inputs), before)
 
 
+@pytest.mark.parametrize("own", ["mlp.gate_proj", "self_attn.o_proj", "mlp.down_proj"])
+def test_what_comes_after_the_last_watched_layer_is_run_once_only(tiny: Tiny, own: str) -> None:
+    stream = Stream(Checkpoint(tiny("llama")), WINDOWS, batch=2)
+    stream.start(stream.embedding())
+    name, block = next(stream.blocks())
+    watched, after = at(block, own), at(block, "mlp.down_proj")
+    seen: list[Tensor] = []
+    runs: list[nn.Module] = []
+    watched.register_forward_pre_hook(lambda layer, given: seen.append(given[0]))
+    after.register_forward_hook(lambda layer, given, out: runs.append(layer))
+    stream.see(name, block, [watched])
+    assert len(runs) == 1
+    assert len(torch.cat(seen)) == len(WINDOWS)
+    parts, seen[:] = torch.cat(seen), []
+    stream.see(name, block)
+    assert torch.equal(torch.cat(seen), parts)
+    assert len(runs) == 4
+
+
+def test_the_data_stays_before_the_last_block_where_nothing_after_it_is_wanted(tiny: Tiny) -> None:
+    flown, stayed = (Stream(Checkpoint(tiny("llama")), WINDOWS) for _ in range(2))
+    stayed.onward = False
+    inputs = []
+    for stream in (flown, stayed):
+        stream.start(stream.embedding())
+        inputs.append([stream.hidden for _ in stream.blocks()])
+        stream.finish()
+    assert all(torch.equal(one, other) for one, other in zip(*inputs, strict=True))
+    assert torch.equal(stayed.hidden, inputs[1][-1])
+    assert not torch.equal(flown.hidden, stayed.hidden)
+
+
+def test_bfloat16_flows_as_float32_does_to_its_own_precision(tiny: Tiny) -> None:
+    plain, narrow = (
+        Stream(Checkpoint(tiny("qwen3")), WINDOWS, floats=kind) for kind in (torch.float32, torch.bfloat16)
+    )
+    one, other = flow(plain), flow(narrow)
+    assert {hidden.dtype for hidden in other} == {torch.bfloat16}
+    for a, b in zip(one, other, strict=True):
+        assert float((a - b.float()).norm() / a.norm()) < 0.02
+
+
 def test_one_block_is_resident_at_a_time(tiny: Tiny) -> None:
     stream = Stream(Checkpoint(tiny("llama")), WINDOWS)
     stream.start(stream.embedding())
