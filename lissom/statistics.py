@@ -106,9 +106,11 @@ def add_square(total: Float[Tensor, "i i"], x: Float[Tensor, "n i"]) -> None:
 
 
 def mirror(total: Float[Tensor, "i i"], strip: int) -> None:
-    """Copy what lies above the diagonal to below it, where it lies beside a strip."""
-    for first in range(strip, len(total), strip):
-        total[first : first + strip, :first] = total[:first, first : first + strip].T
+    """Copy what lies above the diagonal to below it."""
+    for first in range(0, len(total), strip):
+        here = slice(first, first + strip)
+        total[here, :first] = total[:first, here].T
+        total[here, here] = total[here, here].triu() + total[here, here].triu(1).T
 
 
 def multiplies_bfloat16() -> bool:
