@@ -167,6 +167,8 @@ def sparsity() -> dict[str, Steps | Within]:
     for technique in ("magnitude", "wanda", "ria", "sparsegpt", "alps"):
         found[f"{technique}, 50 %"] = blocks(technique, **HALF)
         found[f"{technique}, 2:4"] = blocks(technique, **PATTERN)
+    for technique in ("ria", "alps"):
+        found[f"permute, then {technique}, 2:4"] = blocks("permute", **PATTERN) + blocks(technique, **PATTERN)
     return found
 
 

@@ -192,7 +192,7 @@ def foresee(name: str, source: Source, steps: Sequence[Step]) -> Foreseen:
         bytes_after=after,
         format="dense" if sample is None else str(sample.spec()["format"]),
         kernel="dense" if sample is None else " and ".join(kernel_of(layer, sample) for layer in runs(source)),
-        at_most=any(grain(step.technique) in RESHAPING for step in steps),
+        at_most=any(grain(step.technique) in RESHAPING and "sparsity" in knobs(step.technique) for step in steps),
     )
 
 

@@ -61,11 +61,12 @@ def repaired(r: Reader, x: Gram, kept: Int[Tensor, " k"], damp: float) -> Reader
     """The reader of the kept columns that says most nearly what it said."""
     w, c = r.matrix.double(), spread(r, x, damp)
     fitted = torch.linalg.solve(c[kept][:, kept], c[kept] @ w.T).T
+    short = r.only(kept, fitted.float())
     if r.bias is None:
-        return replace(r, matrix=fitted.float())
+        return short
     center = x.center.double()
     bias = r.bias.double() + w @ center - fitted @ center[kept]
-    return replace(r, matrix=fitted.float(), bias=bias.float())
+    return replace(short, bias=bias.float())
 
 
 @dataclass(slots=True)
