@@ -28,9 +28,10 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from lissom.coupling import Coupling, Reader
-from lissom.errors import RecipeError
 from lissom.statistics import Gram
+from lissom.techniques.knobs import at_least
 from lissom.techniques.prune.ria import relative_importance
+from lissom.techniques.prune.select import check
 
 ROWS = 16  # of the scores at a time: g x g numbers for each
 
@@ -43,9 +44,10 @@ def permute(
     `power` is that of `ria`. Readers whose groups hold more than these channels, as the k·k columns of a convolution
     do, have no say; where none has, everything stays as it is.
     """
+    at_least(0, power=power, rounds=rounds)
     together = c.unit if c.rotates else c.channels
     pairs = zip(c.readers, x, strict=True)
-    scores = [score for r, gram in pairs for score in scored(r, gram, c.channels, together, of, power)]
+    scores = [score for r, gram in pairs for score in scored(r, gram, c.channels, together, keep, of, power)]
     if not scores:
         return c
     parts = torch.cat(scores).split(together, 1)
@@ -53,15 +55,16 @@ def permute(
     return c.keeping(torch.cat(orders))
 
 
-def scored(r: Reader, x: Gram, channels: int, together: int, of: int, power: float) -> Iterator[Float[Tensor, "o c"]]:
+def scored(
+    r: Reader, x: Gram, channels: int, together: int, keep: int, of: int, power: float
+) -> Iterator[Float[Tensor, "o c"]]:
     """The score of the first column of every channel, of the second, ...: of those whose groups are channels in order.
 
     Raises:
         RecipeError: the pattern does not fit the reader.
     """
     own, inputs = r.matrix.shape[1] - r.others, r.matrix.shape[1]
-    if inputs % of:
-        raise RecipeError(f"of={of} does not divide {inputs} inputs")
+    check(0.0, keep, of, inputs)
     score = relative_importance(r.matrix) * x.power.clamp(min=0) ** (power / 2)
     at = torch.arange(inputs) if r.at is None else r.at
     each, places = score[:, :own].unflatten(1, (channels, -1)).unbind(2), at[:own].reshape(channels, -1).T
@@ -86,8 +89,7 @@ def permutation(score: Float[Tensor, "o i"], *, keep: int = 2, of: int = 4, roun
         RecipeError: the pattern does not fit.
     """
     inputs = score.shape[1]
-    if not 0 < keep < of or inputs % of:
-        raise RecipeError(f"keep={keep}, of={of} is no pattern for {inputs} inputs; try keep=2, of=4")
+    check(0.0, keep, of, inputs)
     groups = dealt(score, of)
     for _ in range(rounds):
         before = groups.clone()

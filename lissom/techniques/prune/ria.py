@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lissom.formats import Masked, Weight
 from lissom.statistics import Moments
+from lissom.techniques.knobs import at_least
 from lissom.techniques.prune.select import keep_largest, unless_pruned
 
 
@@ -30,6 +31,7 @@ def ria(
     power: float = 0.5,
 ) -> Masked:
     """Remove the fraction `sparsity` of each row, or keep `keep` of every `of` inputs; `power` is the paper's a."""
+    at_least(0, power=power)
     matrix = w.dense()
     score = unless_pruned(relative_importance(matrix) * x.norm**power, w.kept())
     return Masked.of(matrix, keep_largest(score, sparsity, keep, of) & (score > -torch.inf))
