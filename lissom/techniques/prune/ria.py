@@ -5,7 +5,7 @@ Language Models", section 3 (relative importance and activations).
 
     S_ij = (|W_ij| / Σ_k |W_kj|  +  |W_ij| / Σ_k |W_ik|) · ‖X_j‖₂^a        a = 1/2, compared within each output row
 
-The sums are over what earlier steps kept. The permutation of channels that the paper adds for N:M is in permute.py.
+The sums are over what earlier steps kept. The permutation of channels that the paper adds for N:M is `permute`.
 
 Shapes: o outputs, i inputs.
 """
