@@ -220,7 +220,8 @@ def period(steps: Sequence[Step]) -> int:
         if name not in COUNTS_NO_ROWS
     ]
     whole = [value for value in given if type(value) is int and value > 1]
-    parts = [Fraction(value).limit_denominator(1000).denominator for value in given if type(value) is float]
+    shares = [value for value in given if type(value) is float and math.isfinite(value)]
+    parts = [Fraction(share).limit_denominator(1000).denominator for share in shares]
     return math.lcm(ROWS, *whole, *parts)
 
 
