@@ -175,7 +175,8 @@ def change(step: Step, model: nn.Module, joint: Joint, seen: Mapping[str, Statis
     except RecipeError as error:
         raise RecipeError(f"{step.technique}: {error} of {joint.layers[0]}") from None
     if after.alive is not None:
-        normalize(model, {r.norm: gram for r, gram in zip(joint.readers, grams, strict=True)}, after.alive)
+        if after.channels < before.channels:
+            normalize(model, {r.norm: gram for r, gram in zip(joint.readers, grams, strict=True)}, after.alive)
         write(model, joint, after)
     return after.alive
 

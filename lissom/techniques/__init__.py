@@ -22,6 +22,7 @@ from lissom.techniques.prune.channels import channels
 from lissom.techniques.prune.heads import heads
 from lissom.techniques.prune.magnitude import magnitude
 from lissom.techniques.prune.permute import permute
+from lissom.techniques.prune.permute_stream import permute_stream
 from lissom.techniques.prune.ria import ria
 from lissom.techniques.prune.sparsegpt import sparsegpt
 from lissom.techniques.prune.wanda import wanda
@@ -79,8 +80,12 @@ SHAPE: dict[str, Callable[..., Coupling]] = {
     "heads": heads,
     "width": width,
     "permute": permute,
+    "permute_stream": permute_stream,
 }
-KINDS: dict[str, tuple[str, ...]] = {"permute": ("channels", "values")}  # of couplings, where the name does not say it
+KINDS: dict[str, tuple[str, ...]] = {  # the couplings that they act on, where the name does not say it
+    "permute": ("channels", "values"),
+    "permute_stream": ("width",),
+}
 
 SEVERAL: dict[str, Callable[..., Sequence[Weight]]] = {
     "tie": tie,

@@ -1,5 +1,6 @@
 """Channels that change places, in memory and streamed: the function stays, and an N:M pattern keeps more."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from transformers import AutoModelForCausalLM
 import lissom
 from lissom.artifact import open_folder
 from lissom.compress.reshape import joints_of
+from lissom.errors import RecipeError
 from lissom.models.couplings import Axis
 from lissom.techniques.prune.permute import kept_score
 from lissom.techniques.prune.ria import relative_importance
@@ -97,6 +99,44 @@ def test_heads_go_and_their_values_change_places_in_one_phase(first: bool, tiny:
     plain = lissom.compress_model(model, ids, steps=[heads])
     torch.testing.assert_close(said(found, ids), said(plain, ids), rtol=1e-3, atol=1e-4)
     assert not torch.equal(found.model.layers[0].self_attn.v_proj.weight, plain.model.layers[0].self_attn.v_proj.weight)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_stream_changes_places_too(family: str, tied: bool, tiny: Callable[..., Path], tmp_path: Path) -> None:
+    source, ids = tiny(family, tied), torch.randint(2048, (8, 16))
+    step = {"technique": "permute_stream", **PATTERN}
+    out = lissom.compress_checkpoint(source, lissom.Recipe.of([step]), ids, tmp_path / "out")
+    model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    after: Any = open_folder(out).model
+    torch.testing.assert_close(said(after, ids), said(model, ids), rtol=1e-4, atol=1e-5)
+    order = torch.cdist(after.model.embed_tokens.weight.T, model.model.embed_tokens.weight.T).argmin(1)
+    assert sorted(order.tolist()) == list(range(32)) != order.tolist()
+    for old, new in zip(model.model.layers, after.model.layers, strict=True):
+        assert torch.equal(new.mlp.up_proj.weight, old.mlp.up_proj.weight[:, order])
+        assert torch.equal(new.mlp.down_proj.weight, old.mlp.down_proj.weight[order])
+
+
+def test_what_follows_an_order_of_the_stream_is_streamed(
+    tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, ids = tiny("llama"), torch.randint(2048, (8, 16))
+    pattern = {"layers": "model.layers.*", **PATTERN}
+    first, others = (
+        {"technique": "permute_stream", **PATTERN},
+        [{"technique": t, **pattern} for t in ("permute", "ria")],
+    )
+    moved = lissom.compress_checkpoint(source, lissom.Recipe.of([first]), ids, tmp_path / "moved")
+    for file in moved.glob("lissom*"):
+        file.unlink()
+    config = json.loads((moved / "config.json").read_text())
+    config.pop("quantization_config", None)
+    (moved / "config.json").write_text(json.dumps(config))
+    apart = lissom.compress_checkpoint(moved, lissom.Recipe.of(others), ids, tmp_path / "apart")
+    at_once = lissom.compress_checkpoint(source, lissom.Recipe.of([first, *others]), ids, tmp_path / "at_once")
+    assert torch.equal(said(open_folder(at_once).model, ids), said(open_folder(apart).model, ids))
+    with pytest.raises(RecipeError, match="permute_stream needs the whole model in memory; leave out max_ram"):
+        lissom.compress_checkpoint(source, lissom.Recipe.of([first]), ids, tmp_path / "no", max_ram=2**33)
 
 
 MUTANTS: dict[str, Callable[[Axis, Tensor], Tensor]] = {
