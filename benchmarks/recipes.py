@@ -167,6 +167,13 @@ def sparsity() -> dict[str, Steps | Within]:
     for technique in ("magnitude", "wanda", "ria", "sparsegpt", "alps"):
         found[f"{technique}, 50 %"] = blocks(technique, **HALF)
         found[f"{technique}, 2:4"] = blocks(technique, **PATTERN)
+    for technique in ("ria", "alps"):
+        within = blocks("permute", **PATTERN) + blocks(technique, **PATTERN)
+        found[f"permute, then {technique}, 2:4"] = within
+        found[f"permute, the stream too, then {technique}, 2:4"] = [
+            {"layers": "*", "technique": "permute_stream", **PATTERN},
+            *within,
+        ]
     return found
 
 

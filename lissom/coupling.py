@@ -14,12 +14,22 @@ from torch import Tensor
 class Reader:
     """A layer that reads the channels: i / c consecutive columns each (the k·k of a convolution), and its bias.
 
-    The last `others` of its i columns read something else.
+    The last `others` of its i columns read something else. `at` says where in the layer each column was at first: None
+    for as they are here.
     """
 
     matrix: Float[Tensor, "o i"]
     bias: Float[Tensor, " o"] | None = None
     others: int = 0
+    at: Int[Tensor, " i"] | None = None
+
+    def only(self, kept: Int[Tensor, " k"], matrix: Float[Tensor, "o k"] | None = None) -> "Reader":
+        """Some of its columns, as they are or with other values."""
+        return replace(
+            self,
+            matrix=self.matrix[:, kept] if matrix is None else matrix,
+            at=None if self.at is None else self.at[kept],
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -48,9 +58,9 @@ class Coupling:
         return replace(self, makers=makers, readers=readers)
 
     def keeping(self, keep: Int[Tensor, " k"]) -> "Coupling":
-        """Some of the channels only; what reads them is as it was, without the columns of the others."""
+        """Some of the channels only, in this order; what reads them is as it was, without the columns of the others."""
         makers = tuple(m[places(keep, self.channels, m.shape[0])] for m in self.makers)
-        readers = tuple(replace(r, matrix=r.matrix[:, columns(r, keep, self.channels)]) for r in self.readers)
+        readers = tuple(r.only(columns(r, keep, self.channels)) for r in self.readers)
         alive = keep if self.alive is None else self.alive[keep]
         return replace(self, channels=len(keep), makers=makers, readers=readers, alive=alive)
 

@@ -101,7 +101,9 @@ def change(step: Step, model: nn.Module, link: Link, seen: Mapping[type[Statisti
     before = Coupling(
         channels=makers[0].shape[0],
         makers=tuple(p.detach().reshape(p.shape[0], -1).float() for p in makers),
-        readers=tuple(Reader(matrix=matrix_of(layer)[:, order].float(), bias=bias_of(layer)) for layer in readers),
+        readers=tuple(
+            Reader(matrix=matrix_of(layer)[:, order].float(), bias=bias_of(layer), at=order) for layer in readers
+        ),
         unit=unit,
         rotates=bool(link.unit),
     )

@@ -1,4 +1,4 @@
-"""Shape techniques: channels are taken away, and every tensor that has to do with them shrinks.
+"""Shape techniques: channels are taken away or change places, and with them every tensor that has to do with them.
 
 The techniques see a coupling with its channels in order; here they are found in the tensors where they really are.
 """
@@ -23,6 +23,7 @@ from lissom.models.families import FAMILIES
 from lissom.models.resize import replace_tensors
 from lissom.statistics import Gram, Statistic
 from lissom.techniques import SHAPE
+from lissom.techniques.contract import kinds
 from lissom.types import Step
 
 EXAMPLES = 2  # that a model is traced with
@@ -61,10 +62,10 @@ def readable(model: nn.Module, joint: Joint) -> bool:
 
 @torch.no_grad()
 def proved(model: nn.Module, joint: Joint, example: Batch) -> bool:
-    """Whether the model without a unit says exactly what it says when nobody listens to that unit."""
+    """Whether the model without a unit, the others reversed, says what it says when nobody listens to that unit."""
     names = {axis.tensor for axis in joint.makers} | {r.weight.tensor for r in joint.readers}
     before = {name: tensor_of(model, name) for name in names}
-    gone, alive = torch.tensor([joint.units - 1]), torch.arange(joint.units - 1)
+    gone, alive = torch.tensor([joint.units - 1]), torch.arange(joint.units - 1).flip(0)
     for r in joint.readers:
         deaf = before[r.weight.tensor].detach().clone()
         deaf[:, r.weight.places(gone)] = 0
@@ -99,17 +100,17 @@ def tensor_of(model: nn.Module, name: str) -> Tensor:
 
 
 def shortened(axis: Axis, tensor: Tensor, alive: Int[Tensor, " u"]) -> Tensor:
-    """A tensor with only the places of the units that are alive, and those of none."""
+    """A tensor with only the places of the units that are alive, in this order, and those of none."""
     return tensor.detach().index_select(axis.dim, axis.kept(alive))
 
 
 def meant(step: Step, phase: Phase, joints: Sequence[Joint]) -> list[Joint]:
-    """The couplings of the kind that the technique is named after, of which the step names a layer that makes them.
+    """The couplings of a kind that the technique acts on, of which the step names a layer that makes them.
 
     Those that read them do not count: in a residual network every block reads what goes past all of them.
     """
     named = {name for name, steps in phase.plan.items() if step in steps}
-    return [joint for joint in joints if joint.kind == step.technique and not named.isdisjoint(joint.made_by)]
+    return [joint for joint in joints if joint.kind in kinds(step.technique) and not named.isdisjoint(joint.made_by)]
 
 
 def check_joined(phase: Phase, joints: Sequence[Joint]) -> None:
@@ -121,8 +122,8 @@ def check_joined(phase: Phase, joints: Sequence[Joint]) -> None:
     for step in phase.steps:
         if not meant(step, phase, joints):
             raise RecipeError(
-                f"recipe: {step.technique}: no channels of layers={step.layers!r} can be taken away; they must be made "
-                "and read by layers that are not compressed, and nothing else may depend on how many there are"
+                f"recipe: {step.technique}: no channels of layers={step.layers!r} can be taken away or change places; "
+                "they must be made and read by layers that are not compressed, and nothing else may depend on them"
             )
 
 
@@ -162,7 +163,8 @@ def narrowed(
 
 
 def change(step: Step, model: nn.Module, joint: Joint, seen: Mapping[str, Statistic]) -> Int[Tensor, " u"] | None:
-    """Run a step on one coupling as it is now, and put what comes back into the model; returns the units that stayed.
+    """Run a step on one coupling as it is now, and put what comes back into the model; returns the units that stayed,
+    in their order.
 
     Raises:
         RecipeError: a knob does not suit it.
@@ -173,18 +175,21 @@ def change(step: Step, model: nn.Module, joint: Joint, seen: Mapping[str, Statis
     except RecipeError as error:
         raise RecipeError(f"{step.technique}: {error} of {joint.layers[0]}") from None
     if after.alive is not None:
-        normalize(model, {r.norm: gram for r, gram in zip(joint.readers, grams, strict=True)}, after.alive)
+        if after.channels < before.channels:
+            normalize(model, {r.norm: gram for r, gram in zip(joint.readers, grams, strict=True)}, after.alive)
         write(model, joint, after)
     return after.alive
 
 
 def as_it_is(model: nn.Module, joint: Joint, seen: Mapping[str, Statistic]) -> tuple[Coupling, list[Gram]]:
     """A coupling with its tensors, channel by channel, and the Gram of each reader."""
-    orders = [reading(r.weight, tensor_of(model, r.weight.tensor), torch.arange(joint.units)) for r in joint.readers]
+    orders = [reading(r.weight, tensor_of(model, r.weight.tensor), joint.units) for r in joint.readers]
     coupling = Coupling(
         channels=joint.units,
         makers=tuple(rows(axis, tensor_of(model, axis.tensor)) for axis in joint.makers),
         readers=tuple(reader(model, r, order) for r, order in zip(joint.readers, orders, strict=True)),
+        unit=joint.unit,
+        rotates=joint.unit > 1,
         kind=joint.kind,
     )
     return coupling, ordered([seen.get(r.weight.layer) for r in joint.readers], orders)
@@ -220,9 +225,9 @@ def rows(axis: Axis, tensor: Tensor) -> Float[Tensor, "r _"]:
     return own.reshape(len(own), -1).float()
 
 
-def reading(axis: Axis, weight: Tensor, units: Int[Tensor, " u"]) -> Int[Tensor, " i"]:
+def reading(axis: Axis, weight: Tensor, units: int) -> Int[Tensor, " i"]:
     """The columns of a weight as a matrix: those of the units, unit by unit, then those of none."""
-    return spans(torch.cat([axis.places(units), axis.rest()]), weight)
+    return spans(torch.cat([axis.places(torch.arange(units)), axis.rest()]), weight)
 
 
 def spans(places: Int[Tensor, " p"], weight: Tensor) -> Int[Tensor, " i"]:
@@ -240,15 +245,18 @@ def reader(model: nn.Module, r: Reads, order: Int[Tensor, " i"]) -> Reader:
         matrix=weight.flatten(1)[:, order].float(),
         bias=None if bias is None else bias.detach().float(),
         others=len(r.weight.rest()) * each,
+        at=order,
     )
 
 
 def write(model: nn.Module, joint: Joint, after: Coupling) -> None:
-    """Put the readers back, column by column where they were, and shorten everything."""
+    """Put the readers back, column by column, and shorten or reorder everything."""
     assert after.alive is not None
     for r, made in zip(joint.readers, after.readers, strict=True):
         weight = tensor_of(model, r.weight.tensor)
-        order = reading(r.weight, weight, after.alive).argsort()
+        places = torch.empty(weight[0].numel(), dtype=torch.long)
+        places[made.at] = torch.arange(made.matrix.shape[1])
+        order = places[spans(r.weight.kept(after.alive), weight)]
         fitted = made.matrix[:, order].reshape(len(weight), -1, *weight.shape[2:])
         replace_tensors(model, {r.weight.tensor: fitted})
         if made.bias is not None:

@@ -1,13 +1,17 @@
-"""A language model on disk: streamed, or, where a technique must see the whole of it, compressed in memory."""
+"""A language model on disk: streamed, or, where a technique must see the whole of it, compressed in memory.
+
+Steps that come first and only put the residual stream in order are taken in memory, and what they leave is streamed.
+"""
 
 from collections.abc import Iterator
+from itertools import takewhile
 from typing import Any
 
 from jaxtyping import Int
 from torch import Tensor, nn
 
 from lissom.compress.memory import compress_model
-from lissom.compress.stream import Piece, piece, stream_checkpoint
+from lissom.compress.stream import Piece, exactly, piece, stream_checkpoint
 from lissom.errors import RecipeError
 from lissom.formats import freeze
 from lissom.models import Checkpoint
@@ -15,7 +19,8 @@ from lissom.models.families import at
 from lissom.techniques.contract import WHOLE, check, grain
 from lissom.types import Recipe
 
-ACROSS = {"width"}  # techniques of couplings that reach over all blocks
+ORDERS = {"permute_stream"}  # techniques of couplings that reach over all blocks, but leave every shape as it is
+ACROSS = {"width"} | ORDERS
 TOLD = ("num_hidden_layers", "layer_types", "hidden_size", "head_dim")  # what a config says of the blocks
 
 
@@ -35,9 +40,32 @@ def conduct(
     if max_ram is not None:
         raise RecipeError(f"recipe: {whole[0]} needs the whole model in memory; leave out max_ram, or that step")
     data = list(windows.split(8)) if len(windows) else None
+    first = list(takewhile(lambda step: step.technique in ORDERS, recipe.steps))
+    if first:
+        held = Held(checkpoint, compress_model(loaded(checkpoint), data, steps=first))
+        return conduct(held, Recipe(steps=recipe.steps[len(first) :]), windows)
     model = compress_model(loaded(checkpoint), data, steps=recipe.steps)
     config = model.config.to_dict()  # type: ignore[union-attr, operator]
     return pieces(checkpoint, model), {name: config[name] for name in TOLD if config.get(name) is not None}
+
+
+class Held(Checkpoint):
+    """A checkpoint whose tensors are in memory, as they would be stored."""
+
+    def __init__(self, checkpoint: Checkpoint, model: nn.Module) -> None:
+        self.folder, self.family, self.config = checkpoint.folder, checkpoint.family, checkpoint.config
+        state = model.state_dict()
+        stored = {name: checkpoint.tensor(name).dtype for name in checkpoint.names if name in state}
+        self._tensors = {name: exactly(state[name], dtype) for name, dtype in stored.items()}
+
+    @property
+    def names(self) -> list[str]:
+        """The names of all tensors."""
+        return list(self._tensors)
+
+    def tensor(self, name: str) -> Tensor:
+        """One tensor."""
+        return self._tensors[name]
 
 
 def loaded(checkpoint: Checkpoint) -> nn.Module:

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int, Int16, UInt8
 from torch import Tensor, nn
 
 from lissom.formats.plane import Plane
-from lissom.formats.weight import Parts, Spec, Trainable, Weight, stored, straight_through
+from lissom.formats.weight import Parts, Spec, Trainable, Weight, by_way_of, stored, straight_through
 
 STEPS = 127  # the most steps that a scale can have
 CELL = 0.49  # how far from its point of the grid a weight may be and still be rounded to it, whatever the arithmetic
@@ -252,15 +252,4 @@ def affine_linear(
     return F.linear(x, affine_dense(words, mask, scale, zero, bits, rows, columns).to(x.dtype))
 
 
-@affine_linear.register_fake
-def _(
-    x: Tensor,
-    words: Tensor,
-    mask: Tensor | None,
-    scale: Tensor,
-    zero: Tensor | None,
-    bits: int,
-    rows: int,
-    columns: int,
-) -> Tensor:
-    return x.new_empty((*x.shape[:-1], rows))
+affine_linear.register_fake(by_way_of(affine_dense))

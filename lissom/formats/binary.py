@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from lissom.formats.plane import Plane
-from lissom.formats.weight import Parts, Spec, Trainable, Weight, stored, straight_through
+from lissom.formats.weight import Parts, Spec, Trainable, Weight, by_way_of, stored, straight_through
 
 EDGE = 0.01  # in scales: where a weight starts whose sign is not that of the original
 
@@ -151,6 +151,4 @@ def binary_linear(x: Tensor, words: Tensor, mask: Tensor | None, scale: Tensor, 
     return torch.nn.functional.linear(x, binary_dense(words, mask, scale, rows, columns).to(x.dtype))
 
 
-@binary_linear.register_fake
-def _(x: Tensor, words: Tensor, mask: Tensor | None, scale: Tensor, rows: int, columns: int) -> Tensor:
-    return x.new_empty((*x.shape[:-1], rows))
+binary_linear.register_fake(by_way_of(binary_dense))

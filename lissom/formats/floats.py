@@ -26,7 +26,7 @@ from jaxtyping import Bool, Float, Shaped, UInt8
 from torch import Tensor, nn
 
 from lissom.formats.plane import Plane
-from lissom.formats.weight import Parts, Spec, Trainable, Weight, stored, straight_through
+from lissom.formats.weight import Parts, Spec, Trainable, Weight, by_way_of, stored, straight_through
 
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # the magnitudes, by their codes
 
@@ -233,15 +233,4 @@ def floats_linear(
     return F.linear(x, floats_dense(words, mask, scale, overall, kind, rows, columns).to(x.dtype))
 
 
-@floats_linear.register_fake
-def _(
-    x: Tensor,
-    words: Tensor,
-    mask: Tensor | None,
-    scale: Tensor,
-    overall: Tensor | None,
-    kind: str,
-    rows: int,
-    columns: int,
-) -> Tensor:
-    return x.new_empty((*x.shape[:-1], rows))
+floats_linear.register_fake(by_way_of(floats_dense))

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from lissom.formats.affine import Affine
 from lissom.formats.dense import Dense
 from lissom.formats.plane import Plane, bitmask, from_bitmask
-from lissom.formats.weight import Parts, Spec, Trainable, Weight, stored, straight_through
+from lissom.formats.weight import Parts, Spec, Trainable, Weight, by_way_of, stored, straight_through
 
 BOOKS: dict[str, type[Weight]] = {"dense": Dense, "affine": Affine}
 NESTED = "_codebook"
@@ -243,17 +243,4 @@ def palette_linear(
     return torch.nn.functional.linear(x, dense.to(x.dtype))
 
 
-@palette_linear.register_fake
-def _(
-    x: Tensor,
-    words: Tensor,
-    mask: Tensor | None,
-    codebook: Tensor,
-    book_rows: int,
-    bits: int,
-    rows: int,
-    columns: int,
-    scale: Tensor | None = None,
-    width: int = 1,
-) -> Tensor:
-    return x.new_empty((*x.shape[:-1], rows))
+palette_linear.register_fake(by_way_of(palette_dense))

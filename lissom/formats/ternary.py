@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
 from lissom.formats.plane import bitmask, from_bitmask, spread
-from lissom.formats.weight import Parts, Spec, Trainable, Weight, stored, straight_through
+from lissom.formats.weight import Parts, Spec, Trainable, Weight, by_way_of, stored, straight_through
 
 PLACES = (1, 3, 9, 27, 81)  # of the five trits of a byte
 CELL = 0.49  # how far from its trit a latent weight may start, in scales, and still be rounded to it
@@ -189,6 +189,4 @@ def ternary_linear(x: Tensor, octets: Tensor, mask: Tensor | None, scale: Tensor
     return torch.nn.functional.linear(x, ternary_dense(octets, mask, scale, rows, columns).to(x.dtype))
 
 
-@ternary_linear.register_fake
-def _(x: Tensor, octets: Tensor, mask: Tensor | None, scale: Tensor, rows: int, columns: int) -> Tensor:
-    return x.new_empty((*x.shape[:-1], rows))
+ternary_linear.register_fake(by_way_of(ternary_dense))

@@ -1,7 +1,7 @@
 """What every format of a weight can do."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 import torch
@@ -124,6 +124,15 @@ def stored(scale: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     narrow = torch.finfo(torch.float16)
     fits = magnitude.numel() == 0 or bool((magnitude.min() >= narrow.tiny) & (magnitude.max() <= narrow.max))
     return scale.to(torch.float16 if fits else torch.float32)
+
+
+def by_way_of(dense: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """x Wᵀ for x and then what `dense` makes W of: the shape that an operator for it gives."""
+
+    def product(x: Float[Tensor, "*n i"], *given: Any) -> Float[Tensor, "*n o"]:
+        return F.linear(x, dense(*given).to(x.dtype))
+
+    return product
 
 
 def nested(parts: Parts, prefix: str) -> dict[str, Tensor]:

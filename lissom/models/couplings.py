@@ -38,8 +38,10 @@ class Axis:
         return (self.units < 0).nonzero().flatten()
 
     def kept(self, alive: Int[Tensor, " u"]) -> Int[Tensor, " p"]:
-        """The places that stay when only some units stay."""
-        return torch.cat([self.places(alive), self.rest()]).sort().values
+        """The places that stay when only some units stay, in this order: each unit's go where another's were."""
+        moved = torch.arange(len(self.units))
+        moved[self.places(alive.sort().values)] = self.places(alive)
+        return moved[torch.cat([self.places(alive), self.rest()]).sort().values]
 
     @property
     def layer(self) -> str:
@@ -63,29 +65,33 @@ class Reads:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Joint:
-    """A coupling by name: `units` that are alike, each of which can be taken away; `kind` as a `Coupling` has it."""
+    """A coupling by name: `units` that are alike, each of which can be taken away or change places with another.
+
+    `kind` is as a `Coupling` has it. Of the "values" of attention so many as `unit` says are a head: they can only
+    change places with each other.
+    """
 
     units: int
     makers: tuple[Axis, ...]
     readers: tuple[Reads, ...]
     kind: str = "channels"
+    unit: int = 1
 
     def without(self, done: "Joint", alive: Int[Tensor, " u"]) -> "Joint":
-        """This coupling after only some units of `done`, perhaps itself, have stayed."""
+        """This coupling after only some units of `done`, perhaps itself, have stayed, in this order."""
         kept = {(a.tensor, a.dim): a.kept(alive) for a in (*done.makers, *(r.weight for r in done.readers))}
-        numbers = torch.full((self.units + 1,), -1)  # the last is for places of no unit
-        numbers[: self.units] = torch.arange(self.units)
-        if self is done:
-            numbers[: self.units] = -1
-            numbers[alive] = torch.arange(len(alive))
 
-        def short(axis: Axis) -> Axis:
+        def left(axis: Axis) -> Int[Tensor, " n"]:
             places = kept.get((axis.tensor, axis.dim))
-            return axis if places is None else replace(axis, units=numbers[axis.units[places]])
+            return axis.units if places is None else axis.units[places]
 
-        readers = tuple(replace(r, weight=short(r.weight)) for r in self.readers)
-        units = len(alive) if self is done else self.units
-        return replace(self, units=units, makers=tuple(map(short, self.makers)), readers=readers)
+        own = left(self.makers[0]).unique()
+        stay = alive if self is done else own[own >= 0]  # values go with their head
+        numbers = torch.full((self.units + 1,), -1)  # the last is for places of no unit
+        numbers[stay] = torch.arange(len(stay))
+        makers = tuple(replace(axis, units=numbers[left(axis)]) for axis in self.makers)
+        readers = tuple(replace(r, weight=replace(r.weight, units=numbers[left(r.weight)])) for r in self.readers)
+        return replace(self, units=len(stay), makers=makers, readers=readers)
 
     @property
     def made_by(self) -> tuple[str, ...]:
@@ -149,34 +155,39 @@ def joint(trace: Trace, axes: Sequence[tuple[str, int]], roots: Sequence[int], h
 
 
 def declared_joints(block: nn.Module, family: Family) -> list[Joint]:
-    """The couplings inside a block of a language model: its heads, query heads with their group's, and its neurons."""
+    """The couplings inside a block of a language model: its heads, query heads with their group's, and its neurons.
+
+    Of each head also the values that attention sums, which its query heads read in one and the same order.
+    """
     tensors = dict(block.named_parameters())
     head: int = block.get_submodule(family.attention).head_dim  # type: ignore[assignment]
     found = []
-    for makers, reader, unit, kind in (
-        (family.heads, family.mixes, head, "heads"),
-        (family.neurons, family.sums, 1, "channels"),
+    for makers, reader, each, unit, kind in (
+        (family.heads, family.mixes, head, 1, "heads"),
+        (family.heads[-1:], family.mixes, 1, head, "values"),
+        (family.neurons, family.sums, 1, 1, "channels"),
     ):
         if not tensors.keys() >= {f"{name}.weight" for name in (*makers, reader)}:
             continue  # compressed already
         sizes = [tensors[f"{name}.weight"].shape[0] for name in makers]
-        units = min(sizes) // unit
+        units = min(sizes) // each
         axes = [
-            Axis(tensor=f"{name}.{own}", dim=0, units=numbered(units, size))
+            Axis(tensor=f"{name}.{own}", dim=0, units=numbered(units, size, unit))
             for name, size in zip(makers, sizes, strict=True)
             for own in ("weight", "bias")
             if f"{name}.{own}" in tensors
         ]
-        columns = Axis(tensor=f"{reader}.weight", dim=1, units=numbered(units, tensors[f"{reader}.weight"].shape[1]))
+        read = numbered(units, tensors[f"{reader}.weight"].shape[1], unit)
+        columns = Axis(tensor=f"{reader}.weight", dim=1, units=read)
         bias = f"{reader}.bias" if f"{reader}.bias" in tensors else ""
         reads = Reads(weight=columns, bias=bias)
-        found.append(Joint(units=units, makers=tuple(axes), readers=(reads,), kind=kind))
+        found.append(Joint(units=units, makers=tuple(axes), readers=(reads,), kind=kind, unit=unit))
     return found
 
 
-def numbered(units: int, size: int) -> Int[Tensor, " n"]:
-    """Units one after the other, of equally many places."""
-    return torch.arange(units).repeat_interleave(size // units)
+def numbered(units: int, size: int, unit: int) -> Int[Tensor, " n"]:
+    """Units of equally many places: `unit` of them one after the other, the same again and again, then the next."""
+    return torch.arange(units).reshape(-1, 1, unit).expand(-1, size // units, -1).flatten()
 
 
 def block_joints(model: nn.Module, family: Family, only: str | None = None) -> list[Joint]:

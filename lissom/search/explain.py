@@ -192,7 +192,7 @@ def foresee(name: str, source: Source, steps: Sequence[Step]) -> Foreseen:
         bytes_after=after,
         format="dense" if sample is None else str(sample.spec()["format"]),
         kernel="dense" if sample is None else " and ".join(kernel_of(layer, sample) for layer in runs(source)),
-        at_most=any(grain(step.technique) in RESHAPING for step in steps),
+        at_most=any(grain(step.technique) in RESHAPING and "sparsity" in knobs(step.technique) for step in steps),
     )
 
 
@@ -220,7 +220,8 @@ def period(steps: Sequence[Step]) -> int:
         if name not in COUNTS_NO_ROWS
     ]
     whole = [value for value in given if type(value) is int and value > 1]
-    parts = [Fraction(value).limit_denominator(1000).denominator for value in given if type(value) is float]
+    shares = [value for value in given if type(value) is float and math.isfinite(value)]
+    parts = [Fraction(share).limit_denominator(1000).denominator for share in shares]
     return math.lcm(ROWS, *whole, *parts)
 
 

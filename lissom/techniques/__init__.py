@@ -2,13 +2,13 @@
 
     LAYER       (Weight, [the original Weight,] *Statistic, /, *, knobs) -> Weight
     COUPLING    (Coupling, *Statistic, /, *, knobs) -> Coupling
-    SHAPE       (Coupling, tuple[Gram, ...], /, *, knobs) -> Coupling of fewer channels, from a Gram for each reader
+    SHAPE       (Coupling, tuple[Gram, ...], /, *, knobs) -> Coupling of fewer channels, or in another order
     SEVERAL     (Sequence[tuple[Weight, Gram]], /, *, knobs) -> list[Weight]: the layers that one step names, together
     BLOCK       (nn.Module, Lots, /, *, knobs) -> None: a block, or the whole of a module that is not a language model
     MODEL       (nn.Module, Lots, /, *, knobs) -> None: the whole
 
-The first four are pure; the others change the module they are given. For the last and `SEVERAL` the whole model must be
-in memory.
+A shape technique is given a Gram for each reader. The first four are pure; the others change the module they are
+given. For the last and `SEVERAL` the whole model must be in memory.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,6 +21,8 @@ from lissom.techniques.prune.blocks import blocks
 from lissom.techniques.prune.channels import channels
 from lissom.techniques.prune.heads import heads
 from lissom.techniques.prune.magnitude import magnitude
+from lissom.techniques.prune.permute import permute
+from lissom.techniques.prune.permute_stream import permute_stream
 from lissom.techniques.prune.ria import ria
 from lissom.techniques.prune.sparsegpt import sparsegpt
 from lissom.techniques.prune.wanda import wanda
@@ -77,6 +79,12 @@ SHAPE: dict[str, Callable[..., Coupling]] = {
     "channels": channels,
     "heads": heads,
     "width": width,
+    "permute": permute,
+    "permute_stream": permute_stream,
+}
+KINDS: dict[str, tuple[str, ...]] = {  # the couplings that they act on, where the name does not say it
+    "permute": ("channels", "values"),
+    "permute_stream": ("width",),
 }
 
 SEVERAL: dict[str, Callable[..., Sequence[Weight]]] = {

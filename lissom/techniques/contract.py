@@ -13,7 +13,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from lissom.errors import RecipeError, meant
 from lissom.formats import Weight
 from lissom.statistics import Fisher, Gram, Guided, Moments, Statistic
-from lissom.techniques import BLOCK, COUPLING, LAYER, MODEL, SEVERAL, SHAPE, TECHNIQUES
+from lissom.techniques import BLOCK, COUPLING, KINDS, LAYER, MODEL, SEVERAL, SHAPE, TECHNIQUES
 from lissom.types import Step
 
 WHOLE = {"several", "model"}  # grains for which the whole model must be in memory
@@ -30,6 +30,11 @@ GRAINS: dict[str, Mapping[str, object]] = {
 def grain(technique: str) -> str:
     """How much of a model a technique must see at once: a layer, a coupling, a block, the whole model."""
     return next(name for name, table in GRAINS.items() if technique in table)
+
+
+def kinds(technique: str) -> tuple[str, ...]:
+    """The couplings that a shape technique acts on: those that it is named after, where nothing else is said."""
+    return KINDS.get(technique, (technique,))
 
 
 def needs(technique: str, *, guided: bool = False) -> tuple[type[Statistic], ...]:

@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lissom.errors import RecipeError
+from lissom.techniques.knobs import at_least
 
 # (column in the sweep's order, the block as it stands now (k, o), its U_jj (k), place in the block) -> new column
 Rule = Callable[[int, Float[Tensor, "k o"], Float[Tensor, " k"], int], Float[Tensor, " o"]]
@@ -80,17 +81,17 @@ def reversed_root(h: Float[Tensor, "i i"], damp: float) -> Float[Tensor, "i i"]:
     Where rounding makes H indefinite the damping grows tenfold until it factors.
 
     Raises:
-        RecipeError: the damping is negative, and would grow for ever.
+        RecipeError: the damping is negative, or there are no numbers to damp, and it would grow for ever.
     """
-    if not 0 <= damp < torch.inf:
-        raise RecipeError(f"damp={damp} must be 0 or more, such as 0.01; it damps the statistics")
+    at_least(0, damp=damp)
     h = h.clone()
     dead = h.diagonal() <= 0
     h.diagonal()[dead] = 1.0
     strength = damp * h.diagonal().mean()
-    while True:
+    while strength.isfinite():
         h.diagonal().add_(strength)
         lower, failed = torch.linalg.cholesky_ex(h.flip(0, 1))
         if not failed:
             return lower  # type: ignore[no-any-return]
         strength = strength * 10 + torch.finfo(h.dtype).eps * h.diagonal().mean()
+    raise RecipeError(f"damp={damp} is too large, or the statistics are no finite numbers, as of data that holds none,")

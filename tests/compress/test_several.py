@@ -46,7 +46,7 @@ def test_what_the_data_says_makes_the_outputs_closer() -> None:
     ("steps", "message"),
     [
         ([{"layers": "0", **TIE}], "1 layers, of 32x32, share no matrix"),
-        ([{"layers": "*", **TIE, "rounds": 0}], "rounds=0 fits no base"),
+        ([{"layers": "*", **TIE, "rounds": 0}], "rounds=0 must be 1 or more"),
     ],
 )
 def test_what_cannot_be_tied_is_named(steps: list[dict[str, Any]], message: str) -> None:

@@ -132,7 +132,7 @@ def test_only_integers_can_be_run_on_integers() -> None:
     palette = Palette.of(torch.zeros(2, 8, dtype=torch.uint8), torch.zeros(1, 4).half(), 0)
     with pytest.raises(RecipeError, match="integer inputs need integer weights, not palette; put rtn or gptq before"):
         dynamic(palette, Moments.blank(8))
-    with pytest.raises(RecipeError, match="bits=9 of inputs are not possible"):
+    with pytest.raises(RecipeError, match="bits=9 must be from 2 to 8"):
         dynamic(Dense(values=torch.randn(2, 8)), Moments.blank(8), bits=9)
     again = dynamic(dynamic(Dense(values=torch.randn(2, 8)), Moments.blank(8)), Moments.blank(8), bits=4)
     assert again.inputs == 4

@@ -168,7 +168,7 @@ def test_a_layer_trains_freezes_and_exports(kind: str) -> None:
 
 
 def test_kinds_that_are_not_there_and_groups_that_do_not_divide_are_named() -> None:
-    with pytest.raises(RecipeError, match=r"kind='fp4' is unknown; choose fp8_e4m3, .*nvfp4"):
+    with pytest.raises(RecipeError, match=r"kind='fp4' is not possible; choose fp8_e4m3, .*nvfp4"):
         floats(Dense(values=torch.randn(2, 32)), Moments.blank(32), kind="fp4")
     with pytest.raises(RecipeError, match="group=32 does not divide 48 inputs"):
         floats(Dense(values=torch.randn(2, 48)), Moments.blank(48), kind="mxfp4")

@@ -105,6 +105,22 @@ def test_bytes_of_a_module_and_of_its_folder_are_exact(tmp_path: Path) -> None:
         assert (told.bytes_before, told.bytes_after) == (stored(tmp_path / "before"), stored(tmp_path / "after"))
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1.5])
+def test_a_share_that_is_none_is_named(demo_folder: Path, value: float) -> None:
+    with pytest.raises(RecipeError, match=f"sparsity={value} must be a fraction .* of model"):
+        explain(demo_folder, Recipe.of([{"technique": "wanda", "layers": "model.layers.*", "sparsity": value}]))
+
+
+def test_what_changes_places_is_as_large_as_it_was(demo_folder: Path) -> None:
+    pattern = {"layers": "model.layers.*", "keep": 2, "of": 4}
+    pruned = {"technique": "ria", **pattern}
+    told = explain(demo_folder, Recipe.of([{"technique": "permute", **pattern}, pruned]))
+    assert told.bytes_after == explain(demo_folder, Recipe.of([pruned])).bytes_after
+    assert not any(layer.at_most for layer in told.layers)
+    fewer = explain(demo_folder, Recipe.of([{"technique": "channels", "layers": "model.layers.*"}]))
+    assert any(layer.at_most for layer in fewer.layers)
+
+
 def test_it_is_told_to_programs(demo_folder: Path) -> None:
     told = explain(demo_folder, Recipe.of([{"technique": "rtn", "layers": "model.layers.*"}, {"technique": "tuned"}]))
     found = json.loads(json.dumps(told.as_dict()))

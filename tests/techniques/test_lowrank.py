@@ -247,7 +247,7 @@ def test_impossible_ranks_are_named(knobs: dict[str, float], message: str) -> No
     [
         ({"rank": 13}, "rank=13 does not suit 12x20 weights; choose 1 to 12"),
         ({"rank": 0}, "rank=0 does not suit"),
-        ({"rank": 4, "bits": 12}, "bits=12 are not stored by any format; choose 16, or 2 to 8"),
+        ({"rank": 4, "bits": 12}, "bits=12 is not possible; choose 2, 3, 4, 5, 6, 7, 8 or 16"),
     ],
 )
 def test_impossible_corrections_are_named(knobs: dict[str, int], message: str) -> None:

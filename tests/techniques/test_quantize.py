@@ -203,7 +203,7 @@ def test_scales_of_8_bits_lose_little(data: tuple[Tensor, Tensor]) -> None:
 
 
 def test_other_bits_of_scales_are_refused(data: tuple[Tensor, Tensor]) -> None:
-    with pytest.raises(RecipeError, match="scale_bits=6 is not possible; choose 16, or 8"):
+    with pytest.raises(RecipeError, match="scale_bits=6 is not possible; choose 16 or 8"):
         rtn(Dense(values=data[0]), moments(data[1]), scale_bits=6)
 
 
@@ -211,3 +211,9 @@ def test_other_bits_of_scales_are_refused(data: tuple[Tensor, Tensor]) -> None:
 def test_an_impossible_damping_is_named_and_does_not_go_on_for_ever(data: tuple[Tensor, Tensor], damp: float) -> None:
     with pytest.raises(RecipeError, match=f"damp={damp} must be 0 or more"):
         gptq(Dense(values=data[0]), gram(data[1]), group=0, damp=damp)
+
+
+@pytest.mark.parametrize(("power", "damp"), [(float("nan"), 0.01), (1.0, 1e39), (float("inf"), 0.01)])
+def test_damping_does_not_grow_for_ever(data: tuple[Tensor, Tensor], power: float, damp: float) -> None:
+    with pytest.raises(RecipeError, match="is too large, or the statistics are no finite numbers"):
+        gptq(Dense(values=data[0]), gram(data[1] * power), group=0, damp=damp)

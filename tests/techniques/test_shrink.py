@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from lissom.coupling import Coupling, Reader, columns
 from lissom.errors import RecipeError
 from lissom.statistics import Gram
 from lissom.techniques import SHAPE
-from lissom.techniques.contract import grain, knobs, needs
+from lissom.techniques.contract import grain, kinds, knobs, needs
 from lissom.techniques.prune import shrink as module
 from lissom.techniques.prune.channels import channels
 from lissom.techniques.prune.heads import heads
@@ -36,9 +37,13 @@ def seen(x: Tensor) -> Gram:
 def case(bias: bool = True) -> tuple[Coupling, list[Tensor]]:
     """Two readers, one of which reads something else too, and two makers."""
     xs = [data(CHANNELS * EACH, 0), data(CHANNELS * EACH + OTHERS, 1)]
+    at = torch.arange(CHANNELS * EACH).reshape(EACH, CHANNELS).T.flatten()  # first one column of each, then the other
     readers = tuple(
         Reader(
-            matrix=torch.randn(4 + n, x.shape[1]), bias=torch.randn(4 + n) if bias else None, others=OTHERS if n else 0
+            matrix=torch.randn(4 + n, x.shape[1]),
+            bias=torch.randn(4 + n) if bias else None,
+            others=OTHERS if n else 0,
+            at=torch.cat([at, torch.arange(len(at), x.shape[1])]),
         )
         for n, x in enumerate(xs)
     )
@@ -201,13 +206,20 @@ def test_readers_of_one_input_count_each_for_itself() -> None:
     assert all(torch.allclose(a.matrix, b.matrix) for a, b in zip(after.readers, apart.readers, strict=True))
 
 
+SHRINKING = [technique for technique in SHAPE if "sparsity" in knobs(technique)]
+
+
+def given_to(technique: str) -> dict[str, Any]:
+    return {"sparsity": 0.5} if technique in SHRINKING else {"keep": 1, "of": 3}
+
+
 @pytest.mark.parametrize("technique", SHAPE)
 def test_laws(technique: str) -> None:
     c, xs = case()
-    c = replace(c, kind=technique)
+    c, given = replace(c, kind=kinds(technique)[0]), given_to(technique)
     before = [t.clone() for t in (*c.makers, *(r.matrix for r in c.readers))]
     grams = tuple(seen(x) for x in xs)
-    one, two = (SHAPE[technique](c, grams, sparsity=0.5) for _ in range(2))
+    one, two = (SHAPE[technique](c, grams, **given) for _ in range(2))
     assert one.alive is not None
     assert two.alive is not None
     assert torch.equal(one.alive, two.alive)
@@ -215,10 +227,21 @@ def test_laws(technique: str) -> None:
     assert all(torch.equal(t, b) for t, b in zip((*c.makers, *(r.matrix for r in c.readers)), before, strict=True))
     assert (grain(technique), needs(technique)) == ("shape", (Gram,))
     assert all(type(default) in types for types, default in knobs(technique).values())
-    blank = SHAPE[technique](c, tuple(Gram.blank(x.shape[1]) for x in xs), sparsity=0.5)
-    assert blank.channels < CHANNELS
+    blank = SHAPE[technique](c, tuple(Gram.blank(x.shape[1]) for x in xs), **given)
+    assert blank.channels == one.channels
     assert all(r.matrix.isfinite().all() for r in blank.readers)
-    assert SHAPE[technique](c, grams, sparsity=0.1) is c  # a tenth of six is none
+    for r, made in zip(c.readers, one.readers, strict=True):
+        assert r.at is not None
+        assert made.at is not None
+        assert torch.equal(made.at, r.at[columns(r, one.alive, CHANNELS)])
+
+
+@pytest.mark.parametrize("technique", SHRINKING)
+def test_a_tenth_of_six_is_none(technique: str) -> None:
+    c, xs = case()
+    grams = tuple(seen(x) for x in xs)
+    assert SHAPE[technique](replace(c, kind=technique), grams, sparsity=0.5).channels < CHANNELS
+    assert SHAPE[technique](replace(c, kind=technique), grams, sparsity=0.1).alive is None
 
 
 def test_channels_and_heads_leave_each_other_alone() -> None:

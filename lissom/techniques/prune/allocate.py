@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lissom.errors import RecipeError
 from lissom.statistics import Moments
+from lissom.techniques.knobs import fraction
 
 
 def by_error(
@@ -67,8 +68,7 @@ def by_outliers(
     Raises:
         RecipeError: the sparsity is no fraction.
     """
-    if not 0 <= sparsity < 1:
-        raise RecipeError(f"sparsity={sparsity} must be a fraction from 0 up to 1, such as 0.5")
+    fraction(sparsity=sparsity)
     ratios, sizes = ratios.double(), sizes.double()
     width = (ratios.max() - ratios.min()).clamp(min=torch.finfo(ratios.dtype).tiny)
     low = (ratios.min() - ratios) / width * 2  # 0 for the fewest outliers, -2 for the most

@@ -25,7 +25,8 @@ from torch import Tensor
 
 from lissom.formats import Masked, Weight
 from lissom.statistics import Gram
-from lissom.techniques.prune.select import keep_largest, unless_pruned
+from lissom.techniques.knobs import at_least
+from lissom.techniques.prune.select import check, keep_largest, unless_pruned
 
 Largest = Callable[[Float[Tensor, "o i"]], Bool[Tensor, "o i"]]
 
@@ -50,6 +51,9 @@ def alps(
 
     `iterations` are those of conjugate gradients.
     """
+    check(sparsity, keep, of, w.shape[1])
+    at_least(0, damp=damp)
+    at_least(1, iterations=iterations)
     earlier = w.kept()
     size, h = scaled(x.mean, damp)
     target = w.dense() * size

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lissom.errors import RecipeError
+from lissom.techniques.knobs import at_least, fraction, one_of
 from lissom.techniques.quantize.tuned import LOSSES, Lots, mean_loss
 
 
@@ -34,13 +35,12 @@ class Through(nn.Module):
 
 def blocks(model: nn.Module, lots: Lots, /, *, sparsity: float = 0.25, batches: int = 4, loss: str = "kl") -> None:
     """The fraction `sparsity` of the blocks removed, one after the other, judged on the first `batches` of the data."""
-    if not 0 <= sparsity < 1:
-        raise RecipeError(f"sparsity={sparsity} must be a fraction from 0 up to 1, such as 0.25")
-    if loss not in LOSSES:
-        raise RecipeError(f"loss={loss!r} is unknown; choose {' or '.join(LOSSES)}")
+    fraction(sparsity=sparsity)
+    at_least(1, batches=batches)
+    one_of(LOSSES, loss=loss)
     if not lots:
         raise RecipeError("which blocks can go is measured; give data")
-    lots = lots[: max(batches, 1)]
+    lots = lots[:batches]
     found = removable(model, lots)
     for _ in range(int(sparsity * len(found))):
         costs = {name: without(model, lots, name, through, loss) for name, through in found.items()}

@@ -5,7 +5,7 @@ Language Models", section 3 (relative importance and activations).
 
     S_ij = (|W_ij| / Σ_k |W_kj|  +  |W_ij| / Σ_k |W_ik|) · ‖X_j‖₂^a        a = 1/2, compared within each output row
 
-The sums are over what earlier steps kept. The permutation of channels that the paper adds for N:M is in permute.py.
+The sums are over what earlier steps kept. The permutation of channels that the paper adds for N:M is `permute`.
 
 Shapes: o outputs, i inputs.
 """
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lissom.formats import Masked, Weight
 from lissom.statistics import Moments
+from lissom.techniques.knobs import at_least
 from lissom.techniques.prune.select import keep_largest, unless_pruned
 
 
@@ -30,6 +31,7 @@ def ria(
     power: float = 0.5,
 ) -> Masked:
     """Remove the fraction `sparsity` of each row, or keep `keep` of every `of` inputs; `power` is the paper's a."""
+    at_least(0, power=power)
     matrix = w.dense()
     score = unless_pruned(relative_importance(matrix) * x.norm**power, w.kept())
     return Masked.of(matrix, keep_largest(score, sparsity, keep, of) & (score > -torch.inf))

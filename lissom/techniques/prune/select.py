@@ -5,6 +5,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lissom.errors import RecipeError
+from lissom.techniques.knobs import fraction
 
 
 def keep_largest(score: Float[Tensor, "o i"], sparsity: float, keep: int | None, of: int | None) -> Bool[Tensor, "o i"]:
@@ -16,15 +17,25 @@ def keep_largest(score: Float[Tensor, "o i"], sparsity: float, keep: int | None,
         RecipeError: the sparsity is no fraction, or the pattern does not fit the row.
     """
     rows, columns = score.shape
-    if keep is None and of is None:
-        if not 0 <= sparsity < 1:
-            raise RecipeError(f"sparsity={sparsity} must be a fraction from 0 up to 1, such as 0.5")
+    check(sparsity, keep, of, columns)
+    if keep is None or of is None:
         return _top(score, columns - int(sparsity * columns))
+    return _top(score.reshape(-1, of), keep).reshape(rows, columns)
+
+
+def check(sparsity: float, keep: int | None, of: int | None, inputs: int) -> None:
+    """See that it can be said what to keep of so many inputs.
+
+    Raises:
+        RecipeError: the sparsity is no fraction, or the pattern does not fit the row.
+    """
+    fraction(sparsity=sparsity)
+    if keep is None and of is None:
+        return
     if keep is None or of is None or not 0 < keep < of:
         raise RecipeError(f"keep={keep}, of={of} is no pattern; give both, such as keep=2, of=4")
-    if columns % of:
-        raise RecipeError(f"of={of} does not divide {columns} inputs")
-    return _top(score.reshape(-1, of), keep).reshape(rows, columns)
+    if inputs % of:
+        raise RecipeError(f"of={of} does not divide {inputs} inputs")
 
 
 def _top(score: Float[Tensor, "r c"], count: int) -> Bool[Tensor, "r c"]:

@@ -22,8 +22,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lissom.coupling import Coupling, Reader, columns, places
-from lissom.errors import RecipeError
 from lissom.statistics import Gram
+from lissom.techniques.knobs import above, at_least, fraction
 
 ROUNDS = 64  # in which all channels would go: of up to 64 channels one goes at a time, of more a few
 
@@ -32,10 +32,9 @@ def shrink(
     c: Coupling, grams: Sequence[Gram], *, sparsity: float, multiple: int, damp: float, repair: bool
 ) -> Coupling:
     """The fraction `sparsity` of the channels removed, so that a multiple of `multiple` is left."""
-    if not 0 <= sparsity < 1:
-        raise RecipeError(f"sparsity={sparsity} must be a fraction from 0 up to 1, such as 0.5")
-    if multiple < 1:
-        raise RecipeError(f"multiple={multiple} must be 1 or more, such as 8")
+    fraction(sparsity=sparsity)
+    at_least(1, multiple=multiple)
+    above(0, damp=damp)
     going = int(sparsity * c.channels + 1e-6)  # 0.7 of ten are seven, whatever floats make of it
     left = -(-(c.channels - going) // multiple) * multiple
     if left >= c.channels:
@@ -61,11 +60,12 @@ def repaired(r: Reader, x: Gram, kept: Int[Tensor, " k"], damp: float) -> Reader
     """The reader of the kept columns that says most nearly what it said."""
     w, c = r.matrix.double(), spread(r, x, damp)
     fitted = torch.linalg.solve(c[kept][:, kept], c[kept] @ w.T).T
+    short = r.only(kept, fitted.float())
     if r.bias is None:
-        return replace(r, matrix=fitted.float())
+        return short
     center = x.center.double()
     bias = r.bias.double() + w @ center - fitted @ center[kept]
-    return replace(r, matrix=fitted.float(), bias=bias.float())
+    return replace(short, bias=bias.float())
 
 
 @dataclass(slots=True)

@@ -16,7 +16,7 @@ from torch import Tensor
 from lissom.errors import RecipeError
 from lissom.formats import Masked, Weight
 from lissom.statistics import Gram
-from lissom.techniques.prune.select import keep_largest, unless_pruned
+from lissom.techniques.prune.select import check, keep_largest, unless_pruned
 from lissom.techniques.sweep import sweep
 
 BLOCK = 128
@@ -34,8 +34,9 @@ def sparsegpt(
 ) -> Masked:
     """Remove the fraction `sparsity`, or keep `keep` of every `of` inputs; the kept weights change too."""
     matrix, earlier = w.dense(), w.kept()
-    if of is not None and (matrix.shape[1] % of or BLOCK % of):
-        raise RecipeError(f"of={of} must divide the {matrix.shape[1]} inputs and {BLOCK}")
+    check(sparsity, keep, of, matrix.shape[1])
+    if of is not None and BLOCK % of:
+        raise RecipeError(f"of={of} must divide {BLOCK}, of which columns the mask is chosen together")
     kept = torch.zeros(matrix.shape[1], matrix.shape[0], dtype=torch.bool)  # (i, o), as the sweep runs
     group = of or BLOCK
 

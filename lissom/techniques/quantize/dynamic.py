@@ -11,13 +11,13 @@ Weights that are no integers yet become those of 8 bits, to the nearest with a s
 from lissom.errors import RecipeError
 from lissom.formats import Affine, Dense, Dynamic, Masked, Weight
 from lissom.statistics import Moments
+from lissom.techniques.knobs import between
 from lissom.techniques.quantize.rtn import rtn
 
 
 def dynamic(w: Weight, x: Moments, /, *, bits: int = 8) -> Dynamic:
     """Inputs of `bits` bits for integer weights."""
-    if not 2 <= bits <= 8:
-        raise RecipeError(f"bits={bits} of inputs are not possible; choose 2 to 8")
+    between(2, 8, bits=bits)
     if isinstance(w, Dynamic):
         w = w.affine
     affine = rtn(w, x) if isinstance(w, Dense | Masked) else w

@@ -14,10 +14,10 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from lissom.errors import RecipeError
 from lissom.formats import Floats, Weight
 from lissom.formats.floats import KINDS, Kind, held, read
 from lissom.statistics import Moments
+from lissom.techniques.knobs import one_of
 from lissom.techniques.quantize.grid import group_size
 
 POWERS = (1.0, 2.0, 0.5)
@@ -26,8 +26,7 @@ FACTORS = (1.0, 1.5, *(1.0 - 0.05 * n for n in range(1, 9)))
 
 def floats(w: Weight, x: Moments, /, *, kind: str = "nvfp4", search: bool = True) -> Floats:
     """Elements of a kind: fp8_e4m3, fp8_e5m2, mxfp8, mxfp4 or nvfp4; without `search` the specified scales."""
-    if kind not in KINDS:
-        raise RecipeError(f"kind={kind!r} is unknown; choose {', '.join(KINDS)}")
+    one_of(KINDS, kind=kind)
     matrix, form = w.dense(), KINDS[kind]
     size = group_size(form.group, matrix.shape[1])
     grouped, power = matrix.unflatten(1, (-1, size)), x.power.clamp(min=0).reshape(-1, size)

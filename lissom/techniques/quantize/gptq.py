@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lissom.formats import Affine, Weight
 from lissom.statistics import Gram
+from lissom.techniques.knobs import at_least
 from lissom.techniques.quantize.grid import fit, nearest
 from lissom.techniques.sweep import sweep
 
@@ -39,6 +40,7 @@ def gptq(
 
     `guided` asks for a Gram in which each example counts by how strongly the end loss hangs on it (GuidedQuant).
     """
+    at_least(0, damp=damp)
     matrix, kept = w.dense(), w.kept()
     grid = fit(matrix, x.power, bits=bits, group=group, symmetric=symmetric, clip=clip, scale_bits=scale_bits)
     scale, zero = grid.scale.T.contiguous(), grid.zero.T.contiguous()

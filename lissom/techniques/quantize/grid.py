@@ -20,6 +20,7 @@ from torch import Tensor
 from lissom.errors import RecipeError
 from lissom.formats.affine import STEPS, held
 from lissom.formats.weight import stored
+from lissom.techniques.knobs import between, one_of
 
 SHRINK = 40  # steps of the search, from 1 down to 1/2 of the range
 
@@ -55,8 +56,7 @@ def check(bits: int, group: int, inputs: int) -> int:
     Raises:
         RecipeError: the bits are not written by any format, or the group does not divide the inputs.
     """
-    if not 2 <= bits <= 8:
-        raise RecipeError(f"bits={bits} is not stored by any integer format; choose 2 to 8")
+    between(2, 8, bits=bits)
     return group_size(group, inputs)
 
 
@@ -90,10 +90,7 @@ def fit(
         RecipeError: a knob is none of those possible.
     """
     group = check(bits, group, w.shape[1])
-    if scale_bits not in (8, 16):
-        raise RecipeError(
-            f"scale_bits={scale_bits} is not possible; choose 16, or 8 for scales in steps of a row's own"
-        )
+    one_of((16, 8), scale_bits=scale_bits)
     grouped = w.unflatten(1, (-1, group))
     weight = power.clamp(min=0).reshape(-1, group)
     half = 2 ** (bits - 1)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lissom.formats.weight import stored
 from lissom.statistics import Gram
+from lissom.techniques.knobs import at_least
 from lissom.techniques.sweep import sweep
 
 RIDGE = 1e-4  # of the mean of the diagonal, towards the scales there are
@@ -36,6 +37,7 @@ def fitted(
     damp: float,
 ) -> tuple[Float[Tensor, "o i"], Float[Tensor, "o g"]]:
     """Levels, and scales as they will be stored; with 0 `rounds` each weight is on the level nearest to it."""
+    at_least(0, rounds=rounds, damp=damp)
     size = w.shape[1] // scale.shape[1]
     scale = stored(scale).float()
     levels = nearest(w, scale.repeat_interleave(size, 1))

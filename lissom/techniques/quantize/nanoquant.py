@@ -29,6 +29,7 @@ from lissom.errors import RecipeError
 from lissom.formats import Signs, Weight
 from lissom.formats.plane import WORD
 from lissom.statistics import Gram
+from lissom.techniques.knobs import above, at_least, between
 
 PENALTY = (0.1, 3.0)  # ρ at the start and at the end, in units of the mean of the diagonal it is added to
 ROUNDS = 3  # of refinement
@@ -57,6 +58,9 @@ def nanoquant(w: Weight, x: Gram, /, *, bits: float = 1.0, iterations: int = 200
     kept = w.kept()
     if kept is not None and not kept.all():
         raise RecipeError("a product of signs keeps no pruned weight at zero; use binary or ternary, or do not prune,")
+    between(0, 8, bits=bits)
+    at_least(1, iterations=iterations)
+    above(0, damp=damp)
     matrix = w.dense()
     h = x.mean + damp * x.power.mean().clamp(min=torch.finfo(torch.float32).tiny) * torch.eye(matrix.shape[1])
     found = split(matrix, h, rank(*w.shape, bits), iterations)

@@ -19,12 +19,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lissom.coupling import Coupling
+from lissom.techniques.knobs import seed_of
 
 PALEY = (12, 20)  # one more than a prime of the form 4k + 3: Hadamard matrices whose size is no power of two
 
 
 def rotate(c: Coupling, /, *, seed: int = 0) -> Coupling:
     """The channels of every unit rotated alike."""
+    seed = seed_of(seed)
     if not c.rotates:
         return c
     q = rotation(c.unit, seed)

@@ -15,14 +15,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lissom.coupling import Coupling
-from lissom.errors import RecipeError
 from lissom.statistics import Moments
+from lissom.techniques.knobs import between
 
 
 def smooth(c: Coupling, x: Moments, /, *, alpha: float = 0.5) -> Coupling:
     """Channels divided by s; alpha = 0 evens out the weights only, 1 the activations only."""
-    if not 0 <= alpha <= 1:
-        raise RecipeError(f"alpha={alpha} must be from 0 to 1, such as 0.5")
+    between(0, 1, alpha=alpha)
     drive = by_channel(x.largest, c.channels)
     weight = torch.stack([by_channel(r.matrix.float().abs().amax(0), c.channels) for r in c.readers]).amax(0)
     s = drive**alpha / weight ** (1 - alpha)

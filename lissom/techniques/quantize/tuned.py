@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lissom.errors import RecipeError
 from lissom.formats import Trainable
+from lissom.techniques.knobs import above, at_least, one_of, seed_of
 
 Lots = Sequence[tuple[Callable[[], Tensor], Tensor]]  # how to run the module on a lot of data, and what it should say
 LOSSES = {
@@ -36,17 +36,16 @@ def tuned(
     module: nn.Module, lots: Lots, /, *, iterations: int = 100, lr: float = 0.002, seed: int = 0, loss: str = "mse"
 ) -> None:
     """Move the trainable weights of `module` that want gradients, a lot of data at each of `iterations` steps."""
-    if loss not in LOSSES:
-        raise RecipeError(f"loss={loss!r} is unknown; choose {' or '.join(LOSSES)}")
-    if iterations < 1 or not lr > 0:
-        raise RecipeError(f"iterations={iterations}, lr={lr} move nothing; choose 1 step or more, and a positive lr")
+    one_of(LOSSES, loss=loss)
+    at_least(1, iterations=iterations)
+    above(0, lr=lr)
     parts = (part for part in module.modules() if isinstance(part, Trainable))
     units = {p: unit for part in parts for p, unit in part.units().items() if p.requires_grad}
     if not units or not lots:
         return
     before = {p: p.detach().clone() for p in units}
     start = mean_loss(lots, LOSSES[loss])
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed_of(seed))
     order = torch.cat([torch.randperm(len(lots), generator=generator) for _ in range(-(-iterations // len(lots)))])
     for t, place in enumerate(order[:iterations].tolist()):
         run, wanted = lots[place]

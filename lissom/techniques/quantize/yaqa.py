@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lissom.formats import Affine, Weight
 from lissom.statistics import Fisher, Guided
+from lissom.techniques.knobs import at_least
 from lissom.techniques.quantize.grid import fit, nearest
 from lissom.techniques.wavefront import sweep_both
 
@@ -36,6 +37,7 @@ def yaqa(
     scale_bits: int = 16,
 ) -> Affine:
     """Integers of `bits` bits; `group` inputs share a scale (0: a whole row does) of `scale_bits` bits, 16 or 8."""
+    at_least(0, damp=damp, damp_out=damp_out)
     matrix, kept = w.dense(), w.kept()
     grid = fit(matrix, x.power, bits=bits, group=group, symmetric=symmetric, clip=clip, scale_bits=scale_bits)
     size = matrix.shape[1] // grid.scale.shape[1]

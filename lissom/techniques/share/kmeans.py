@@ -16,16 +16,17 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lissom.errors import RecipeError
 from lissom.formats import Palette, Weight
 from lissom.formats.weight import stored
 from lissom.statistics import Moments
+from lissom.techniques.knobs import at_least, between
 
 
 def kmeans(w: Weight, x: Moments, /, *, bits: int = 4, rows: int = 1, iterations: int = 30) -> Palette:
     """A codebook of 2^bits entries for each `rows` rows (0: one for the whole matrix)."""
-    if not 1 <= bits <= 8 or rows < 0:
-        raise RecipeError(f"bits={bits}, rows={rows} cannot be stored; choose 1 to 8 bits, and 0 rows or more")
+    between(1, 8, bits=bits)
+    at_least(0, rows=rows)
+    at_least(1, iterations=iterations)
     matrix, kept = w.dense(), w.kept()
     o, i = matrix.shape
     rows = min(rows or o, o)

@@ -19,14 +19,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lissom.errors import RecipeError
 from lissom.formats import Affine, LowRank, Sum, Weight
 from lissom.formats.lowrank import half
 from lissom.statistics import Gram
+from lissom.techniques.knobs import one_of
 from lissom.techniques.quantize.grid import fit
 from lissom.techniques.share.lowrank import directions
 
-CODES = range(2, 9)  # bits of an integer
+BITS = (*range(2, 9), 16)  # of a factor's numbers: integers, or float16
 
 
 def residual(w: Weight, original: Weight, x: Gram, /, *, rank: int = 16, bits: int = 4) -> Sum:
@@ -65,7 +65,6 @@ def written(factor: Float[Tensor, "o i"], power: Float[Tensor, " i"], bits: int)
     """
     if bits == 16:
         return half(factor)
-    if bits not in CODES:
-        raise RecipeError(f"bits={bits} are not stored by any format; choose 16, or {CODES[0]} to {CODES[-1]},")
+    one_of(BITS, bits=bits)
     grid = fit(factor, power, bits=bits, group=0, symmetric=True, clip=True)
     return Affine.of(grid.codes(factor), grid.scale, grid.stored_zero(), bits)

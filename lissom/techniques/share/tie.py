@@ -22,9 +22,10 @@ from lissom.errors import RecipeError
 from lissom.formats import Dense, Sum, Weight
 from lissom.formats.lowrank import half
 from lissom.statistics import Gram
+from lissom.techniques.knobs import at_least, one_of
 from lissom.techniques.quantize.gptq import gptq
 from lissom.techniques.share.lowrank import directions
-from lissom.techniques.share.residual import correction
+from lissom.techniques.share.residual import BITS, correction
 
 RIDGE = 1e-4  # of the mean power: where no layer's input goes, the base is the layers' mean
 
@@ -48,8 +49,9 @@ def tie(
         RecipeError: there are not two layers of one shape, one is pruned, or a knob suits no such matrix.
     """
     check(layers)
-    if rounds < 1:
-        raise RecipeError(f"rounds={rounds} fits no base; choose 1 or more")
+    one_of(BITS, bits=bits, base=base)
+    at_least(0, group=group)
+    at_least(1, rounds=rounds)
     targets, grams = [w.dense() for w, _ in layers], [x for _, x in layers]
     shared = fitted(targets, grams, rank, rounds)
     written = half(shared) if base == 16 else gptq(Dense(values=shared), together(grams), bits=base, group=group)

@@ -20,6 +20,7 @@ from lissom.formats import Palette, Weight
 from lissom.formats.palette import multiplied
 from lissom.formats.weight import stored
 from lissom.statistics import Gram
+from lissom.techniques.knobs import at_least, between
 from lissom.techniques.share import kmeans
 from lissom.techniques.share.descent import Shared, improve, start
 
@@ -50,6 +51,8 @@ def shared_by_vectors(
     matrix, kept = w.dense(), w.kept()
     o, i = matrix.shape
     check(i, bits, width, rows, group)
+    at_least(1, iterations=iterations)
+    at_least(0, damp=damp)
     rows, group = min(rows or o, o), group or i
     power = x.power.clamp(min=0).expand_as(matrix)
     power = power if kept is None else power * kept
@@ -70,8 +73,8 @@ def check(inputs: int, bits: int, width: int, rows: int, group: int) -> None:
     Raises:
         RecipeError: they do not.
     """
-    if not 1 <= bits <= 8 or rows < 0:
-        raise RecipeError(f"bits={bits}, rows={rows} cannot be stored; choose 1 to 8 bits, and 0 rows or more")
+    between(1, 8, bits=bits)
+    at_least(0, rows=rows)
     for name, size, of in (("width", width, inputs), ("group", group or inputs, inputs)):
         if size < 1 or of % size:
             possible = ", ".join(str(n) for n in (2, 3, 4, 8, 32, 64, 128) if of % n == 0) or "1"
