@@ -16,6 +16,7 @@ from lissom.techniques.contract import WHOLE, check, grain
 from lissom.types import Recipe
 
 ACROSS = {"width"}  # techniques of couplings that reach over all blocks
+WINDOWS = 4  # of a batch, at each of which a technique that learns takes a step
 TOLD = ("num_hidden_layers", "layer_types", "hidden_size", "head_dim")  # what a config says of the blocks
 
 
@@ -34,7 +35,7 @@ def conduct(
         return stream_checkpoint(checkpoint, recipe, windows, max_ram), {}
     if max_ram is not None:
         raise RecipeError(f"recipe: {whole[0]} needs the whole model in memory; leave out max_ram, or that step")
-    data = list(windows.split(8)) if len(windows) else None
+    data = list(windows.split(WINDOWS)) if len(windows) else None
     model = compress_model(loaded(checkpoint), data, steps=recipe.steps)
     config = model.config.to_dict()  # type: ignore[union-attr, operator]
     return pieces(checkpoint, model), {name: config[name] for name in TOLD if config.get(name) is not None}

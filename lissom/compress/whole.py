@@ -7,7 +7,7 @@ from torch import nn
 
 from lissom.compress.plan import Phase
 from lissom.errors import RecipeError
-from lissom.formats import CompressedLayer, Frozen, Weight, freeze, unfreeze
+from lissom.formats import CompressedLayer, Frozen, Trainable, Weight, freeze, unfreeze
 from lissom.models import compressible
 from lissom.models.families import FAMILIES, at, put
 from lissom.techniques import MODEL
@@ -36,11 +36,8 @@ def at_once(step: Step, model: nn.Module, originals: Mapping[str, Weight], lots:
         RecipeError: a knob does not suit the model.
     """
     before = compressible(model)
-    held = {name: layer for name, layer in before.items() if isinstance(layer, CompressedLayer)}
-    frozen = [layer for layer in held.values() if isinstance(layer.matrix, Frozen)]
-    unfreeze(model)
-    for name, layer in held.items():
-        layer.matrix.near(originals[name].dense())  # type: ignore[operator]
+    frozen = [layer for layer in before.values() if isinstance(getattr(layer, "matrix", None), Frozen)]
+    begin(model, originals)
     try:
         MODEL[step.technique](model, lots, **step.knobs)
     except RecipeError as error:
@@ -49,6 +46,14 @@ def at_once(step: Step, model: nn.Module, originals: Mapping[str, Weight], lots:
     settle(model)
     was = {layer: originals[name] for name, layer in before.items()}
     return {name: was[layer] for name, layer in compressible(model).items()}
+
+
+def begin(model: nn.Module, originals: Mapping[str, Weight]) -> None:
+    """Make all compressed layers trainable, their latent weights as near to the original ones as they may be."""
+    unfreeze(model)
+    for name, layer in compressible(model).items():
+        if isinstance(layer, CompressedLayer) and isinstance(layer.matrix, Trainable):
+            layer.matrix.near(originals[name].dense())
 
 
 def settle(model: nn.Module) -> None:
