@@ -37,7 +37,7 @@ def distil(
     /,
     *,
     epochs: int = 4,
-    lr: float = 0.006,
+    lr: float = 0.005,
     clip: float = 1.0,
     held: float = 0.05,
     bf16: bool = True,
