@@ -52,9 +52,9 @@ def language(run: Run) -> list[str]:
         f"text is tokenized whole without special tokens and cut into windows of {LENGTH}; the first "
         f"{first.scores.original.size} are scored from their second token, in float32, with the compressed weights "
         f"decoded. Calibration: the first {CALIBRATION} windows of {LENGTH} tokens of the calibration text, for every "
-        "row, the peers' too. Unless a row says so, the embedding is left in bfloat16 and only the linear layers of "
-        "the blocks are compressed; integers are symmetric. Intervals hold with 95 %, windows being the samples; the "
-        "change of perplexity is paired, window by window.",
+        "row that names no other number, the peers' too. Unless a row says so, the embedding is left in bfloat16 and "
+        "only the linear layers of the blocks are compressed; integers are symmetric. Intervals hold with 95 %, the "
+        "windows being the samples; the change of perplexity is paired, window by window.",
         "",
         "Bits per weight are 8 times the bytes of the safetensors files over all weights of the model; of the layers: "
         "those of the compressed matrices alone, everything that is stored of them counted. Of peers that computed in "

@@ -16,6 +16,7 @@ BYTE_EMBEDDING = {"layers": EMBEDDING, "technique": "rtn", "bits": 8}
 SERVED_INT8, SERVED_INT4 = "int8, embedding too", f"gptq, 4 bits, group {GROUP}"  # also run on their kernels
 HALF, PATTERN = {"sparsity": 0.5}, {"keep": 2, "of": 4}
 FILES = {"Q4_K_M": 4_787_008, "IQ4_XS": 4_353_856, "Q3_K_M": 4_036_416, "Q2_K": 3_315_520}  # llama.cpp's bytes
+ALL = 1116  # windows of the calibration text, nearly all of it
 BESIDE = 40_000  # bytes of a folder's tensor files that are no tensors: their headers
 
 # Each table's title, and what must be known to read it.
@@ -31,7 +32,11 @@ TABLES = {
         "together within the bytes; its seconds include the choice.",
     ),
     "sparsity": ("Half of the weights pruned", ""),
-    "one bit": ("About one bit", ""),
+    "one bit": (
+        "About one bit",
+        "Rows that are distilled read more of the calibration text than the others: as many windows as they name, in "
+        "the step before too.",
+    ),
 }
 
 
@@ -49,12 +54,27 @@ class Within:
         return [*self.blocks, *self.ends, {"technique": self.by}]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Longer:
+    """A recipe that reads so many windows of the calibration text in place of the usual number."""
+
+    windows: int
+    steps: Steps
+
+    def candidates(self) -> Steps:
+        """Every step that is taken."""
+        return self.steps
+
+
+Given = Steps | Within | Longer
+
+
 def blocks(technique: str, **knobs: Any) -> Steps:
     """One step on every linear layer of the blocks."""
     return [{"layers": BLOCKS, "technique": technique, **knobs}]
 
 
-def tables(config: PretrainedConfig) -> dict[str, dict[str, Steps | Within]]:
+def tables(config: PretrainedConfig) -> dict[str, dict[str, Given]]:
     """The recipes of every table, by name."""
     return {
         "alone": {**integers(), **shared(config), **smaller(), **scaled()},
@@ -66,9 +86,9 @@ def tables(config: PretrainedConfig) -> dict[str, dict[str, Steps | Within]]:
     }
 
 
-def integers() -> dict[str, Steps | Within]:
+def integers() -> dict[str, Given]:
     """Integers, and floats of few bits."""
-    found: dict[str, Steps | Within] = {
+    found: dict[str, Given] = {
         "int8: rtn, a scale a row": blocks("rtn", bits=8),
         SERVED_INT8: [*blocks("rtn", bits=8), BYTE_EMBEDDING],
         "int8, inputs int8 too: dynamic": blocks("dynamic"),
@@ -84,9 +104,9 @@ def integers() -> dict[str, Steps | Within]:
     return found
 
 
-def shared(config: PretrainedConfig) -> dict[str, Steps | Within]:
+def shared(config: PretrainedConfig) -> dict[str, Given]:
     """Weights that share their values, or a product of low rank."""
-    found: dict[str, Steps | Within] = {}
+    found: dict[str, Given] = {}
     for width in (4, 3):
         found[f"kmeans, {width} bits, codebooks as large as the scales of group {GROUP}"] = palettes(config, width)
         found[f"kmeans, {width} bits, a codebook a row"] = blocks("kmeans", bits=width, rows=1)
@@ -99,7 +119,7 @@ def shared(config: PretrainedConfig) -> dict[str, Steps | Within]:
     return found
 
 
-def smaller() -> dict[str, Steps | Within]:
+def smaller() -> dict[str, Given]:
     """Shapes that shrink."""
     return {
         "channels, 25 % of the neurons": blocks("channels", sparsity=0.25),
@@ -111,7 +131,7 @@ def smaller() -> dict[str, Steps | Within]:
     }
 
 
-def scaled() -> dict[str, Steps | Within]:
+def scaled() -> dict[str, Given]:
     """Scaled and turned first, then rounded to the nearest."""
     rounded = blocks("rtn", bits=4, group=GROUP)
     return {
@@ -121,7 +141,7 @@ def scaled() -> dict[str, Steps | Within]:
     }
 
 
-def compositions() -> dict[str, Steps | Within]:
+def compositions() -> dict[str, Given]:
     """Techniques one after the other, and on different layers."""
     pruned = blocks("sparsegpt", **HALF) + blocks("gptq", bits=4, group=GROUP)
     four, three = blocks("gptq", bits=4, group=GROUP), blocks("gptq", bits=3, group=GROUP)
@@ -137,9 +157,9 @@ def compositions() -> dict[str, Steps | Within]:
     }
 
 
-def bits() -> dict[str, Steps | Within]:
+def bits() -> dict[str, Given]:
     """Integers of few bits, which the peers make too."""
-    found: dict[str, Steps | Within] = {}
+    found: dict[str, Given] = {}
     for width, group in ((4, GROUP), (3, GROUP), (2, GROUP), (2, 64)):
         name, knobs = f"{width} bits, group {group}", {"bits": width, "group": group}
         for technique in ("rtn", "gptq", "yaqa"):
@@ -151,19 +171,19 @@ def bits() -> dict[str, Steps | Within]:
     return found
 
 
-def sizes() -> dict[str, Steps | Within]:
+def sizes() -> dict[str, Given]:
     """The best mixture within the bytes of llama.cpp's files; the vocabulary is taken off when the model is known."""
     whole = tuple({"technique": "gptq", "bits": width, "group": 64, "scale_bits": 8} for width in (2, 3, 4, 5, 6))
     ends = tuple({"technique": "rtn", "bits": width, "group": 64, "scale_bits": 8} for width in (3, 4, 5, 6, 8))
-    found: dict[str, Steps | Within] = {}
+    found: dict[str, Given] = {}
     for kind, nbytes in FILES.items():
         found[f"mixed bits, by yaqa, within {kind}"] = Within(nbytes=nbytes, blocks=whole, ends=ends, by="yaqa")
     return found
 
 
-def sparsity() -> dict[str, Steps | Within]:
+def sparsity() -> dict[str, Given]:
     """Half of the weights pruned, of each matrix or of every four."""
-    found: dict[str, Steps | Within] = {}
+    found: dict[str, Given] = {}
     for technique in ("magnitude", "wanda", "ria", "sparsegpt", "alps"):
         found[f"{technique}, 50 %"] = blocks(technique, **HALF)
         found[f"{technique}, 2:4"] = blocks(technique, **PATTERN)
@@ -177,9 +197,9 @@ def sparsity() -> dict[str, Steps | Within]:
     return found
 
 
-def one_bit() -> dict[str, Steps | Within]:
+def one_bit() -> dict[str, Given]:
     """Signs, three values, and the roundings of 2 bits that they are to be held against."""
-    found: dict[str, Steps | Within] = {
+    found: dict[str, Given] = {
         "binary, a scale a row": blocks("binary"),
         f"binary, scales of group {GROUP}": blocks("binary", group=GROUP),
         "ternary, a scale a row": blocks("ternary"),
@@ -190,6 +210,22 @@ def one_bit() -> dict[str, Steps | Within]:
         found[f"nanoquant, {width} bits"] = blocks("nanoquant", bits=width)
     for group in (GROUP, 64, 32):
         found[f"rtn, 2 bits, group {group}"] = blocks("rtn", bits=2, group=group)
+    return found | distilled()
+
+
+def distilled() -> dict[str, Given]:
+    """Few bits, whose layers then learn together what the original predicts."""
+    first = {
+        "nanoquant, 1.0 bits": blocks("nanoquant", bits=1.0),
+        "nanoquant, 1.2 bits": blocks("nanoquant", bits=1.2),
+        "ternary, a scale a row": blocks("ternary"),
+        f"rtn, 2 bits, group {GROUP}": blocks("rtn", bits=2, group=GROUP),
+    }
+    rates = {"nanoquant": 0.01}
+    found: dict[str, Given] = {}
+    for name, steps in first.items():
+        more = {"technique": "distil", "epochs": 1, "lr": rates.get(steps[0]["technique"], 0.004)}
+        found[f"{name}, then distil on {ALL:,} windows"] = Longer(windows=ALL, steps=[*steps, more])
     return found
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from cache import Fields, Task, sources
-from recipes import BESIDE, SERVED_INT4, SERVED_INT8, Steps, Within, tables
+from recipes import BESIDE, SERVED_INT4, SERVED_INT8, Given, Longer, tables
 from safetensors.torch import load_file
 from table import Row, size_of
 from torch import Tensor, nn
@@ -59,6 +59,7 @@ class Bench:
     opened: Opened
     original: Remembered
     calibration: Tensor
+    longer: Tensor  # all of the calibration text
     test: Tensor
     weights: int
     place: Path
@@ -79,6 +80,7 @@ class Bench:
             opened=opened,
             original=Remembered(opened.model),
             calibration=tokens["calibration"][:CALIBRATION],
+            longer=tokens["calibration"],
             test=tokens["test"][:windows],
             weights=sum(tensor.numel() for tensor in tensors(source).values()),
             place=place,
@@ -116,11 +118,11 @@ def tasks(bench: Bench) -> Iterator[Task]:
         yield task(bench, "parity", name, given, partial(parities, bench, name, given))
 
 
-def task(bench: Bench, table: str, name: str, given: Steps | Within, measure: Callable[[], Fields]) -> Task:
+def task(bench: Bench, table: str, name: str, given: Given, measure: Callable[[], Fields]) -> Task:
     """A row and what it follows from."""
-    steps = given.candidates() if isinstance(given, Within) else given
+    steps = given if isinstance(given, list) else given.candidates()
     kind = "parity" if table == "parity" else "kernel" if name.endswith("kernel") else "decoded"
-    recipe = asdict(given) if isinstance(given, Within) else given
+    recipe = given if isinstance(given, list) else asdict(given)
     key = {"recipe": recipe, "kind": kind, "sources": sources(steps), **bench.protocol, "versions": bench.versions}
     return Task(part="language", table=table, name=name, key=key, measure=measure)
 
@@ -130,7 +132,7 @@ def untouched(bench: Bench) -> Row:
     return bench.row("original", bench.opened.model, size_of(bench.source), vocabulary=bench.vocabulary)
 
 
-def measured(bench: Bench, name: str, given: Steps | Within, kernel: bool = False) -> Fields:
+def measured(bench: Bench, name: str, given: Given, kernel: bool = False) -> Fields:
     """Compress, read again, and evaluate; on the kernels that serve it, if asked."""
     folder, spent = compressed(bench, given)
     model = open_folder(folder).model
@@ -140,18 +142,21 @@ def measured(bench: Bench, name: str, given: Steps | Within, kernel: bool = Fals
     return row.fields()
 
 
-def compressed(bench: Bench, given: Steps | Within) -> tuple[Path, dict[str, float]]:
+def compressed(bench: Bench, given: Given) -> tuple[Path, dict[str, float]]:
     """Compress into a new folder; the seconds that the processor worked, and those that passed."""
     processor, clock = time.process_time(), time.perf_counter()
     out = bench.place / "compressed"
     shutil.rmtree(out, ignore_errors=True)
-    lissom.compress_checkpoint(bench.source, recipe_of(bench, given), bench.calibration, out)
+    windows = bench.longer[: given.windows] if isinstance(given, Longer) else bench.calibration
+    lissom.compress_checkpoint(bench.source, recipe_of(bench, given), windows, out)
     return out, {"seconds": time.process_time() - processor, "clock": time.perf_counter() - clock}
 
 
-def recipe_of(bench: Bench, given: Steps | Within) -> lissom.Recipe:
+def recipe_of(bench: Bench, given: Given) -> lissom.Recipe:
     """The recipe, chosen now where only its bytes are given."""
-    if not isinstance(given, Within):
+    if isinstance(given, Longer):
+        return lissom.Recipe.of(given.steps)
+    if isinstance(given, list):
         return lissom.Recipe.of(given)
     chosen = mixed(
         bench.source,
@@ -189,7 +194,7 @@ class Parity:
     tokens: int
 
 
-def parities(bench: Bench, name: str, given: Steps | Within, prompt: int = 192, new: int = 64) -> Fields:
+def parities(bench: Bench, name: str, given: Given, prompt: int = 192, new: int = 64) -> Fields:
     """Serve a model, decoded and on its kernels; evaluate what was served."""
     ids, tokenizer = bench.test[0, :prompt].tolist(), bench.opened.tokenizer
     models = {name: bench.opened.model}

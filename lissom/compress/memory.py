@@ -4,25 +4,22 @@ import copy
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from lissom.calibrate import Batch, batches, call
+from lissom.calibrate import Batch, batches
 from lissom.calibrate.observe import Collected
 from lissom.compress.couple import check_coupled, couple, links_of
-from lissom.compress.layers import act, act_together, back, evaluating, look, matrices, replace, said, weight_of
+from lissom.compress.layers import act, act_together, back, evaluating, look, matrices, replace, weight_of
 from lissom.compress.plan import Phase, Plan, phases, wanted
 from lissom.compress.reshape import check_joined, joints_of, reshape
+from lissom.compress.taught import Taught
 from lissom.compress.tune import tune
-from lissom.compress.whole import check_whole, settle
+from lissom.compress.whole import at_once, check_whole, settle
 from lissom.errors import ModelError, RecipeError
 from lissom.formats import LowRank, Palette, Sum, Weight, unfreeze
 from lissom.models import compressible
-from lissom.techniques import MODEL
-from lissom.techniques.quantize.tuned import Lots
 from lissom.types import Recipe, Step
 
 DEFAULT = (
@@ -110,9 +107,7 @@ class Work:
     def whole(self, phase: Phase) -> None:
         """What must see everything."""
         for step in phase.steps:
-            MODEL[step.technique](self.model, self.taught(), **step.knobs)
-        settle(self.model)
-        self.originals = matrices(self.model)
+            self.originals = at_once(step, self.model, self.originals, self.taught())
 
     def example(self) -> Batch | None:
         """The first batch, if there is any data."""
@@ -122,11 +117,9 @@ class Work:
         """What layers are given when the model runs on the data, if there is any."""
         return {} if self.data is None else look(self.model, layers, plan, self.data)
 
-    def taught(self) -> Lots:
+    def taught(self) -> Taught:
         """How to run the model on each batch, and what the original says to it."""
-        with torch.no_grad():
-            lots = batches([] if self.data is None else self.data)
-            return [(partial(answer, self.model, batch), answer(self.original, batch)) for batch in lots]
+        return Taught.of(self.model, self.original, self.data)
 
 
 CONDUCT: dict[str, Callable[[Work, Phase], None]] = {
@@ -137,11 +130,6 @@ CONDUCT: dict[str, Callable[[Work, Phase], None]] = {
     "block": Work.block,
     "model": Work.whole,
 }
-
-
-def answer(model: nn.Module, batch: Batch) -> Tensor:
-    """What a model says to a batch."""
-    return said(model, call(model, batch))
 
 
 def quantize_model(model: nn.Module, data: Any = None, *, bits: int | str = 8) -> nn.Module:

@@ -21,6 +21,7 @@ from lissom.types import Recipe
 
 ORDERS = {"permute_stream"}  # techniques of couplings that reach over all blocks, but leave every shape as it is
 ACROSS = {"width"} | ORDERS
+WINDOWS = 4  # of a batch, at each of which a technique that learns takes a step
 TOLD = ("num_hidden_layers", "layer_types", "hidden_size", "head_dim")  # what a config says of the blocks
 
 
@@ -39,7 +40,7 @@ def conduct(
         return stream_checkpoint(checkpoint, recipe, windows, max_ram), {}
     if max_ram is not None:
         raise RecipeError(f"recipe: {whole[0]} needs the whole model in memory; leave out max_ram, or that step")
-    data = list(windows.split(8)) if len(windows) else None
+    data = list(windows.split(WINDOWS)) if len(windows) else None
     first = list(takewhile(lambda step: step.technique in ORDERS, recipe.steps))
     if first:
         held = Held(checkpoint, compress_model(loaded(checkpoint), data, steps=first))

@@ -1,14 +1,19 @@
-"""Techniques that must see the whole model: what is asked of a recipe before them, and of a config after them."""
+"""Techniques that must see the whole model: what is asked of a recipe before them, how they run, what is told after."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
 from lissom.compress.plan import Phase
 from lissom.errors import RecipeError
+from lissom.formats import CompressedLayer, Frozen, Trainable, Weight, freeze, unfreeze
+from lissom.models import compressible
 from lissom.models.families import FAMILIES, at, put
+from lissom.techniques import MODEL
 from lissom.techniques.prune.blocks import Through
+from lissom.techniques.quantize.tuned import Lots
+from lissom.types import Step
 
 
 def check_whole(plan: Sequence[Phase]) -> None:
@@ -20,6 +25,35 @@ def check_whole(plan: Sequence[Phase]) -> None:
     for step in (step for phase in plan if phase.grain == "model" for step in phase.steps):
         if step.layers != "*":
             raise RecipeError(f"recipe: {step.technique} acts on the whole model; leave out layers={step.layers!r}")
+
+
+def at_once(step: Step, model: nn.Module, originals: Mapping[str, Weight], lots: Lots) -> dict[str, Weight]:
+    """Run a step on the whole model, whose latent weights begin as near to the original ones as they may.
+
+    Returned are the original weights by the names that the layers have now.
+
+    Raises:
+        RecipeError: a knob does not suit the model.
+    """
+    before = compressible(model)
+    frozen = [layer for layer in before.values() if isinstance(getattr(layer, "matrix", None), Frozen)]
+    begin(model, originals)
+    try:
+        MODEL[step.technique](model, lots, **step.knobs)
+    except RecipeError as error:
+        raise RecipeError(f"{step.technique}: {error}") from None
+    freeze(nn.ModuleList(frozen))
+    settle(model)
+    was = {layer: originals[name] for name, layer in before.items()}
+    return {name: was[layer] for name, layer in compressible(model).items()}
+
+
+def begin(model: nn.Module, originals: Mapping[str, Weight]) -> None:
+    """Make all compressed layers trainable, their latent weights as near to the original ones as they may be."""
+    unfreeze(model)
+    for name, layer in compressible(model).items():
+        if isinstance(layer, CompressedLayer) and isinstance(layer.matrix, Trainable):
+            layer.matrix.near(originals[name].dense())
 
 
 def settle(model: nn.Module) -> None:

@@ -40,6 +40,7 @@ from lissom.types import Recipe, Step
 ROWS = 64  # rows that are alike to every kernel and every padding
 COUNTS_NO_ROWS = {"damp", "iterations", "rounds", "seed"}
 RESHAPING = {"shape", "model"}  # grains that may take rows and columns away, as many as the data tells
+LEARNING = {"distil"}  # techniques of them that only move what is there
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,7 +149,14 @@ def of_checkpoint(checkpoint: Checkpoint, recipe: Recipe) -> Explanation:
         sources[name] = replace(found, kept_in=stored.dtype, tied=both)
     head = f"{checkpoint.family.head}.weight"
     total = sum(checkpoint.tensor(name).nbytes for name in checkpoint.names if not (tied and name == head))
-    return explained(sources, recipe, total, set())
+    learning = any(step.technique in LEARNING for step in recipe.steps)
+    return explained(sources, recipe, total, set(), vectors_grow(checkpoint) if learning else 0)
+
+
+def vectors_grow(checkpoint: Checkpoint) -> int:
+    """How many bytes vectors take more when they have learned, for they keep all digits then."""
+    vectors = (tensor for tensor in map(checkpoint.tensor, checkpoint.names) if tensor.dim() == 1)
+    return sum(4 * tensor.numel() - tensor.nbytes for tensor in vectors)
 
 
 def first(matrix: Tensor, rows: int) -> Tensor:
@@ -156,8 +164,10 @@ def first(matrix: Tensor, rows: int) -> Tensor:
     return matrix[:rows].float()
 
 
-def explained(sources: Mapping[str, Source], recipe: Recipe, total: int, shared: set[str]) -> Explanation:
-    """Every layer foreseen; equal layers with equal steps are looked at once."""
+def explained(
+    sources: Mapping[str, Source], recipe: Recipe, total: int, shared: set[str], grown: int = 0
+) -> Explanation:
+    """Every layer foreseen; equal layers with equal steps are looked at once. `grown` is what else gets larger."""
     steps: dict[str, list[Step]] = {}
     for phase in phases(recipe, list(sources)):
         for name, more in phase.plan.items():
@@ -177,7 +187,7 @@ def explained(sources: Mapping[str, Source], recipe: Recipe, total: int, shared:
             known[kind] = foresee(name, source, own)
         layers.append(replace(known[kind], name=name, steps=own))
     saved = sum(layer.bytes_before - layer.bytes_after for layer in layers if layer.name not in shared)
-    return Explanation(layers=tuple(layers), bytes_before=total, bytes_after=total - saved)
+    return Explanation(layers=tuple(layers), bytes_before=total, bytes_after=total - saved + grown)
 
 
 def foresee(name: str, source: Source, steps: Sequence[Step]) -> Foreseen:

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from lissom.calibrate import Batch, batches, observe
 from lissom.calibrate.observe import CONVOLUTIONS, Collected, looks_up
 from lissom.compress.layers import evaluating, steps_on, weight_of
-from lissom.compress.memory import answer
 from lissom.compress.stream import stored_like
+from lissom.compress.taught import answer
 from lissom.errors import DataError, ModelError, RecipeError
 from lissom.formats import CompressedLayer, Weight
 from lissom.models import compressible

@@ -40,6 +40,7 @@ from lissom.techniques.quantize.ternary import ternary
 from lissom.techniques.quantize.tuned import tuned
 from lissom.techniques.quantize.xnor import xnor
 from lissom.techniques.quantize.yaqa import yaqa
+from lissom.techniques.recover.distil import distil
 from lissom.techniques.share.kmeans import kmeans
 from lissom.techniques.share.lnq import lnq
 from lissom.techniques.share.lowrank import lowrank
@@ -97,6 +98,7 @@ BLOCK: dict[str, Callable[..., None]] = {
 
 MODEL: dict[str, Callable[..., None]] = {
     "blocks": blocks,
+    "distil": distil,
 }
 
 TECHNIQUES: dict[str, Callable[..., Any]] = {**LAYER, **COUPLING, **SHAPE, **SEVERAL, **BLOCK, **MODEL}

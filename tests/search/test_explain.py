@@ -54,6 +54,15 @@ def test_bytes_of_a_checkpoint_are_exact(
             assert layer.format == weight_of(held[layer.name]).spec()["format"]
 
 
+def test_vectors_that_learn_keep_all_their_digits(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    steps = [{"layers": "model.layers.*", "technique": "rtn", "bits": 2}, {"technique": "distil"}]
+    windows = torch.randint(2048, (16, 16), generator=torch.Generator().manual_seed(0))
+    told = explain(tiny("llama", True), Recipe.of(steps))
+    compress_checkpoint(tiny("llama", True), Recipe.of(steps), windows, tmp_path / "out")
+    assert told.bytes_after == stored(tmp_path / "out")
+    assert not any(layer.at_most for layer in told.layers)
+
+
 def test_the_kernel_is_the_one_that_runs() -> None:
     model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 24), nn.ReLU(), nn.Linear(24, 7))
     steps = [

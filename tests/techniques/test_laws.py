@@ -1,14 +1,17 @@
-"""The laws that every layer technique keeps, whatever it does."""
+"""The laws that every technique of layers keeps, and every one that changes a module, whatever it does."""
 
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load, save
+from torch import nn
 
-from lissom.formats import Dense, Weight, read_weight
+from lissom.compress import compress_model
+from lissom.formats import CompressedLayer, Dense, Trainable, Weight, read_weight
+from lissom.models import compressible
 from lissom.statistics import Fisher, Gram, Guided, Moments
-from lissom.techniques import LAYER
+from lissom.techniques import BLOCK, LAYER, MODEL, TECHNIQUES
 from lissom.techniques.contract import apply, check, knobs, needs
 from lissom.types import Step
 
@@ -36,6 +39,11 @@ KNOBS: dict[str, list[dict[str, Any]]] = {
     "ternary": [{}, {"group": 32, "rounds": 0}],
     "nanoquant": [{"iterations": 10}, {"bits": 2.5, "iterations": 3}],
     "xnor": [{}],
+}
+CHANGING: dict[str, dict[str, Any]] = {
+    "tuned": {"iterations": 5},
+    "blocks": {"sparsity": 0.5},
+    "distil": {"epochs": 2},
 }
 AFTER: dict[str, tuple[str, dict[str, Any]]] = {"residual": ("rtn", {"bits": 4})}  # it corrects what another wrote
 NOT_SPARSE = {
@@ -71,6 +79,7 @@ def run(technique: str, given: dict[str, Any], w: Weight | None = None) -> Weigh
 
 def test_every_technique_is_under_the_laws() -> None:
     assert set(KNOBS) == set(LAYER)
+    assert set(CHANGING) == set(BLOCK) | set(MODEL)
 
 
 @pytest.mark.parametrize(("technique", "given"), CASES)
@@ -98,7 +107,7 @@ def test_the_result_keeps_shape_and_is_finite(technique: str, given: dict[str, A
     assert result.dense().isfinite().all()
 
 
-@pytest.mark.parametrize("technique", LAYER)
+@pytest.mark.parametrize("technique", TECHNIQUES)
 def test_all_knobs_have_defaults_of_their_types(technique: str) -> None:
     for types, default in knobs(technique).values():
         assert type(default) in types
@@ -157,3 +166,48 @@ def test_merged_statistics_are_those_of_one_pass(kind: Any) -> None:
     assert merged.n == whole.n == 50
     torch.testing.assert_close(merged.power, whole.power)
     assert merged.merge(kind.zero(7)).n == 50
+
+
+def original() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Sequential(*(nn.Linear(16, 16) for _ in range(3))), nn.ReLU(), nn.Linear(16, 5))
+
+
+def changed(technique: str | None, model: nn.Module) -> nn.Module:
+    """The model rounded to 3 bits, and then changed by a technique."""
+    more = [] if technique is None else [{"technique": technique, **CHANGING[technique]}]
+    data = list(torch.randn(6, 30, 16, generator=torch.Generator().manual_seed(1)))
+    return compress_model(model, data, steps=[{"technique": "rtn", "bits": 3}, *more])
+
+
+def weights(model: nn.Module) -> dict[str, Weight]:
+    return {name: layer.weight for name, layer in compressible(model).items() if isinstance(layer, CompressedLayer)}
+
+
+@pytest.mark.parametrize("technique", CHANGING)
+def test_a_changed_module_is_a_copy_and_deterministic(technique: str) -> None:
+    model = original()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    one, other = (changed(technique, model).state_dict() for _ in range(2))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert set(one) == set(other)
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+@pytest.mark.parametrize("technique", CHANGING)
+def test_a_changed_module_is_another_and_no_larger(technique: str) -> None:
+    rounded, found = changed(None, original()), changed(technique, original())
+    x = torch.randn(10, 16)
+    assert not torch.equal(rounded(x), found(x))
+    sizes = [sum(w.nbytes for w in weights(module).values()) for module in (rounded, found)]
+    assert sizes[1] <= sizes[0]
+
+
+@pytest.mark.parametrize("technique", CHANGING)
+def test_a_changed_module_is_trainable_and_says_what_is_stored(technique: str) -> None:
+    found = changed(technique, original())
+    layers = [layer for layer in compressible(found).values() if isinstance(layer, CompressedLayer)]
+    assert layers
+    for layer in layers:
+        assert isinstance(layer.matrix, Trainable)
+        assert torch.equal(layer.matrix(), layer.weight.dense())

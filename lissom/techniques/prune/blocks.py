@@ -33,7 +33,7 @@ class Through(nn.Module):
         return (x,) if self.nested else x
 
 
-def blocks(model: nn.Module, lots: Lots, /, *, sparsity: float = 0.25, batches: int = 4, loss: str = "kl") -> None:
+def blocks(model: nn.Module, lots: Lots, /, *, sparsity: float = 0.25, batches: int = 8, loss: str = "kl") -> None:
     """The fraction `sparsity` of the blocks removed, one after the other, judged on the first `batches` of the data."""
     fraction(sparsity=sparsity)
     at_least(1, batches=batches)
