@@ -17,6 +17,7 @@ from lissom.compress.layers import act, act_together, back, evaluating, look, ma
 from lissom.compress.plan import Phase, Plan, phases, wanted
 from lissom.compress.reshape import check_joined, joints_of, reshape
 from lissom.compress.tune import tune
+from lissom.compress.turn import turn
 from lissom.compress.whole import check_whole, settle
 from lissom.errors import ModelError, RecipeError
 from lissom.formats import LowRank, Palette, Sum, Weight, unfreeze
@@ -103,6 +104,11 @@ class Work:
         reshape(self.model, phase, joints, self.originals, self.seen)
         settle(self.model)
 
+    def stream(self, phase: Phase) -> None:
+        """The residual stream of a language model."""
+        for step in phase.steps:
+            turn(self.model, step, self.originals)
+
     def block(self, phase: Phase) -> None:
         """The whole, as one block."""
         tune(self.model, phase, self.originals, self.taught())
@@ -134,6 +140,7 @@ CONDUCT: dict[str, Callable[[Work, Phase], None]] = {
     "several": Work.several,
     "coupling": Work.coupling,
     "shape": Work.shape,
+    "stream": Work.stream,
     "block": Work.block,
     "model": Work.whole,
 }

@@ -1,13 +1,18 @@
-"""A language model on disk: streamed, or, where a technique must see the whole of it, compressed in memory."""
+"""A language model on disk: streamed, or, where a technique must see the whole of it, compressed in memory.
 
+Steps on the residual stream that come first are taken in memory, and what they leave is streamed.
+"""
+
+import copy
 from collections.abc import Iterator
+from itertools import takewhile
 from typing import Any
 
 from jaxtyping import Int
 from torch import Tensor, nn
 
 from lissom.compress.memory import compress_model
-from lissom.compress.stream import Piece, piece, stream_checkpoint
+from lissom.compress.stream import Piece, exactly, kept_in, piece, stream_checkpoint
 from lissom.errors import RecipeError
 from lissom.formats import freeze
 from lissom.models import Checkpoint
@@ -16,7 +21,7 @@ from lissom.techniques.contract import WHOLE, check, grain
 from lissom.types import Recipe
 
 ACROSS = {"width"}  # techniques of couplings that reach over all blocks
-TOLD = ("num_hidden_layers", "layer_types", "hidden_size", "head_dim")  # what a config says of the blocks
+TOLD = ("num_hidden_layers", "layer_types", "hidden_size", "head_dim", "tie_word_embeddings")  # what may have changed
 
 
 def conduct(
@@ -34,10 +39,34 @@ def conduct(
         return stream_checkpoint(checkpoint, recipe, windows, max_ram), {}
     if max_ram is not None:
         raise RecipeError(f"recipe: {whole[0]} needs the whole model in memory; leave out max_ram, or that step")
+    first = list(takewhile(lambda step: grain(step.technique) == "stream", recipe.steps))
+    if first:
+        held = Held(checkpoint, compress_model(loaded(checkpoint), steps=first))
+        pieces_of_it, told = conduct(held, Recipe(steps=recipe.steps[len(first) :]), windows)
+        return pieces_of_it, {"tie_word_embeddings": held.config.tie_word_embeddings} | told
     data = list(windows.split(8)) if len(windows) else None
     model = compress_model(loaded(checkpoint), data, steps=recipe.steps)
     config = model.config.to_dict()  # type: ignore[union-attr, operator]
     return pieces(checkpoint, model), {name: config[name] for name in TOLD if config.get(name) is not None}
+
+
+class Held(Checkpoint):
+    """A checkpoint whose tensors are in memory, as they would be stored."""
+
+    def __init__(self, checkpoint: Checkpoint, model: nn.Module) -> None:
+        self.folder, self.family, self.config = checkpoint.folder, checkpoint.family, copy.deepcopy(checkpoint.config)
+        self.config.tie_word_embeddings = model.config.tie_word_embeddings  # type: ignore[union-attr]
+        state = model.state_dict()
+        self._tensors = {name: exactly(tensor, kept_in(checkpoint, name)) for name, tensor in state.items()}
+
+    @property
+    def names(self) -> list[str]:
+        """The names of all tensors."""
+        return list(self._tensors)
+
+    def tensor(self, name: str) -> Tensor:
+        """One tensor."""
+        return self._tensors[name]
 
 
 def loaded(checkpoint: Checkpoint) -> nn.Module:
@@ -58,6 +87,6 @@ def pieces(checkpoint: Checkpoint, model: nn.Module) -> Iterator[Piece]:
     family = checkpoint.family
     freeze(model)
     names = [f"{family.blocks}.{own}" for own, _ in at(model, family.blocks).named_children()]
-    tied = checkpoint.config.tie_word_embeddings
+    tied = model.config.tie_word_embeddings  # type: ignore[union-attr]
     for name in (family.embedding, *names, family.norm, *(() if tied else (family.head,))):
         yield piece(checkpoint, name, at(model, name))

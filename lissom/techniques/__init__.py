@@ -3,12 +3,13 @@
     LAYER       (Weight, [the original Weight,] *Statistic, /, *, knobs) -> Weight
     COUPLING    (Coupling, *Statistic, /, *, knobs) -> Coupling
     SHAPE       (Coupling, tuple[Gram, ...], /, *, knobs) -> Coupling of fewer channels, from a Gram for each reader
+    STREAM      (Coupling, /, *, knobs) -> Coupling: the residual stream of a language model, as many channels as before
     SEVERAL     (Sequence[tuple[Weight, Gram]], /, *, knobs) -> list[Weight]: the layers that one step names, together
     BLOCK       (nn.Module, Lots, /, *, knobs) -> None: a block, or the whole of a module that is not a language model
     MODEL       (nn.Module, Lots, /, *, knobs) -> None: the whole
 
-The first four are pure; the others change the module they are given. For the last and `SEVERAL` the whole model must be
-in memory.
+The first five are pure; the others change the module they are given. For `STREAM`, `SEVERAL` and `MODEL` the whole
+model must be in memory.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,8 +31,10 @@ from lissom.techniques.quantize.binary import binary
 from lissom.techniques.quantize.dynamic import dynamic
 from lissom.techniques.quantize.floats import floats
 from lissom.techniques.quantize.gptq import gptq
+from lissom.techniques.quantize.hadamard import hadamard
 from lissom.techniques.quantize.nanoquant import nanoquant
 from lissom.techniques.quantize.rotate import rotate
+from lissom.techniques.quantize.rotate_stream import rotate_stream
 from lissom.techniques.quantize.rtn import rtn
 from lissom.techniques.quantize.smooth import smooth
 from lissom.techniques.quantize.ternary import ternary
@@ -56,6 +59,7 @@ LAYER: dict[str, Callable[..., Weight]] = {
     "vectors": vectors,
     "lowrank": lowrank,
     "residual": residual,
+    "hadamard": hadamard,
     "rtn": rtn,
     "gptq": gptq,
     "yaqa": yaqa,
@@ -79,6 +83,10 @@ SHAPE: dict[str, Callable[..., Coupling]] = {
     "width": width,
 }
 
+STREAM: dict[str, Callable[..., Coupling]] = {
+    "rotate_stream": rotate_stream,
+}
+
 SEVERAL: dict[str, Callable[..., Sequence[Weight]]] = {
     "tie": tie,
 }
@@ -91,4 +99,4 @@ MODEL: dict[str, Callable[..., None]] = {
     "blocks": blocks,
 }
 
-TECHNIQUES: dict[str, Callable[..., Any]] = {**LAYER, **COUPLING, **SHAPE, **SEVERAL, **BLOCK, **MODEL}
+TECHNIQUES: dict[str, Callable[..., Any]] = {**LAYER, **COUPLING, **SHAPE, **STREAM, **SEVERAL, **BLOCK, **MODEL}
