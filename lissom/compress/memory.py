@@ -30,6 +30,7 @@ DEFAULT = (
     Step(technique="sparsegpt", knobs={"sparsity": 0.4}),
     Step(technique="kmeans", knobs={"bits": 4, "rows": 0}),
 )
+FEWEST = ("ternary", "binary")  # techniques that are a number of bits by themselves
 
 
 def compress_model(model: nn.Module, data: Any = None, *, steps: Sequence[Any] = DEFAULT) -> nn.Module:
@@ -152,7 +153,7 @@ def answer(model: nn.Module, batch: Batch) -> Tensor:
 
 
 def quantize_model(model: nn.Module, data: Any = None, *, bits: int | str = 8) -> nn.Module:
-    """A copy of `model` with integer weights of 8 to 2 bits, or "binary" ones; trainable, straight through.
+    """A copy of `model` with integer weights of 8 to 2 bits, "ternary" or "binary" ones; it trains, straight through.
 
     Pruned weights stay zero, shared weights stay shared. With data, 4 bits and fewer are rounded by GPTQ, otherwise to
     the nearest point of a grid with a searched range. Below 8 bits groups of up to 128 inputs have a scale of their
@@ -162,18 +163,18 @@ def quantize_model(model: nn.Module, data: Any = None, *, bits: int | str = 8) -
         RecipeError: the bits are none of those.
         ModelError, DataError: as for `compress_model`.
     """
-    if bits not in (*range(2, 9), "binary"):
-        raise RecipeError(f'quantize_model: bits={bits!r} is not possible; choose 8 to 2, or "binary"')
+    if bits not in (*range(2, 9), *FEWEST):
+        raise RecipeError(f'quantize_model: bits={bits!r} is not possible; choose 8 to 2, "ternary" or "binary"')
     steps = [quantizing(name, layer, bits, data is not None) for name, layer in compressible(model).items()]
     return compress_model(model, data, steps=steps)
 
 
 def quantizing(name: str, layer: nn.Module, bits: int | str, calibrated: bool) -> Step:
     """The step that suits one layer."""
-    if bits == "binary":
-        return Step(layers=name, technique="binary")
+    if isinstance(bits, str):
+        return Step(layers=name, technique=bits)
     weight = weight_of(layer)
-    shared = isinstance(weight, Palette) and isinstance(bits, int) and weight.bits <= bits
+    shared = isinstance(weight, Palette) and weight.bits <= bits
     knobs: dict[str, Any] = {"bits": bits}
     if bits != 8 and not shared:
         knobs["group"] = next((size for size in (128, 64, 32) if weight.shape[1] % size == 0), 0)
