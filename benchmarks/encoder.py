@@ -152,9 +152,15 @@ def steps(bits: int) -> list[dict[str, Any]]:
     ]
 
 
-def fewer(share: float) -> list[dict[str, Any]]:
-    """Heads of attention and neurons between the blocks' layers, taken away."""
-    return [{"layers": "*", "technique": technique, "sparsity": share} for technique in ("heads", "channels")]
+def fewer() -> dict[str, list[dict[str, Any]]]:
+    """Heads of attention and neurons of the intermediate layers, a quarter of each block's taken away."""
+    heads = [{"layers": "*", "technique": "heads", "sparsity": 0.25}]
+    neurons = [{"layers": "*intermediate*", "technique": "channels", "sparsity": 0.25}]
+    found = {}
+    for name, taken in (("heads", heads), ("neurons", neurons), ("heads and neurons", heads + neurons)):
+        found[f"25 % fewer {name}"] = taken
+        found[f"25 % fewer {name}, not fitted anew"] = [{**step, "repair": False} for step in taken]
+    return found
 
 
 def recipes() -> dict[str, list[dict[str, Any]]]:
@@ -164,8 +170,7 @@ def recipes() -> dict[str, list[dict[str, Any]]]:
         "4 bits, group 128, embeddings too": steps(4),
         "3 bits, group 128, embeddings too": steps(3),
         "3 bits, group 128; embeddings int8": [{**steps(3)[0], "bits": 8}, *steps(3)[1:]],
-        "25 % fewer heads and neurons": fewer(0.25),
-        "25 % fewer heads and neurons, not fitted anew": [{**step, "repair": False} for step in fewer(0.25)],
+        **fewer(),
     }
 
 

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from lissom.compress import compress_model, quantize_model, stream_checkpoint
 from lissom.errors import DataError, ModelError, RecipeError
-from lissom.formats import Affine, Binary, CompressedLayer, Dense, Masked, Palette, Trainable, Weight
+from lissom.formats import Affine, Binary, CompressedLayer, Dense, Masked, Palette, Ternary, Trainable, Weight
 from lissom.models import Checkpoint
 from lissom.statistics import Gram, Moments
 from lissom.techniques import TECHNIQUES
@@ -63,7 +63,15 @@ def test_the_default_prunes_two_in_five_and_shares_sixteen_values() -> None:
 
 @pytest.mark.parametrize(
     ("bits", "kind", "group"),
-    [(8, Affine, 64), (5, Affine, 64), (4, Affine, 64), (3, Affine, 64), (2, Affine, 64), ("binary", Binary, None)],
+    [
+        (8, Affine, 64),
+        (5, Affine, 64),
+        (4, Affine, 64),
+        (3, Affine, 64),
+        (2, Affine, 64),
+        ("ternary", Ternary, None),
+        ("binary", Binary, None),
+    ],
 )
 @pytest.mark.parametrize("with_data", [False, True])
 def test_quantizing_gives_integers_of_so_many_bits(bits: Any, kind: type, group: int | None, with_data: bool) -> None:
@@ -109,7 +117,7 @@ def test_a_recipe_that_cannot_work_is_named(steps: Any, message: str) -> None:
 
 
 def test_bits_that_are_not_possible_are_named() -> None:
-    with pytest.raises(RecipeError, match='bits=9 is not possible; choose 8 to 2, or "binary"'):
+    with pytest.raises(RecipeError, match='bits=9 is not possible; choose 8 to 2, "ternary" or "binary"'):
         quantize_model(classifier(), bits=9)
 
 
@@ -153,7 +161,7 @@ def trained(model: nn.Module, x: Tensor, y: Tensor, steps: int = 30) -> list[flo
     return losses
 
 
-@pytest.mark.parametrize("bits", [8, 4, 2, "binary"])
+@pytest.mark.parametrize("bits", [8, 4, 2, "ternary", "binary"])
 def test_training_reaches_the_weights_and_the_form_stays(bits: Any) -> None:
     x, y = torch.randn(64, 32), torch.randint(10, (64,))
     quantized = quantize_model(classifier(), bits=bits)
@@ -170,7 +178,7 @@ def test_training_reaches_the_weights_and_the_form_stays(bits: Any) -> None:
 def test_pruned_weights_stay_zero_through_quantizing_and_training() -> None:
     x, y = torch.randn(64, 32), torch.randint(10, (64,))
     pruned = compress_model(classifier(), steps=[{"technique": "magnitude", "sparsity": 0.6}])
-    for bits in (8, 4, "binary"):
+    for bits in (8, 4, "ternary", "binary"):
         quantized = quantize_model(pruned, x, bits=bits)
         trained(quantized, x, y, steps=5)
         for name, weight in weights(quantized).items():

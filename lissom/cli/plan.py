@@ -34,7 +34,7 @@ def techniques(
         print(dumps([asdict(one) for one in found]))
         return
     for one in found:
-        needs = " and ".join(one.statistics) or ("no data" if one.grain == "layer" else "data")
+        needs = " and ".join(one.statistics) or ("no data" if one.grain in ("layer", "stream") else "data")
         console.print(f"[bold]{one.name}[/]  a {one.grain} at a time, from {needs}", highlight=False)
         lines = [one.title, *map(str, one.papers), ", ".join(map(str, one.knobs)) or "no knobs"]
         console.print("\n".join(f"  {line}" for line in lines), highlight=False, markup=False)

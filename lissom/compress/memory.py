@@ -16,6 +16,7 @@ from lissom.compress.plan import Phase, Plan, phases, wanted
 from lissom.compress.reshape import check_joined, joints_of, reshape
 from lissom.compress.taught import Taught
 from lissom.compress.tune import tune
+from lissom.compress.turn import turn
 from lissom.compress.whole import at_once, check_whole, settle
 from lissom.errors import ModelError, RecipeError
 from lissom.formats import LowRank, Palette, Sum, Weight, unfreeze
@@ -26,6 +27,7 @@ DEFAULT = (
     Step(technique="sparsegpt", knobs={"sparsity": 0.4}),
     Step(technique="kmeans", knobs={"bits": 4, "rows": 0}),
 )
+FEWEST = ("ternary", "binary")  # techniques that are a number of bits by themselves
 
 
 def compress_model(model: nn.Module, data: Any = None, *, steps: Sequence[Any] = DEFAULT) -> nn.Module:
@@ -100,6 +102,11 @@ class Work:
         reshape(self.model, phase, joints, self.originals, self.seen)
         settle(self.model)
 
+    def stream(self, phase: Phase) -> None:
+        """The residual stream of a language model."""
+        for step in phase.steps:
+            turn(self.model, step, self.originals)
+
     def block(self, phase: Phase) -> None:
         """The whole, as one block."""
         tune(self.model, phase, self.originals, self.taught())
@@ -127,13 +134,14 @@ CONDUCT: dict[str, Callable[[Work, Phase], None]] = {
     "several": Work.several,
     "coupling": Work.coupling,
     "shape": Work.shape,
+    "stream": Work.stream,
     "block": Work.block,
     "model": Work.whole,
 }
 
 
 def quantize_model(model: nn.Module, data: Any = None, *, bits: int | str = 8) -> nn.Module:
-    """A copy of `model` with integer weights of 8 to 2 bits, or "binary" ones; trainable, straight through.
+    """A copy of `model` with integer weights of 8 to 2 bits, "ternary" or "binary" ones; it trains, straight through.
 
     Pruned weights stay zero, shared weights stay shared. With data, 4 bits and fewer are rounded by GPTQ, otherwise to
     the nearest point of a grid with a searched range. Below 8 bits groups of up to 128 inputs have a scale of their
@@ -143,18 +151,18 @@ def quantize_model(model: nn.Module, data: Any = None, *, bits: int | str = 8) -
         RecipeError: the bits are none of those.
         ModelError, DataError: as for `compress_model`.
     """
-    if bits not in (*range(2, 9), "binary"):
-        raise RecipeError(f'quantize_model: bits={bits!r} is not possible; choose 8 to 2, or "binary"')
+    if bits not in (*range(2, 9), *FEWEST):
+        raise RecipeError(f'quantize_model: bits={bits!r} is not possible; choose 8 to 2, "ternary" or "binary"')
     steps = [quantizing(name, layer, bits, data is not None) for name, layer in compressible(model).items()]
     return compress_model(model, data, steps=steps)
 
 
 def quantizing(name: str, layer: nn.Module, bits: int | str, calibrated: bool) -> Step:
     """The step that suits one layer."""
-    if bits == "binary":
-        return Step(layers=name, technique="binary")
+    if isinstance(bits, str):
+        return Step(layers=name, technique=bits)
     weight = weight_of(layer)
-    shared = isinstance(weight, Palette) and isinstance(bits, int) and weight.bits <= bits
+    shared = isinstance(weight, Palette) and weight.bits <= bits
     knobs: dict[str, Any] = {"bits": bits}
     if bits != 8 and not shared:
         knobs["group"] = next((size for size in (128, 64, 32) if weight.shape[1] % size == 0), 0)

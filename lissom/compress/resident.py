@@ -1,8 +1,9 @@
 """A language model on disk: streamed, or, where a technique must see the whole of it, compressed in memory.
 
-Steps that come first and only put the residual stream in order are taken in memory, and what they leave is streamed.
+Steps on the residual stream that come first are taken in memory, and what they leave is streamed.
 """
 
+import copy
 from collections.abc import Iterator
 from itertools import takewhile
 from typing import Any
@@ -11,7 +12,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from lissom.compress.memory import compress_model
-from lissom.compress.stream import Piece, exactly, piece, stream_checkpoint
+from lissom.compress.stream import Piece, exactly, kept_in, piece, stream_checkpoint
 from lissom.errors import RecipeError
 from lissom.formats import freeze
 from lissom.models import Checkpoint
@@ -22,7 +23,7 @@ from lissom.types import Recipe
 ORDERS = {"permute_stream"}  # techniques of couplings that reach over all blocks, but leave every shape as it is
 ACROSS = {"width"} | ORDERS
 WINDOWS = 4  # of a batch, at each of which a technique that learns takes a step
-TOLD = ("num_hidden_layers", "layer_types", "hidden_size", "head_dim")  # what a config says of the blocks
+TOLD = ("num_hidden_layers", "layer_types", "hidden_size", "head_dim", "tie_word_embeddings")  # what may have changed
 
 
 def conduct(
@@ -41,10 +42,11 @@ def conduct(
     if max_ram is not None:
         raise RecipeError(f"recipe: {whole[0]} needs the whole model in memory; leave out max_ram, or that step")
     data = list(windows.split(WINDOWS)) if len(windows) else None
-    first = list(takewhile(lambda step: step.technique in ORDERS, recipe.steps))
+    first = list(takewhile(lambda step: grain(step.technique) == "stream" or step.technique in ORDERS, recipe.steps))
     if first:
         held = Held(checkpoint, compress_model(loaded(checkpoint), data, steps=first))
-        return conduct(held, Recipe(steps=recipe.steps[len(first) :]), windows)
+        pieces_of_it, told = conduct(held, Recipe(steps=recipe.steps[len(first) :]), windows)
+        return pieces_of_it, {"tie_word_embeddings": held.config.tie_word_embeddings} | told
     model = compress_model(loaded(checkpoint), data, steps=recipe.steps)
     config = model.config.to_dict()  # type: ignore[union-attr, operator]
     return pieces(checkpoint, model), {name: config[name] for name in TOLD if config.get(name) is not None}
@@ -54,10 +56,10 @@ class Held(Checkpoint):
     """A checkpoint whose tensors are in memory, as they would be stored."""
 
     def __init__(self, checkpoint: Checkpoint, model: nn.Module) -> None:
-        self.folder, self.family, self.config = checkpoint.folder, checkpoint.family, checkpoint.config
+        self.folder, self.family, self.config = checkpoint.folder, checkpoint.family, copy.deepcopy(checkpoint.config)
+        self.config.tie_word_embeddings = model.config.tie_word_embeddings  # type: ignore[union-attr]
         state = model.state_dict()
-        stored = {name: checkpoint.tensor(name).dtype for name in checkpoint.names if name in state}
-        self._tensors = {name: exactly(state[name], dtype) for name, dtype in stored.items()}
+        self._tensors = {name: exactly(tensor, kept_in(checkpoint, name)) for name, tensor in state.items()}
 
     @property
     def names(self) -> list[str]:
@@ -87,6 +89,6 @@ def pieces(checkpoint: Checkpoint, model: nn.Module) -> Iterator[Piece]:
     family = checkpoint.family
     freeze(model)
     names = [f"{family.blocks}.{own}" for own, _ in at(model, family.blocks).named_children()]
-    tied = checkpoint.config.tie_word_embeddings
+    tied = model.config.tie_word_embeddings  # type: ignore[union-attr]
     for name in (family.embedding, *names, family.norm, *(() if tied else (family.head,))):
         yield piece(checkpoint, name, at(model, name))

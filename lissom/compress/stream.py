@@ -19,7 +19,7 @@ from lissom.compress.plan import Phase, Plan, phases, wanted
 from lissom.compress.ram import room_for
 from lissom.compress.reshape import check_joined, reshape
 from lissom.compress.tune import tune
-from lissom.formats import CompressedLayer, Masked, Sum, Weight
+from lissom.formats import CompressedLayer, Dense, Masked, Sum, Turned, Weight
 from lissom.models import Checkpoint, compressible
 from lissom.models.couplings import block_joints
 from lissom.models.families import at
@@ -119,10 +119,16 @@ def seen_by(
 def piece(checkpoint: Checkpoint, name: str, part: nn.Module) -> Piece:
     """A part as it is stored: what is not compressed in the precision that it had."""
     layers = {n: layer for n, layer in compressible(part, name).items() if isinstance(layer, CompressedLayer)}
-    weights = {n: stored_like(layer.weight, checkpoint.tensor(f"{n}.weight")) for n, layer in layers.items()}
+    weights = {n: stored_like(layer.weight, kept_in(checkpoint, f"{n}.weight")) for n, layer in layers.items()}
     state = {f"{name}.{own}": tensor for own, tensor in part.state_dict().items() if ".matrix." not in f".{own}"}
-    tensors = {n: exactly(tensor, checkpoint.tensor(n).dtype) for n, tensor in state.items()}
+    tensors = {n: exactly(tensor, kept_in(checkpoint, n)) for n, tensor in state.items()}
     return Piece(name=name, weights=weights, tensors=tensors)
+
+
+def kept_in(checkpoint: Checkpoint, name: str) -> torch.dtype:
+    """The type that a tensor had; that of the embedding where a head of its own is new."""
+    new = name not in checkpoint.names and name == f"{checkpoint.family.head}.weight"
+    return checkpoint.tensor(f"{checkpoint.family.embedding}.weight" if new else name).dtype
 
 
 def exactly(tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -131,10 +137,10 @@ def exactly(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor if tensor.dim() == 1 and not torch.equal(narrow.to(tensor.dtype), tensor) else narrow
 
 
-def stored_like(weight: Weight, original: Tensor) -> Weight:
+def stored_like(weight: Weight, dtype: torch.dtype) -> Weight:
     """Values that are kept in floating point take no more bytes than they had."""
-    if isinstance(weight, Masked):
-        return dataclasses.replace(weight, values=weight.values.to(original.dtype))
-    if isinstance(weight, Sum):
-        return dataclasses.replace(weight, base=stored_like(weight.base, original))
+    if isinstance(weight, Dense | Masked):
+        return dataclasses.replace(weight, values=weight.values.to(dtype))
+    if isinstance(weight, Sum | Turned):
+        return dataclasses.replace(weight, base=stored_like(weight.base, dtype))
     return weight

@@ -22,7 +22,7 @@ def check_whole(plan: Sequence[Phase]) -> None:
     Raises:
         RecipeError: one does.
     """
-    for step in (step for phase in plan if phase.grain == "model" for step in phase.steps):
+    for step in (step for phase in plan if phase.grain in ("stream", "model") for step in phase.steps):
         if step.layers != "*":
             raise RecipeError(f"recipe: {step.technique} acts on the whole model; leave out layers={step.layers!r}")
 

@@ -18,6 +18,8 @@ from torch import Tensor
 
 from lissom.engine.pages import PAGE
 from lissom.errors import DataError
+from lissom.formats.turned import hadamard as turned
+from lissom.formats.turned import largest_size
 
 TINY = torch.finfo(torch.float16).tiny
 
@@ -112,16 +114,8 @@ STORES: dict[str, type[Store]] = {"float": FloatStore, "int8": Int8Store, "int4"
 
 
 def hadamard(x: Float[Tensor, "... e"]) -> Float[Tensor, "... e"]:
-    """H x by butterflies, in blocks of the largest power of two that divides e."""
-    features = x.shape[-1]
-    block = features & -features
-    size, turned = 1, x
-    while size < block:
-        a, b = turned.unflatten(-1, (-1, 2, size)).unbind(-2)
-        turned = torch.stack([a + b, a - b], -2).flatten(-3)
-        size *= 2
-    scaled: Tensor = turned * block**-0.5
-    return scaled
+    """x H, in blocks of the largest power of two that divides e."""
+    return turned(x, largest_size(x.shape[-1]))
 
 
 class Cache:

@@ -28,10 +28,11 @@ from lissom.formats.palette import Palette
 from lissom.formats.signs import Signs
 from lissom.formats.sum import BASES, Sum
 from lissom.formats.ternary import Ternary
+from lissom.formats.turned import Turned
 from lissom.formats.weight import Trainable, Weight
 from lissom.formats.xnor import Xnor
 
-FORMATS: dict[str, type[Weight]] = {**BASES, "sum": Sum}  # a new format is written into BASES
+FORMATS: dict[str, type[Weight]] = {**BASES, "sum": Sum, "turned": Turned}  # a new format is written into BASES
 
 
 def read_weight(spec: Mapping[str, Any], parts: Mapping[str, Tensor]) -> Weight:
@@ -58,6 +59,7 @@ __all__ = [
     "Sum",
     "Ternary",
     "Trainable",
+    "Turned",
     "Weight",
     "Xnor",
     "freeze",

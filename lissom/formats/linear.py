@@ -106,7 +106,7 @@ class CompressedEmbedding(CompressedLayer):
         if isinstance(self.matrix, Trainable):
             return F.embedding(index, self.matrix(), self.padding_idx)
         weight = self.matrix.weight()
-        return weight.look_up(index.flatten()).reshape(*index.shape, -1)
+        return weight.look_up(index.flatten()).reshape(*index.shape, weight.shape[1])
 
 
 LAYERS: dict[type[nn.Module], type[CompressedLayer]] = {

@@ -29,6 +29,7 @@ from lissom.compress import weight_of
 from lissom.compress.layers import steps_on
 from lissom.compress.plan import phases
 from lissom.compress.stream import layer_names, stored_like
+from lissom.compress.turn import family_in
 from lissom.engine.kernels import lower
 from lissom.errors import ModelError
 from lissom.formats import CompressedEmbedding, CompressedLinear, Dense, Frozen, Weight, freeze, wrap
@@ -133,24 +134,32 @@ def of_module(model: nn.Module, recipe: Recipe) -> Explanation:
     owner = {name: (layer.matrix if hasattr(layer, "matrix") else layer.weight) for name, layer in layers.items()}
     firsts = {id(held): name for name, held in reversed(owner.items())}
     shared = {name for name, held in owner.items() if firsts[id(held)] != name}
-    return explained(sources, recipe, total, shared)
+    family = family_in(model)
+    new = {family.head} & shared if family and parts_head(recipe) else set()
+    return explained(sources, recipe, total, shared - new, new)
 
 
 def of_checkpoint(checkpoint: Checkpoint, recipe: Recipe) -> Explanation:
     """What a recipe would do to a language model on disk."""
     model, tied = checkpoint.skeleton(), checkpoint.config.tie_word_embeddings
     layers = compressible(model)
+    embedding, head = checkpoint.family.embedding, checkpoint.family.head
+    new = {head} if tied and parts_head(recipe) else set()
     sources = {}
-    for name in layer_names(checkpoint, model):
-        stored = checkpoint.tensor(f"{name}.weight")
+    for name in (*layer_names(checkpoint, model), *new):
+        stored = checkpoint.tensor(f"{embedding if name in new else name}.weight")
         o, i = stored.shape
-        both = tied and name == checkpoint.family.embedding
+        both = tied and not new and name == embedding
         found = Source(layer=layers[name], shape=(o, i), rows=partial(first, stored), dtype=stored.dtype)
         sources[name] = replace(found, kept_in=stored.dtype, tied=both)
-    head = f"{checkpoint.family.head}.weight"
-    total = sum(checkpoint.tensor(name).nbytes for name in checkpoint.names if not (tied and name == head))
+    total = sum(checkpoint.tensor(name).nbytes for name in checkpoint.names if not (tied and name == f"{head}.weight"))
     learning = any(step.technique in LEARNING for step in recipe.steps)
-    return explained(sources, recipe, total, set(), vectors_grow(checkpoint) if learning else 0)
+    return explained(sources, recipe, total, set(), new, vectors_grow(checkpoint) if learning else 0)
+
+
+def parts_head(recipe: Recipe) -> bool:
+    """Whether a head that is the embedding becomes a matrix of its own."""
+    return any(grain(step.technique) == "stream" for step in recipe.steps)
 
 
 def vectors_grow(checkpoint: Checkpoint) -> int:
@@ -165,9 +174,12 @@ def first(matrix: Tensor, rows: int) -> Tensor:
 
 
 def explained(
-    sources: Mapping[str, Source], recipe: Recipe, total: int, shared: set[str], grown: int = 0
+    sources: Mapping[str, Source], recipe: Recipe, total: int, shared: set[str], new: set[str], grown: int = 0
 ) -> Explanation:
-    """Every layer foreseen; equal layers with equal steps are looked at once. `grown` is what else gets larger."""
+    """Every layer foreseen; equal layers with equal steps are looked at once.
+
+    Those `new` are not in the total yet; `grown` is by how much else gets larger.
+    """
     steps: dict[str, list[Step]] = {}
     for phase in phases(recipe, list(sources)):
         for name, more in phase.plan.items():
@@ -187,7 +199,8 @@ def explained(
             known[kind] = foresee(name, source, own)
         layers.append(replace(known[kind], name=name, steps=own))
     saved = sum(layer.bytes_before - layer.bytes_after for layer in layers if layer.name not in shared)
-    return Explanation(layers=tuple(layers), bytes_before=total, bytes_after=total - saved + grown)
+    added = grown + sum(layer.bytes_before for layer in layers if layer.name in new)
+    return Explanation(layers=tuple(layers), bytes_before=total, bytes_after=total + added - saved)
 
 
 def foresee(name: str, source: Source, steps: Sequence[Step]) -> Foreseen:
@@ -238,7 +251,7 @@ def period(steps: Sequence[Step]) -> int:
 def tried(name: str, source: Source, steps: Sequence[Step], rows: int) -> Weight:
     """The steps on so many rows of the weight."""
     weight = source.weight or Dense(values=source.rows(rows))
-    return stored_like(steps_on(name, weight, steps, None, weight), torch.empty(0, dtype=source.kept_in))
+    return stored_like(steps_on(name, weight, steps, None, weight), source.kept_in)
 
 
 def runs(source: Source) -> list[nn.Module]:

@@ -137,7 +137,7 @@ def options(
         off = w - weight.dense()
         kl = sum(harm(off, use) for use in uses) / 2 / predictions
         error = sum(float(energy(off, use).sum()) for use in uses) / max(whole, torch.finfo(torch.float32).tiny)
-        nbytes = stored_like(weight, torch.empty(0, dtype=floats)).nbytes
+        nbytes = stored_like(weight, floats).nbytes
         found.append(Option(steps=steps, nbytes=nbytes, error=error, kl=kl))
     if not found:
         raise refusals[0] if refusals else RecipeError(f"sensitivity: there is no candidate for {name}")

@@ -3,12 +3,13 @@
     LAYER       (Weight, [the original Weight,] *Statistic, /, *, knobs) -> Weight
     COUPLING    (Coupling, *Statistic, /, *, knobs) -> Coupling
     SHAPE       (Coupling, tuple[Gram, ...], /, *, knobs) -> Coupling of fewer channels, or in another order
+    STREAM      (Coupling, /, *, knobs) -> Coupling: the residual stream of a language model, as many channels as before
     SEVERAL     (Sequence[tuple[Weight, Gram]], /, *, knobs) -> list[Weight]: the layers that one step names, together
     BLOCK       (nn.Module, Lots, /, *, knobs) -> None: a block, or the whole of a module that is not a language model
     MODEL       (nn.Module, Lots, /, *, knobs) -> None: the whole
 
-A shape technique is given a Gram for each reader. The first four are pure; the others change the module they are
-given. For the last and `SEVERAL` the whole model must be in memory.
+A shape technique is given a Gram for each reader. The first five are pure; the others change the module they are
+given. For `STREAM`, `SEVERAL` and `MODEL` the whole model must be in memory.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,8 +33,10 @@ from lissom.techniques.quantize.binary import binary
 from lissom.techniques.quantize.dynamic import dynamic
 from lissom.techniques.quantize.floats import floats
 from lissom.techniques.quantize.gptq import gptq
+from lissom.techniques.quantize.hadamard import hadamard
 from lissom.techniques.quantize.nanoquant import nanoquant
 from lissom.techniques.quantize.rotate import rotate
+from lissom.techniques.quantize.rotate_stream import rotate_stream
 from lissom.techniques.quantize.rtn import rtn
 from lissom.techniques.quantize.smooth import smooth
 from lissom.techniques.quantize.ternary import ternary
@@ -59,6 +62,7 @@ LAYER: dict[str, Callable[..., Weight]] = {
     "vectors": vectors,
     "lowrank": lowrank,
     "residual": residual,
+    "hadamard": hadamard,
     "rtn": rtn,
     "gptq": gptq,
     "yaqa": yaqa,
@@ -88,6 +92,10 @@ KINDS: dict[str, tuple[str, ...]] = {  # the couplings that they act on, where t
     "permute_stream": ("width",),
 }
 
+STREAM: dict[str, Callable[..., Coupling]] = {
+    "rotate_stream": rotate_stream,
+}
+
 SEVERAL: dict[str, Callable[..., Sequence[Weight]]] = {
     "tie": tie,
 }
@@ -101,4 +109,4 @@ MODEL: dict[str, Callable[..., None]] = {
     "distil": distil,
 }
 
-TECHNIQUES: dict[str, Callable[..., Any]] = {**LAYER, **COUPLING, **SHAPE, **SEVERAL, **BLOCK, **MODEL}
+TECHNIQUES: dict[str, Callable[..., Any]] = {**LAYER, **COUPLING, **SHAPE, **STREAM, **SEVERAL, **BLOCK, **MODEL}

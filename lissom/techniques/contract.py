@@ -7,20 +7,23 @@ that follow are what calibration must collect.
 import inspect
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from lissom.errors import RecipeError, meant
-from lissom.formats import Weight
+from lissom.formats import Dense, Turned, Weight
 from lissom.statistics import Fisher, Gram, Guided, Moments, Statistic
-from lissom.techniques import BLOCK, COUPLING, KINDS, LAYER, MODEL, SEVERAL, SHAPE, TECHNIQUES
+from lissom.techniques import BLOCK, COUPLING, KINDS, LAYER, MODEL, SEVERAL, SHAPE, STREAM, TECHNIQUES
+from lissom.techniques.quantize.hadamard import turned_statistic
 from lissom.types import Step
 
-WHOLE = {"several", "model"}  # grains for which the whole model must be in memory
+WHOLE = {"stream", "several", "model"}  # grains for which the whole model must be in memory
 GRAINS: dict[str, Mapping[str, object]] = {
     "layer": LAYER,
     "coupling": COUPLING,
     "shape": SHAPE,
+    "stream": STREAM,
     "several": SEVERAL,
     "block": BLOCK,
     "model": MODEL,
@@ -28,7 +31,7 @@ GRAINS: dict[str, Mapping[str, object]] = {
 
 
 def grain(technique: str) -> str:
-    """How much of a model a technique must see at once: a layer, a coupling, a block, the whole model."""
+    """How much of a model a technique must see at once: a layer, a coupling, the stream, a block, the whole."""
     return next(name for name, table in GRAINS.items() if technique in table)
 
 
@@ -117,9 +120,20 @@ def apply(
     Raises:
         RecipeError: a knob does not suit this layer.
     """
+    if isinstance(weight, Turned) and step.technique != "hadamard":
+        return turned_apply(step, layer, weight, original, statistics)
     kinds = iter(needed(step))
     others = [original if kind is Weight else statistics[next(kinds)] for kind in given(step.technique)[1:]]
     try:
         return LAYER[step.technique](weight, *others, **step.knobs)
     except RecipeError as error:
         raise RecipeError(f"{step.technique}: {error} of {layer}") from None
+
+
+def turned_apply(
+    step: Step, layer: str, weight: Turned, original: Weight, statistics: Mapping[type[Statistic], Statistic]
+) -> Turned:
+    """Run a step behind the turn of a layer's input, where everything is seen turned."""
+    seen = {kind: turned_statistic(statistic, weight.size) for kind, statistic in statistics.items()}
+    first = Turned(base=original, size=weight.size).dense()  # turning back is turning
+    return replace(weight, base=apply(step, layer, weight.base, Dense(values=first), seen))

@@ -22,6 +22,7 @@ from lissom.formats import (
     Signs,
     Sum,
     Ternary,
+    Turned,
     Weight,
     Xnor,
     read_weight,
@@ -180,6 +181,20 @@ def total(base: Makes) -> Makes:
     return made
 
 
+def turned(base: Makes) -> Makes:
+    """Behind butterflies of the largest size; the matrix that they stand for, by the recursion of Sylvester."""
+
+    def made(shape: tuple[int, int], kept: Tensor | None, random: torch.Generator) -> Made:
+        below, values = base(shape, kept, random)
+        size = shape[1] & -shape[1]
+        h = torch.ones(1, 1)
+        while len(h) < size:
+            h = torch.kron(torch.tensor([[1.0, 1.0], [1.0, -1.0]]), h) / 2**0.5
+        return Turned(base=below, size=size), values @ torch.block_diag(*[h] * (shape[1] // size))
+
+    return made
+
+
 MAKERS: dict[str, Makes] = {
     "dense": dense,
     "dense bfloat16": dense_half,
@@ -204,8 +219,14 @@ MAKERS: dict[str, Makes] = {
     "sum on affine": total(affine(4, True, 4)),
     "sum on masked": total(masked),
     "sum on dense": total(dense_half),
+    "turned affine": turned(affine(4, True, 4)),
+    "turned dynamic": turned(dynamic),
+    "turned dense": turned(dense_half),
+    "turned sum": turned(total(masked)),
 }
-PRODUCTS = {name for name in MAKERS if name.startswith(("low rank", "sum"))}  # their rows are sums, in any order
+PRODUCTS = {
+    name for name in MAKERS if name.startswith(("low rank", "sum", "turned"))
+}  # their rows are sums, in any order
 WEIGHTS = {
     "name": st.sampled_from(sorted(MAKERS)),
     "shape": st.tuples(st.integers(1, 7), st.integers(1, 24)),

@@ -27,6 +27,7 @@ STEPS: list[list[dict[str, Any]]] = [
     [{"technique": "lowrank", "rank": 3}],
     [{"technique": "rtn", "bits": 4}, {"technique": "residual", "rank": 2}],
     [{"technique": "binary"}],
+    [{"technique": "hadamard", "size": 16}, {"technique": "gptq", "bits": 4, "group": 16}, {"technique": "dynamic"}],
 ]
 
 
@@ -61,6 +62,24 @@ def test_vectors_that_learn_keep_all_their_digits(tiny: Callable[..., Path], tmp
     compress_checkpoint(tiny("llama", True), Recipe.of(steps), windows, tmp_path / "out")
     assert told.bytes_after == stored(tmp_path / "out")
     assert not any(layer.at_most for layer in told.layers)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_turned_stream_parts_the_head_from_the_embedding(
+    tiny: Callable[..., Path], tmp_path: Path, tied: bool
+) -> None:
+    ends = [
+        {"layers": name, "technique": "rtn", "bits": bits} for name, bits in (("*embed_tokens", 8), ("*layers*", 4))
+    ]
+    recipe = Recipe.of([{"technique": "rotate_stream"}, *ends])
+    told = explain(tiny("llama", tied), recipe)
+    compress_checkpoint(tiny("llama", tied), recipe, torch.empty(0, 8, dtype=torch.long), tmp_path / "out")
+    assert (told.bytes_before, told.bytes_after) == (stored(tiny("llama", tied)), stored(tmp_path / "out"))
+    assert told.layers[-1].name == "lm_head"
+    assert told.layers[0].kernel == "rows"
+    model = open_folder(tiny("llama", tied)).model
+    in_memory = explain(model, recipe)
+    assert in_memory.bytes_after == stored(save(compress_model(model, steps=recipe.steps), tmp_path / "module"))
 
 
 def test_the_kernel_is_the_one_that_runs() -> None:

@@ -7,6 +7,7 @@ from torch import nn
 from lissom.engine.kernels.int4 import int4_layer
 from lissom.engine.kernels.int8 import int8_layer
 from lissom.engine.kernels.sum import sum_layer
+from lissom.engine.kernels.turned import turned_layer
 from lissom.formats import CompressedLinear, Frozen
 from lissom.models.families import put
 
@@ -22,7 +23,7 @@ def lower(model: nn.Module) -> nn.Module:
     for name, layer in list(model.named_modules(remove_duplicate=False)):
         if isinstance(layer, CompressedLinear) and isinstance(layer.matrix, Frozen) and name:
             if layer not in lowered:
-                lowered[layer] = fitting(layer) or sum_layer(layer, fitting) or layer
+                lowered[layer] = fitting(layer) or sum_layer(layer, fitting) or turned_layer(layer, fitting) or layer
             put(model, name, lowered[layer])
     return model
 

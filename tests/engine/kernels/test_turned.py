@@ -1,0 +1,41 @@
+"""A turned input before a kernel: the butterflies are run, and the weight behind them is on its own kernel."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from lissom.compress import compress_model
+from lissom.engine.kernels import lower
+from lissom.engine.kernels.int4 import Int4Linear
+from lissom.engine.kernels.int8 import Int8Linear
+from lissom.engine.kernels.turned import TurnedLinear
+from lissom.formats import CompressedLinear, freeze
+
+
+def turned(*steps: dict[str, Any], bias: bool = True) -> Any:
+    layer = nn.Sequential(nn.Linear(64, 32, bias=bias))
+    return freeze(compress_model(layer, steps=[{"technique": "hadamard", "size": 32}, *steps])).eval()
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(("rtn", "kind"), [({"bits": 8}, Int8Linear), ({"bits": 4, "group": 32}, Int4Linear)])
+def test_the_turned_weight_goes_to_its_kernel(rtn: dict[str, Any], kind: type, bias: bool) -> None:
+    model, x = turned({"technique": "rtn", **rtn}, bias=bias), torch.randn(5, 64)
+    expected = copy.deepcopy(model)(x)
+    lowered: Any = lower(model)
+    assert type(lowered[0]) is TurnedLinear
+    assert type(lowered[0].base) is kind
+    torch.testing.assert_close(lowered(x), expected, rtol=0.02, atol=0.02)
+    assert not torch.allclose(lowered[0].base(x), expected, rtol=0.1, atol=0.1)  # the turn forgotten
+
+
+@pytest.mark.parametrize("steps", [[], [{"technique": "rtn"}, {"technique": "dynamic", "bits": 4}]])
+def test_what_no_kernel_takes_stays_as_it_is(steps: list[dict[str, Any]]) -> None:
+    model, x = turned(*steps), torch.randn(5, 64)
+    expected = model(x)
+    lowered: Any = lower(model)
+    assert type(lowered[0]) is CompressedLinear
+    assert torch.equal(lowered(x), expected)
