@@ -13,7 +13,7 @@ from lissom.coupling import Coupling, Reader
 from lissom.errors import RecipeError
 from lissom.formats import Dense, wrap
 from lissom.statistics import Gram, Moments
-from lissom.techniques import BLOCK, COUPLING, LAYER, MODEL, SEVERAL, SHAPE, TECHNIQUES
+from lissom.techniques import BLOCK, COUPLING, LAYER, MODEL, SEVERAL, SHAPE, STREAM, TECHNIQUES
 from lissom.techniques.contract import check, given, kinds, knobs, needs
 from lissom.techniques.knobs import above, at_least, between, fraction, one_of
 from lissom.techniques.quantize.rtn import rtn
@@ -26,9 +26,12 @@ IMPOSSIBLE: dict[str, list[Any]] = {
     "base": [0, -4, 1, 9, 32],
     "batches": [0, -1],
     "bits": [0, -1, 9, 10**6],
+    "clip": [0.0, -1.0, *NONE],
     "damp": [-0.001, *NONE],
     "damp_out": [-0.001, *NONE],
+    "epochs": [0, -1],
     "group": [-1, -32],
+    "held": [-0.1, 1.0, *NONE],
     "iterations": [0, -1],
     "keep": [0, -1, 4, 5],
     "kind": ["", "fp3"],
@@ -42,6 +45,7 @@ IMPOSSIBLE: dict[str, list[Any]] = {
     "rows": [-1],
     "scale_bits": [0, -8, 7, 32],
     "seed": [-1, 2**64],
+    "size": [-1, 3, 2 * INPUTS],
     "sparsity": [-0.1, 1.0, 1.5, *NONE],
     "width": [0, -1, 5, 256],
 }
@@ -100,6 +104,8 @@ def run(technique: str, asked: dict[str, Any]) -> Any:
         return function(c, *(kind.blank(INPUTS) for kind in needs(technique)), **asked)
     if technique in SHAPE:
         return function(coupling(kinds(technique)[0]), (Gram.blank(INPUTS),), **asked)
+    if technique in STREAM:
+        return function(coupling("width"), **asked)
     if technique in SEVERAL:
         return function([(weight(), Gram.blank(INPUTS))] * 2, **asked)
     assert technique in {**BLOCK, **MODEL}

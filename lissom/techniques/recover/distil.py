@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from lissom.errors import RecipeError
 from lissom.formats import Trainable
+from lissom.techniques.knobs import above, at_least, fraction, one_of, seed_of
 from lissom.techniques.quantize.tuned import LOSSES, Lots
 
 BETAS, EPSILON = (0.9, 0.99), 1e-8
@@ -45,11 +46,14 @@ def distil(
     loss: str = "kl",
 ) -> None:
     """Learn from each lot `epochs` times; `held` is the share to judge by, `bf16` takes products in bfloat16."""
-    possible(epochs, lr, clip, held, loss)
+    at_least(1, epochs=epochs)
+    above(0, lr=lr, clip=clip)
+    fraction(held=held)
+    one_of(LOSSES, loss=loss)
     if not lots:
         raise RecipeError("what the original predicts is learned from data; give data")
     units = movable(model)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed_of(seed))
     judging, learning = divided(len(lots), held, generator)
     order = torch.cat([learning[torch.randperm(len(learning), generator=generator)] for _ in range(epochs)]).tolist()
     best, least = copied(units), judged(lots, judging, loss)
@@ -61,22 +65,6 @@ def distil(
     with torch.no_grad():
         for p, value in best.items():
             p.copy_(value)
-
-
-def possible(epochs: int, lr: float, clip: float, held: float, loss: str) -> None:
-    """See that the knobs can work.
-
-    Raises:
-        RecipeError: one cannot.
-    """
-    if loss not in LOSSES:
-        raise RecipeError(f"loss={loss!r} is unknown; choose {' or '.join(LOSSES)}")
-    if epochs < 1 or not lr > 0 or not clip > 0:
-        raise RecipeError(
-            f"epochs={epochs}, lr={lr}, clip={clip} move nothing; choose 1 epoch or more, and a positive lr and clip"
-        )
-    if not 0 <= held < 1:
-        raise RecipeError(f"held={held} must be a fraction from 0 up to 1, such as 0.05")
 
 
 def movable(model: nn.Module) -> dict[nn.Parameter, Tensor]:
