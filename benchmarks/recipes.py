@@ -138,7 +138,26 @@ def scaled() -> dict[str, Given]:
         f"awq, then rtn, 4 bits, group {GROUP}": blocks("awq", bits=4, group=GROUP) + rounded,
         f"rotate, then rtn, 4 bits, group {GROUP}": blocks("rotate") + rounded,
         "smooth, then int8, inputs int8 too": blocks("smooth") + blocks("dynamic"),
+        **turned(),
     }
+
+
+def turned() -> dict[str, Given]:
+    """Inputs of few bits, with the stream and the heads turned beforehand, or every input as it comes."""
+    four = blocks("gptq", bits=4, group=GROUP)
+    stream: Steps = [{"technique": "rotate_stream"}, *blocks("rotate")]
+    downs: Steps = [{"layers": f"{BLOCKS}down_proj", "technique": "hadamard"}]
+    found: dict[str, Given] = {}
+    for first, steps in (("", []), ("stream, heads and down_proj turned, then ", stream + downs)):
+        for bits in (8, 4):
+            name = f"{first}gptq, 4 bits, inputs of {bits} bits"
+            found[name] = [*steps, *four, *blocks("dynamic", bits=bits)]
+    found["every input turned, then gptq, 4 bits, inputs of 4 bits"] = [
+        *blocks("hadamard"), *four, *blocks("dynamic", bits=4)
+    ]  # fmt: skip
+    found["stream and heads turned, then gptq, 4 bits"] = [*stream, *four]
+    found["stream, heads and down_proj turned, then int8, inputs int8 too"] = [*stream, *downs, *blocks("dynamic")]
+    return found
 
 
 def compositions() -> dict[str, Given]:

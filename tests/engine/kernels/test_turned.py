@@ -13,6 +13,7 @@ from lissom.engine.kernels.int4 import Int4Linear
 from lissom.engine.kernels.int8 import Int8Linear
 from lissom.engine.kernels.turned import TurnedLinear
 from lissom.formats import CompressedLinear, freeze
+from lissom.formats.turned import hadamard
 
 
 def turned(*steps: dict[str, Any], bias: bool = True) -> Any:
@@ -39,3 +40,9 @@ def test_what_no_kernel_takes_stays_as_it_is(steps: list[dict[str, Any]]) -> Non
     lowered: Any = lower(model)
     assert type(lowered[0]) is CompressedLinear
     assert torch.equal(lowered(x), expected)
+
+
+@pytest.mark.parametrize("size", [1, 2, 4, 8, 32, 64])
+def test_two_small_products_are_the_butterflies(size: int) -> None:
+    x = torch.randn(2, 3, 64)
+    torch.testing.assert_close(TurnedLinear(nn.Identity(), size)(x), hadamard(x, size), rtol=1e-5, atol=1e-5)
