@@ -10,11 +10,10 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from lissom.calibrate.gradients import Heard, end_loss, hear, outputs
+from lissom.calibrate.gradients import E, Heard, end_loss, hear, outputs
 from lissom.calibrate.spill import Spill, joined
 from lissom.formats import matrix_of
 from lissom.models import Checkpoint, compressible
@@ -97,47 +96,78 @@ class Stream:
                 self.spill.forget()
 
     def listen(self, embedding: nn.Module, names: Collection[str]) -> dict[str, Heard]:
-        """Through the original model and back from its end loss: what that says of the layers of these names.
-
-        The inputs of all blocks wait meanwhile; on the way back each block is read and run once more.
-        """
-        self.start(embedding)
-        waiting = []
-        for _ in self.blocks():
-            waiting.append(self.hidden)
-        gradient, heard = self._at_the_end(embedding), dict[str, Heard]()
-        for number, hidden in reversed(list(enumerate(waiting))):
-            name = f"{self.family.blocks}.{number}"
-            block = self.checkpoint.fill(self.model, name)
-            layers = {own: layer for own, layer in compressible(block, name).items() if own in names}
-            gradient = self._joined(self._back(name, block, layers, heard, hidden, gradient))
-            block.to("meta")
-        self.hidden = torch.empty(0)
+        """Through the original model and back from its end loss: what that says of the layers of these names."""
+        heard = dict[str, Heard]()
+        for _, _, found in self.backward(embedding, set(names) - {self.family.embedding}, Heard.of):
+            heard |= found
         return heard
 
+    def backward(
+        self, embedding: nn.Module, names: Collection[str], new: Callable[[nn.Module, Tensor], E]
+    ) -> Iterator[tuple[str, nn.Module, dict[str, E]]]:
+        """Through the original model and back from its end loss: its parts, the last first, with what is heard of each.
+
+        The inputs of all blocks wait meanwhile; on the way back each block is read and run once more. `see` runs a part
+        that is out on what it was given (the embedding, at last, on nothing). What was heard is let go afterwards.
+        """
+        self.start(embedding)
+        waiting = [self.hidden for _ in self.blocks()]
+        heard = dict[str, E]()
+        head, gradient = self._at_the_end(embedding, names, heard, new)
+        yield self.family.head, head, heard
+        for number in reversed(range(len(waiting))):
+            heard.clear()
+            name, self.hidden = f"{self.family.blocks}.{number}", waiting.pop()
+            block = self.checkpoint.fill(self.model, name)
+            layers = {own: layer for own, layer in compressible(block, name).items() if own in names}
+            gradient = self._joined(self._back(name, block, layers, heard, new, self.hidden, gradient))
+            yield name, block, heard
+            block.to("meta")
+        heard.clear()
+        self.hidden = torch.empty(0)
+        if self.family.embedding in names:
+            heard[self.family.embedding] = self._embedded(embedding, new, gradient)
+        yield self.family.embedding, embedding, heard
+
     def _back(
-        self, name: str, block: nn.Module, layers: Mapping[str, nn.Module], heard: dict[str, Heard], *flow: Tensor
+        self,
+        name: str,
+        block: nn.Module,
+        layers: Mapping[str, nn.Module],
+        heard: dict[str, E],
+        new: Callable[[nn.Module, Tensor], E],
+        *flow: Tensor,
     ) -> Iterator[Tensor]:
         for hidden, gradient in zip(*(lots.split(self.batch) for lots in flow), strict=True):
             hidden = hidden.detach().requires_grad_()
             with outputs(layers) as taken, torch.enable_grad():
-                yield hear(heard, taken, (self._one(name, block, hidden) * gradient).sum(), [hidden])[0]
+                yield hear(heard, taken, (self._one(name, block, hidden) * gradient).sum(), [hidden], new=new)[0]
 
-    def _at_the_end(self, embedding: nn.Module) -> Tensor:
-        """The gradient of the end loss at the last block's output."""
+    def _at_the_end(
+        self, embedding: nn.Module, names: Collection[str], heard: dict[str, E], new: Callable[[nn.Module, Tensor], E]
+    ) -> tuple[nn.Module, Tensor]:
+        """The head, and the gradient of the end loss at the last block's output; what the head is given stays."""
         norm = self.checkpoint.fill(self.model, self.family.norm)
-        head = self.head()
+        head = self.head() or tied(at(self.model, self.family.head), embedding)
+        layers = {self.family.head: head} if self.family.head in names else {}
         generator = torch.Generator().manual_seed(0)
 
         def back() -> Iterator[Tensor]:
             for hidden in self.hidden.split(1):  # one window at a time: logits are wide
                 hidden = hidden.detach().requires_grad_()
-                with torch.enable_grad():
-                    last = norm(hidden)
-                    logits = F.linear(last, matrix_of(embedding)) if head is None else head(last)
-                    yield torch.autograd.grad(end_loss(logits, True, generator), hidden)[0]
+                with outputs(layers) as taken, torch.enable_grad():
+                    yield hear(heard, taken, end_loss(head(norm(hidden)), True, generator), [hidden], new=new)[0]
 
-        return self._joined(back())
+        gradient = self._joined(back())
+        self.hidden = self._flow(self.family.norm, norm, self.hidden)
+        return head, gradient
+
+    def _embedded(self, embedding: nn.Module, new: Callable[[nn.Module, Tensor], E], gradient: Tensor) -> E:
+        """What is heard of the embedding, from the gradient at what it gave."""
+        heard = new(embedding, gradient)
+        for ids, lot in zip(self.windows.split(self.batch), gradient.split(self.batch), strict=True):
+            heard.see(embedding, ids, lot)
+        return heard
 
     def lots(self, name: str, block: nn.Module) -> list[tuple[Callable[[], Tensor], Tensor]]:
         """How to run a block on each lot of data, and what the original says where the original blocks lead to it."""
@@ -164,6 +194,12 @@ class Stream:
         if self.checkpoint.config.tie_word_embeddings:
             return None
         return self.checkpoint.fill(self.model, self.family.head)
+
+
+def tied(head: Any, embedding: nn.Module) -> nn.Module:
+    """A head with the matrix of the embedding."""
+    head.weight = nn.Parameter(matrix_of(embedding), requires_grad=False)
+    return head  # type: ignore[no-any-return]
 
 
 class Recorder(nn.Module):

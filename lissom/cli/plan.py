@@ -74,7 +74,8 @@ def sensitivity(
 ) -> None:
     """Foresee what each bit width would cost at each layer of a language model; mix them for a size."""
     from lissom.models import Checkpoint
-    from lissom.search.mixed import ENDS, candidates_for, foreseen, mix
+    from lissom.search.foresee import foreseen
+    from lissom.search.mixed import ENDS, candidates_for, mix
 
     if (size is None) != (out is None):
         raise RecipeError("--size and --out belong together: the bytes to keep, and the recipe to write")
