@@ -14,7 +14,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from lissom.calibrate.gradients import E, Heard, end_loss, hear, outputs
-from lissom.calibrate.spill import Spill, joined
+from lissom.calibrate.spill import Spill, give_back, joined
 from lissom.formats import matrix_of
 from lissom.models import Checkpoint, compressible
 from lissom.models.families import at, put
@@ -78,6 +78,7 @@ class Stream:
             yield name, block
             self.hidden, self.taught = self._flow(name, block, self.hidden), self.wanted
             block.to("meta")
+            give_back()
 
     @torch.no_grad()
     def _flow(self, name: str, part: nn.Module, hidden: Tensor) -> Tensor:
@@ -96,9 +97,14 @@ class Stream:
                 self.spill.forget()
 
     def listen(self, embedding: nn.Module, names: Collection[str]) -> dict[str, Heard]:
-        """Through the original model and back from its end loss: what that says of the layers of these names."""
+        """Through the original model and back from its end loss: what that says of the layers of these names.
+
+        Fisher matrices wait on disk where hidden states do.
+        """
         heard = dict[str, Heard]()
         for _, _, found in self.backward(embedding, set(names) - {self.family.embedding}, Heard.of):
+            for own in found.values() if self.spill is not None else ():
+                own.fisher.ggt = joined([own.fisher.ggt], len(own.fisher.ggt), self.spill)
             heard |= found
         return heard
 
@@ -111,18 +117,20 @@ class Stream:
         that is out on what it was given (the embedding, at last, on nothing). What was heard is let go afterwards.
         """
         self.start(embedding)
-        waiting = [self.hidden for _ in self.blocks()]
+        # In one piece: kept one by one among the blocks that come and go, they keep four times their size from use.
+        waiting = joined((self.hidden.unsqueeze(0) for _ in self.blocks()), len(self.calls), self.spill)
         heard = dict[str, E]()
         head, gradient = self._at_the_end(embedding, names, heard, new)
         yield self.family.head, head, heard
         for number in reversed(range(len(waiting))):
             heard.clear()
-            name, self.hidden = f"{self.family.blocks}.{number}", waiting.pop()
+            name, self.hidden = f"{self.family.blocks}.{number}", waiting[number]
             block = self.checkpoint.fill(self.model, name)
             layers = {own: layer for own, layer in compressible(block, name).items() if own in names}
             gradient = self._joined(self._back(name, block, layers, heard, new, self.hidden, gradient))
             yield name, block, heard
             block.to("meta")
+            give_back()
         heard.clear()
         self.hidden = torch.empty(0)
         if self.family.embedding in names:

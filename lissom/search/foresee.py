@@ -20,8 +20,11 @@ from torch import Tensor, nn
 
 from lissom.calibrate.gradients import Heard, Pull
 from lissom.calibrate.observe import looks_up
+from lissom.calibrate.spill import Spill
 from lissom.calibrate.stream import Stream
 from lissom.compress.layers import back, weight_of
+from lissom.compress.plan import Phase
+from lissom.compress.ram import first_below, ways_back
 from lissom.compress.stream import seen_in
 from lissom.errors import RecipeError
 from lissom.models import Checkpoint, compressible
@@ -42,19 +45,23 @@ def foreseen(
     candidates: Mapping[str, Sequence[Steps]],
     *,
     cache: Path | None = None,
+    max_ram: int | None = None,
     progress: Callable[[str], None] = lambda name: None,
 ) -> dict[str, tuple[Option, ...]]:
     """The sensitivity of a language model; what the cache knows already is not computed again.
 
+    With `max_ram` the process stays below so many bytes of memory.
+
     Raises:
         RecipeError: no candidate suits a layer, or one acts on more than a layer.
+        DataError: `max_ram` is too little, as far as can be foreseen.
     """
     file = None if cache is None else cache / f"{fingerprint(checkpoint, windows)}.json"
     known = remembered(file)
     missing = {name: [steps for steps in tried if not of(known, name, steps)] for name, tried in candidates.items()}
     missing = {name: tried for name, tried in missing.items() if tried}
     if missing:
-        for name, new in streamed(checkpoint, windows, missing):
+        for name, new in streamed(checkpoint, windows, missing, max_ram):
             known.setdefault(name, []).extend(zip(missing[name], new, strict=True))
             progress(name)
         remember(file, known)
@@ -68,7 +75,10 @@ def of(known: Known, name: str, steps: Steps) -> list[Option | RecipeError]:
 
 
 def streamed(
-    checkpoint: Checkpoint, windows: Int[Tensor, "n t"], candidates: Mapping[str, Sequence[Steps]]
+    checkpoint: Checkpoint,
+    windows: Int[Tensor, "n t"],
+    candidates: Mapping[str, Sequence[Steps]],
+    max_ram: int | None = None,
 ) -> Iterator[tuple[str, Found]]:
     """What becomes of the candidates of each layer, the last layer first, one part of the model in memory at a time.
 
@@ -76,6 +86,8 @@ def streamed(
     """
     stream, family = Stream(checkpoint, windows, LOT), checkpoint.family
     kinds: Kinds = {name: kinds_of(tried) for name, tried in candidates.items()}
+    if max_ram is not None:
+        bound(stream, candidates, max_ram)
     if checkpoint.config.tie_word_embeddings and family.embedding in candidates:
         kinds[family.head] = {Gram}
     guided = {at(stream.model, name) for name in back(kinds)}
@@ -90,6 +102,19 @@ def streamed(
                 yield own, options(own, weight, candidates[own], uses, windows.numel(), floats)
             else:
                 more = uses
+
+
+def bound(stream: Stream, candidates: Mapping[str, Sequence[Steps]], max_ram: int) -> None:
+    """Make a stream run in the fastest way that stays below so many bytes.
+
+    Raises:
+        DataError: there is none.
+    """
+    plan = {name: [step for steps in tried for step in steps] for name, tried in candidates.items()}
+    size = (stream.windows.shape[0], stream.windows.shape[1])
+    phase = Phase(grain="layer", plan=plan, steps=())
+    room = first_below(max_ram, ways_back(stream.checkpoint, stream.model, [phase], size))
+    stream.batch, stream.spill = room.batch, Spill() if room.spilled else None
 
 
 @dataclass(slots=True)

@@ -13,7 +13,10 @@ import torch
 from torch import Tensor
 
 from lissom.artifact import open_folder
-from lissom.errors import RecipeError
+from lissom.calibrate.spill import Spill
+from lissom.compress import ram
+from lissom.compress.plan import Phase
+from lissom.errors import DataError, RecipeError
 from lissom.models import Checkpoint
 from lissom.search import foresee
 from lissom.search.foresee import fingerprint, foreseen, streamed
@@ -24,6 +27,9 @@ from lissom.types import Step
 BLOCKS = [{"technique": "rtn", "bits": bits, "group": 16} for bits in (2, 4, 8)]
 ENDS = [{"technique": "rtn", "bits": bits} for bits in (4, 8)]
 HEARD = {"technique": "yaqa", "bits": 3, "group": 16}
+# The pulls of a block, of a tied head (2048 by 2048) and twice that to judge with; of a block what YAQA reads.
+BLOCK = 3 * 32**2 + 2 * 16**2 + 2 * 64**2
+HEARD_BYTES = max(BLOCK, 32**2 + 2048) + 3 * 2048**2 + BLOCK + 14 * 200 * 16
 MANY = [{"technique": "gptq", "bits": 3, "group": 16}, {"technique": "wanda"}, HEARD]
 
 
@@ -74,14 +80,36 @@ def test_of_one_part_nothing_is_left_when_the_next_is_at_work(
     assert len(used) == len(found) == 16
 
 
+def test_a_bound_is_kept_by_waiting_on_disk_or_refused(
+    tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ram, "resident", lambda: 0)
+    checkpoint, windows = Checkpoint(tiny("llama", True)), torch.randint(2048, (200, 16))
+    model = checkpoint.skeleton()
+    candidates = candidates_for(checkpoint, [BLOCKS[0], HEARD], ENDS)
+    plan = {name: [step for steps in tried for step in steps] for name, tried in candidates.items()}
+    rooms = list(ram.ways_back(checkpoint, model, [Phase(grain="layer", plan=plan, steps=())], (200, 16)))
+    assert [(room.batch, room.spilled) for room in rooms] == [(b, s) for s in (False, True) for b in (4, 2, 1)]
+    assert rooms[0].heard == 4 * HEARD_BYTES
+    assert rooms[3].peak < rooms[0].peak
+    plain = foreseen(checkpoint, windows, candidates)
+    opened: list[int] = []
+    empty = Spill.empty
+    monkeypatch.setattr(Spill, "empty", lambda spill, shape: (opened.append(1), empty(spill, shape))[1])
+    assert foreseen(checkpoint, windows, candidates, max_ram=rooms[3].peak) == plain
+    assert opened
+    with pytest.raises(DataError, match=r"max-ram: .* are too few, .* for what is heard of the end loss"):
+        foreseen(checkpoint, windows, candidates, max_ram=min(room.peak for room in rooms) - 1)
+
+
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many candidates each call had to try."""
     asked: list[int] = []
 
-    def count(checkpoint: Checkpoint, windows: Tensor, candidates: Any) -> Iterator[tuple[str, Found]]:
+    def count(checkpoint: Checkpoint, windows: Tensor, candidates: Any, *more: Any) -> Iterator[tuple[str, Found]]:
         asked.append(sum(map(len, candidates.values())))
-        return streamed(checkpoint, windows, candidates)
+        return streamed(checkpoint, windows, candidates, *more)
 
     monkeypatch.setattr(foresee, "streamed", count)
     return asked
