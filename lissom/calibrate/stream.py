@@ -117,11 +117,12 @@ class Stream:
         that is out on what it was given (the embedding, at last, on nothing). What was heard is let go afterwards.
         """
         self.start(embedding)
-        # In one piece: kept one by one among the blocks that come and go, they keep four times their size from use.
+        # In one piece, not scattered among the blocks that come and go, which leaves holes too small for the next.
         waiting = joined((self.hidden.unsqueeze(0) for _ in self.blocks()), len(self.calls), self.spill)
         heard = dict[str, E]()
         head, gradient = self._at_the_end(embedding, names, heard, new)
         yield self.family.head, head, heard
+        head.to("meta")
         for number in reversed(range(len(waiting))):
             heard.clear()
             name, self.hidden = f"{self.family.blocks}.{number}", waiting[number]
