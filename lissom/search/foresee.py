@@ -26,7 +26,7 @@ from lissom.compress.layers import back, weight_of
 from lissom.compress.plan import Phase
 from lissom.compress.ram import first_below, ways_back
 from lissom.compress.stream import seen_in
-from lissom.errors import RecipeError
+from lissom.errors import DataError, RecipeError
 from lissom.models import Checkpoint, compressible
 from lissom.models.checkpoint import read_json
 from lissom.models.families import at
@@ -54,8 +54,10 @@ def foreseen(
 
     Raises:
         RecipeError: no candidate suits a layer, or one acts on more than a layer.
-        DataError: `max_ram` is too little, as far as can be foreseen.
+        DataError: there are no windows, or `max_ram` is too little, as far as can be foreseen.
     """
+    if not len(windows):
+        raise DataError("data: there is not one window to look at the model with; give more text, or shorter windows")
     file = None if cache is None else cache / f"{fingerprint(checkpoint, windows)}.json"
     known = remembered(file)
     missing = {name: [steps for steps in tried if not of(known, name, steps)] for name, tried in candidates.items()}

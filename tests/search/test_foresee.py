@@ -100,6 +100,8 @@ def test_a_bound_is_kept_by_waiting_on_disk_or_refused(
     assert opened
     with pytest.raises(DataError, match=r"max-ram: .* are too few, .* for what is heard of the end loss"):
         foreseen(checkpoint, windows, candidates, max_ram=min(room.peak for room in rooms) - 1)
+    with pytest.raises(DataError, match="data: there is not one window"):
+        foreseen(checkpoint, windows[:0], candidates)
 
 
 @pytest.fixture
