@@ -3,7 +3,7 @@
     on the way back    the inputs of all blocks + max over parts of ( part + what a lot leaves behind for the way back )
     what is kept       o² for the Fisher matrix, and a weight for each row, of every layer that is heard
 
-with, in float32: a block's layers each leave their input and three times their output, the rest of it 12 hidden states;
+with, in float32: a block's layers each leave their input and four times their output, the rest of it 16 hidden states;
 the head works on one window, and leaves six times its logits. Where hidden states wait on disk, so do Fisher matrices,
 but for those of one part.
 """
@@ -19,7 +19,7 @@ from lissom.models import Checkpoint, Family, compressible
 from lissom.models.families import at
 
 FLOAT = torch.float32.itemsize
-OUTPUTS, STATES, LOGITS = 3, 12, 6
+OUTPUTS, STATES, LOGITS = 4, 16, 6
 
 
 def waiting(checkpoint: Checkpoint, windows: tuple[int, int], batch: int, spilled: bool) -> int:

@@ -137,7 +137,7 @@ def test_what_is_heard_is_in_the_sum(tiny: Callable[..., Path], monkeypatch: pyt
     assert found[4].heard == 4 * (block + rows)
     weights, left = (
         32 * 32 * 2 + 32 * 16 * 2 + 3 * 32 * 64,
-        (6 * 32 + 64) + 3 * (2 * 32 + 2 * 16 + 2 * 64 + 32) + 12 * 32,
+        (6 * 32 + 64) + 4 * (2 * 32 + 2 * 16 + 2 * 64 + 32) + 16 * 32,
     )
     head = 6 * 32 * 2048
     assert found[0].back == 4 * (5 * 64 * 32 * 32 + max(weights + 8 * 32 * left, head))
