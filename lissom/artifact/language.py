@@ -19,7 +19,7 @@ from lissom.compress.resident import conduct
 from lissom.errors import ArtifactError
 from lissom.models import Checkpoint, compressible
 from lissom.models.checkpoint import INDEX, MARK, check_shapes, read_config, skeleton
-from lissom.models.families import family_of
+from lissom.models.families import at, family_of
 from lissom.models.resize import matrix_shapes, resize, uniform
 from lissom.types import Recipe
 
@@ -136,4 +136,6 @@ def build_language_model(folder: Path, manifest: Mapping[str, Any]) -> nn.Module
     missing = [name for name in missing if ".matrix." not in name]
     if missing:
         raise ArtifactError(f"{folder} has no tensor {missing[0]!r}; the checkpoint is incomplete")
+    if config.tie_word_embeddings and family.embedding not in weights:
+        at(model, family.head).weight = at(model, family.embedding).weight  # one parameter, not two of one tensor
     return model.eval()

@@ -8,19 +8,30 @@ its gradients is the Gauss-Newton matrix of the squared error (same, section 8).
 Shapes: n rows, o outputs of a layer, v classes.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lissom.calibrate.observe import CONVOLUTIONS, rows
-from lissom.statistics import Fisher
+from lissom.calibrate.observe import CONVOLUTIONS, looks_up, rows
+from lissom.formats import matrix_of
+from lissom.statistics import Fisher, add_square
 
 LARGEST = 100.0  # times the mean: no single row may outweigh so many
+WIDE = 4096  # outputs beyond which `Pull` keeps only a diagonal
+
+
+@runtime_checkable
+class Ear(Protocol):
+    """What takes in the gradients of one layer."""
+
+    def see(self, layer: nn.Module, x: Tensor, g: Tensor) -> None:
+        """Take in a batch: the layer's input, and the gradient at its output."""
+        ...
 
 
 @dataclass(slots=True)
@@ -29,6 +40,11 @@ class Heard:
 
     fisher: Fisher
     parts: list[Float[Tensor, " n"]] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, layer: nn.Module, y: Tensor) -> "Heard":
+        """Nothing heard yet of a layer with such an output."""
+        return cls(Fisher.zero(by_row(layer, y).shape[1]))
 
     def weights(self) -> Float[Tensor, " n"]:
         """Of all rows in the order they were seen; 1 on the average, and never more than `LARGEST`."""
@@ -46,6 +62,40 @@ class Heard:
         self.fisher.see(g * loud.sqrt().unsqueeze(1))
 
 
+@dataclass(slots=True)
+class Pull:
+    """Of one layer: Σ g gᵀ over all rows, or its diagonal where that is wide; of an embedding how often each came.
+
+    Unlike in `Heard`, no row counts for more because its input is large.
+    """
+
+    n: int
+    ggt: Float[Tensor, "o o"] | Float[Tensor, " o"]
+    entries: Float[Tensor, " e"] | None = None
+
+    @classmethod
+    def of(cls, layer: nn.Module, y: Tensor) -> "Pull":
+        """Nothing heard yet of a layer with such an output."""
+        o = by_row(layer, y).shape[1]
+        return cls(0, torch.zeros((o, o) if o <= WIDE else (o,)), entries_of(layer))
+
+    def see(self, layer: nn.Module, x: Tensor, g: Tensor) -> None:
+        """Take in a batch: the layer's input, and the gradient at its output."""
+        g = by_row(layer, g).float()
+        self.n += g.shape[0]
+        if self.ggt.dim() == 2:
+            add_square(self.ggt, g)
+        else:
+            self.ggt += g.square().sum(0)
+        if self.entries is not None:
+            self.entries += torch.bincount(x.flatten(), minlength=len(self.entries))
+
+
+def entries_of(layer: nn.Module) -> Float[Tensor, " e"] | None:
+    """No count yet for each entry of an embedding."""
+    return torch.zeros(len(matrix_of(layer))) if looks_up(layer) else None
+
+
 def by_row(layer: nn.Module, y: Tensor) -> Float[Tensor, "n o"]:
     """A layer's output, or its gradient, with a row for each product with its matrix."""
     if not isinstance(layer, CONVOLUTIONS):
@@ -55,6 +105,7 @@ def by_row(layer: nn.Module, y: Tensor) -> Float[Tensor, "n o"]:
     return y.flatten(2).transpose(1, 2).flatten(0, 1)
 
 
+E = TypeVar("E", bound=Ear)
 Taken = list[tuple[str, nn.Module, Tensor, Tensor]]
 
 
@@ -79,12 +130,21 @@ def outputs(layers: Mapping[str, nn.Module]) -> Iterator[Taken]:
             handle.remove()
 
 
-def hear(heard: dict[str, Heard], taken: Taken, loss: Tensor, inputs: Sequence[Tensor] = ()) -> Sequence[Tensor]:
+def hear(
+    heard: dict[str, E],
+    taken: Taken,
+    loss: Tensor,
+    inputs: Sequence[Tensor] = (),
+    *,
+    new: Callable[[nn.Module, Tensor], E],
+) -> Sequence[Tensor]:
     """Run a loss backward: each layer takes in the gradient at its output; returned are the gradients of `inputs`."""
-    found = torch.autograd.grad(loss, [*(y for *_, y in taken), *inputs], allow_unused=True)
+    wanted = [*(y for *_, y in taken), *inputs]
+    found = torch.autograd.grad(loss, wanted, allow_unused=True) if wanted else ()
     for (name, layer, x, y), g in zip(taken, found, strict=False):
-        own = heard.setdefault(name, Heard(Fisher.zero(by_row(layer, y).shape[1])))
-        own.see(layer, x, torch.zeros_like(y) if g is None else g)
+        if name not in heard:
+            heard[name] = new(layer, y)
+        heard[name].see(layer, x, torch.zeros_like(y) if g is None else g)
     return found[len(taken) :]
 
 

@@ -5,7 +5,9 @@ The file has no name: it is gone when nobody uses it any more, also if the progr
 Shapes: n windows, t tokens, h hidden.
 """
 
+import ctypes
 import mmap
+import sys
 import tempfile
 import weakref
 from collections.abc import Iterable
@@ -26,7 +28,7 @@ class Spill:
         self.folder = folder
         self._maps = weakref.WeakSet[mmap.mmap]()
 
-    def empty(self, shape: tuple[int, ...], floats: torch.dtype) -> Float[Tensor, "n t h"]:
+    def empty(self, shape: tuple[int, ...], floats: torch.dtype) -> Float[Tensor, "..."]:
         """Room for hidden states of a type, in a file."""
         count = torch.Size(shape).numel()
         with tempfile.TemporaryFile(dir=self.folder) as file:
@@ -41,15 +43,23 @@ class Spill:
             mapped.madvise(mmap.MADV_DONTNEED)
 
 
-def joined(lots: Iterable[Float[Tensor, "b t h"]], windows: int, spill: Spill | None = None) -> Float[Tensor, "n t h"]:
+def joined(lots: Iterable[Float[Tensor, "b ..."]], count: int, spill: Spill | None = None) -> Float[Tensor, "n ..."]:
     """The lots one after another, on disk if so wished; in memory they are written where they will stay."""
     found, done = torch.empty(0), 0
     for lot in lots:
         if not len(found):
-            shape = (windows, *lot.shape[1:])
+            shape = (count, *lot.shape[1:])
             found = lot.new_empty(shape) if spill is None else spill.empty(shape, lot.dtype)
         found[done : done + len(lot)] = lot
         done += len(lot)
         if spill is not None:
             spill.forget()
     return found
+
+
+def give_back() -> None:
+    """Return to the system what is free already; glibc keeps it, in holes that the next block does not quite fit."""
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # not in every C library
+        if trim is not None:
+            trim(0)

@@ -14,12 +14,11 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from lissom.calibrate.gradients import Heard, end_loss, hear, outputs
-from lissom.calibrate.spill import Spill, joined
+from lissom.calibrate.gradients import E, Heard, end_loss, hear, outputs
+from lissom.calibrate.spill import Spill, give_back, joined
 from lissom.formats import matrix_of
 from lissom.models import Checkpoint, compressible
 from lissom.models.families import at, put
@@ -95,6 +94,7 @@ class Stream:
                 self.hidden = self._flow(name, block, self.hidden)
             self.taught = self.wanted
             block.to("meta")
+            give_back()
 
     @torch.no_grad()
     def _flow(self, name: str, part: nn.Module, hidden: Tensor) -> Tensor:
@@ -121,45 +121,86 @@ class Stream:
     def listen(self, embedding: nn.Module, names: Collection[str]) -> dict[str, Heard]:
         """Through the original model and back from its end loss: what that says of the layers of these names.
 
-        The inputs of all blocks wait meanwhile; on the way back each block is read and run once more.
+        Fisher matrices wait on disk where hidden states do.
         """
-        self.start(embedding)
-        waiting = []
-        for _ in self.blocks():
-            waiting.append(self.hidden)
-        gradient, heard = self._at_the_end(embedding), dict[str, Heard]()
-        for number, hidden in reversed(list(enumerate(waiting))):
-            name = f"{self.family.blocks}.{number}"
-            block = self._fill(name)
-            layers = {own: layer for own, layer in compressible(block, name).items() if own in names}
-            gradient = self._joined(self._back(name, block, layers, heard, hidden, gradient))
-            block.to("meta")
-        self.hidden = torch.empty(0)
+        heard = dict[str, Heard]()
+        for _, _, found in self.backward(embedding, set(names) - {self.family.embedding}, Heard.of):
+            for own in found.values() if self.spill is not None else ():
+                own.fisher.ggt = joined([own.fisher.ggt], len(own.fisher.ggt), self.spill)
+            heard |= found
         return heard
 
+    def backward(
+        self, embedding: nn.Module, names: Collection[str], new: Callable[[nn.Module, Tensor], E]
+    ) -> Iterator[tuple[str, nn.Module, dict[str, E]]]:
+        """Through the original model and back from its end loss: its parts, the last first, with what is heard of each.
+
+        The inputs of all blocks wait meanwhile; on the way back each block is read and run once more. `see` runs a part
+        that is out on what it was given (the embedding, at last, on nothing). What was heard is let go afterwards.
+        """
+        self.start(embedding)
+        # In one piece, not scattered among the blocks that come and go, which leaves holes too small for the next.
+        waiting = joined((self.hidden.unsqueeze(0) for _ in self.blocks()), len(self.calls), self.spill)
+        heard = dict[str, E]()
+        head, gradient = self._at_the_end(embedding, names, heard, new)
+        yield self.family.head, head, heard
+        head.to("meta")
+        for number in reversed(range(len(waiting))):
+            heard.clear()
+            name, self.hidden = f"{self.family.blocks}.{number}", waiting[number]
+            block = self._fill(name)
+            layers = {own: layer for own, layer in compressible(block, name).items() if own in names}
+            gradient = self._joined(self._back(name, block, layers, heard, new, self.hidden, gradient))
+            yield name, block, heard
+            block.to("meta")
+            give_back()
+        heard.clear()
+        self.hidden = torch.empty(0)
+        if self.family.embedding in names:
+            heard[self.family.embedding] = self._embedded(embedding, new, gradient)
+        yield self.family.embedding, embedding, heard
+
     def _back(
-        self, name: str, block: nn.Module, layers: Mapping[str, nn.Module], heard: dict[str, Heard], *flow: Tensor
+        self,
+        name: str,
+        block: nn.Module,
+        layers: Mapping[str, nn.Module],
+        heard: dict[str, E],
+        new: Callable[[nn.Module, Tensor], E],
+        *flow: Tensor,
     ) -> Iterator[Tensor]:
         for hidden, gradient in zip(*(lots.split(self.batch) for lots in flow), strict=True):
             hidden = hidden.detach().requires_grad_()
             with outputs(layers) as taken, torch.enable_grad():
-                yield hear(heard, taken, (self._one(name, block, hidden) * gradient).sum(), [hidden])[0]
+                yield hear(heard, taken, (self._one(name, block, hidden) * gradient).sum(), [hidden], new=new)[0]
 
-    def _at_the_end(self, embedding: nn.Module) -> Tensor:
-        """The gradient of the end loss at the last block's output."""
+    def _at_the_end(
+        self, embedding: nn.Module, names: Collection[str], heard: dict[str, E], new: Callable[[nn.Module, Tensor], E]
+    ) -> tuple[nn.Module, Tensor]:
+        """The head, and the gradient of the end loss at the last block's output; what the head is given stays."""
         norm = self._fill(self.family.norm)
-        head = self.head()
+        head = self.head() or tied(at(self.model, self.family.head), embedding)
+        layers = {self.family.head: head} if self.family.head in names else {}
         generator = torch.Generator().manual_seed(0)
 
         def back() -> Iterator[Tensor]:
             for hidden in self.hidden.split(1):  # one window at a time: logits are wide
                 hidden = hidden.detach().requires_grad_()
-                with torch.enable_grad(), self._running():
-                    last = norm(hidden)
-                    logits = F.linear(last, matrix_of(embedding)) if head is None else head(last)
-                    yield torch.autograd.grad(end_loss(logits, True, generator), hidden)[0]
+                with outputs(layers) as taken, torch.enable_grad():
+                    with self._running():
+                        said = head(norm(hidden))
+                    yield hear(heard, taken, end_loss(said, True, generator), [hidden], new=new)[0]
 
-        return self._joined(back())
+        gradient = self._joined(back())
+        self.hidden = self._flow(self.family.norm, norm, self.hidden)
+        return head, gradient
+
+    def _embedded(self, embedding: nn.Module, new: Callable[[nn.Module, Tensor], E], gradient: Tensor) -> E:
+        """What is heard of the embedding, from the gradient at what it gave."""
+        heard = new(embedding, gradient)
+        for ids, lot in zip(self.windows.split(self.batch), gradient.split(self.batch), strict=True):
+            heard.see(embedding, ids, lot)
+        return heard
 
     def lots(self, name: str, block: nn.Module) -> list[tuple[Callable[[], Tensor], Tensor]]:
         """How to run a block on each lot of data, and what the original says where the original blocks lead to it."""
@@ -231,6 +272,12 @@ def until(layer: nn.Module | None) -> Iterator[None]:
         finally:
             for handle in handles:
                 handle.remove()
+
+
+def tied(head: Any, embedding: nn.Module) -> nn.Module:
+    """A head with the matrix of the embedding."""
+    head.weight = nn.Parameter(matrix_of(embedding), requires_grad=False)
+    return head  # type: ignore[no-any-return]
 
 
 class Recorder(nn.Module):

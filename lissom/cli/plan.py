@@ -70,23 +70,27 @@ def sensitivity(
     windows: Annotated[int, typer.Option(help="windows of the text to use, at most", min=1)] = 32,
     length: Length = 512,
     cache: Annotated[Path | None, typer.Option(help="a folder that remembers the figures")] = None,
+    max_ram: Annotated[str | None, typer.Option(help="memory that may be taken, such as 4GB; by default any")] = None,
     json_lines: Json = False,
 ) -> None:
     """Foresee what each bit width would cost at each layer of a language model; mix them for a size."""
     from lissom.models import Checkpoint
-    from lissom.search.mixed import ENDS, candidates_for, foreseen, mix
+    from lissom.search.foresee import foreseen
+    from lissom.search.mixed import ENDS, candidates_for, mix
 
     if (size is None) != (out is None):
         raise RecipeError("--size and --out belong together: the bytes to keep, and the recipe to write")
     if out is not None and out.exists():
         raise RecipeError(f"{out} exists already; remove it or choose another name")
     nbytes = None if size is None else read_size("size", size)
+    bound = None if max_ram is None else read_size("max-ram", max_ram)
     checkpoint = Checkpoint(model)
     lot = text_windows(data, checkpoint.tokenizer(), length)[:windows]
     blocks = [{"technique": "gptq", "bits": width, "group": group} for width in widths(bits)]
     ends = [{**end, "group": group} for end in ENDS]
     with working() as tell:
-        found = foreseen(checkpoint, lot, candidates_for(checkpoint, blocks, ends), cache=cache, progress=tell)
+        candidates = candidates_for(checkpoint, blocks, ends)
+        found = foreseen(checkpoint, lot, candidates, cache=cache, max_ram=bound, progress=tell)
     if nbytes is not None and out is not None:
         recipe = mix(checkpoint, found, nbytes)
         out.write_text(yaml.safe_dump(recipe.as_dict(), sort_keys=False), encoding="utf-8")

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from lissom.calibrate import Batch, batches, call, observe
 from lissom.calibrate.gradients import Heard, end_loss, hear, outputs
-from lissom.calibrate.observe import Collected
-from lissom.compress.plan import Phase, Plan, wanted
+from lissom.calibrate.observe import Collected, looks_up
+from lissom.compress.plan import Phase, Plan
 from lissom.errors import DataError, RecipeError
 from lissom.formats import CompressedLayer, Dense, Frozen, Trainable, Weight, matrix_of, share_base, wrap
 from lissom.models import compressible
@@ -21,13 +21,15 @@ from lissom.techniques.contract import apply, needed
 from lissom.types import Step
 
 
-def look(model: nn.Module, layers: Mapping[str, nn.Module], plan: Plan, data: Any) -> dict[str, Collected]:
-    """Run the data through the model, in evaluation mode, and collect what the plan needs.
+def look(
+    model: nn.Module, layers: Mapping[str, nn.Module], kinds: Mapping[str, set[type[Statistic]]], data: Any
+) -> dict[str, Collected]:
+    """Run the data through the model, in evaluation mode, and collect statistics of these kinds.
 
     Raises:
         DataError: there is not one batch.
     """
-    kinds, seen = wanted(plan), 0
+    seen = 0
     heard = listen(model, {name: layers[name] for name in back(kinds)}, data) if back(kinds) else {}
     weights = {name: own.weights() for name, own in heard.items()}
     with evaluating(model), observe(layers, kinds, weights) as collected, torch.no_grad():
@@ -50,13 +52,17 @@ def with_fisher(collected: Mapping[str, Collected], heard: Mapping[str, Heard]) 
 
 
 def listen(model: nn.Module, layers: Mapping[str, nn.Module], data: Any) -> dict[str, Heard]:
-    """Run the data through the model and back from its end loss, that of class scores where there are such."""
+    """Run the data through the model and back from its end loss, that of class scores where there are such.
+
+    An embedding, whose input is an index, has no rows that could be loud.
+    """
     heard: dict[str, Heard] = {}
+    layers = {name: layer for name, layer in layers.items() if not looks_up(layer)}
     generator = torch.Generator().manual_seed(0)
     for batch in batches(data):
         with evaluating(model), outputs(layers) as taken, torch.enable_grad():
             output = call(model, batch)
-            hear(heard, taken, end_loss(said(model, output), scores(output, batch), generator))
+            hear(heard, taken, end_loss(said(model, output), scores(output, batch), generator), new=Heard.of)
     return heard
 
 

@@ -122,7 +122,7 @@ class Work:
 
     def seen(self, layers: Mapping[str, nn.Module], plan: Plan) -> dict[str, Collected]:
         """What layers are given when the model runs on the data, if there is any."""
-        return {} if self.data is None else look(self.model, layers, plan, self.data)
+        return {} if self.data is None else look(self.model, layers, wanted(plan), self.data)
 
     def taught(self) -> Taught:
         """How to run the model on each batch, and what the original says to it."""

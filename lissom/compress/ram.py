@@ -5,26 +5,30 @@
 with, in float32: the program as it is when it begins; the embedding, which stays; the hidden states of all windows, old
 and new (twice that for those who tune), or none of them where they wait on disk; a part (a block, the embedding, the
 head) as it was and as it becomes; 6 copies of its largest layer for what a technique holds while it works, and 3 of its
-largest Gram for the factors; the Grams of its layers; and what one lot of windows makes inside it, 4 times its widest
-layers. Techniques that hold more than that (those that solve for many candidates of a weight at once) are not foreseen.
+largest Gram (or Fisher matrix) for the factors; the Grams of its layers; and what one lot of windows makes inside it, 4
+times its widest layers. Where the end loss is heard (`listening.py`) what is kept of it is added, and the pass back may
+be what takes most. Techniques that hold more (that solve for many candidates of a weight at once) are not foreseen.
 
 A bound that does not hold at first is met by fewer windows at a time, then by hidden states on disk.
 """
 
 import resource
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 from torch import nn
 
+from lissom.compress.layers import back
+from lissom.compress.listening import judged, kept, waiting, way_back
 from lissom.compress.plan import Phase, wanted
 from lissom.errors import DataError
 from lissom.formats import matrix_of
 from lissom.models import Checkpoint, compressible
 from lissom.models.families import at
-from lissom.statistics import Gram
+from lissom.statistics import Gram, Guided
 
 FLOAT = 4  # bytes
 LOTS = (8, 4, 2, 1)  # windows at a time
@@ -41,11 +45,22 @@ class Room:
     hidden: int = 0
     part: int = 0
     embedding: int = 0
+    heard: int = 0
+    back: int = 0
 
     @property
     def peak(self) -> int:
         """Bytes at most."""
-        return self.program + self.embedding + self.hidden + self.part
+        return self.program + self.embedding + self.heard + max(self.hidden + self.part, self.back)
+
+    @property
+    def told(self) -> str:
+        """What is needed for what."""
+        heard = f"{told(self.heard)} for what is heard of the end loss, " * (self.heard > 0)
+        most = f"{told(self.part)} for the largest part with its statistics and {told(self.hidden)} for hidden states"
+        if self.back > self.hidden + self.part:
+            most = f"{told(self.back)} for the largest part on the way back and for hidden states"
+        return f"{told(self.program)} for the program, {told(self.embedding)} for the embedding, {heard}{most}"
 
 
 def room_for(
@@ -56,36 +71,75 @@ def room_for(
     Raises:
         DataError: there is none; the message says what is needed for what.
     """
-    for room in ways(checkpoint, model, plan, windows):
+    return first_below(max_ram, ways(checkpoint, model, plan, windows))
+
+
+def first_below(max_ram: int, rooms: Iterable[Room]) -> Room:
+    """The first of some ways to run that takes no more than so many bytes; the last one takes least.
+
+    Raises:
+        DataError: there is none.
+    """
+    for room in rooms:
         if room.peak <= max_ram:
             return room
     raise DataError(
-        f"max-ram: {told(max_ram)} are too few, {told(room.peak)} are needed: {told(room.program)} for the program, "
-        f"{told(room.embedding)} for the embedding, {told(room.part)} for the largest part with its statistics and "
-        f"{told(room.hidden)} for hidden states; give that much, shorter windows, or steps that need no Gram"
+        f"max-ram: {told(max_ram)} are too few, {told(room.peak)} are needed: {room.told}; give that much, shorter "
+        "windows, or steps that need no Gram"
     )
 
 
 def ways(checkpoint: Checkpoint, model: nn.Module, plan: Sequence[Phase], windows: tuple[int, int]) -> Iterator[Room]:
     """All ways to run, the fastest first."""
     n, t = windows
-    config = checkpoint.config
+    config, family = checkpoint.config, checkpoint.family
     copies = 4 if any(phase.grain == "block" for phase in plan) else 2
     hidden = copies * n * t * config.hidden_size * FLOAT
     program, embedding = resident(), config.vocab_size * config.hidden_size * FLOAT
+    listened = {name for phase in plan for name in back(wanted(phase.plan))} - {family.embedding} if n else set()
     for spilled in (False, True) if n else (False,):
         for batch in LOTS:
             lot = min(batch, n) * t
-            part = max(part_bytes(checkpoint, model, plan, name, lot) for name in parts(checkpoint))
-            kept = copies * lot * config.hidden_size * FLOAT if spilled else hidden
-            yield Room(batch=batch, spilled=spilled, program=program, hidden=kept, part=part, embedding=embedding)
+            yield Room(
+                batch=batch,
+                spilled=spilled,
+                program=program,
+                embedding=embedding,
+                hidden=copies * lot * config.hidden_size * FLOAT if spilled else hidden,
+                part=max(part_bytes(checkpoint, model, plan, name, lot) for name in parts(checkpoint)),
+                heard=kept(family, model, listened, n * t, spilled),
+                back=way_back(checkpoint, model, windows, batch, spilled) if listened else 0,
+            )
+
+
+def ways_back(
+    checkpoint: Checkpoint, model: nn.Module, plan: Sequence[Phase], windows: tuple[int, int]
+) -> Iterator[Room]:
+    """All ways to try a plan's steps on the original model, on the way back from the end loss; the fastest first."""
+    n, t = windows
+    config, names = checkpoint.config, [name for phase in plan for name in phase.plan]
+    guided = [name for phase in plan for name in back(wanted(phase.plan))]
+    program, embedding = resident(), config.vocab_size * config.hidden_size * FLOAT
+    for spilled, batch in product((False, True), LOTS[1:]):
+        part = max(part_bytes(checkpoint, model, plan, name, min(batch, n) * t) for name in parts(checkpoint))
+        yield Room(
+            batch=batch,
+            spilled=spilled,
+            program=program,
+            embedding=embedding,
+            hidden=waiting(checkpoint, windows, batch, spilled),
+            part=part,
+            heard=judged(checkpoint, model, names, guided, n * t),
+            back=way_back(checkpoint, model, windows, batch, spilled),
+        )
 
 
 def parts(checkpoint: Checkpoint) -> list[str]:
-    """The parts that differ in size; blocks are alike."""
+    """The parts with layers; a plan may do more in one block than in another."""
     family = checkpoint.family
     head = [] if checkpoint.config.tie_word_embeddings else [family.head]
-    return [family.embedding, f"{family.blocks}.0", *head]
+    blocks = [f"{family.blocks}.{number}" for number in range(checkpoint.config.num_hidden_layers)]
+    return [family.embedding, *blocks, *head]
 
 
 def part_bytes(checkpoint: Checkpoint, model: nn.Module, plan: Sequence[Phase], name: str, tokens: int) -> int:
@@ -99,13 +153,14 @@ def part_bytes(checkpoint: Checkpoint, model: nn.Module, plan: Sequence[Phase], 
         for phase in plan
         if phase.grain == "layer"
         for own, kinds in wanted(phase.on(layers)).items()
-        if Gram in kinds
+        if kinds & {Gram, Guided}
     ]
+    fishers = [shapes[own][0] ** 2 for phase in plan for own in back(wanted(phase.on(layers)))]
     widest = sum(sorted(o + i for o, i in shapes.values())[-3:])
     looked_up = name == checkpoint.family.embedding
     inside = 0 if looked_up else tokens * max(widest, INSIDE * checkpoint.config.hidden_size)
     working = WORKING * max((o * i for o, i in acted), default=0)
-    factors = 0 if looked_up else sum(grams) + FACTORS * max(grams, default=0)
+    factors = 0 if looked_up else sum(grams) + FACTORS * max([*grams, *fishers], default=0)
     return FLOAT * (2 * whole + working + factors + inside)
 
 

@@ -10,6 +10,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from lissom.calibrate import observe
+from lissom.calibrate.gradients import Heard
 from lissom.calibrate.observe import Collected
 from lissom.calibrate.spill import Spill
 from lissom.calibrate.stream import Stream, native
@@ -23,6 +24,7 @@ from lissom.formats import CompressedLayer, Dense, Masked, Sum, Turned, Weight
 from lissom.models import Checkpoint, compressible
 from lissom.models.couplings import block_joints
 from lissom.models.families import at
+from lissom.statistics import Statistic
 from lissom.types import Recipe
 
 
@@ -109,10 +111,24 @@ def seen_by(
     stream: Stream, name: str, part: nn.Module, layers: Mapping[str, nn.Module], plan: Plan
 ) -> dict[str, Collected]:
     """What layers of a part are given when the data runs through it."""
-    heard = {own: stream.heard[own] for own in back(wanted(plan)) if own in stream.heard}
+    kinds = wanted(plan)
+    return seen_in(
+        stream, name, part, layers, kinds, {own: stream.heard[own] for own in back(kinds) if own in stream.heard}
+    )
+
+
+def seen_in(
+    stream: Stream,
+    name: str,
+    part: nn.Module,
+    layers: Mapping[str, nn.Module],
+    kinds: Mapping[str, set[type[Statistic]]],
+    heard: Mapping[str, Heard],
+) -> dict[str, Collected]:
+    """Statistics of these kinds of layers of a part, with what was heard of them."""
     weights = {own: found.weights() for own, found in heard.items()}
-    with observe(layers, wanted(plan), weights) as collected:
-        stream.see(name, part, [layers[own] for own, kinds in wanted(plan).items() if kinds and own in layers])
+    with observe(layers, kinds, weights) as collected:
+        stream.see(name, part, [layers[own] for own, needed in kinds.items() if needed and own in layers])
     return with_fisher(collected, heard)
 
 

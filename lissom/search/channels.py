@@ -68,8 +68,7 @@ def maker_of(joint: Joint, layers: str) -> str:
 def curves_of(model: nn.Module, joints: list[Joint], lot: list[Batch]) -> Tensor:
     """What the readers of each coupling lose at each of the sparsities."""
     readers = {r.weight.layer: model.get_submodule(r.weight.layer) for joint in joints for r in joint.readers}
-    step = Step(technique="channels")
-    seen = {name: found[Gram] for name, found in look(model, readers, {name: [step] for name in readers}, lot).items()}
+    seen = {name: found[Gram] for name, found in look(model, readers, {name: {Gram} for name in readers}, lot).items()}
     curves = []
     for joint in joints:
         lost = losses(*as_it_is(model, joint, seen))

@@ -4,10 +4,6 @@ The cost of each candidate is the KL that `sensitivity` foresees; costs of layer
 the Fisher information does between layers whose errors have nothing to do with each other.
 """
 
-import hashlib
-import json
-import os
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,12 +12,11 @@ from typing import Any
 from jaxtyping import Int
 from torch import Tensor
 
-from lissom.artifact import open_folder
 from lissom.compress.stream import layer_names
 from lissom.models import Checkpoint
-from lissom.models.checkpoint import read_json
 from lissom.search.allocate import choose
-from lissom.search.sensitivity import Option, Steps, sensitivity
+from lissom.search.foresee import foreseen
+from lissom.search.sensitivity import Option, Steps
 from lissom.techniques.contract import check
 from lissom.types import Recipe, Step
 
@@ -42,12 +37,12 @@ def mixed(
     """The recipe of least foreseen KL whose weights take at most `nbytes`, everything counted.
 
     Args:
-        model: a Hugging Face checkpoint of a known family, small enough to be in memory.
+        model: a Hugging Face checkpoint of a known family.
         windows: n windows of t tokens to look at the model with.
         nbytes: what all tensors of the compressed model may take together.
         blocks: candidates for the layers of the blocks; each a step, or a list of steps, without `layers`.
         ends: candidates for the embedding and the head.
-        cache: a folder in which figures are kept from one call to the next, by model and data.
+        cache: a folder in which figures are kept from one call to the next, by model, data and code.
         progress: told the name of each layer as it is done.
 
     Raises:
@@ -100,58 +95,3 @@ def bytes_beside(checkpoint: Checkpoint, layers: Mapping[str, Any]) -> int:
     tied = {f"{checkpoint.family.head}.weight"} if checkpoint.config.tie_word_embeddings else set()
     without = tied | {f"{name}.weight" for name in layers}
     return sum(checkpoint.tensor(name).nbytes for name in checkpoint.names if name not in without)
-
-
-def foreseen(
-    checkpoint: Checkpoint,
-    windows: Int[Tensor, "n t"],
-    candidates: Mapping[str, Sequence[Steps]],
-    *,
-    cache: Path | None = None,
-    progress: Callable[[str], None] = lambda name: None,
-) -> dict[str, tuple[Option, ...]]:
-    """The sensitivity of a language model; what the cache knows already is not computed again.
-
-    Raises:
-        RecipeError: no candidate suits a layer.
-    """
-    file = None if cache is None else cache / f"{fingerprint(checkpoint, windows)}.json"
-    known = remembered(file)
-    missing = {
-        name: [steps for steps in tried if all(steps != o.steps for o in known.get(name, []))]
-        for name, tried in candidates.items()
-    }
-    missing = {name: tried for name, tried in missing.items() if tried}
-    if missing:
-        model, floats = open_folder(checkpoint.folder).model, checkpoint.tensor(f"{next(iter(missing))}.weight").dtype
-        for name, new in sensitivity(model, windows.split(4), missing, floats=floats, progress=progress).items():
-            known.setdefault(name, []).extend(new)
-        remember(file, known)
-    return {name: tuple(o for o in known[name] if o.steps in tried) for name, tried in candidates.items()}
-
-
-def fingerprint(checkpoint: Checkpoint, windows: Int[Tensor, "n t"]) -> str:
-    """Equal for equal weights and equal data."""
-    digest = hashlib.sha256(str(tuple(windows.shape)).encode() + windows.contiguous().numpy().tobytes())
-    for file in sorted([checkpoint.folder / "config.json", *checkpoint.folder.glob("*.safetensors")]):
-        with file.open("rb") as opened:
-            digest.update(hashlib.file_digest(opened, "sha256").digest())
-    return digest.hexdigest()[:32]
-
-
-def remembered(file: Path | None) -> dict[str, list[Option]]:
-    """What a file of the cache holds; nothing where there is none."""
-    if file is None or not file.is_file():
-        return {}
-    return {name: [Option.of(option) for option in found] for name, found in read_json(file).items()}
-
-
-def remember(file: Path | None, known: Mapping[str, Sequence[Option]]) -> None:
-    """Write a file of the cache under another name first, so that it is there whole or not at all."""
-    if file is None:
-        return
-    file.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=file.parent, prefix=".", suffix=".json")
-    with os.fdopen(handle, "w", encoding="utf-8") as opened:
-        json.dump({layer: [option.as_dict() for option in found] for layer, found in known.items()}, opened)
-    Path(name).replace(file)

@@ -11,29 +11,29 @@ labels y are drawn from the model's own predictions: the data needs none.
 Shapes: o outputs, i inputs, n rows of an input, e entries of an embedding.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lissom.calibrate import Batch, batches, observe
-from lissom.calibrate.observe import CONVOLUTIONS, Collected, looks_up
+from lissom.calibrate import batches
+from lissom.calibrate.gradients import Pull, end_loss, hear, outputs
+from lissom.calibrate.observe import Collected
 from lissom.compress.layers import evaluating, steps_on, weight_of
+from lissom.compress.layers import look as inputs_of
 from lissom.compress.stream import stored_like
 from lissom.compress.taught import answer
 from lissom.errors import DataError, ModelError, RecipeError
 from lissom.formats import CompressedLayer, Weight
 from lissom.models import compressible
-from lissom.statistics import Gram, Moments
+from lissom.statistics import Gram, Statistic
+from lissom.techniques.contract import grain, needed
 from lissom.types import Step
 
 Steps = tuple[Step, ...]
-WIDE = 4096  # outputs beyond which only the diagonal of G is kept
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,17 +57,15 @@ class Option:
         return cls(steps=steps, nbytes=given["nbytes"], error=given["error"], kl=given["kl"])
 
 
-@dataclass(slots=True, kw_only=True)
-class Seen:
-    """What is remembered of a layer: its inputs, and how strongly the predictions hang on each output.
+Found = tuple[Option | RecipeError, ...]  # what became of each candidate: an option, or why it does not suit
 
-    An embedding's input is an index, of which there is nothing but how often each came: `power` of the entries.
-    """
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """A use of a matrix: what it is given, and how strongly the predictions hang on what comes out."""
 
     inputs: Collected
-    entries: Float[Tensor, " e"] | None
-    pull: Float[Tensor, "o o"] | Float[Tensor, " o"]  # Σ g gᵀ over all rows, or its diagonal
-    rows: int = 0
+    pull: Pull
 
 
 def sensitivity(
@@ -88,21 +86,47 @@ def sensitivity(
     Raises:
         ModelError: the model is compressed already, or has no such layer.
         RecipeError: no candidate suits a layer.
-        DataError: there is not one batch.
+        DataError: there is not one batch, or none reaches a layer.
     """
     layers = compressible(model)
     for name in candidates:
         if name not in layers:
             raise ModelError(f"{type(model).__name__} has no layer {name!r}; it has {', '.join(list(layers)[:4])} ...")
     sharing = sharers(layers)
-    wanted = {same: layers[same] for name in candidates for same in sharing[name]}
-    seen, predictions = look(model, wanted, data, seed)
+    kinds = {same: kinds_of(tried) for name, tried in candidates.items() for same in sharing[name]}
+    seen, predictions = look(model, {name: layers[name] for name in kinds}, kinds, data, seed)
     found = {}
     for name, tried in candidates.items():
-        uses = [seen[same] for same in sharing[name]]
-        found[name] = options(name, weight_of(layers[name]), tried, uses, predictions, floats)
+        uses = [seen[same] for same in sharing[name] if same in seen]
+        found[name] = fitting(name, options(name, weight_of(layers[name]), tried, uses, predictions, floats))
         progress(name)
     return found
+
+
+def kinds_of(candidates: Sequence[Steps]) -> set[type[Statistic]]:
+    """The statistics of a layer that its candidates read, and the Gram that they are judged by.
+
+    Raises:
+        RecipeError: one of them acts on more than a layer.
+    """
+    steps = [step for tried in candidates for step in tried]
+    for step in steps:
+        if grain(step.technique) != "layer":
+            raise RecipeError(f"sensitivity: {step.technique} acts on more than one layer; try gptq, rtn or wanda")
+    return {Gram, *(kind for step in steps for kind in needed(step))}
+
+
+def fitting(name: str, found: Found) -> tuple[Option, ...]:
+    """The candidates that suit a layer.
+
+    Raises:
+        RecipeError: there is none.
+    """
+    suiting = tuple(option for option in found if isinstance(option, Option))
+    if not suiting:
+        refusals = [option for option in found if isinstance(option, RecipeError)]
+        raise refusals[0] if refusals else RecipeError(f"sensitivity: there is no candidate for {name}")
+    return suiting
 
 
 def sharers(layers: Mapping[str, nn.Module]) -> dict[str, list[str]]:
@@ -123,31 +147,34 @@ def options(
     uses: Sequence[Seen],
     predictions: int,
     floats: torch.dtype,
-) -> tuple[Option, ...]:
-    """What each candidate would make of a layer; its steps see what compressing the layer would let them see."""
-    found, refusals = list[Option](), list[RecipeError]()
-    w = original.dense()
-    whole = sum(float(energy(w, use).sum()) for use in uses)
+) -> Found:
+    """What each candidate would make of a layer; its steps see what compressing the layer would let them see.
+
+    Raises:
+        DataError: the layer was not used.
+    """
+    if not uses:
+        raise DataError(f"data: {name} is not used when the model runs on it; leave it out, or give other data")
+    w, found = original.dense(), list[Option | RecipeError]()
+    whole = max(sum(float(energy(w, use).sum()) for use in uses), torch.finfo(torch.float32).tiny)
     for steps in candidates:
         try:
             weight = steps_on(name, original, steps, uses[0].inputs, original)
         except RecipeError as refusal:
-            refusals.append(refusal)
+            found.append(refusal.with_traceback(None))  # which would keep alive what it was working on
             continue
         off = w - weight.dense()
         kl = sum(harm(off, use) for use in uses) / 2 / predictions
         error = sum(float(energy(off, use).sum()) for use in uses) / max(whole, torch.finfo(torch.float32).tiny)
         nbytes = stored_like(weight, floats).nbytes
         found.append(Option(steps=steps, nbytes=nbytes, error=error, kl=kl))
-    if not found:
-        raise refusals[0] if refusals else RecipeError(f"sensitivity: there is no candidate for {name}")
     return tuple(found)
 
 
 def energy(d: Float[Tensor, "o i"], use: Seen) -> Float[Tensor, " k"]:
     """(D H Dᵀ)_oo; for an embedding, whose rows are what comes out, Σ_e P(e) D_e² for each of its features."""
-    if use.entries is not None:
-        return (use.entries / max(use.rows, 1)) @ d.square()
+    if use.pull.entries is not None:
+        return (use.pull.entries / max(use.pull.n, 1)) @ d.square()
     gram = use.inputs[Gram]
     assert isinstance(gram, Gram)
     return (d @ gram.mean * d).sum(1)
@@ -155,86 +182,30 @@ def energy(d: Float[Tensor, "o i"], use: Seen) -> Float[Tensor, " k"]:
 
 def harm(d: Float[Tensor, "o i"], use: Seen) -> float:
     """Σ tr(G D H Dᵀ) over all rows."""
-    if use.pull.dim() == 1:
-        return float((energy(d, use) * use.pull).sum())
-    if use.entries is not None:
-        return float(((d.T * (use.entries / max(use.rows, 1))) @ d * use.pull).sum())
+    pull = use.pull
+    if pull.ggt.dim() == 1:
+        return float((energy(d, use) * pull.ggt).sum())
+    if pull.entries is not None:
+        return float(((d.T * (pull.entries / max(pull.n, 1))) @ d * pull.ggt).sum())
     gram = use.inputs[Gram]
     assert isinstance(gram, Gram)
-    return float((d @ gram.mean @ d.T * use.pull).sum())
+    return float((d @ gram.mean @ d.T * pull.ggt).sum())
 
 
-def look(model: nn.Module, layers: Mapping[str, nn.Module], data: Any, seed: int) -> tuple[dict[str, Seen], int]:
-    """One pass forward and back over the data; what was seen of each layer, and how many predictions were made.
+def look(
+    model: nn.Module, layers: Mapping[str, nn.Module], kinds: Mapping[str, set[type[Statistic]]], data: Any, seed: int
+) -> tuple[dict[str, Seen], int]:
+    """What was seen of each layer that the data reaches, and how many predictions were made.
 
     Raises:
         DataError: there is not one batch.
     """
-    generator, predictions = torch.Generator().manual_seed(seed), 0
-    kinds = {name: {Gram, Moments} for name in layers}
-    with evaluating(model), observe(layers, kinds) as inputs, gradients(model, layers) as seen, torch.enable_grad():
-        for batch in batches(data):
-            predictions += pull_back(said_by(model, batch), generator)
-    if not predictions:
-        raise DataError("data: no examples are in it (an iterator can be read once only; give a list or a DataLoader)")
-    for name, found in seen.items():
-        found.inputs.update(inputs.get(name, {}))
-    return seen, predictions
-
-
-def said_by(model: nn.Module, batch: Batch) -> Float[Tensor, "n c"]:
-    """The logits of all predictions of a batch."""
-    return answer(model, batch).flatten(0, -2)
-
-
-def pull_back(logits: Float[Tensor, "n c"], generator: torch.Generator) -> int:
-    """The gradient of -log p(y), y drawn from p, summed over the predictions; how many there are."""
-    y = torch.multinomial(logits.detach().float().softmax(-1), 1, generator=generator).flatten()
-    F.cross_entropy(logits, y, reduction="sum").backward()
-    return len(y)
-
-
-@contextmanager
-def gradients(model: nn.Module, layers: Mapping[str, nn.Module]) -> Iterator[dict[str, Seen]]:
-    """Within the block, every pass back adds to the pull on each layer's outputs; parameters get no gradients."""
-    seen = {name: nothing(layer) for name, layer in layers.items()}
-    handles = [layer.register_forward_hook(listener(seen[name])) for name, layer in layers.items()]
-    parameters = {p: p.requires_grad for p in model.parameters()}
-    for p in parameters:
-        p.requires_grad_(False)
-    try:
-        yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
-        for p, needed in parameters.items():
-            p.requires_grad_(needed)
-
-
-def nothing(layer: Any) -> Seen:
-    """What is known of a layer before any data."""
-    o, i = weight_of(layer).shape
-    entries = torch.zeros(o) if looks_up(layer) else None
-    width = o if entries is None else i
-    return Seen(inputs={}, entries=entries, pull=torch.zeros((width, width) if width <= WIDE else (width,)))
-
-
-def listener(seen: Seen) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:
-    """A hook that adds zeros to the output, so as to have its gradient whatever else needs one."""
-
-    def hear(layer: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> Tensor:
-        if seen.entries is not None:
-            seen.entries += torch.bincount(arguments[0].flatten(), minlength=len(seen.entries))
-        zeros = torch.zeros_like(output, requires_grad=True)
-        zeros.register_hook(lambda g: add(seen, layer, g))
-        return output + zeros
-
-    return hear
-
-
-def add(seen: Seen, layer: nn.Module, g: Tensor) -> None:
-    """Take in the gradients of a layer's output; those of a convolution have their channels first."""
-    rows = g.movedim(-len(layer.kernel_size) - 1, -1) if isinstance(layer, CONVOLUTIONS) else g
-    rows = rows.reshape(-1, rows.shape[-1]).float()
-    seen.pull += rows.T @ rows if seen.pull.dim() == 2 else rows.square().sum(0)
-    seen.rows += len(rows)
+    lots = list(batches(data))
+    inputs = inputs_of(model, layers, kinds, lots)
+    generator, predictions, pulls = torch.Generator().manual_seed(seed), 0, dict[str, Pull]()
+    for batch in lots:
+        with evaluating(model), outputs(layers) as taken, torch.enable_grad():
+            logits = answer(model, batch)
+            hear(pulls, taken, end_loss(logits, True, generator), new=Pull.of)
+            predictions += logits[..., 0].numel()
+    return {name: Seen(inputs=inputs.get(name, {}), pull=pull) for name, pull in pulls.items()}, predictions

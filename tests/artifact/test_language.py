@@ -77,6 +77,8 @@ def test_a_plain_checkpoint_opens_as_transformers_does(tiny: Tiny, tied: bool) -
     assert torch.equal(logits(opened.model), logits(plain))
     assert opened.manifest == {}
     assert opened.signature is None
+    model: Any = opened.model
+    assert (model.lm_head.weight is model.model.embed_tokens.weight) == tied
 
 
 def test_the_folder_is_complete(tiny: Tiny, tmp_path: Path) -> None:

@@ -70,3 +70,12 @@ def test_a_streamed_model_keeps_its_predictions_better(demo_folder: Path, tmp_pa
         found = compare(open_folder(demo_folder).model, open_folder(out).model, windows[24:32], "perplexity")
         divergence[technique] = found.kl.value
     assert divergence["yaqa"] < 0.9 * divergence["gptq"]
+
+
+def test_an_embedding_among_the_layers_is_no_obstacle() -> None:
+    """Of its input, an index, nothing is heard; it is rounded as without data."""
+    model = nn.Sequential(nn.Embedding(12, 16), nn.Linear(16, 8))
+    steps = [{"layers": "*", "technique": "yaqa", "group": 0}]
+    heard, blind = (compress_model(model, data, steps=steps) for data in (torch.randint(12, (64, 3)), None))
+    assert torch.equal(heard[0].matrix(), blind[0].matrix())  # type: ignore[index]
+    assert not torch.equal(heard[1].matrix(), blind[1].matrix())  # type: ignore[index]

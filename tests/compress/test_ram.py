@@ -22,6 +22,7 @@ from lissom.models import Checkpoint
 from lissom.types import Recipe
 
 GPTQ = Recipe.of([{"layers": "model.layers.*", "technique": "gptq", "bits": 4, "group": 16}])
+YAQA = Recipe.of([{"layers": "model.layers.*", "technique": "yaqa", "bits": 4, "group": 16}])
 RUN = """
 import json, sys
 import torch
@@ -31,10 +32,10 @@ from lissom.compress.ram import resident
 from lissom.types import Recipe
 
 torch.set_num_threads(1)
-small, large, out, more = sys.argv[1:]
+small, large, out, more, layers, technique = sys.argv[1:]
 recipe = Recipe.of([
     {"layers": "model.layers.*", "technique": "rtn", "bits": 4, "group": 32, "clip": False},
-    {"layers": "model.layers.0.mlp.*", "technique": "gptq", "bits": 4, "group": 32, "clip": False},
+    {"layers": layers, "technique": technique, "bits": 4, "group": 32, "clip": False},
 ])
 windows = torch.randint(1000, (8, 64))
 compress_checkpoint(small, recipe, windows, Path(out) / "small")  # everything that is imported is in memory now
@@ -66,13 +67,18 @@ def large_checkpoint(folder: Path, blocks: int) -> int:
 @pytest.mark.skipif(
     sys.platform != "linux", reason="elsewhere the peak of a process is not told apart from its parent's"
 )
+@pytest.mark.parametrize(
+    ("layers", "technique"), [("model.layers.0.mlp.*", "gptq"), ("model.layers.*.self_attn.q_proj", "yaqa")]
+)
 def test_the_peak_stays_below_a_bound_that_the_checkpoint_does_not_fit(
-    tiny: Callable[..., Path], tmp_path: Path
+    tiny: Callable[..., Path], tmp_path: Path, layers: str, technique: str
 ) -> None:
+    """YAQA is to keep 26 Fisher matrices of 1 MB, and the inputs of all blocks."""
     size = large_checkpoint(tmp_path, 26)
     more = 150_000_000  # beyond what the program takes by itself
     assert more < size
-    command = [sys.executable, "-c", RUN, str(tiny("llama", True)), str(tmp_path), str(tmp_path), str(more)]
+    folders = [str(tiny("llama", True)), str(tmp_path), str(tmp_path)]
+    command = [sys.executable, "-c", RUN, *folders, str(more), layers, technique]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-800:]
     found = json.loads(done.stdout)
@@ -121,13 +127,49 @@ def test_every_item_is_in_the_sum(tiny: Callable[..., Path], monkeypatch: pytest
     assert rooms(tiny("llama"), (8, 32), tuned)[0].hidden == 2 * rooms(tiny("llama"), (8, 32))[0].hidden
 
 
+def test_what_is_heard_is_in_the_sum(tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """By hand: Fisher matrices of the outputs of all layers, or of one block where they wait on disk."""
+    monkeypatch.setattr(ram, "resident", lambda: 0)
+    found = rooms(tiny("llama", True), (64, 32), YAQA)
+    block = 4 * 32**2 - 2 * (32**2 - 16**2) + 2 * 64**2 + 32**2
+    rows = 14 * 64 * 32
+    assert found[0].heard == 4 * (2 * block + rows)
+    assert found[4].heard == 4 * (block + rows)
+    weights, left = (
+        32 * 32 * 2 + 32 * 16 * 2 + 3 * 32 * 64,
+        (6 * 32 + 64) + 4 * (2 * 32 + 2 * 16 + 2 * 64 + 32) + 16 * 32,
+    )
+    head = 6 * 32 * 2048
+    assert found[0].back == 4 * (5 * 64 * 32 * 32 + max(weights + 8 * 32 * left, head))
+    assert found[7].back == 4 * (4 * 32 * 32 + max(weights + 32 * left, head))
+    for room in found:
+        assert room.peak == room.embedding + room.heard + max(room.hidden + room.part, room.back)
+    blind = rooms(tiny("llama", True), (64, 32))
+    assert (blind[0].heard, blind[0].back) == (0, 0)
+    assert rooms(tiny("llama", True), (0, 32), YAQA)[0].heard == 0
+    guided = Recipe.of([{**GPTQ.as_dict()["steps"][0], "guided": True}])
+    assert rooms(tiny("llama", True), (64, 32), guided)[0].part == blind[0].part
+    checkpoint = Checkpoint(tiny("llama", True))
+    model = checkpoint.skeleton()
+    with pytest.raises(DataError, match=r"for what is heard of the end loss, .* for the largest part on the way back"):
+        room_for(checkpoint, model, phases(YAQA, layer_names(checkpoint, model)), (64, 32), 1)
+
+
+def test_every_block_is_in_the_sum(tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ram, "resident", lambda: 0)
+    last = Recipe.of([{"layers": "model.layers.1.*", "technique": "gptq", "group": 16}])
+    large = (64, 512)  # so that no other part is larger than a block
+    assert rooms(tiny("llama", True), large, last)[0].part == rooms(tiny("llama", True), large)[0].part
+
+
+@pytest.mark.parametrize("recipe", [GPTQ, YAQA], ids=["gptq", "yaqa"])
 def test_what_waits_on_disk_comes_out_the_same(
-    tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: Recipe
 ) -> None:
     windows = torch.randint(2048, (5, 16))
-    compress_checkpoint(tiny("qwen3"), GPTQ, windows, tmp_path / "memory")
+    compress_checkpoint(tiny("qwen3"), recipe, windows, tmp_path / "memory")
     monkeypatch.setattr("lissom.compress.stream.room_for", lambda *given: Room(batch=8, spilled=True))
-    compress_checkpoint(tiny("qwen3"), GPTQ, windows, tmp_path / "disk", max_ram=1)
+    compress_checkpoint(tiny("qwen3"), recipe, windows, tmp_path / "disk", max_ram=1)
     memory, disk = (read_tensors(tmp_path / name) for name in ("memory", "disk"))
     assert set(memory) == set(disk)
     assert all(torch.equal(tensor, disk[name]) for name, tensor in memory.items())

@@ -1,8 +1,6 @@
 """What is foreseen of each candidate, against its definition, and against what comes about."""
 
 import json
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,16 +11,18 @@ from torch import Tensor, nn
 from lissom.compress import compress_model
 from lissom.errors import DataError, ModelError, RecipeError
 from lissom.evaluate.agreement import divergence
-from lissom.models import Checkpoint
-from lissom.search import mixed as room
-from lissom.search.mixed import candidates_for, fingerprint, foreseen, mixed
-from lissom.search.sensitivity import Option, look, sensitivity
+from lissom.search.sensitivity import Option, Seen, sensitivity
+from lissom.search.sensitivity import look as look_with
 from lissom.statistics import Gram
 from lissom.types import Step
 
 
 def steps(**knobs: Any) -> tuple[Step, ...]:
     return (Step.of({"technique": "rtn", **knobs}),)
+
+
+def look(model: nn.Module, layers: dict[str, nn.Module], data: Any, seed: int) -> tuple[dict[str, Seen], int]:
+    return look_with(model, layers, {name: {Gram} for name in layers}, data, seed)
 
 
 class Bag(nn.Module):
@@ -62,7 +62,7 @@ def test_the_figures_are_those_of_their_definitions(bag: tuple[Bag, Tensor]) -> 
         nn.functional.cross_entropy(model.head(torch.tanh(out)), label).backward()
         g.append(out.grad)
     strength = torch.stack(g).T @ torch.stack(g) / 192
-    assert torch.allclose(seen["middle"].pull / 192, strength, rtol=1e-3, atol=1e-7)
+    assert torch.allclose(seen["middle"].pull.ggt / 192, strength, rtol=1e-3, atol=1e-7)
     off = (x @ d.T).T @ (x @ d.T) / 192
     assert found.kl == pytest.approx(float(0.5 * (strength * off).sum()), rel=1e-3)
     assert found.error == pytest.approx(float(off.trace() / (x @ w.T).square().mean(0).sum()), rel=1e-3)
@@ -79,10 +79,10 @@ def test_a_matrix_with_two_uses_counts_both(bag: tuple[Bag, Tensor]) -> None:
         - compress_model(model, steps=[{"layers": "words", "technique": "rtn", "bits": 2}]).words.weight.dense()
     )
     counts = torch.bincount(data.flatten(), minlength=12) / data.numel()
-    into = (d.T @ torch.diag(counts) @ d @ seen["words"].pull).trace() / 2 / predictions
+    into = (d.T @ torch.diag(counts) @ d @ seen["words"].pull.ggt).trace() / 2 / predictions
     gram = seen["head"].inputs[Gram]
     assert isinstance(gram, Gram)
-    out = (d @ gram.mean @ d.T @ seen["head"].pull).trace() / 2 / predictions
+    out = (d @ gram.mean @ d.T @ seen["head"].pull.ggt).trace() / 2 / predictions
     assert found[0].kl == pytest.approx(float(into + out), rel=1e-4)
 
 
@@ -90,11 +90,11 @@ def test_of_wide_layers_the_diagonal_is_kept(bag: tuple[Bag, Tensor], monkeypatc
     model, data = bag
     layers = {"words": model.words, "middle": model.middle, "head": model.head}
     whole, _ = look(model, layers, data, 0)
-    monkeypatch.setattr("lissom.search.sensitivity.WIDE", 12)
+    monkeypatch.setattr("lissom.calibrate.gradients.WIDE", 12)
     narrow, predictions = look(model, layers, data, 0)
-    assert {name: seen.pull.dim() for name, seen in narrow.items()} == {"words": 1, "middle": 1, "head": 2}
+    assert {name: seen.pull.ggt.dim() for name, seen in narrow.items()} == {"words": 1, "middle": 1, "head": 2}
     for name in ("words", "middle"):
-        assert torch.allclose(narrow[name].pull, whole[name].pull.diagonal(), rtol=1e-4)
+        assert torch.allclose(narrow[name].pull.ggt, whole[name].pull.ggt.diagonal(), rtol=1e-4)
     (found,) = sensitivity(model, data, {"middle": [steps(bits=3)]})["middle"]
     monkeypatch.undo()
     (full,) = sensitivity(model, data, {"middle": [steps(bits=3)]})["middle"]
@@ -153,54 +153,32 @@ def test_what_cannot_be_is_refused_by_name(bag: tuple[Bag, Tensor]) -> None:
         sensitivity(model, data, {"middle": [steps(bits=4, group=5)]})
     with pytest.raises(ModelError, match="has no layer 'tail'"):
         sensitivity(model, data, {"tail": [steps()]})
+    with pytest.raises(RecipeError, match="channels acts on more than one layer; try gptq"):
+        sensitivity(model, data, {"middle": [(Step(technique="channels"),)]})
     with pytest.raises(DataError, match="no examples"):
         sensitivity(model, [], {"middle": [steps()]})
+    model.aside = nn.Linear(4, 4)  # type: ignore[assignment]
+    with pytest.raises(DataError, match="aside is not used when the model runs"):
+        sensitivity(model, data, {"aside": [steps()]})
     done = compress_model(model, steps=[{"layers": "middle", "technique": "rtn"}])
     with pytest.raises(ModelError, match="middle is compressed already"):
         sensitivity(done, data, {"words": [steps()]})
 
 
+def test_a_candidate_sees_what_compressing_would_let_it_see(bag: tuple[Bag, Tensor]) -> None:
+    """Also what is heard on the way back."""
+    model, data = bag
+    step = {"technique": "yaqa", "bits": 3, "group": 0}
+    (found,) = sensitivity(model, data, {"middle": [(Step.of(step),)]})["middle"]
+    done = compress_model(model, data, steps=[{"layers": "middle", **step}])
+    seen, predictions = look(model, {"middle": model.middle}, data, 0)
+    d = model.middle.weight.detach() - done.middle.weight.dense()
+    gram = seen["middle"].inputs[Gram]
+    assert isinstance(gram, Gram)
+    kl = float((d @ gram.mean @ d.T * seen["middle"].pull.ggt).sum()) / 2 / predictions
+    assert found.kl == pytest.approx(kl, rel=1e-4)
+
+
 def test_an_option_reads_back_what_it_wrote() -> None:
     option = Option(steps=(*steps(bits=4), *steps(bits=3, group=4)), nbytes=3, error=0.5, kl=0.25)
     assert Option.of(json.loads(json.dumps(option.as_dict()))) == option
-
-
-BLOCKS = [{"technique": "rtn", "bits": bits, "group": 16} for bits in (2, 4, 8)]
-ENDS = [{"technique": "rtn", "bits": bits} for bits in (4, 8)]
-
-
-@pytest.mark.parametrize("tied", [True, False])
-def test_a_mixed_recipe_keeps_its_bytes(tiny: Callable[..., Path], tmp_path: Path, tied: bool) -> None:
-    from lissom.artifact import compress_checkpoint
-    from lissom.artifact.tensors import read_tensors
-
-    model, windows = tiny("llama", tied), torch.randint(2048, (6, 16))
-    budget = 85_000 if tied else 160_000
-    recipe = mixed(model, windows, nbytes=budget, blocks=BLOCKS, ends=ENDS, cache=tmp_path / "cache")
-    compress_checkpoint(model, recipe, windows, tmp_path / "out")
-    written = sum(tensor.nbytes for tensor in read_tensors(tmp_path / "out").values())
-    assert 0.65 * budget < written <= budget
-    assert len({step.knobs["bits"] for step in recipe.steps}) > 1
-    with pytest.raises(RecipeError, match="bytes are too few"):
-        mixed(model, windows, nbytes=30_000, blocks=BLOCKS, ends=ENDS, cache=tmp_path / "cache")
-
-
-def test_what_was_found_is_remembered(
-    tiny: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    checkpoint, windows = Checkpoint(tiny("llama", True)), torch.randint(2048, (4, 16))
-    asked: list[int] = []
-
-    def counted(model: nn.Module, data: Any, candidates: Any, **more: Any) -> Any:
-        asked.append(sum(map(len, candidates.values())))
-        return sensitivity(model, data, candidates, **more)
-
-    monkeypatch.setattr(room, "sensitivity", counted)
-    few, many = (candidates_for(checkpoint, blocks, ENDS) for blocks in (BLOCKS[:1], BLOCKS))
-    first = foreseen(checkpoint, windows, few, cache=tmp_path)
-    assert foreseen(checkpoint, windows, few, cache=tmp_path) == first
-    assert foreseen(checkpoint, windows, many, cache=tmp_path)["model.embed_tokens"] == first["model.embed_tokens"]
-    assert asked == [14 + 2, 28]
-    assert [file.suffix for file in tmp_path.iterdir()] == [".json"]
-    assert fingerprint(checkpoint, windows) != fingerprint(checkpoint, windows[:3])
-    assert fingerprint(checkpoint, windows) != fingerprint(Checkpoint(tiny("llama")), windows)
