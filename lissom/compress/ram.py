@@ -2,12 +2,14 @@
 
     peak = program + embedding + hidden + max over parts of ( 2 part + 6 largest layer + Grams + 3 largest Gram + lot )
 
-with, in float32: the program as it is when it begins; the embedding, which stays; the hidden states of all windows, old
-and new (twice that for those who tune), or none of them where they wait on disk; a part (a block, the embedding, the
-head) as it was and as it becomes; 6 copies of its largest layer for what a technique holds while it works, and 3 of its
-largest Gram (or Fisher matrix) for the factors; the Grams of its layers; and what one lot of windows makes inside it, 4
-times its widest layers. Where the end loss is heard (`listening.py`) what is kept of it is added, and the pass back may
-be what takes most. Techniques that hold more (that solve for many candidates of a weight at once) are not foreseen.
+with: the program as it is when it begins; the embedding where the end loss is heard, which comes back to it; the hidden
+states of all windows, old and new (twice that for those who tune), or none of them where they wait on disk; a part (a
+block, the embedding, the head) as it was and, if a step acts on it, as it becomes, both in the type that the checkpoint
+runs in. In float32: 6 copies of its largest layer for what a technique holds while it works, and 3 of its largest Gram
+(or Fisher matrix) for the factors; the Grams of its layers, and half as much beside those of bfloat16; and what one lot
+of windows makes inside it, 4 times its widest layers. Where the end loss is heard (`listening.py`) what is kept of it
+is added, and the pass back may be what takes most. Techniques that hold more (that solve for many candidates of a
+weight at once) are not foreseen.
 
 A bound that does not hold at first is met by fewer windows at a time, then by hidden states on disk.
 """
@@ -19,8 +21,10 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
+import torch
 from torch import nn
 
+from lissom.calibrate.stream import native
 from lissom.compress.layers import back
 from lissom.compress.listening import judged, kept, waiting, way_back
 from lissom.compress.plan import Phase, wanted
@@ -89,14 +93,21 @@ def first_below(max_ram: int, rooms: Iterable[Room]) -> Room:
     )
 
 
+def runs_in(checkpoint: Checkpoint, plan: Sequence[Phase]) -> torch.dtype:
+    """The type that a checkpoint runs in; who tunes lives on differences that bfloat16 does not show."""
+    return torch.float32 if any(phase.grain == "block" for phase in plan) else native(checkpoint)
+
+
 def ways(checkpoint: Checkpoint, model: nn.Module, plan: Sequence[Phase], windows: tuple[int, int]) -> Iterator[Room]:
     """All ways to run, the fastest first."""
     n, t = windows
     config, family = checkpoint.config, checkpoint.family
     copies = 4 if any(phase.grain == "block" for phase in plan) else 2
-    hidden = copies * n * t * config.hidden_size * FLOAT
-    program, embedding = resident(), config.vocab_size * config.hidden_size * FLOAT
+    floats = runs_in(checkpoint, plan).itemsize
+    hidden = copies * n * t * config.hidden_size * floats
+    program = resident()
     listened = {name for phase in plan for name in back(wanted(phase.plan))} - {family.embedding} if n else set()
+    embedding = config.vocab_size * config.hidden_size * floats if listened else 0
     for spilled in (False, True) if n else (False,):
         for batch in LOTS:
             lot = min(batch, n) * t
@@ -105,8 +116,8 @@ def ways(checkpoint: Checkpoint, model: nn.Module, plan: Sequence[Phase], window
                 spilled=spilled,
                 program=program,
                 embedding=embedding,
-                hidden=copies * lot * config.hidden_size * FLOAT if spilled else hidden,
-                part=max(part_bytes(checkpoint, model, plan, name, lot) for name in parts(checkpoint)),
+                hidden=copies * lot * config.hidden_size * floats if spilled else hidden,
+                part=max(part_bytes(checkpoint, model, plan, name, lot, floats) for name in parts(checkpoint)),
                 heard=kept(family, model, listened, n * t, spilled),
                 back=way_back(checkpoint, model, windows, batch, spilled) if listened else 0,
             )
@@ -142,8 +153,10 @@ def parts(checkpoint: Checkpoint) -> list[str]:
     return [family.embedding, *blocks, *head]
 
 
-def part_bytes(checkpoint: Checkpoint, model: nn.Module, plan: Sequence[Phase], name: str, tokens: int) -> int:
-    """What working on one part takes, `tokens` at a time."""
+def part_bytes(
+    checkpoint: Checkpoint, model: nn.Module, plan: Sequence[Phase], name: str, tokens: int, floats: int = FLOAT
+) -> int:
+    """What working on one part takes, `tokens` at a time, its weights being of `floats` bytes."""
     layers = compressible(at(model, name), name)
     shapes = {own: matrix_of(layer).shape for own, layer in layers.items()}
     whole = sum(o * i for o, i in shapes.values())
@@ -161,7 +174,8 @@ def part_bytes(checkpoint: Checkpoint, model: nn.Module, plan: Sequence[Phase], 
     inside = 0 if looked_up else tokens * max(widest, INSIDE * checkpoint.config.hidden_size)
     working = WORKING * max((o * i for o, i in acted), default=0)
     factors = 0 if looked_up else sum(grams) + FACTORS * max([*grams, *fishers], default=0)
-    return FLOAT * (2 * whole + working + factors + inside)
+    typical = 0 if looked_up or floats == FLOAT else sum(grams)
+    return floats * ((2 if acted else 1) * whole + typical) + FLOAT * (working + factors + inside)
 
 
 def resident() -> int:

@@ -13,11 +13,11 @@ from lissom.calibrate import observe
 from lissom.calibrate.gradients import Heard
 from lissom.calibrate.observe import Collected
 from lissom.calibrate.spill import Spill
-from lissom.calibrate.stream import Stream, native
+from lissom.calibrate.stream import Stream
 from lissom.compress.couple import block_links, check_coupled, couple
 from lissom.compress.layers import act, back, matrices, replace, with_fisher
 from lissom.compress.plan import Phase, Plan, phases, wanted
-from lissom.compress.ram import room_for
+from lissom.compress.ram import room_for, runs_in
 from lissom.compress.reshape import check_joined, reshape
 from lissom.compress.tune import tune
 from lissom.formats import CompressedLayer, Dense, Masked, Sum, Turned, Weight
@@ -54,7 +54,7 @@ def stream_checkpoint(
     family = checkpoint.family
     plan = phases(recipe, layer_names(checkpoint, stream.model))
     tuning = any(phase.grain == "block" for phase in plan)
-    stream.floats = torch.float32 if tuning else native(checkpoint)  # who tunes lives on small differences
+    stream.floats = runs_in(checkpoint, plan)
     if max_ram is not None:
         room = room_for(checkpoint, stream.model, plan, (windows.shape[0], windows.shape[1]), max_ram)
         stream.batch, stream.spill = room.batch, Spill() if room.spilled else None
