@@ -24,8 +24,10 @@ from table import markdown
 from transformers import AutoModelForCausalLM, Qwen3Config
 
 import lissom
+from lissom.hardware.machine import cores
 
 WINDOWS, LENGTH, VOCABULARY = 64, 512, 151_936
+THREADS = cores()  # all that there are, however many the other parts are given
 STEPS = blocks("gptq", bits=4, group=GROUP)
 SHAPE = {
     "vocab_size": VOCABULARY,
@@ -61,11 +63,10 @@ class Bench:
 
 def tasks(bench: Bench, versions: dict[str, str]) -> Iterator[Task]:
     """Ours, and the peer's."""
-    threads = torch.get_num_threads()
     ways = {"lissom": ours, "llm-compressor": theirs}
     for name, command in ways.items():
         key = {"shape": {**SHAPE, "num_hidden_layers": bench.layers}, "steps": STEPS, "windows": [WINDOWS, LENGTH]}
-        key |= {"threads": threads, "versions": versions, "sources": sources(STEPS) if name == "lissom" else {}}
+        key |= {"threads": THREADS, "versions": versions, "sources": sources(STEPS) if name == "lissom" else {}}
         run = lambda command=command: spent(command(bench))  # noqa: E731
         yield Task(part="cost", table="cost", name=f"{name}: GPTQ, 4 bits, group {GROUP}", key=key, measure=run)
 
@@ -87,7 +88,7 @@ def theirs(bench: Bench) -> list[Any]:
 def spent(command: list[Any]) -> Fields:
     """What a command takes: its seconds by the clock and of the processor, its largest memory; the load before."""
     own = Path(command[1]).name == "cost.py"
-    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())} | ({} if own else {"PYTHONPATH": ""})
+    environment = {**os.environ, "OMP_NUM_THREADS": str(THREADS)} | ({} if own else {"PYTHONPATH": ""})
     words = [sys.executable, "-S", str(HERE / "spent.py"), *(str(word) for word in command)]
     done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:

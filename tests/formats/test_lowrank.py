@@ -74,7 +74,7 @@ def test_a_product_counts_its_factors_and_nothing_else() -> None:
 def test_a_pruned_base_is_stored_in_the_precision_of_the_original() -> None:
     base = Masked.of(torch.randn(4, 6), torch.rand(4, 6) < 0.5)
     correction = LowRank(a=Dense(values=torch.randn(4, 1)), b=Dense(values=torch.randn(1, 6)))
-    kept = stored_like(Sum(base=base, correction=correction), torch.zeros(4, 6, dtype=torch.bfloat16))
+    kept = stored_like(Sum(base=base, correction=correction), torch.bfloat16)
     assert isinstance(kept, Sum)
     assert isinstance(kept.base, Masked)
     assert kept.base.values.dtype == torch.bfloat16

@@ -95,7 +95,7 @@ def test_a_bound_is_kept_by_waiting_on_disk_or_refused(
     plain = foreseen(checkpoint, windows, candidates)
     opened: list[int] = []
     empty = Spill.empty
-    monkeypatch.setattr(Spill, "empty", lambda spill, shape: (opened.append(1), empty(spill, shape))[1])
+    monkeypatch.setattr(Spill, "empty", lambda *given: (opened.append(1), empty(*given))[1])
     assert foreseen(checkpoint, windows, candidates, max_ram=rooms[3].peak) == plain
     assert opened
     with pytest.raises(DataError, match=r"max-ram: .* are too few, .* for what is heard of the end loss"):
