@@ -125,8 +125,8 @@ def heard(
     units: Units, lots: Lots, place: int, bf16: bool, loss: Callable[[Tensor, Tensor], Tensor]
 ) -> tuple[float, dict[nn.Parameter, Tensor]]:
     """The loss on a lot, and its gradient in units of each parameter that it reaches."""
+    run, wanted = lots[place]  # the original in float32: in bfloat16 it need not say the same twice
     with torch.enable_grad(), torch.autocast(next(iter(units)).device.type, torch.bfloat16, enabled=bf16):
-        run, wanted = lots[place]
         said = run()
     value = loss(said.float(), wanted.float())
     found: Sequence[Any] = torch.autograd.grad(value, list(units), allow_unused=True)
