@@ -84,13 +84,13 @@ def reversed_root(h: Float[Tensor, "i i"], damp: float) -> Float[Tensor, "i i"]:
         RecipeError: the damping is negative, or there are no numbers to damp, and it would grow for ever.
     """
     at_least(0, damp=damp)
-    h = h.clone()
+    h = h.flip(0, 1)  # a copy, as is wanted
     dead = h.diagonal() <= 0
     h.diagonal()[dead] = 1.0
     strength = damp * h.diagonal().mean()
     while strength.isfinite():
         h.diagonal().add_(strength)
-        lower, failed = torch.linalg.cholesky_ex(h.flip(0, 1))
+        lower, failed = torch.linalg.cholesky_ex(h)
         if not failed:
             return lower  # type: ignore[no-any-return]
         strength = strength * 10 + torch.finfo(h.dtype).eps * h.diagonal().mean()

@@ -113,9 +113,10 @@ def test_every_item_is_in_the_sum(tiny: Callable[..., Path], monkeypatch: pytest
     """By hand, for the widest part of the tiny model: its untied head of 2048 by 32, and blocks with 7 Grams."""
     monkeypatch.setattr(ram, "resident", lambda: 0)
     without = rooms(tiny("llama", True), (0, 32), Recipe())[0]
-    assert without.embedding == 2048 * 32 * 4
-    assert without.part == 2 * 2048 * 32 * 4
-    assert without.hidden == 0
+    assert without.embedding == without.hidden == 0
+    assert without.part == 2048 * 32 * 4
+    heard = Recipe.of([{"layers": "model.layers.*", "technique": "yaqa", "bits": 4, "group": 16}])
+    assert rooms(tiny("llama", True), (8, 32), heard)[0].embedding == 2048 * 32 * 4
     block = 32 * 32 * 2 + 32 * 16 * 2 + 3 * 32 * 64
     checkpoint = Checkpoint(tiny("llama", True))
     model = checkpoint.skeleton()
@@ -123,6 +124,8 @@ def test_every_item_is_in_the_sum(tiny: Callable[..., Path], monkeypatch: pytest
     grams = 6 * 32**2 + 64**2 + 3 * 64**2
     found = ram.part_bytes(checkpoint, model, plan, "model.layers.0", 100)
     assert found == 4 * (2 * block + 6 * 32 * 64 + grams + 100 * 3 * 96)
+    narrow = ram.part_bytes(checkpoint, model, plan, "model.layers.0", 100, 2)
+    assert narrow == 2 * (2 * block + 6 * 32**2 + 64**2) + 4 * (6 * 32 * 64 + grams + 100 * 3 * 96)
     tuned = Recipe.of([*GPTQ.as_dict()["steps"], {"layers": "model.layers.*", "technique": "tuned"}])
     assert rooms(tiny("llama"), (8, 32), tuned)[0].hidden == 2 * rooms(tiny("llama"), (8, 32))[0].hidden
 

@@ -23,6 +23,7 @@ from lissom.formats.weight import stored
 from lissom.techniques.knobs import between, one_of
 
 SHRINK = 40  # steps of the search, from 1 down to 1/2 of the range
+LOT = 2**18  # weights that are searched for at a time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,18 +94,37 @@ def fit(
     one_of((16, 8), scale_bits=scale_bits)
     grouped = w.unflatten(1, (-1, group))
     weight = power.clamp(min=0).reshape(-1, group)
+    step = None if scale_bits == 16 else step_of(grouped, 2 ** (bits - 1), symmetric)
+    lot = max(1, LOT // w.shape[1])  # rows at a time: what is computed of them stays in the cache
+    steps = [None] * -(-len(w) // lot) if step is None else step.split(lot)
+    found = [
+        searched(rows, weight, bits, symmetric, SHRINK if clip else 1, own)
+        for rows, own in zip(grouped.split(lot), steps, strict=True)
+    ]
+    scale, zero = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return Grid(scale=scale, zero=zero, bits=bits, symmetric=symmetric, step=step)
+
+
+def searched(
+    w: Float[Tensor, "o g k"],
+    weight: Float[Tensor, "g k"],
+    bits: int,
+    symmetric: bool,
+    shrinks: int,
+    step: Float[Tensor, "o 1"] | None,
+) -> tuple[Float[Tensor, "o g"], Float[Tensor, "o g"]]:
+    """The scale and the zero of least weighted error for each group."""
     half = 2 ** (bits - 1)
-    best = torch.full(grouped.shape[:2], torch.inf)
+    best = torch.full(w.shape[:2], torch.inf)
     best_scale = torch.ones_like(best)
     best_zero = torch.full_like(best, half)
-    step = None if scale_bits == 16 else step_of(grouped, half, symmetric)
-    for shrink in torch.linspace(1, 0.5, SHRINK if clip else 1).tolist():
-        for scale, zero in ranges(grouped, shrink, half, symmetric, step):
-            error = _error(grouped, weight, scale, zero, bits)
+    for shrink in torch.linspace(1, 0.5, shrinks).tolist():
+        for scale, zero in ranges(w, shrink, half, symmetric, step):
+            error = _error(w, weight, scale, zero, bits)
             better = error < best
             best = torch.where(better, error, best)
             best_scale, best_zero = torch.where(better, scale, best_scale), torch.where(better, zero, best_zero)
-    return Grid(scale=best_scale, zero=best_zero, bits=bits, symmetric=symmetric, step=step)
+    return best_scale, best_zero
 
 
 def step_of(w: Float[Tensor, "o g k"], half: int, symmetric: bool) -> Float[Tensor, "o 1"]:
