@@ -26,12 +26,23 @@ def write_tensors(file: Path, tensors: Mapping[str, Tensor], coding: str | None 
         ArtifactError: the disk is full or cannot be written.
     """
     content, header = encode(tensors) if coding else (tensors, {})
-    plain = {name: t.detach().cpu().contiguous() for name, t in content.items()}
+    plain = apart({name: t.detach().cpu().contiguous() for name, t in content.items()})
     try:
         save_file(plain, file, {"format": "pt", **header})
     except (SafetensorError, OSError) as error:
         raise ArtifactError(f"{file.name} cannot be written: {error}") from None
     return sum(tensor.nbytes for tensor in plain.values())
+
+
+def apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors, those copied that lie in memory of one before them, as buffers of a module may; others are large."""
+    seen: set[int] = set()
+    found = {}
+    for name, tensor in tensors.items():
+        place = tensor.untyped_storage().data_ptr()
+        found[name] = tensor.clone() if place in seen else tensor
+        seen.add(place)
+    return found
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:

@@ -51,7 +51,7 @@ class Stream:
         self.onward = True  # whether the data must come as far as the head
 
     def embedding(self) -> nn.Module:
-        """The embedding; kept, for the hidden states start from it and a tied head ends with it."""
+        """The embedding, from which the hidden states start; a tied head ends with it."""
         return self._fill(self.family.embedding)
 
     def _fill(self, name: str) -> nn.Module:
