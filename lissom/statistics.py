@@ -163,7 +163,7 @@ class Gram:
         self.n += x.shape[0]
         self.sum += x.sum(0, dtype=torch.float32)
         if x.dtype == torch.bfloat16 and len(x) >= MANY and multiplies_bfloat16():
-            self.typical = x.T @ x / len(x) if self.typical is None else self.typical
+            self.typical = (x.T @ x).div_(len(x)) if self.typical is None else self.typical
             add_square_near(self.xtx, x, self.typical)
         else:
             add_square(self.xtx, x.float())

@@ -241,7 +241,7 @@ WINDOWS = torch.randint(2048, (6, 16), generator=torch.Generator().manual_seed(3
 
 
 def literal(model: Any, name: str, checkpoint: Checkpoint) -> Tensor:
-    """One layer's steps on the inputs that it has in a model already compressed up to it."""
+    """One layer's steps on the inputs that it has in a model."""
     seen: list[Tensor] = []
     layer = model.get_submodule(name)
     handle = layer.register_forward_pre_hook(lambda layer, given: seen.append(given[0].reshape(-1, given[0].shape[-1])))
@@ -256,10 +256,12 @@ def literal(model: Any, name: str, checkpoint: Checkpoint) -> Tensor:
     return TECHNIQUES["gptq"](weight, gram, bits=4, group=32 if name == "lm_head" else 16).dense()
 
 
+@pytest.mark.parametrize("follows", [False, True])
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
-def test_a_block_is_calibrated_on_what_the_compressed_ones_before_it_say(
-    tiny: Callable[..., Path], family: str
+def test_a_block_is_calibrated_on_what_the_original_ones_or_the_compressed_ones_before_it_say(
+    tiny: Callable[..., Path], family: str, follows: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("lissom.compress.stream.FOLLOWING", ("layer",) if follows else ())
     checkpoint = Checkpoint(tiny(family))
     pieces = list(stream_checkpoint(checkpoint, RECIPE, WINDOWS))
     assert [piece.name for piece in pieces] == [
@@ -273,7 +275,7 @@ def test_a_block_is_calibrated_on_what_the_compressed_ones_before_it_say(
             differing = (expected - piece.weights[name].dense()).abs() > 1e-4
             assert differing.float().mean() < 0.01, name  # a tie may fall the other way
             compared += 1
-        for name, weight in piece.weights.items():
+        for name, weight in piece.weights.items() if follows else ():
             whole.get_submodule(name).weight.data = weight.dense()
     assert compared == 8
 

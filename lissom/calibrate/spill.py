@@ -7,6 +7,7 @@ Shapes: n windows, t tokens, h hidden.
 
 import ctypes
 import mmap
+import os
 import sys
 import tempfile
 import weakref
@@ -16,6 +17,8 @@ from pathlib import Path
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from lissom.errors import DataError
 
 
 class Spill:
@@ -29,10 +32,21 @@ class Spill:
         self._maps = weakref.WeakSet[mmap.mmap]()
 
     def empty(self, shape: tuple[int, ...], floats: torch.dtype) -> Float[Tensor, "..."]:
-        """Room for hidden states of a type, in a file."""
+        """Room for hidden states of a type, in a file.
+
+        Raises:
+            DataError: the disk has no such room.
+        """
         count = torch.Size(shape).numel()
         with tempfile.TemporaryFile(dir=self.folder) as file:
-            file.truncate(count * floats.itemsize)
+            try:
+                reserve(file.fileno(), count * floats.itemsize)
+            except OSError as error:
+                raise DataError(
+                    f"{count * floats.itemsize / 1e9:.2f} GB of hidden states do not fit on the disk of "
+                    f"{self.folder or tempfile.gettempdir()} ({error.strerror}); make room there, set TMPDIR to a "
+                    "larger one, or give fewer windows"
+                ) from None
             mapped = mmap.mmap(file.fileno(), 0)
         self._maps.add(mapped)
         return torch.frombuffer(mapped, dtype=floats, count=count).view(shape)
@@ -41,6 +55,14 @@ class Spill:
         """Keep nothing of the files in memory that the disk has too."""
         for mapped in self._maps:
             mapped.madvise(mmap.MADV_DONTNEED)
+
+
+def reserve(file: int, nbytes: int) -> None:
+    """Make an empty file as long as that, its blocks set apart where the system can: a full disk is told now."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file, 0, nbytes)
+    else:
+        os.truncate(file, nbytes)
 
 
 def joined(lots: Iterable[Float[Tensor, "b ..."]], count: int, spill: Spill | None = None) -> Float[Tensor, "n ..."]:

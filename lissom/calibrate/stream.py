@@ -1,6 +1,8 @@
-"""A checkpoint as a stream of blocks: one block resident at a time, each seeing what those before it now say.
+"""A checkpoint as a stream of blocks, one of them resident at a time.
 
-The hidden states of the calibration windows wait between blocks; nothing else of the model is in memory.
+The hidden states of the calibration windows wait between blocks; nothing else of the model is in memory. They are what
+the original blocks say, each of which is run once; or, with `follow`, what the blocks say once they are changed, for
+techniques that make good what those before them did.
 
 A checkpoint of bfloat16 runs in bfloat16 where the processor multiplies that natively: it takes about half of the time
 and of the memory, and what a technique makes of the data hangs on it far less than on which data it is.
@@ -48,7 +50,9 @@ class Stream:
         self.calls: list[Call] = []
         self.heard: dict[str, Heard] = {}
         self.spill = spill
-        self.onward = True  # whether the data must come as far as the head
+        self.follow = True  # whether the data goes through blocks as they are when the next is asked for
+        self.onward = True  # whether it must come as far as the head
+        self.further: Tensor | None = None  # the data after the present block, where that is known already
 
     def embedding(self) -> nn.Module:
         """The embedding, from which the hidden states start; a tied head ends with it."""
@@ -88,13 +92,17 @@ class Stream:
         for number in range(len(self.calls)):
             name = f"{self.family.blocks}.{number}"
             block = self._fill(name)
-            self.wanted = self._flow(name, block, self.taught)
+            self.wanted, self.further = self._flow(name, block, self.taught), None
             yield name, block
-            if self.onward or number + 1 < len(self.calls):
-                self.hidden = self._flow(name, block, self.hidden)
+            if self._goes_on(name):
+                self.hidden = self._flow(name, block, self.hidden) if self.further is None else self.further
             self.taught = self.wanted
             block.to("meta")
             give_back()
+
+    def _goes_on(self, name: str) -> bool:
+        """Whether the data is wanted after a block."""
+        return self.onward or name != f"{self.family.blocks}.{len(self.calls) - 1}"
 
     @torch.no_grad()
     def _flow(self, name: str, part: nn.Module, hidden: Tensor) -> Tensor:
@@ -108,8 +116,13 @@ class Stream:
     def see(self, name: str, part: nn.Module, watched: Collection[nn.Module] = ()) -> None:
         """Run a part on the data for what its layers see; the hidden states stay as they are.
 
-        Where it is told which layers are `watched`, what comes after the last of them is not run.
+        Unless the data follows what becomes of a block, the first such run is the one that it flows on by. In others,
+        where it is told which layers are `watched`, what comes after the last of them is not run.
         """
+        block = name.rpartition(".")[0] == self.family.blocks
+        if block and not self.follow and self.further is None and self._goes_on(name):
+            self.further = self._flow(name, part, self.hidden)
+            return
         last: nn.Module | None = None
         for lot in self.hidden.split(self.batch) if len(self.hidden) else ():
             with calls_of(watched) as called, until(last):

@@ -35,7 +35,8 @@ from lissom.models.families import at
 from lissom.statistics import Gram, Guided
 
 FLOAT = 4  # bytes
-LOTS = (8, 4, 2, 1)  # windows at a time
+LOTS = (4, 2, 1)  # windows at a time
+TUNED = 8  # the same where each lot is a step of tuning
 WORKING, FACTORS, INSIDE = 6, 3, 4
 
 
@@ -68,14 +69,15 @@ class Room:
 
 
 def room_for(
-    checkpoint: Checkpoint, model: nn.Module, plan: Sequence[Phase], windows: tuple[int, int], max_ram: int
+    checkpoint: Checkpoint, model: nn.Module, plan: Sequence[Phase], windows: tuple[int, int], max_ram: int | None
 ) -> Room:
-    """The fastest way to stay below so many bytes.
+    """The fastest way to stay below so many bytes; without a bound, the fastest way.
 
     Raises:
         DataError: there is none; the message says what is needed for what.
     """
-    return first_below(max_ram, ways(checkpoint, model, plan, windows))
+    found = ways(checkpoint, model, plan, windows)
+    return next(found) if max_ram is None else first_below(max_ram, found)
 
 
 def first_below(max_ram: int, rooms: Iterable[Room]) -> Room:
@@ -95,28 +97,33 @@ def first_below(max_ram: int, rooms: Iterable[Room]) -> Room:
 
 def runs_in(checkpoint: Checkpoint, plan: Sequence[Phase]) -> torch.dtype:
     """The type that a checkpoint runs in; who tunes lives on differences that bfloat16 does not show."""
-    return torch.float32 if any(phase.grain == "block" for phase in plan) else native(checkpoint)
+    return torch.float32 if tunes(plan) else native(checkpoint)
+
+
+def tunes(plan: Sequence[Phase]) -> bool:
+    """Whether a step learns block by block, a lot of data at a time."""
+    return any(phase.grain == "block" for phase in plan)
 
 
 def ways(checkpoint: Checkpoint, model: nn.Module, plan: Sequence[Phase], windows: tuple[int, int]) -> Iterator[Room]:
     """All ways to run, the fastest first."""
     n, t = windows
     config, family = checkpoint.config, checkpoint.family
-    copies = 4 if any(phase.grain == "block" for phase in plan) else 2
+    copies = 4 if tunes(plan) else 2
     floats = runs_in(checkpoint, plan).itemsize
-    hidden = copies * n * t * config.hidden_size * floats
+    state = copies * config.hidden_size * floats
     program = resident()
     listened = {name for phase in plan for name in back(wanted(phase.plan))} - {family.embedding} if n else set()
     embedding = config.vocab_size * config.hidden_size * floats if listened else 0
     for spilled in (False, True) if n else (False,):
-        for batch in LOTS:
+        for batch in (TUNED, *LOTS) if tunes(plan) else LOTS:
             lot = min(batch, n) * t
             yield Room(
                 batch=batch,
                 spilled=spilled,
                 program=program,
                 embedding=embedding,
-                hidden=copies * lot * config.hidden_size * floats if spilled else hidden,
+                hidden=state * (lot if spilled else n * t),
                 part=max(part_bytes(checkpoint, model, plan, name, lot, floats) for name in parts(checkpoint)),
                 heard=kept(family, model, listened, n * t, spilled),
                 back=way_back(checkpoint, model, windows, batch, spilled) if listened else 0,
@@ -131,7 +138,7 @@ def ways_back(
     config, names = checkpoint.config, [name for phase in plan for name in phase.plan]
     guided = [name for phase in plan for name in back(wanted(phase.plan))]
     program, embedding = resident(), config.vocab_size * config.hidden_size * FLOAT
-    for spilled, batch in product((False, True), LOTS[1:]):
+    for spilled, batch in product((False, True), LOTS):
         part = max(part_bytes(checkpoint, model, plan, name, min(batch, n) * t) for name in parts(checkpoint))
         yield Room(
             batch=batch,

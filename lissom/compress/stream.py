@@ -17,7 +17,7 @@ from lissom.calibrate.stream import Stream
 from lissom.compress.couple import block_links, check_coupled, couple
 from lissom.compress.layers import act, back, matrices, replace, with_fisher
 from lissom.compress.plan import Phase, Plan, phases, wanted
-from lissom.compress.ram import room_for, runs_in
+from lissom.compress.ram import room_for, runs_in, tunes
 from lissom.compress.reshape import check_joined, reshape
 from lissom.compress.tune import tune
 from lissom.formats import CompressedLayer, Dense, Masked, Sum, Turned, Weight
@@ -26,6 +26,8 @@ from lissom.models.couplings import block_joints
 from lissom.models.families import at
 from lissom.statistics import Statistic
 from lissom.types import Recipe
+
+FOLLOWING = ("shape", "block")  # grains that make good what was done to the blocks before
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +44,8 @@ def stream_checkpoint(
 ) -> Iterator[Piece]:
     """Compress a language model part by part, in the order of its forward pass.
 
-    One block is in memory at a time. A block's layers are calibrated on what the compressed blocks before it produce.
+    One block is in memory at a time. A block's layers are calibrated on what the original model gives them; where a
+    step fits anew what another took away, or tunes, on what the compressed blocks before it make of that.
     `windows` (n windows of t tokens) may have no rows: then every input is taken to matter alike. With `max_ram` the
     process stays below so many bytes of memory.
 
@@ -53,11 +56,10 @@ def stream_checkpoint(
     stream = Stream(checkpoint, windows)
     family = checkpoint.family
     plan = phases(recipe, layer_names(checkpoint, stream.model))
-    tuning = any(phase.grain == "block" for phase in plan)
-    stream.floats = runs_in(checkpoint, plan)
-    if max_ram is not None:
-        room = room_for(checkpoint, stream.model, plan, (windows.shape[0], windows.shape[1]), max_ram)
-        stream.batch, stream.spill = room.batch, Spill() if room.spilled else None
+    stream.floats, tuning = runs_in(checkpoint, plan), tunes(plan)
+    stream.follow = any(phase.grain in FOLLOWING for phase in plan)
+    room = room_for(checkpoint, stream.model, plan, (windows.shape[0], windows.shape[1]), max_ram)
+    stream.batch, stream.spill = room.batch, Spill() if room.spilled else None
     for phase in plan:
         if phase.grain == "coupling":
             check_coupled(phase, block_links(stream.model, family))
@@ -68,7 +70,7 @@ def stream_checkpoint(
     if names and len(windows):
         stream.heard = stream.listen(embedding, names)
     yield compressed_part(stream, plan, family.embedding, embedding)
-    stream.start(at(stream.model, family.embedding), embedding if tuning else None)
+    stream.start(at(stream.model, family.embedding) if stream.follow else embedding, embedding if tuning else None)
     at(stream.model, family.embedding).to("meta")
     del embedding
     stream.onward = any(family.head in phase.plan for phase in plan)

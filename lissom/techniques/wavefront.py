@@ -41,7 +41,7 @@ def sweep_both(
     tile: int = 128,
 ) -> Float[Tensor, "o i"]:
     """Replace every entry by what `choose` makes of it, in the order of `rows` and `columns`."""
-    m, n = unit(h[columns][:, columns], damp), unit(g[rows][:, rows], damp_out)
+    m, n = unit(h, damp, columns), unit(g, damp_out, rows)
     free = w[rows][:, columns]
     error, felt, done = (torch.zeros_like(free) for _ in range(3))
     for top in range(0, w.shape[0], tile):
@@ -83,8 +83,8 @@ def sweep_tile(
     return done
 
 
-def unit(h: Float[Tensor, "i i"], damp: float) -> Float[Tensor, "i i"]:
-    """M, unit upper triangular, with H + λI = M D Mᵀ, λ = damp · mean(diag H)."""
-    upper = reversed_root(h.double(), damp).flip(0, 1)
+def unit(h: Float[Tensor, "i i"], damp: float, order: Int[Tensor, " i"]) -> Float[Tensor, "i i"]:
+    """M, unit upper triangular, with H + λI = M D Mᵀ, rows and columns of H in `order`, λ = damp · mean(diag H)."""
+    upper = reversed_root(h.double(), damp, order).flip(0, 1)
     found: Tensor = (upper / upper.diagonal()).float()
     return found

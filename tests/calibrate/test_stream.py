@@ -88,6 +88,28 @@ def test_what_comes_after_the_last_watched_layer_is_run_once_only(tiny: Tiny, ow
     assert len(runs) == 4
 
 
+def test_the_data_goes_on_by_the_first_look_unless_it_follows_what_becomes_of_a_block(tiny: Tiny) -> None:
+    original, changed, plain = (Stream(Checkpoint(tiny("llama")), WINDOWS, batch=2) for _ in range(3))
+    original.follow = False
+    states: list[list[Tensor]] = [[], [], []]
+    runs: list[nn.Module] = []
+    for stream, seen in zip((original, changed, plain), states, strict=True):
+        stream.start(stream.embedding())
+        for name, block in stream.blocks():
+            at(block, "mlp.down_proj").register_forward_hook(lambda layer, given, out: runs.append(layer))
+            if stream is not plain:
+                stream.see(name, block)
+                spoil(block)
+                stream.see(name, block, [at(block, "self_attn.q_proj")])
+            seen.append(stream.hidden)
+        seen.append(stream.hidden)
+    assert all(torch.equal(one, other) for one, other in zip(states[0], states[2], strict=True))
+    assert torch.equal(states[0][0], states[1][0])
+    assert not any(torch.equal(one, other) for one, other in zip(states[0][1:], states[1][1:], strict=True))
+    lots, blocks = 3, 2
+    assert len(runs) == blocks * (lots + 1) + blocks * (2 * lots + 1) + blocks * lots
+
+
 def test_the_data_stays_before_the_last_block_where_nothing_after_it_is_wanted(tiny: Tiny) -> None:
     flown, stayed = (Stream(Checkpoint(tiny("llama")), WINDOWS) for _ in range(2))
     stayed.onward = False

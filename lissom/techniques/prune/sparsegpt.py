@@ -48,7 +48,7 @@ def sparsegpt(
             kept[j : j + group] = choose(score, sparsity, keep, of).T
         return block[place] * kept[j]
 
-    swept = sweep(matrix, x.mean, column, damp=damp, block=BLOCK)
+    swept = sweep(matrix, x.xtx, column, damp=damp, block=BLOCK)
     return Masked.of(swept, kept.T)
 
 

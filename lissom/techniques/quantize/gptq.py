@@ -53,5 +53,5 @@ def gptq(
         value = (nearest(block[place], scale[group_of], zero[group_of], bits) - zero[group_of]) * scale[group_of]
         return value if kept is None else value * kept[:, places[j]]
 
-    swept = sweep(matrix, x.mean, column, damp=damp, order=order)
+    swept = sweep(matrix, x.xtx, column, damp=damp, order=order)
     return Affine.of(grid.codes(swept), grid.scale, grid.stored_zero(), bits, kept, grid.step)

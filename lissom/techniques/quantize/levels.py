@@ -66,7 +66,7 @@ def fed_back(
         levels[:, here] = level if kept is None else level * kept[:, here]
         return levels[:, here] * scale[:, here]
 
-    sweep(w, x.mean, column, damp=damp, order=order)
+    sweep(w, x.xtx, column, damp=damp, order=order)
     return levels
 
 

@@ -222,7 +222,7 @@ def start(w: Float[Tensor, "o i"], shared: Shared, h: Float[Tensor, "i i"], damp
     d = shared.books.shape[2]
     strong = h.diagonal().reshape(-1, d).sum(1).argsort(descending=True, stable=True)
     order = (strong.unsqueeze(1) * d + torch.arange(d)).flatten()
-    u = feedback(h[order][:, order], damp)
+    u = feedback(h, damp, order)
     indices, values = torch.empty_like(shared.indices), w.new_empty(d, len(w))
 
     def column(j: int, block: Tensor, diagonal: Tensor, place: int) -> Tensor:
