@@ -1,7 +1,7 @@
 """The shapes that data may come in.
 
 A tensor or a tuple of tensors is one batch; any other iterable (a list, a DataLoader) is many. In a batch that is a
-tuple of two, the first is the input and the second the target; a dict is keyword arguments, `labels` apart.
+tuple the first is the input and the second, if there is one, the target; a dict is keyword arguments, `labels` apart.
 
 Shapes: n windows, t tokens of a window.
 """
@@ -36,6 +36,11 @@ def batches(data: Any) -> Iterator[Batch]:
         parts = found.values() if isinstance(found, Mapping) else found if isinstance(found, tuple) else (found,)
         if not all(isinstance(part, Tensor) for part in parts):
             raise DataError(f"data: a batch of {type(batch).__name__} is not made of tensors; give (inputs, targets)")
+        if isinstance(found, tuple) and len(found) > 2:
+            raise DataError(
+                f"data: a tuple of {len(found)} tensors is neither (inputs, targets) nor many batches; give a list of "
+                "batches, or for a model of several inputs a dict of its arguments"
+            )
         yield found
 
 

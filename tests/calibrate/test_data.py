@@ -43,6 +43,7 @@ def test_every_shape_of_data_becomes_batches(data: Any, shapes: list[list[tuple[
         (TensorDataset(X), "TensorDataset is no data"),
         (["text"], "a batch of str is not made of tensors"),
         ([(X, 1)], "a batch of tuple is not made of tensors"),
+        ((X, X, X), r"a tuple of 3 tensors is neither \(inputs, targets\) nor many batches; give a list"),
         ({"x": "text"}, "a batch of dict is not made of tensors"),
     ],
 )
