@@ -167,8 +167,12 @@ def test_an_unknown_coder_is_refused_before_anything_is_written(pruned: nn.Modul
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_language_model_is_coded_part_by_part_and_opens_the_same(tiny: Any, tmp_path: Path) -> None:
-    steps = lissom.Recipe.of([{"layers": "model.layers.*", "technique": "kmeans", "bits": 3, "rows": 0}])
+TURNED = [{"technique": "hadamard"}, {"technique": "gptq", "bits": 3, "group": 16}, {"technique": "dynamic"}]
+
+
+@pytest.mark.parametrize("chosen", [[{"technique": "kmeans", "bits": 3, "rows": 0}], TURNED], ids=["kmeans", "turned"])
+def test_a_language_model_is_coded_part_by_part_and_opens_the_same(tiny: Any, tmp_path: Path, chosen: Any) -> None:
+    steps = lissom.Recipe.of([{"layers": "model.layers.*", **step} for step in chosen])
     windows, ids = torch.empty(0, 8, dtype=torch.long), torch.arange(8).unsqueeze(0)
     folders = [
         lissom.compress_checkpoint(tiny("llama"), steps, windows, tmp_path / str(coding), entropy_coding=coding)
