@@ -17,7 +17,7 @@ SERVED_INT8, SERVED_INT4 = "int8, embedding too", f"gptq, 4 bits, group {GROUP}"
 HALF, PATTERN = {"sparsity": 0.5}, {"keep": 2, "of": 4}
 FILES = {"Q4_K_M": 4_787_008, "IQ4_XS": 4_353_856, "Q3_K_M": 4_036_416, "Q2_K": 3_315_520}  # llama.cpp's bytes
 ALL = 1116  # windows of the calibration text, nearly all of it
-BESIDE = 40_000  # bytes of a folder's tensor files that are no tensors: their headers
+BESIDE = 22_000  # bytes of a folder's tensor files that are no tensors: their headers
 
 # Each table's title, and what must be known to read it.
 TABLES = {
