@@ -14,6 +14,7 @@ Data flows one way. A room imports only from the rooms above it on this page; th
 another. `make lint` enforces it. The tests mirror the package, file by file. This page is made from the first line of
 each file by `make map`, and a test checks that it is true.
 """
+MADE = {".pyc", ".so"}
 # What cannot speak for itself.
 OTHERS = {
     "demo": "A tiny Llama, trained for this project: what `make demo`, the README and the tests use.",
@@ -60,9 +61,9 @@ def room(path: Path) -> Iterator[str]:
 
 
 def entries(folder: Path) -> list[str]:
-    """What lies in a folder, without what Python makes and without the file that speaks for the folder itself."""
+    """What lies in a folder, without what machines make and without the file that speaks for the folder itself."""
     inside = folder != PACKAGE
-    names = (path.name for path in folder.iterdir() if path.name != "__pycache__" and path.suffix != ".pyc")
+    names = (path.name for path in folder.iterdir() if path.name != "__pycache__" and path.suffix not in MADE)
     return sorted(name for name in names if not (inside and name == "__init__.py"))
 
 
@@ -77,7 +78,7 @@ def sentence(path: Path) -> str:
     source = path / "__init__.py" if path.is_dir() else path
     text = source.read_text(encoding="utf-8") if source.exists() else ""
     if source.suffix != ".py":
-        return text.partition("\n")[0].lstrip("/*# ").rstrip()
+        return text.partition("\n")[0].strip("/*# ")
     return (ast.get_docstring(ast.parse(text)) or "").partition("\n")[0]
 
 

@@ -38,7 +38,7 @@ def compress_checkpoint(
     model: str | Path,
     recipe: Recipe,
     windows: Int[Tensor, "n t"],
-    out: Path,
+    out: str | Path,
     *,
     max_ram: int | None = None,
     entropy_coding: str | None = None,
@@ -68,6 +68,7 @@ def compress_checkpoint(
     written = WeakIdKeyDictionary()  # the parts that are still in memory: a shared one may come again
     shapes: dict[str, tuple[int, ...]] = {}
     size, numbers = 0, itertools.count(1)
+    out = Path(out)
     with building(out) as folder:
         parts_of_it, told = conduct(checkpoint, recipe, windows, max_ram)
         for piece in parts_of_it:

@@ -87,16 +87,16 @@ def test_the_kernel_is_the_one_that_runs() -> None:
     steps = [
         {"layers": "0", "technique": "rtn", "bits": 4, "group": 32},
         {"layers": "2", "technique": "rtn", "bits": 8},
-        {"layers": "4", "technique": "kmeans"},
+        {"layers": "4", "technique": "magnitude"},
     ]
     found = {layer.name: layer.kernel for layer in explain(model, Recipe.of(steps)).layers}
-    assert found == {"0": "int4", "2": "int8", "4": "decoded"}
+    assert found == {"0": "panels", "2": "panels", "4": "decoded"}
 
 
 def test_an_embedding_that_is_the_head_has_two_ways_to_run(demo_folder: Path) -> None:
     recipe = Recipe.of([{"layers": "model.embed_tokens", "technique": "rtn"}])
     first, second, *_ = explain(demo_folder, recipe).layers
-    assert (first.kernel, second.kernel) == ("rows and int8", "dense")
+    assert (first.kernel, second.kernel) == ("rows and panels", "dense")
     assert second.bytes_after == second.bytes_before
 
 

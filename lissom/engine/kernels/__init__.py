@@ -1,17 +1,13 @@
 """Running compressed weights fast: `lower` swaps layers for ones whose kernel reads the compressed form."""
 
-from collections.abc import Callable
-
 from torch import nn
 
-from lissom.engine.kernels.int4 import int4_layer
-from lissom.engine.kernels.int8 import int8_layer
+from lissom.engine.kernels.panels import panel_layer
+from lissom.engine.kernels.signs import signs_layer
 from lissom.engine.kernels.sum import sum_layer
 from lissom.engine.kernels.turned import turned_layer
 from lissom.formats import CompressedLinear, Frozen
 from lissom.models.families import put
-
-KERNELS: tuple[Callable[[CompressedLinear], nn.Module | None], ...] = (int8_layer, int4_layer)
 
 
 def lower(model: nn.Module) -> nn.Module:
@@ -23,11 +19,12 @@ def lower(model: nn.Module) -> nn.Module:
     for name, layer in list(model.named_modules(remove_duplicate=False)):
         if isinstance(layer, CompressedLinear) and isinstance(layer.matrix, Frozen) and name:
             if layer not in lowered:
-                lowered[layer] = fitting(layer) or sum_layer(layer, fitting) or turned_layer(layer, fitting) or layer
+                lowered[layer] = fitting(layer) or layer
             put(model, name, lowered[layer])
     return model
 
 
 def fitting(layer: CompressedLinear) -> nn.Module | None:
-    """The layer on the first kernel that takes its weight, or None."""
-    return next((made for kernel in KERNELS if (made := kernel(layer)) is not None), None)
+    """The layer on the kernel that takes its weight, or None."""
+    whole = panel_layer(layer) or signs_layer(layer)
+    return whole or sum_layer(layer, panel_layer) or turned_layer(layer, panel_layer)

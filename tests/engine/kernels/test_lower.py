@@ -9,8 +9,7 @@ from torch import nn
 
 from lissom.compress import compress_model, quantize_model
 from lissom.engine.kernels import lower
-from lissom.engine.kernels.int4 import Int4Linear
-from lissom.engine.kernels.int8 import Int8Linear
+from lissom.engine.kernels.panels import PanelLinear
 from lissom.formats import CompressedConv, CompressedEmbedding, CompressedLinear, freeze
 
 
@@ -18,24 +17,11 @@ def one(o: int, i: int, **knobs: object) -> Any:
     return freeze(compress_model(nn.Sequential(nn.Linear(i, o)), steps=[{"technique": "rtn", **knobs}]))
 
 
-@pytest.mark.parametrize(
-    ("model", "kind"),
-    [
-        (one(7, 48, bits=8), Int8Linear),
-        (one(16, 40, bits=8), CompressedLinear),  # inputs come in sixteens
-        (one(16, 64, bits=4, group=32), Int4Linear),
-        (one(32, 96, bits=4), Int4Linear),  # a whole row is three groups of 32
-        (one(16, 64, bits=3, group=64), Int4Linear),
-        (one(16, 64, bits=2, group=32, symmetric=False), Int4Linear),
-        (one(16, 64, bits=8, group=32), CompressedLinear),
-        (one(16, 64, bits=8, symmetric=False), CompressedLinear),
-        (one(15, 64, bits=4), CompressedLinear),  # outputs come in sixteens
-        (one(16, 48, bits=4, group=16), CompressedLinear),
-    ],
-)
-def test_a_layer_goes_to_the_kernel_that_fits(model: Any, kind: type) -> None:
-    lowered: Any = lower(model)
-    assert type(lowered[0]) is kind
+@pytest.mark.parametrize("knobs", [{"bits": 8}, {"bits": 4, "group": 16}, {"bits": 3, "symmetric": False}])
+@pytest.mark.parametrize(("o", "i"), [(7, 48), (16, 80)])
+def test_a_layer_of_integers_goes_to_its_kernel(o: int, i: int, knobs: dict[str, Any]) -> None:
+    lowered: Any = lower(one(o, i, **knobs))
+    assert type(lowered[0]) is PanelLinear
 
 
 def test_what_fits_no_kernel_stays_and_the_rest_computes_nearly_the_same() -> None:
@@ -44,15 +30,16 @@ def test_what_fits_no_kernel_stays_and_the_rest_computes_nearly_the_same() -> No
     before = copy.deepcopy(quantized)
     lowered: Any = lower(quantized)
     assert lowered is quantized
-    assert [type(part) for part in quantized] == [CompressedConv, nn.Flatten, Int8Linear, nn.ReLU, Int8Linear]
+    assert [type(part) for part in quantized] == [CompressedConv, nn.Flatten, PanelLinear, nn.ReLU, PanelLinear]
     x = torch.randn(5, 2, 10)
     torch.testing.assert_close(lowered(x), before(x), rtol=0.05, atol=0.02)
 
 
 def test_other_formats_and_trainable_layers_stay() -> None:
     model = nn.Sequential(nn.Linear(32, 32))
-    for kept in (quantize_model(model), freeze(compress_model(model)), freeze(quantize_model(model, bits="binary"))):
-        lowered: Any = lower(kept)
+    pruned = freeze(compress_model(model, steps=[{"technique": "magnitude"}]))
+    for stays in (quantize_model(model), pruned):
+        lowered: Any = lower(stays)
         assert type(lowered[0]) is CompressedLinear
 
 
@@ -60,11 +47,11 @@ def test_tied_layers_are_lowered_apart() -> None:
     model = nn.Sequential(nn.Embedding(16, 32), nn.Linear(32, 16, bias=False))
     model[1].weight = model[0].weight
     lowered: Any = lower(freeze(quantize_model(model)))
-    assert [type(part) for part in lowered] == [CompressedEmbedding, Int8Linear]
+    assert [type(part) for part in lowered] == [CompressedEmbedding, PanelLinear]
 
 
 def test_a_layer_in_two_places_is_lowered_once() -> None:
     layer = nn.Linear(32, 32)
     lowered: Any = lower(freeze(quantize_model(nn.Sequential(layer, nn.ReLU(), layer))))
-    assert type(lowered[0]) is Int8Linear
+    assert type(lowered[0]) is PanelLinear
     assert lowered[0] is lowered[2]

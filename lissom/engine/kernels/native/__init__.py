@@ -1,0 +1,80 @@
+"""The kernels in C: built with the package, chosen when they are first asked for by what the processor can do.
+
+Without a compiler at installation there are none.
+"""
+
+import ctypes
+import os
+from functools import cache
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lissom.errors import LissomError
+
+KERNELS = ("portable", "avx2", "avxvnni", "avx512")  # as linear.c counts them; the last that runs is the best
+INSTEAD = "LISSOM_NATIVE"  # the environment may name another build of the library, such as one that checks itself
+
+
+class CPanels(ctypes.Structure):
+    """`Panels` of panels.h."""
+
+    _fields_ = (
+        *((name, ctypes.c_ssize_t) for name in ("outputs", "width", "block")),
+        *((name, ctypes.c_int) for name in ("bits", "books", "zero")),
+        *((name, ctypes.c_void_p) for name in ("codes", "scale", "zeros", "book", "unit", "bias")),
+    )
+
+
+class CLayout(ctypes.Structure):
+    """`Layout` of linear.c."""
+
+    _fields_ = (*((name, ctypes.c_ssize_t) for name in ("inputs", "group", "wide")), ("levels", ctypes.c_int))
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """The library, or None where none was built."""
+    built = [Path(__file__).with_name(f"_native{suffix}") for suffix in EXTENSION_SUFFIXES]
+    given = os.environ.get(INSTEAD)
+    found = given or next((str(path) for path in built if path.exists()), None)
+    if found is None:
+        return None
+    opened = ctypes.CDLL(found)
+    opened.lissom_linear.argtypes = [
+        ctypes.POINTER(CPanels),
+        ctypes.POINTER(CLayout),
+        ctypes.c_void_p,
+        ctypes.c_void_p,
+        ctypes.c_ssize_t,
+        ctypes.c_int,
+        ctypes.c_int,
+    ]
+    return opened
+
+
+@cache
+def kernels() -> tuple[str, ...]:
+    """The names of those that run here, the best one last; none where there is no library."""
+    opened = library()
+    return () if opened is None else tuple(name for at, name in enumerate(KERNELS) if opened.lissom_runs(at) == 1)
+
+
+def linear(panels: CPanels, layout: CLayout, rows: Tensor, kernel: str) -> Tensor:
+    """Rows (n, inputs) of float32, contiguous, times panels: (n, outputs), by torch's number of threads.
+
+    Raises:
+        LissomError: there is too little memory for it.
+    """
+    opened = library()
+    assert opened is not None
+    y = torch.empty(len(rows), panels.outputs)
+    if y.numel() == 0:
+        return y
+    index = KERNELS.index(kernel)
+    given = ctypes.byref(panels), ctypes.byref(layout), rows.data_ptr(), y.data_ptr(), len(rows)
+    if opened.lissom_linear(*given, index, torch.get_num_threads()):
+        raise LissomError(f"kernels: no memory for {len(rows)} rows of {rows.shape[1]} inputs; use smaller batches")
+    return y

@@ -1,0 +1,129 @@
+/* AVX2, with VNNI where the processor has it for vectors of 32 bytes: half a panel is two of them. */
+#include "panels.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+
+#ifndef VNNI
+#define VNNI 0
+#define TARGET __attribute__((target("avx2,fma,f16c")))
+#define KERNEL lissom_avx2
+#endif
+#define INLINE static inline __attribute__((always_inline)) TARGET
+
+#define DIRECT 2
+#define TALL 2
+
+typedef struct { __m256i low, high; } Codes;
+typedef struct { __m256i low, high; } Ints;
+typedef struct { __m256 low, high; } Floats;
+
+INLINE __m256i load_half(const uint8_t *from) { return _mm256_loadu_si256((const __m256i *)from); }
+INLINE Codes load(const uint8_t *from) { return (Codes){load_half(from), load_half(from + 32)}; }
+INLINE void store(uint8_t *to, Codes c) {
+    _mm256_storeu_si256((__m256i *)to, c.low);
+    _mm256_storeu_si256((__m256i *)(to + 32), c.high);
+}
+INLINE __m256i shifted(__m256i v, int right) { return right < 0 ? _mm256_slli_epi16(v, -right) : _mm256_srli_epi16(v, right); }
+INLINE __m256i bits_of(__m256i v, int right, int mask) {
+    return _mm256_and_si256(right ? shifted(v, right) : v, _mm256_set1_epi8((char)mask));
+}
+INLINE Codes field(Codes v, int shift, int bits) {
+    return (Codes){bits_of(v.low, shift, (1 << bits) - 1), bits_of(v.high, shift, (1 << bits) - 1)};
+}
+INLINE Codes high(Codes v, int shift, Codes c) {
+    return (Codes){_mm256_or_si256(c.low, bits_of(v.low, shift - 2, 4)), _mm256_or_si256(c.high, bits_of(v.high, shift - 2, 4))};
+}
+INLINE Codes sign(Codes v, int shift) { return (Codes){bits_of(v.low, shift - 1, 2), bits_of(v.high, shift - 1, 2)}; }
+INLINE __m256i look_half(__m256i c, const uint8_t *book, int books) {
+    __m256i found = _mm256_shuffle_epi8(load_half(book), c);
+    if (books == 4) {
+        found = _mm256_blend_epi32(found, _mm256_shuffle_epi8(load_half(book + 64), c), 0x22);
+        found = _mm256_blend_epi32(found, _mm256_shuffle_epi8(load_half(book + 128), c), 0x44);
+        found = _mm256_blend_epi32(found, _mm256_shuffle_epi8(load_half(book + 192), c), 0x88);
+    }
+    return found;
+}
+INLINE Codes look(Codes c, const uint8_t *book, int books) {
+    return (Codes){look_half(c.low, book, books), look_half(c.high, book + 32, books)};
+}
+INLINE __m256i dot_half(__m256i a, __m256i c, __m256i x) {
+#if VNNI
+    return _mm256_dpbusd_avx_epi32(a, c, x);
+#else
+    /* Two products of 8 bits would not fit in 16: the highest bit of codes is summed apart. */
+    __m256i low = _mm256_maddubs_epi16(_mm256_and_si256(c, _mm256_set1_epi8(127)), x);
+    __m256i top = _mm256_maddubs_epi16(_mm256_and_si256(_mm256_srli_epi16(c, 7), _mm256_set1_epi8(1)), x);
+    a = _mm256_add_epi32(a, _mm256_madd_epi16(low, _mm256_set1_epi16(1)));
+    return _mm256_add_epi32(a, _mm256_madd_epi16(top, _mm256_set1_epi16(128)));
+#endif
+}
+INLINE Ints dot(Ints a, Codes c, int32_t x) {
+    __m256i all = _mm256_set1_epi32(x);
+    return (Ints){dot_half(a.low, c.low, all), dot_half(a.high, c.high, all)};
+}
+INLINE Ints ints(int32_t value) { return (Ints){_mm256_set1_epi32(value), _mm256_set1_epi32(value)}; }
+INLINE __m256i eight_bytes(const uint8_t *from) { return _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)from)); }
+INLINE Ints minus_product(const uint8_t *zeros, int32_t sum) {
+    __m256i all = _mm256_set1_epi32(-sum);
+    return (Ints){_mm256_mullo_epi32(eight_bytes(zeros), all), _mm256_mullo_epi32(eight_bytes(zeros + 8), all)};
+}
+INLINE Floats floats(float value) { return (Floats){_mm256_set1_ps(value), _mm256_set1_ps(value)}; }
+INLINE Floats to_floats(Ints a) { return (Floats){_mm256_cvtepi32_ps(a.low), _mm256_cvtepi32_ps(a.high)}; }
+INLINE Floats times(Floats a, Floats b) { return (Floats){_mm256_mul_ps(a.low, b.low), _mm256_mul_ps(a.high, b.high)}; }
+INLINE Floats add_product(Floats sum, Floats a, Floats b) {
+    return (Floats){_mm256_fmadd_ps(a.low, b.low, sum.low), _mm256_fmadd_ps(a.high, b.high, sum.high)};
+}
+INLINE __m256 eight_halves(const uint16_t *from) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)from)); }
+INLINE Floats halves(const uint16_t *from) { return (Floats){eight_halves(from), eight_halves(from + 8)}; }
+INLINE Floats load_floats(const float *from) { return (Floats){_mm256_loadu_ps(from), _mm256_loadu_ps(from + 8)}; }
+INLINE void store_floats(float *to, Floats f, ptrdiff_t count) {
+    if (count >= 16) {
+        _mm256_storeu_ps(to, f.low);
+        _mm256_storeu_ps(to + 8, f.high);
+    } else if (count > 0) {
+        float all[16];
+        _mm256_storeu_ps(all, f.low);
+        _mm256_storeu_ps(all + 8, f.high);
+        __builtin_memcpy(to, all, sizeof(float) * (size_t)count);
+    }
+}
+
+#include "tile.h"
+
+TARGET static uint32_t largest(const float *x, ptrdiff_t count) {
+    __m256i top = _mm256_setzero_si256();
+    uint32_t found[8], most = 0;
+    ptrdiff_t j = 0;
+    for (; j + 8 <= count; j += 8)
+        top = _mm256_max_epi32(top, _mm256_and_si256(load_half((const uint8_t *)(x + j)), _mm256_set1_epi32(0x7FFFFFFF)));
+    _mm256_storeu_si256((__m256i *)found, top);
+    for (int i = 0; i < 8; i++) most = found[i] > most ? found[i] : most;
+    for (; j < count; j++) {
+        uint32_t one_more;
+        memcpy(&one_more, x + j, 4);
+        one_more &= 0x7FFFFFFF;
+        most = one_more > most ? one_more : most;
+    }
+    return most;
+}
+
+TARGET static int32_t round_block(const float *x, ptrdiff_t count, ptrdiff_t block, float factor, int8_t *q) {
+    int32_t sum = 0;
+    for (ptrdiff_t j = 0; j < block; j += 8) {
+        float part[8] = {0};
+        int32_t whole[8];
+        const ptrdiff_t left = count - j;
+        if (left > 0) memcpy(part, x + j, sizeof(float) * (size_t)(left < 8 ? left : 8));
+        __m256 scaled = _mm256_mul_ps(_mm256_loadu_ps(part), _mm256_set1_ps(factor));
+        _mm256_storeu_si256((__m256i *)whole, _mm256_cvtps_epi32(scaled));
+        for (int i = 0; i < 8; i++) {
+            q[j + i] = (int8_t)whole[i];
+            sum += whole[i];
+        }
+    }
+    return sum;
+}
+
+const Kernel KERNEL = {multiply, largest, round_block};
+#endif

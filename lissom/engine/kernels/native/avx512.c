@@ -1,0 +1,79 @@
+/* AVX-512 with VNNI: a vector of 64 bytes is half a panel. */
+#include "panels.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+
+#define TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")))
+#define INLINE static inline __attribute__((always_inline)) TARGET
+
+#define DIRECT 4
+#define TALL 6
+
+typedef __m512i Codes;
+typedef __m512i Ints;
+typedef __m512 Floats;
+
+INLINE Codes load(const uint8_t *from) { return _mm512_loadu_si512(from); }
+INLINE void store(uint8_t *to, Codes c) { _mm512_storeu_si512(to, c); }
+INLINE Codes field(Codes v, int shift, int bits) {
+    return _mm512_and_si512(shift ? _mm512_srli_epi16(v, (unsigned)shift) : v, _mm512_set1_epi8((char)((1 << bits) - 1)));
+}
+INLINE Codes high(Codes v, int shift, Codes c) {
+    Codes moved = shift < 2 ? _mm512_slli_epi16(v, (unsigned)(2 - shift)) : _mm512_srli_epi16(v, (unsigned)(shift - 2));
+    return _mm512_ternarylogic_epi32(c, moved, _mm512_set1_epi8(4), 0xF8); /* c | moved & 4 */
+}
+INLINE Codes sign(Codes v, int shift) {
+    Codes moved = shift < 1 ? _mm512_slli_epi16(v, 1) : _mm512_srli_epi16(v, (unsigned)(shift - 1));
+    return _mm512_and_si512(moved, _mm512_set1_epi8(2));
+}
+INLINE Codes look(Codes c, const uint8_t *book, int books) {
+    Codes found = _mm512_shuffle_epi8(load(book), c);
+    if (books == 4)
+        for (int output = 1; output < 4; output++)
+            found = _mm512_mask_shuffle_epi8(found, 0xFULL * 0x0001000100010001ULL << 4 * output,
+                                             load(book + 64 * output), c);
+    return found;
+}
+INLINE Ints dot(Ints a, Codes c, int32_t x) { return _mm512_dpbusd_epi32(a, c, _mm512_set1_epi32(x)); }
+INLINE Ints ints(int32_t value) { return _mm512_set1_epi32(value); }
+INLINE Ints minus_product(const uint8_t *zeros, int32_t sum) {
+    Ints wide = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)zeros));
+    return _mm512_mullo_epi32(wide, _mm512_set1_epi32(-sum));
+}
+INLINE Floats floats(float value) { return _mm512_set1_ps(value); }
+INLINE Floats to_floats(Ints a) { return _mm512_cvtepi32_ps(a); }
+INLINE Floats times(Floats a, Floats b) { return _mm512_mul_ps(a, b); }
+INLINE Floats add_product(Floats sum, Floats a, Floats b) { return _mm512_fmadd_ps(a, b, sum); }
+INLINE Floats halves(const uint16_t *from) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)from)); }
+INLINE Floats load_floats(const float *from) { return _mm512_loadu_ps(from); }
+INLINE void store_floats(float *to, Floats f, ptrdiff_t count) {
+    if (count > 0) _mm512_mask_storeu_ps(to, count >= 16 ? 0xFFFF : (__mmask16)((1u << count) - 1), f);
+}
+
+#include "tile.h"
+
+TARGET static uint32_t largest(const float *x, ptrdiff_t count) {
+    __m512i top = _mm512_setzero_si512(), magnitude = _mm512_set1_epi32(0x7FFFFFFF);
+    for (ptrdiff_t j = 0; j < count; j += 16) {
+        __mmask16 there = count - j >= 16 ? 0xFFFF : (__mmask16)((1u << (count - j)) - 1);
+        top = _mm512_max_epi32(top, _mm512_and_si512(_mm512_maskz_loadu_epi32(there, x + j), magnitude));
+    }
+    return (uint32_t)_mm512_reduce_max_epi32(top);
+}
+
+TARGET static int32_t round_block(const float *x, ptrdiff_t count, ptrdiff_t block, float factor, int8_t *q) {
+    __m512i sum = _mm512_setzero_si512();
+    for (ptrdiff_t j = 0; j < block; j += 16) {
+        ptrdiff_t left = count - j;
+        __mmask16 there = left >= 16 ? 0xFFFF : left > 0 ? (__mmask16)((1u << left) - 1) : 0;
+        __m512 scaled = _mm512_mul_ps(_mm512_maskz_loadu_ps(there, x + j), _mm512_set1_ps(factor));
+        __m512i whole = _mm512_cvtps_epi32(scaled);
+        sum = _mm512_add_epi32(sum, whole);
+        _mm_storeu_si128((__m128i *)(q + j), _mm512_cvtepi32_epi8(whole));
+    }
+    return _mm512_reduce_add_epi32(sum);
+}
+
+const Kernel lissom_avx512 = {multiply, largest, round_block};
+#endif

@@ -1,0 +1,150 @@
+/* Threads that share out a task, item by item. */
+
+/* They look for the next task for some microseconds after the last, since the next layer follows at once; then they sleep,
+   so that an idle model costs nothing and a busy machine is not kept from its other work. */
+#define _POSIX_C_SOURCE 200809L
+#include "pool.h"
+
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#include <time.h>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#define REST() _mm_pause()
+#elif defined(__aarch64__)
+#define REST() __asm__ __volatile__("yield")
+#else
+#define REST() (void)0
+#endif
+
+enum { LOOKING_NS = 50000, GLANCES = 64 };
+
+/* The state of the pool in one number: which task it is, whether there may still be items, and how many threads beside its
+   owner are in it. A thread that comes late is not waited for: the owner closes the task and it finds nothing to join. */
+static const uint64_t TASK = (uint64_t)1 << 32, OPEN = (uint64_t)1 << 31, INSIDE = ((uint64_t)1 << 31) - 1;
+static _Atomic uint64_t state;
+
+static struct {
+    Work work;
+    void *given;
+    ptrdiff_t count, chunk;
+    int threads;
+} task;
+static _Atomic ptrdiff_t next_item; /* the first that nobody has taken */
+
+static pthread_mutex_t owner = PTHREAD_MUTEX_INITIALIZER; /* held by the caller whose task it is */
+static pthread_mutex_t door = PTHREAD_MUTEX_INITIALIZER;  /* held around falling asleep and ringing */
+static pthread_cond_t bell = PTHREAD_COND_INITIALIZER, finished = PTHREAD_COND_INITIALIZER;
+static _Atomic int asleep, owner_asleep;
+static int started; /* threads beside the owners'; changed by who holds `owner` */
+
+static uint64_t now_ns(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+static void take(int thread) {
+    for (;;) {
+        const ptrdiff_t first = atomic_fetch_add(&next_item, task.chunk), last = first + task.chunk;
+        if (first >= task.count) return;
+        task.work(task.given, first, last < task.count ? last : task.count, thread);
+    }
+}
+
+static int is_new(uint64_t now, uint64_t seen) { return now & OPEN && now / TASK != seen; }
+static int is_empty(uint64_t now) { return !(now & INSIDE); }
+
+/* Look for a new task for a while; whether there is one. */
+static int look(uint64_t seen) {
+    for (const uint64_t begun = now_ns(); now_ns() - begun < LOOKING_NS;)
+        for (int glance = 0; glance < GLANCES; glance++) {
+            if (is_new(atomic_load(&state), seen)) return 1;
+            REST();
+        }
+    return 0;
+}
+
+static uint64_t join(uint64_t seen) {
+    for (;;) {
+        if (!look(seen)) {
+            pthread_mutex_lock(&door);
+            for (atomic_fetch_add(&asleep, 1); !is_new(atomic_load(&state), seen);) pthread_cond_wait(&bell, &door);
+            atomic_fetch_sub(&asleep, 1);
+            pthread_mutex_unlock(&door);
+        }
+        for (uint64_t now = atomic_load(&state); is_new(now, seen);)
+            if (atomic_compare_exchange_weak(&state, &now, now + 1)) return now / TASK;
+    }
+}
+
+static void leave(void) {
+    atomic_fetch_sub(&state, 1);
+    if (!atomic_load(&owner_asleep)) return;
+    pthread_mutex_lock(&door);
+    pthread_cond_signal(&finished);
+    pthread_mutex_unlock(&door);
+}
+
+static void *live(void *number) {
+    const int thread = (int)(intptr_t)number;
+    for (uint64_t seen = 0;;) {
+        seen = join(seen);
+        if (thread < task.threads) take(thread);
+        leave();
+    }
+    return NULL;
+}
+
+/* A forked child has none of the threads. */
+static void forget(void) {
+    owner = door = (pthread_mutex_t)PTHREAD_MUTEX_INITIALIZER;
+    bell = finished = (pthread_cond_t)PTHREAD_COND_INITIALIZER;
+    started = 0;
+    atomic_store(&state, 0);
+    atomic_store(&asleep, 0);
+}
+
+static void start(int wanted) {
+    static int registered;
+    if (!registered) registered = !pthread_atfork(NULL, NULL, forget);
+    for (pthread_t thread; started < wanted; started++) {
+        if (pthread_create(&thread, NULL, live, (void *)(intptr_t)(started + 1))) return;
+        pthread_detach(thread);
+    }
+}
+
+static void wait_until_empty(void) {
+    for (const uint64_t begun = now_ns(); !is_empty(atomic_load(&state));) {
+        REST();
+        if (now_ns() - begun < LOOKING_NS) continue;
+        pthread_mutex_lock(&door);
+        for (atomic_store(&owner_asleep, 1); !is_empty(atomic_load(&state));) pthread_cond_wait(&finished, &door);
+        atomic_store(&owner_asleep, 0);
+        pthread_mutex_unlock(&door);
+    }
+}
+
+void lissom_each(Work work, void *given, ptrdiff_t count, ptrdiff_t chunk, int threads) {
+    threads = threads > MOST_THREADS ? MOST_THREADS : threads;
+    if (threads < 2 || count <= chunk || pthread_mutex_trylock(&owner)) {
+        work(given, 0, count, 0);
+        return;
+    }
+    start(threads - 1);
+    task.work = work, task.given = given, task.count = count, task.chunk = chunk, task.threads = threads;
+    atomic_store(&next_item, 0);
+    atomic_fetch_add(&state, TASK | OPEN);
+    if (atomic_load(&asleep)) {
+        pthread_mutex_lock(&door);
+        pthread_cond_broadcast(&bell);
+        pthread_mutex_unlock(&door);
+    }
+    take(0);
+    atomic_fetch_and(&state, ~OPEN);
+    wait_until_empty();
+    pthread_mutex_unlock(&owner);
+}

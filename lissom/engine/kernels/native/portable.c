@@ -1,0 +1,92 @@
+/* Plain C: any processor, in loops that compilers turn into vectors. */
+#include "panels.h"
+
+#define TARGET
+#define INLINE static inline __attribute__((always_inline))
+
+#define UNROLL
+#define DIRECT 1
+#define TALL 2
+
+typedef uint32_t Codes __attribute__((vector_size(64))); /* 4 codes in each */
+typedef int32_t Ints __attribute__((vector_size(64)));
+typedef float Floats __attribute__((vector_size(64)));
+
+#define BYTES(value) ((uint32_t)(value) * 0x01010101u)
+
+INLINE Codes load(const uint8_t *from) {
+    Codes c;
+    __builtin_memcpy(&c, from, 64);
+    return c;
+}
+INLINE void store(uint8_t *to, Codes c) { __builtin_memcpy(to, &c, 64); }
+INLINE Codes field(Codes v, int shift, int bits) { return v >> shift & BYTES((1 << bits) - 1); }
+INLINE Codes high(Codes v, int shift, Codes c) { return c | (v >> shift & BYTES(1)) << 2; }
+INLINE Codes sign(Codes v, int shift) { return (v >> shift & BYTES(1)) << 1; }
+INLINE Codes look(Codes c, const uint8_t *book, int books) {
+    uint8_t at[64];
+    store(at, c);
+    for (int i = 0; i < 64; i++) at[i] = book[(books == 4 ? i / 4 % 4 * 64 : 0) + i / 16 * 16 + at[i]];
+    return load(at);
+}
+INLINE Ints dot(Ints a, Codes c, int32_t x) {
+    int8_t four[4];
+    __builtin_memcpy(four, &x, 4);
+    a += (Ints)(c & 255) * four[0] + (Ints)(c >> 8 & 255) * four[1];
+    return a + (Ints)(c >> 16 & 255) * four[2] + (Ints)(c >> 24) * four[3];
+}
+INLINE Ints ints(int32_t value) { return (Ints){0} + value; }
+INLINE Ints minus_product(const uint8_t *zeros, int32_t sum) {
+    Ints made;
+    for (int i = 0; i < 16; i++) made[i] = -sum * zeros[i];
+    return made;
+}
+INLINE Floats floats(float value) { return (Floats){0} + value; }
+INLINE Floats to_floats(Ints a) { return __builtin_convertvector(a, Floats); }
+INLINE Floats times(Floats a, Floats b) { return a * b; }
+INLINE Floats add_product(Floats sum, Floats a, Floats b) { return sum + a * b; }
+INLINE float half(uint16_t bits) {
+    union { uint32_t bits; float value; } wide = {.bits = (uint32_t)(bits & 0x7FFF) << 13};
+    wide.value *= 0x1p112f; /* the exponents' difference; right for subnormal numbers too */
+    wide.bits |= (uint32_t)(bits & 0x8000) << 16;
+    return wide.value;
+}
+INLINE Floats halves(const uint16_t *from) {
+    Floats made;
+    for (int i = 0; i < 16; i++) made[i] = half(from[i]);
+    return made;
+}
+INLINE Floats load_floats(const float *from) {
+    Floats made;
+    __builtin_memcpy(&made, from, 64);
+    return made;
+}
+INLINE void store_floats(float *to, Floats f, ptrdiff_t count) {
+    if (count > 0) __builtin_memcpy(to, &f, sizeof(float) * (size_t)(count < 16 ? count : 16));
+}
+
+#include "tile.h"
+
+static uint32_t largest(const float *x, ptrdiff_t count) {
+    uint32_t most = 0;
+    for (ptrdiff_t j = 0; j < count; j++) {
+        uint32_t bits;
+        memcpy(&bits, x + j, 4);
+        bits &= 0x7FFFFFFF;
+        most = bits > most ? bits : most;
+    }
+    return most;
+}
+
+static int32_t round_block(const float *x, ptrdiff_t count, ptrdiff_t block, float factor, int8_t *q) {
+    int32_t sum = 0;
+    for (ptrdiff_t j = 0; j < block; j++) {
+        float scaled = j < count ? x[j] * factor : 0;
+        scaled = scaled >= -128 && scaled <= 128 ? scaled + 0x1.8p23f - 0x1.8p23f : 0; /* to nearest, ties to even; NaN to 0 */
+        q[j] = (int8_t)(int)scaled;
+        sum += q[j];
+    }
+    return sum;
+}
+
+const Kernel lissom_portable = {multiply, largest, round_block};
