@@ -4,14 +4,17 @@
 PYTHON = python3
 VENV = .venv
 BIN = $(VENV)/bin
+CC = cc
 READY = $(VENV)/ready
+NATIVE = lissom/engine/kernels/native
 CPU_WHEELS = https://download.pytorch.org/whl/cpu
 
-.PHONY: help demo test lint bench bench-quality map clean
+.PHONY: help demo test test-native lint bench bench-quality map clean
 
 help:
 	@echo 'make demo           optimize a classifier and a language model, serve the result, ask it for a story'
 	@echo 'make test           run every test, the snippets of the README among them'
+	@echo 'make test-native    the tests of the kernels in C, watched by AddressSanitizer and UBSan'
 	@echo 'make lint           ruff, mypy --strict, and the order of the rooms'
 	@echo 'make bench          speed: latency and tokens per second beside the limits of this machine'
 	@echo 'make bench-quality  quality: perplexity and accuracy of every technique, beside its peers'
@@ -25,6 +28,12 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+test-native: $(READY)
+	$(CC) -std=c11 -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -ffp-contract=off -fPIC -shared -pthread \
+	  -Wall -Wextra -Wno-psabi -o $(VENV)/native.so $(NATIVE)/*.c
+	LISSOM_NATIVE=$(VENV)/native.so LD_PRELOAD=$$($(CC) -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 \
+	  $(BIN)/python -m pytest -n0 tests/engine/kernels
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -56,7 +56,7 @@ def test_what_is_written_runs_as_the_same_weights_in_memory(
     tiny: Tiny, family: str, tied: bool, tmp_path: Path
 ) -> None:
     source = tiny(family, tied)
-    out = compress_checkpoint(source, RECIPE, WINDOWS, tmp_path / "out")
+    out = compress_checkpoint(source, RECIPE, WINDOWS, str(tmp_path / "out"))
     opened = open_folder(out)
     model: Any = opened.model
     torch.testing.assert_close(logits(model), logits(in_memory(Checkpoint(source))), rtol=1e-4, atol=1e-4)

@@ -1,4 +1,5 @@
 /* What Python calls: rows of floats times panels. */
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -28,6 +29,8 @@ typedef struct {
     uint8_t *scratch;
 } Call;
 
+static const float TINY = 1e-36f; /* what is smaller counts as 0: its inverse would be infinite */
+
 static float as_float(uint32_t bits) {
     float value;
     memcpy(&value, &bits, 4);
@@ -47,10 +50,11 @@ static void round_rows(void *given, ptrdiff_t first, ptrdiff_t last, int thread)
             const ptrdiff_t left = l->group - inside, count = left < 0 ? 0 : left < block ? left : block;
             const float most = l->levels ? whole : as_float(call->kernel->largest(row + at, count));
             const float levels = l->levels ? (float)l->levels : 127;
-            const float factor = most > 0 ? levels / most : 0;
-            call->xs[m * blocks + b] = most / levels;
-            call->xt[m * blocks + b] =
-                call->kernel->round(row + at, count, block, factor, call->x + m * call->w->width + b * block);
+            int8_t *to = call->x + m * call->w->width + b * block;
+            const int some = most > TINY && most < INFINITY;
+            if (!some) memset(to, 0, (size_t)block);
+            call->xt[m * blocks + b] = some ? call->kernel->round(row + at, count, block, levels / most, to) : 0;
+            call->xs[m * blocks + b] = some || most <= TINY ? most / levels : NAN;
         }
     }
 }

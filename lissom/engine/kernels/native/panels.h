@@ -41,7 +41,7 @@ typedef struct {
     void (*multiply)(const Panels *, const Rows *, ptrdiff_t first, ptrdiff_t last, uint8_t *scratch);
     /* One block of a row: its largest magnitude as the bits of a float; NaN is larger than all others. */
     uint32_t (*largest)(const float *x, ptrdiff_t count);
-    /* One block of a row to integers, padded with zeros to `block`; returns their sum. */
+    /* One block of finite numbers to integers, padded with zeros to `block`; returns their sum. */
     int32_t (*round)(const float *x, ptrdiff_t count, ptrdiff_t block, float factor, int8_t *q);
 } Kernel;
 

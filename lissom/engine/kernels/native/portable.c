@@ -81,9 +81,8 @@ static uint32_t largest(const float *x, ptrdiff_t count) {
 static int32_t round_block(const float *x, ptrdiff_t count, ptrdiff_t block, float factor, int8_t *q) {
     int32_t sum = 0;
     for (ptrdiff_t j = 0; j < block; j++) {
-        float scaled = j < count ? x[j] * factor : 0;
-        scaled = scaled >= -128 && scaled <= 128 ? scaled + 0x1.8p23f - 0x1.8p23f : 0; /* to nearest, ties to even; NaN to 0 */
-        q[j] = (int8_t)(int)scaled;
+        const float scaled = j < count ? x[j] * factor : 0;
+        q[j] = (int8_t)(scaled + 0x1.8p23f - 0x1.8p23f); /* to nearest, ties to even */
         sum += q[j];
     }
     return sum;
