@@ -68,13 +68,14 @@ class Coupling:
 def places(channels: Int[Tensor, " k"], of: int, size: int) -> Int[Tensor, " n"]:
     """The rows or columns of some of the channels, of which there are `of` on an axis of a size."""
     each = size // of
-    return (channels.unsqueeze(1) * each + torch.arange(each)).flatten()
+    return (channels.unsqueeze(1) * each + torch.arange(each, device=channels.device)).flatten()
 
 
 def columns(r: Reader, channels: Int[Tensor, " k"], of: int) -> Int[Tensor, " n"]:
     """The columns of a reader for some of the channels, and those that read something else."""
     own = r.matrix.shape[1] - r.others
-    return torch.cat([places(channels, of, own), torch.arange(own, own + r.others)])
+    others = torch.arange(own, own + r.others, device=channels.device)
+    return torch.cat([places(channels, of, own), others])
 
 
 def wide(s: Float[Tensor, " c"], size: int) -> Float[Tensor, " n"]:

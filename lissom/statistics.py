@@ -21,12 +21,12 @@ class Statistic(Protocol):
     """What a technique may ask calibration for."""
 
     @classmethod
-    def zero(cls, inputs: int) -> Self:
-        """The statistic of no data."""
+    def zero(cls, inputs: int, device: torch.device | None = None) -> Self:
+        """The statistic of no data, where that of a device will be seen."""
         ...
 
     @classmethod
-    def blank(cls, inputs: int) -> Self:
+    def blank(cls, inputs: int, device: torch.device | None = None) -> Self:
         """What to assume where there is no data: features of unit size that have nothing to do with each other."""
         ...
 
@@ -49,14 +49,14 @@ class Moments:
     largest: Float[Tensor, " i"]
 
     @classmethod
-    def zero(cls, inputs: int) -> "Moments":
+    def zero(cls, inputs: int, device: torch.device | None = None) -> "Moments":
         """Moments of no data."""
-        return cls(0, torch.zeros(inputs), torch.zeros(inputs), torch.zeros(inputs))
+        return cls(0, *(torch.zeros(inputs, device=device) for _ in range(3)))
 
     @classmethod
-    def blank(cls, inputs: int) -> "Moments":
+    def blank(cls, inputs: int, device: torch.device | None = None) -> "Moments":
         """What to assume where there is no data: features of mean 0 and size 1."""
-        return cls(1, torch.zeros(inputs), torch.ones(inputs), torch.ones(inputs))
+        return cls(1, torch.zeros(inputs, device=device), *(torch.ones(inputs, device=device) for _ in range(2)))
 
     def see(self, x: Float[Tensor, "n i"]) -> None:
         """Take in a batch."""
@@ -149,14 +149,14 @@ class Gram:
     typical: Float[Tensor, "i i"] | None = None
 
     @classmethod
-    def zero(cls, inputs: int) -> "Gram":
+    def zero(cls, inputs: int, device: torch.device | None = None) -> "Gram":
         """The Gram of no data."""
-        return cls(0, torch.zeros(inputs, inputs), torch.zeros(inputs))
+        return cls(0, torch.zeros(inputs, inputs, device=device), torch.zeros(inputs, device=device))
 
     @classmethod
-    def blank(cls, inputs: int) -> "Gram":
+    def blank(cls, inputs: int, device: torch.device | None = None) -> "Gram":
         """What to assume where there is no data: the identity."""
-        return cls(1, torch.eye(inputs), torch.zeros(inputs))
+        return cls(1, torch.eye(inputs, device=device), torch.zeros(inputs, device=device))
 
     def see(self, x: Float[Tensor, "n i"]) -> None:
         """Take in a batch."""
@@ -200,14 +200,14 @@ class Guided(Gram):
         super().see(x if weight is None else x * weight.sqrt().unsqueeze(1))
 
     @classmethod
-    def zero(cls, inputs: int) -> "Guided":
+    def zero(cls, inputs: int, device: torch.device | None = None) -> "Guided":
         """The Gram of no data."""
-        return cls(0, torch.zeros(inputs, inputs), torch.zeros(inputs))
+        return cls(0, torch.zeros(inputs, inputs, device=device), torch.zeros(inputs, device=device))
 
     @classmethod
-    def blank(cls, inputs: int) -> "Guided":
+    def blank(cls, inputs: int, device: torch.device | None = None) -> "Guided":
         """What to assume where there is no data: the identity."""
-        return cls(1, torch.eye(inputs), torch.zeros(inputs))
+        return cls(1, torch.eye(inputs, device=device), torch.zeros(inputs, device=device))
 
     def merge(self, other: "Gram") -> "Guided":
         """The Gram of both lots of data."""
@@ -225,14 +225,14 @@ class Fisher:
     ggt: Float[Tensor, "o o"]
 
     @classmethod
-    def zero(cls, outputs: int) -> "Fisher":
+    def zero(cls, outputs: int, device: torch.device | None = None) -> "Fisher":
         """The statistic of no data."""
-        return cls(0, torch.zeros(outputs, outputs))
+        return cls(0, torch.zeros(outputs, outputs, device=device))
 
     @classmethod
-    def blank(cls, outputs: int) -> "Fisher":
+    def blank(cls, outputs: int, device: torch.device | None = None) -> "Fisher":
         """What to assume where there is no data: all outputs matter alike and have nothing to do with each other."""
-        return cls(1, torch.eye(outputs))
+        return cls(1, torch.eye(outputs, device=device))
 
     def see(self, g: Float[Tensor, "n o"]) -> None:
         """Take in the gradients of a batch."""

@@ -44,7 +44,7 @@ class Heard:
     @classmethod
     def of(cls, layer: nn.Module, y: Tensor) -> "Heard":
         """Nothing heard yet of a layer with such an output."""
-        return cls(Fisher.zero(by_row(layer, y).shape[1]))
+        return cls(Fisher.zero(by_row(layer, y).shape[1], y.device))
 
     def weights(self) -> Float[Tensor, " n"]:
         """Of all rows in the order they were seen; 1 on the average, and never more than `LARGEST`."""
@@ -77,7 +77,7 @@ class Pull:
     def of(cls, layer: nn.Module, y: Tensor) -> "Pull":
         """Nothing heard yet of a layer with such an output."""
         o = by_row(layer, y).shape[1]
-        return cls(0, torch.zeros((o, o) if o <= WIDE else (o,)), entries_of(layer))
+        return cls(0, torch.zeros((o, o) if o <= WIDE else (o,), device=y.device), entries_of(layer, y.device))
 
     def see(self, layer: nn.Module, x: Tensor, g: Tensor) -> None:
         """Take in a batch: the layer's input, and the gradient at its output."""
@@ -91,9 +91,9 @@ class Pull:
             self.entries += torch.bincount(x.flatten(), minlength=len(self.entries))
 
 
-def entries_of(layer: nn.Module) -> Float[Tensor, " e"] | None:
+def entries_of(layer: nn.Module, device: torch.device) -> Float[Tensor, " e"] | None:
     """No count yet for each entry of an embedding."""
-    return torch.zeros(len(matrix_of(layer))) if looks_up(layer) else None
+    return torch.zeros(len(matrix_of(layer)), device=device) if looks_up(layer) else None
 
 
 def by_row(layer: nn.Module, y: Tensor) -> Float[Tensor, "n o"]:

@@ -75,7 +75,7 @@ def zeros(layer: nn.Module, x: Tensor, kinds: set[type[Statistic]]) -> Collected
     """Statistics of no data yet, wide enough for the layer."""
     inputs = rows(layer, x[:1]).shape[1]
     seen = kinds - {Fisher}  # which is heard on the way back
-    return {kind: kind.zero(inputs) for kind in sorted(seen, key=lambda kind: kind.__name__)}
+    return {kind: kind.zero(inputs, x.device) for kind in sorted(seen, key=lambda kind: kind.__name__)}
 
 
 def looks_up(layer: nn.Module) -> bool:

@@ -106,7 +106,7 @@ class TrainableBinary(Trainable):
     def units(self) -> dict[nn.Parameter, Tensor]:
         """Half the distance of the two signs for weights; scales are relative already."""
         scale = spread_out(self._grown().detach(), self.latent.shape[1])
-        return {self.latent: scale, self.log_growth: torch.ones(())}
+        return {self.latent: scale, self.log_growth: self.log_growth.new_ones(())}
 
     def _grown(self) -> Float[Tensor, "o g"]:
         grown = self.scale * self.log_growth.exp()

@@ -50,11 +50,11 @@ class Kind:
         """The largest element."""
         return E2M1[-1] if self.element is None else torch.finfo(self.element).max
 
-    def values(self) -> Float[Tensor, " e"]:
+    def values(self, device: torch.device | None = None) -> Float[Tensor, " e"]:
         """The number that each code stands for; of 8-bit ones a few are not numbers, and never written."""
         if self.element is None:
-            return torch.tensor([*E2M1, *(-v for v in E2M1)])
-        return torch.arange(256, dtype=torch.uint8).view(self.element).float()
+            return torch.tensor([*E2M1, *(-v for v in E2M1)], device=device)
+        return torch.arange(256, dtype=torch.uint8, device=device).view(self.element).float()
 
     def codes(self, x: Float[Tensor, "*n"]) -> UInt8[Tensor, "*n"]:
         """The nearest element of each number, of two the one whose last bit is 0; beyond the largest, the largest."""
@@ -204,7 +204,7 @@ def floats_dense(
 ) -> Tensor:
     """element · scale, 0 where the mask is."""
     plane = Plane(words=words, mask=mask, shape=(rows, columns), bits=KINDS[kind].bits)
-    elements = KINDS[kind].values().to(words.device)[plane.codes().int()]
+    elements = KINDS[kind].values(words.device)[plane.codes().int()]
     wide = read(scale, overall).unsqueeze(-1)
     matrix: Tensor = elements.unflatten(1, (scale.shape[1], -1)).mul_(wide).flatten(1)
     kept = plane.kept()

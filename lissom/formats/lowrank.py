@@ -104,6 +104,6 @@ def half(factor: Float[Tensor, "o i"]) -> Dense:
 
     Unlike a scale's, the smallest entries of a factor may lose digits: they are added to larger ones.
     """
-    largest = factor.abs().amax() if factor.numel() else torch.zeros(())
+    largest = factor.abs().amax() if factor.numel() else factor.new_zeros(())
     fits = bool((largest == 0) | ((largest <= torch.finfo(torch.float16).max) & (largest >= 2**-10)))
     return Dense(values=factor.to(torch.float16 if fits else torch.float32).contiguous())

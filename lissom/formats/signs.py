@@ -122,7 +122,7 @@ class TrainableSigns(Trainable):
 
     def units(self) -> dict[nn.Parameter, Tensor]:
         """Half the distance of the two signs for weights; scales are relative already."""
-        return {p: torch.ones(()) for p in self.parameters()}
+        return {p: p.new_ones(()) for p in self.parameters()}
 
     def _grown(self, name: str) -> Float[Tensor, " n"]:
         grown = getattr(self, name) * self.log_growth[name].exp()

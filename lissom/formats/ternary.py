@@ -137,7 +137,7 @@ class TrainableTernary(Trainable):
         scale = self._grown().detach()
         return {
             self.latent: scale.repeat_interleave(self.latent.shape[1] // scale.shape[1], 1),
-            self.log_growth: torch.ones(()),
+            self.log_growth: self.log_growth.new_ones(()),
         }
 
     def _grown(self) -> Float[Tensor, "o g"]:

@@ -87,6 +87,11 @@ class Weight(ABC):
         return self.dense()[index]
 
     @property
+    def device(self) -> torch.device:
+        """Where its tensors are."""
+        return next(iter(self.parts().values())).device
+
+    @property
     def nbytes(self) -> int:
         """Bytes on disk, everything counted: codes, masks, scales, codebooks."""
         return sum(part.numel() * part.element_size() for part in self.parts().values())

@@ -132,7 +132,8 @@ def xnor_linear(x: Tensor, words: Tensor, mask: Tensor | None, scale: Tensor, ro
     plane = Plane(words=words, mask=mask, shape=(rows, columns), bits=1)
     kept = plane.kept()
     b = words if kept is None else pack(plane.codes(), 1)
-    there = pack(torch.ones(rows, columns, dtype=torch.uint8) if kept is None else kept.to(torch.uint8), 1)
+    whole = torch.ones(rows, columns, dtype=torch.uint8, device=words.device)
+    there = pack(whole if kept is None else kept.to(torch.uint8), 1)
     flat = x.reshape(-1, columns).float()
     low, high = flat.amin(1, keepdim=True), flat.amax(1, keepdim=True)
     middle, k = (high + low) / 2, (high - low) / 2

@@ -38,7 +38,7 @@ def sweep(
     Of H any multiple will do, such as XᵀX itself.
     """
     if order is None:
-        order = torch.arange(w.shape[1])
+        order = torch.arange(w.shape[1], device=w.device)
     u = feedback(h, damp, order)
     free = w.T[order].clone()  # transposed: the sweep then reads and writes whole rows of memory
     done = torch.empty_like(free)
@@ -70,7 +70,8 @@ def invert(lower: Float[Tensor, "i i"], leaf: int = 256) -> None:
     """L becomes L⁻¹, by way of its quarters: in place, a third of the multiplications of solving L X = I."""
     i = len(lower)
     if i <= leaf:
-        lower.copy_(torch.linalg.solve_triangular(lower, torch.eye(i).to(lower), upper=False))
+        eye = torch.eye(i, dtype=lower.dtype, device=lower.device)
+        lower.copy_(torch.linalg.solve_triangular(lower, eye, upper=False))
         return
     half = i // 2
     top, bottom, corner = lower[:half, :half], lower[half:, half:], lower[half:, :half]

@@ -73,7 +73,7 @@ def sweep_tile(
     done = torch.empty_like(w)
     for diagonal in range(p + q - 1):
         first, last = max(0, diagonal - q + 1), min(p - 1, diagonal)
-        r = torch.arange(first, last + 1)
+        r = torch.arange(first, last + 1, device=w.device)
         c = diagonal - r
         done[r, c] = choose(w[r, c] + beside[r, c] + above[r, c], rows[r], columns[c])
         error = w[r, c] - done[r, c]

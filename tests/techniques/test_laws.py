@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load, save
-from torch import nn
+from torch import Tensor, nn
+from torch._library.custom_ops import OPDEFS, CustomOpDef
 
 from lissom.compress import compress_model
 from lissom.formats import CompressedLayer, Dense, Trainable, Weight, read_weight
@@ -53,6 +54,7 @@ NOT_SPARSE = {
     "nanoquant": "a product of signs has no zeros: a pruned weight is refused",
     "residual": "the base keeps its zeros; the correction is added beside them",
 }  # each is tested in its own file
+NEAR = {"nanoquant": 0.2}  # relative, else 0.02: it begins with singular vectors, of which a device chooses the signs
 NOT_SMALLER = {"hadamard": "it makes ready for what follows"}
 CASES = [pytest.param(name, k, id=f"{name}-{n}") for name, all_knobs in KNOBS.items() for n, k in enumerate(all_knobs)]
 
@@ -61,23 +63,29 @@ def weight(o: int = 24, i: int = 128) -> Dense:
     return Dense(values=torch.randn(o, i, generator=torch.Generator().manual_seed(0)) * 0.1)
 
 
-def seen(i: int = 128) -> dict[Any, Any]:
+def data(i: int = 128) -> tuple[Tensor, Tensor]:
+    """Inputs, and gradients at the outputs."""
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(300, i, generator=generator) @ (torch.eye(i) + 0.1 * torch.randn(i, i, generator=generator))
-    found: dict[Any, Any] = {kind: kind.zero(i) for kind in (Moments, Gram, Guided)}
+    return x, torch.randn(300, 24, generator=generator) @ torch.randn(24, 24, generator=generator)
+
+
+def seen(x: Tensor, g: Tensor) -> dict[Any, Any]:
+    found: dict[Any, Any] = {kind: kind.zero(x.shape[1], x.device) for kind in (Moments, Gram, Guided)}
     for statistic in found.values():
         statistic.see(x)
-    found[Fisher] = Fisher.zero(24)
-    found[Fisher].see(torch.randn(300, 24, generator=generator) @ torch.randn(24, 24, generator=generator))
+    found[Fisher] = Fisher.zero(g.shape[1], g.device)
+    found[Fisher].see(g)
     return found
 
 
-def run(technique: str, given: dict[str, Any], w: Weight | None = None) -> Weight:
+def run(technique: str, given: dict[str, Any], w: Weight | None = None, device: str = "cpu") -> Weight:
     step = Step(technique=technique, knobs=given)
     check(step)
+    original = Dense(values=weight().values.to(device))
     if w is None:
-        w = run(*AFTER[technique]) if technique in AFTER else weight()
-    return apply(step, "layer", w, weight(), seen())
+        w = run(*AFTER[technique], device=device) if technique in AFTER else original
+    return apply(step, "layer", w, original, seen(*(t.to(device) for t in data())))
 
 
 def test_every_technique_is_under_the_laws() -> None:
@@ -156,6 +164,68 @@ def test_trainable_weights_say_what_is_stored(technique: str, given: dict[str, A
     assert trainable.weight().nbytes == result.nbytes
     pruned = result.kept()
     assert pruned is None or (trainable()[~pruned] == 0).all()
+
+
+@pytest.fixture
+def elsewhere(monkeypatch: pytest.MonkeyPatch) -> torch.device:
+    """A device whose tensors go together with none of the CPU, so that what is made there by default is found out.
+
+    Operators are called as they are written: inside of one that was dispatched no default is felt.
+    """
+    monkeypatch.setattr(CustomOpDef, "__call__", lambda self, *given: self._init_fn(*given))
+    for name, operator in OPDEFS.items():
+        if name.startswith("lissom::"):
+            monkeypatch.setattr(torch.ops.lissom, name.removeprefix("lissom::"), operator)
+    return torch.device("meta")
+
+
+def all_of_it(step: Step, w: Weight, original: Weight, x: Tensor, g: Tensor, index: Tensor) -> list[Tensor]:
+    """What a technique makes of a weight and of data, and whatever can be done with that."""
+    statistics = {kind: s.merge(kind.zero(len(s.power), x.device)) for kind, s in seen(x, g).items()}
+    result = apply(step, "layer", w, original, statistics)
+    trained = read_weight(result.spec(), result.parts()).trainable()
+    found = [result.dense(), result.linear(result.activate(x)), result.look_up(index), trained().detach()]
+    trained.near(original.dense())
+    units = {p: unit for part in trained.modules() if isinstance(part, Trainable) for p, unit in part.units().items()}
+    (trained.activate(x) @ (trained() + 0.05).T).square().sum().backward()
+    with torch.no_grad():
+        for p, unit in units.items():
+            p.sub_(unit * p.grad.sign(), alpha=0.01)
+    return [*found, *units.values(), trained().detach(), trained.weight().dense()]
+
+
+@pytest.mark.parametrize(("technique", "given"), CASES)
+def test_nothing_is_made_on_a_default_device(technique: str, given: dict[str, Any], elsewhere: torch.device) -> None:
+    step, original, index = Step(technique=technique, knobs=given), weight(), torch.tensor([3, 0, 3])
+    weights = [run(*AFTER[technique]) if technique in AFTER else original]
+    weights += [] if technique in NOT_SPARSE else [run("wanda", {"sparsity": 0.5})]
+    for w in weights:
+        expected = all_of_it(step, w, original, *data(), index)
+        x, g = data()
+        with elsewhere:
+            found = all_of_it(step, w, original, x, g, index)
+        assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("kind", [Moments, Gram, Guided, Fisher])
+def test_what_is_assumed_without_data_is_where_it_is_asked_for(kind: Any, elsewhere: torch.device) -> None:
+    for made in (kind.zero, kind.blank):
+        assert made(5, elsewhere).power.is_meta
+        assert made(5).power.is_cpu
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that torch can use")
+@pytest.mark.parametrize(("technique", "given"), CASES)
+def test_a_gpu_makes_what_a_cpu_makes(technique: str, given: dict[str, Any]) -> None:
+    here, there = run(technique, given), run(technique, given, device="cuda")
+    assert all(part.is_cuda for part in there.parts().values())
+    assert there.spec() == here.spec()
+    x = data()[0]
+    errors = [float((x @ (w.dense().cpu() - weight().values).T).square().sum()) for w in (here, there)]
+    assert errors[1] == pytest.approx(errors[0], rel=NEAR.get(technique, 0.02), abs=1e-6)
+    moved = read_weight(there.spec(), {name: part.cpu() for name, part in there.parts().items()})
+    said, wanted = there.linear(there.activate(x.cuda())).cpu(), moved.linear(moved.activate(x))
+    torch.testing.assert_close(said, wanted, rtol=1e-3, atol=1e-3 * float(wanted.abs().max()))
 
 
 @pytest.mark.parametrize("kind", [Moments, Gram, Guided, Fisher])

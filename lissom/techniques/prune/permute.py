@@ -66,7 +66,7 @@ def scored(
     own, inputs = r.matrix.shape[1] - r.others, r.matrix.shape[1]
     check(0.0, keep, of, inputs)
     score = relative_importance(r.matrix) * x.power.clamp(min=0) ** (power / 2)
-    at = torch.arange(inputs) if r.at is None else r.at
+    at = torch.arange(inputs, device=score.device) if r.at is None else r.at
     each, places = score[:, :own].unflatten(1, (channels, -1)).unbind(2), at[:own].reshape(channels, -1).T
     for one, place in zip(each, places.unflatten(1, (-1, together)), strict=True):
         if together % of == 0 and bool((place[:, 0] % of == 0).all() and (place.diff(dim=1) == 1).all()):
@@ -75,7 +75,8 @@ def scored(
 
 def better(score: Float[Tensor, "o u"], keep: int, of: int, rounds: int) -> Int[Tensor, " u"]:
     """The order found, or the one there is if that keeps more."""
-    there, found = torch.arange(score.shape[1]), permutation(score, keep=keep, of=of, rounds=rounds)
+    there = torch.arange(score.shape[1], device=score.device)
+    found = permutation(score, keep=keep, of=of, rounds=rounds)
     return max(there, found, key=lambda order: kept_score(score, order, keep=keep, of=of))
 
 
@@ -97,7 +98,7 @@ def permutation(score: Float[Tensor, "o i"], *, keep: int = 2, of: int = 4, roun
             others = torch.cat((groups[:, :place], groups[:, place + 1 :]), 1)
             gain = gains(score, groups[:, place], others, keep)
             channel, group = linear_sum_assignment(gain.numpy(force=True), maximize=True)
-            groups[torch.as_tensor(group), place] = groups[torch.as_tensor(channel), place]
+            groups[groups.new_tensor(group), place] = groups[groups.new_tensor(channel), place]
         if torch.equal(groups, before):
             break
     return groups.flatten()
@@ -113,7 +114,7 @@ def gains(
 ) -> Float[Tensor, "g g"]:
     """A: what each channel would add to each group."""
     bar = score[:, others].topk(keep, dim=2).values[..., -1]
-    total = torch.zeros(len(channels), len(channels), dtype=torch.float64)
+    total = torch.zeros(len(channels), len(channels), dtype=torch.float64, device=score.device)
     for rows, bars in zip(score[:, channels].split(ROWS), bar.split(ROWS), strict=True):
         total += (rows[:, :, None] - bars[:, None, :]).clamp(min=0).sum(0)
     return total

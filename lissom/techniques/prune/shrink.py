@@ -53,7 +53,7 @@ def spread(r: Reader, x: Gram, damp: float) -> Float[Tensor, "i i"]:
     if r.bias is not None:
         c = c - torch.outer(x.center.double(), x.center.double())
     mean = c.diagonal().mean().clamp(min=torch.finfo(torch.float32).tiny)
-    return c + torch.eye(len(c), dtype=c.dtype) * mean * damp
+    return c + torch.eye(len(c), dtype=c.dtype, device=c.device) * mean * damp
 
 
 def repaired(r: Reader, x: Gram, kept: Int[Tensor, " k"], damp: float) -> Reader:
@@ -95,7 +95,7 @@ class Standing:
         blocks = self.inverse[: self.own, : self.own].unflatten(0, (channels, k)).unflatten(2, (channels, k))
         blocks = blocks.diagonal(dim1=0, dim2=2).permute(2, 0, 1)
         gone = blocks.diagonal(dim1=1, dim2=2).sum(1) <= 0
-        blocks = torch.where(gone[:, None, None], torch.eye(k, dtype=blocks.dtype), blocks)
+        blocks = torch.where(gone[:, None, None], torch.eye(k, dtype=blocks.dtype, device=gone.device), blocks)
         squares = torch.einsum("ock,ocl->ckl", w, w)
         found: Tensor = torch.linalg.solve(blocks, squares).diagonal(dim1=1, dim2=2).sum(1)
         return found
@@ -116,7 +116,7 @@ class Standing:
 
 def remaining(c: Coupling, grams: Sequence[Gram], count: int, damp: float) -> Int[Tensor, " k"]:
     """The channels that are left when the `count` cheapest have gone, one after the other."""
-    alive = torch.ones(c.channels, dtype=torch.bool)
+    alive = torch.ones(c.channels, dtype=torch.bool, device=c.readers[0].matrix.device)
     for gone, _ in removals(c, grams, count, damp):
         alive[gone] = False
     return alive.nonzero().flatten()
@@ -125,7 +125,8 @@ def remaining(c: Coupling, grams: Sequence[Gram], count: int, damp: float) -> In
 def losses(c: Coupling, grams: Sequence[Gram], *, damp: float = 0.001) -> Float[Tensor, " c"]:
     """What the readers lose when 0, 1, 2, ... channels go: parts of the variance of what each says, summed."""
     paid = [costs for _, costs in removals(c, grams, c.channels - 1, damp)]
-    return torch.cat([torch.zeros(1, dtype=torch.float64), *paid]).cumsum(0)
+    none = torch.zeros(1, dtype=torch.float64, device=c.readers[0].matrix.device)
+    return torch.cat([none, *paid]).cumsum(0)
 
 
 def removals(
@@ -133,7 +134,7 @@ def removals(
 ) -> Iterator[tuple[Int[Tensor, " g"], Float[Tensor, " g"]]]:
     """The `count` cheapest channels, one after the other or, where there are many, some at a time; what each costs."""
     standing = [Standing.of(readers, x, damp) for readers, x in together(c.readers, grams)]
-    alive = torch.ones(c.channels, dtype=torch.bool)
+    alive = torch.ones(c.channels, dtype=torch.bool, device=c.readers[0].matrix.device)
     while count:
         costs = cost(standing, c.channels).masked_fill(~alive, torch.inf)
         step = min(count, -(-c.channels // ROUNDS))
@@ -162,7 +163,7 @@ def among(
     standing: Sequence[Standing], candidates: Int[Tensor, " n"], of: int, count: int
 ) -> tuple[Int[Tensor, " g"], Float[Tensor, " g"]]:
     """The `count` of a few candidates that cost least, one after the other: of two alike, only one goes."""
-    parts = [s.part(candidates, of) for s in standing]
+    here, parts = candidates.device, [s.part(candidates, of) for s in standing]
     gone: list[int] = []
     paid: list[float] = []
     for _ in range(count):
@@ -171,5 +172,5 @@ def among(
         gone.append(int(costs.argmin()))
         paid.append(float(costs.min()))
         for s in parts:
-            s.remove(torch.tensor(gone[-1:]), len(candidates))
-    return candidates[torch.tensor(gone)], torch.tensor(paid, dtype=torch.float64)
+            s.remove(torch.tensor(gone[-1:], device=here), len(candidates))
+    return candidates[torch.tensor(gone, device=here)], torch.tensor(paid, dtype=torch.float64, device=here)

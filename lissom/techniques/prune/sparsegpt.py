@@ -37,7 +37,8 @@ def sparsegpt(
     check(sparsity, keep, of, matrix.shape[1])
     if of is not None and BLOCK % of:
         raise RecipeError(f"of={of} must divide {BLOCK}, of which columns the mask is chosen together")
-    kept = torch.zeros(matrix.shape[1], matrix.shape[0], dtype=torch.bool)  # (i, o), as the sweep runs
+    size = (matrix.shape[1], matrix.shape[0])  # (i, o), as the sweep runs
+    kept = torch.zeros(size, dtype=torch.bool, device=matrix.device)
     group = of or BLOCK
 
     def column(j: int, block: Float[Tensor, "k o"], u: Float[Tensor, " k"], place: int) -> Float[Tensor, " o"]:

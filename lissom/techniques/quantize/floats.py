@@ -65,5 +65,5 @@ def error(
 ) -> Float[Tensor, "o g"]:
     """What rounding under a scale costs each group."""
     wide = read(scale, whole).unsqueeze(-1)
-    rounded = form.values()[form.codes(w / wide).int()] * wide
+    rounded = form.values(w.device)[form.codes(w / wide).int()] * wide
     return (rounded - w).square_().mul_(power).sum(-1)

@@ -45,7 +45,8 @@ def gptq(
     grid = fit(matrix, x.power, bits=bits, group=group, symmetric=symmetric, clip=clip, scale_bits=scale_bits)
     scale, zero = grid.scale.T.contiguous(), grid.zero.T.contiguous()
     size = matrix.shape[1] // grid.scale.shape[1]
-    order = x.power.argsort(descending=True, stable=True) if act_order else torch.arange(matrix.shape[1])
+    there = torch.arange(matrix.shape[1], device=matrix.device)
+    order = x.power.argsort(descending=True, stable=True) if act_order else there
     places = order.tolist()
 
     def column(j: int, block: Float[Tensor, "k o"], u: Float[Tensor, " k"], place: int) -> Float[Tensor, " o"]:

@@ -115,10 +115,10 @@ def searched(
 ) -> tuple[Float[Tensor, "o g"], Float[Tensor, "o g"]]:
     """The scale and the zero of least weighted error for each group."""
     half = 2 ** (bits - 1)
-    best = torch.full(w.shape[:2], torch.inf)
+    best = torch.full(w.shape[:2], torch.inf, device=w.device)
     best_scale = torch.ones_like(best)
     best_zero = torch.full_like(best, half)
-    for shrink in torch.linspace(1, 0.5, shrinks).tolist():
+    for shrink in torch.linspace(1, 0.5, shrinks, device="cpu").tolist():
         for scale, zero in ranges(w, shrink, half, symmetric, step):
             error = _error(w, weight, scale, zero, bits)
             better = error < best

@@ -62,7 +62,8 @@ def nanoquant(w: Weight, x: Gram, /, *, bits: float = 1.0, iterations: int = 200
     at_least(1, iterations=iterations)
     above(0, damp=damp)
     matrix = w.dense()
-    h = x.mean + damp * x.power.mean().clamp(min=torch.finfo(torch.float32).tiny) * torch.eye(matrix.shape[1])
+    eye = torch.eye(matrix.shape[1], device=matrix.device)
+    h = x.mean + damp * x.power.mean().clamp(min=torch.finfo(torch.float32).tiny) * eye
     found = split(matrix, h, rank(*w.shape, bits), iterations)
     for _ in range(ROUNDS):
         fit_scales(found, matrix, h)
@@ -137,7 +138,7 @@ def split(w: Float[Tensor, "o i"], h: Float[Tensor, "i i"], r: int, iterations: 
     power, axes = torch.linalg.eigh(c)
     p, q = start(target, power.clamp(min=torch.finfo(torch.float32).eps), axes, r)
     left, right = Copy.of(p), Copy.of(q)
-    wanted, eye = target @ c, torch.eye(r)
+    wanted, eye = target @ c, torch.eye(r, device=w.device)
     for n in range(iterations):
         rho = PENALTY[0] * (PENALTY[1] / PENALTY[0]) ** (n / max(iterations - 1, 1))
         g = q @ c @ q.T
@@ -162,7 +163,8 @@ def start(
     half, spare = values[:r].sqrt(), (0, max(r - len(values), 0))
     p = F.pad(u[:, :r] * half, spare)
     q = F.pad(half.unsqueeze(1) * v[:r] / root @ axes.T, (0, 0, *spare))
-    turn = torch.linalg.qr(torch.randn(r, r, generator=torch.Generator().manual_seed(0))).Q
+    noise = torch.randn(r, r, generator=torch.Generator().manual_seed(0), device="cpu")
+    turn = torch.linalg.qr(noise).Q.to(w.device)
     return p @ turn, turn.T @ q
 
 
@@ -191,7 +193,7 @@ def fit_scales(found: Factors, w: Float[Tensor, "o i"], h: Float[Tensor, "i i"])
 def solved(k: Float[Tensor, "n n"], right: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
     """The solution of k x = right, slightly damped."""
     damp = RIDGE * k.diagonal().mean().clamp(min=torch.finfo(torch.float32).tiny)
-    solution: Tensor = torch.linalg.solve(k + damp * torch.eye(len(k)), right)
+    solution: Tensor = torch.linalg.solve(k + damp * torch.eye(len(k), device=k.device), right)
     return solution
 
 

@@ -29,7 +29,8 @@ def rotate(c: Coupling, /, *, seed: int = 0) -> Coupling:
     seed = seed_of(seed)
     if not c.rotates:
         return c
-    q = rotation(c.unit, seed)
+    with torch.device("cpu"):  # the same one wherever the layers are
+        q = rotation(c.unit, seed).to(c.makers[0].device)
     makers = tuple(turned(m.float().T, q, c.channels).T.contiguous() for m in c.makers)
     readers = tuple(replace(r, matrix=turned(r.matrix.float(), q, c.channels)) for r in c.readers)
     return replace(c, makers=makers, readers=readers)

@@ -30,11 +30,11 @@ def rtn(
     """Integers of `bits` bits; `group` inputs share a scale (0: a whole row does) of `scale_bits` bits, 16 or 8."""
     again = partial(rtn, bits=bits, symmetric=symmetric, clip=clip, scale_bits=scale_bits)
     if isinstance(w, Palette) and w.bits <= bits and isinstance(w.codebook, Dense):
-        return replace(w, codebook=again(w.codebook, Moments.blank(w.codebook.shape[1])))
+        return replace(w, codebook=again(w.codebook, Moments.blank(w.codebook.shape[1], w.codebook.device)))
     if isinstance(w, Sum):
         return replace(w, base=again(w.base, x, group=group))
     if isinstance(w, LowRank):
-        return LowRank(a=again(w.a, Moments.blank(w.rank)), b=again(w.b, x, group=group))
+        return LowRank(a=again(w.a, Moments.blank(w.rank, w.a.device)), b=again(w.b, x, group=group))
     matrix = w.dense()
     grid = fit(matrix, x.power, bits=bits, group=group, symmetric=symmetric, clip=clip, scale_bits=scale_bits)
     return Affine.of(grid.codes(matrix), grid.scale, grid.stored_zero(), bits, w.kept(), grid.step)

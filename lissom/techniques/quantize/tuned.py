@@ -46,7 +46,8 @@ def tuned(
     before = {p: p.detach().clone() for p in units}
     start = mean_loss(lots, LOSSES[loss])
     generator = torch.Generator().manual_seed(seed_of(seed))
-    order = torch.cat([torch.randperm(len(lots), generator=generator) for _ in range(-(-iterations // len(lots)))])
+    passes = range(-(-iterations // len(lots)))
+    order = torch.cat([torch.randperm(len(lots), generator=generator, device="cpu") for _ in passes])
     for t, place in enumerate(order[:iterations].tolist()):
         run, wanted = lots[place]
         gradients = torch.autograd.grad(LOSSES[loss](run(), wanted), list(units), allow_unused=True)

@@ -17,5 +17,6 @@ from lissom.techniques.quantize.binary import mean_magnitude
 def xnor(w: Weight, /) -> Xnor:
     """One bit a weight and one a bit of input; a pruned weight stays zero."""
     matrix, kept = w.dense(), w.kept()
-    scale = mean_magnitude(matrix, Moments.blank(matrix.shape[1]).power, kept, matrix.shape[1])
+    power = Moments.blank(matrix.shape[1], matrix.device).power
+    scale = mean_magnitude(matrix, power, kept, matrix.shape[1])
     return Xnor(binary=Binary.of(matrix >= 0, scale, kept))

@@ -54,4 +54,4 @@ def yaqa(
 
 def order(power: Float[Tensor, " n"], falling: bool) -> Int[Tensor, " n"]:
     """Those that matter most first, or as they stand."""
-    return power.argsort(descending=True, stable=True) if falling else torch.arange(power.shape[0])
+    return power.argsort(descending=True, stable=True) if falling else torch.arange(len(power), device=power.device)

@@ -55,7 +55,8 @@ def distil(
     units = movable(model)
     generator = torch.Generator().manual_seed(seed_of(seed))
     judging, learning = divided(len(lots), held, generator)
-    order = torch.cat([learning[torch.randperm(len(learning), generator=generator)] for _ in range(epochs)]).tolist()
+    passes = (torch.randperm(len(learning), generator=generator, device="cpu") for _ in range(epochs))
+    order = torch.cat([learning[places] for places in passes]).tolist()
     best, least = copied(units), judged(lots, judging, loss)
     for step, _ in enumerate(descend(units, lots, order, lr=lr, clip=clip, bf16=bf16, loss=loss), 1):
         if step % len(learning) == 0:
@@ -90,7 +91,7 @@ def size(p: Tensor) -> Tensor:
 
 def divided(count: int, held: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """The places of the lots to judge by, at least one, and of those to learn from; a single lot serves for both."""
-    order = torch.randperm(count, generator=generator)
+    order = torch.randperm(count, generator=generator, device="cpu")
     share = min(max(round(held * count), 1), count - 1)
     return (order[:share], order[share:]) if count > 1 else (order, order)
 

@@ -43,8 +43,9 @@ class Shared:
     def places(self) -> Int[Tensor, "o i"]:
         """Where each weight's value stands among all entries."""
         _, e, d = self.books.shape
-        book = torch.arange(len(self.indices)).unsqueeze(1) // self.rows
-        return ((self.indices + book * e).unsqueeze(2) * d + torch.arange(d)).flatten(1)
+        here = self.indices.device
+        book = torch.arange(len(self.indices), device=here).unsqueeze(1) // self.rows
+        return ((self.indices + book * e).unsqueeze(2) * d + torch.arange(d, device=here)).flatten(1)
 
     def dense(self) -> Float[Tensor, "o i"]:
         """The matrix."""
@@ -138,7 +139,7 @@ def refit(w: Float[Tensor, "o i"], shared: Shared, h: Float[Tensor, "i i"], step
 
     def gather(matrix: Tensor) -> Tensor:
         felt = multiplied(masked(matrix, shared.kept), shared.scale)
-        found = torch.zeros(c.numel()).index_add_(0, places, felt.flatten())
+        found = c.new_zeros(c.numel()).index_add_(0, places, felt.flatten())
         return found.view_as(c)
 
     used = gather(multiplied(h.diagonal().expand_as(w), shared.scale))
@@ -209,7 +210,7 @@ def take(
     scale = shared.scales(own)
     kept = None if shared.kept is None else shared.kept[:, own]
     found = choose(shared.books, metric, b / scale, shared.rows, kept)
-    book = torch.arange(len(b)) // shared.rows
+    book = torch.arange(len(b), device=b.device) // shared.rows
     return found, (masked(shared.books[book, found], kept) * scale).T
 
 
@@ -221,7 +222,7 @@ def start(w: Float[Tensor, "o i"], shared: Shared, h: Float[Tensor, "i i"], damp
     """
     d = shared.books.shape[2]
     strong = h.diagonal().reshape(-1, d).sum(1).argsort(descending=True, stable=True)
-    order = (strong.unsqueeze(1) * d + torch.arange(d)).flatten()
+    order = (strong.unsqueeze(1) * d + torch.arange(d, device=strong.device)).flatten()
     u = feedback(h, damp, order)
     indices, values = torch.empty_like(shared.indices), w.new_empty(d, len(w))
 

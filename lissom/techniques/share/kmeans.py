@@ -55,7 +55,7 @@ def starts(
     counted = weights > 0
     low = ordered.masked_fill(~counted, torch.inf).amin(1, keepdim=True).nan_to_num(posinf=0.0)
     high = ordered.masked_fill(~counted, -torch.inf).amax(1, keepdim=True).nan_to_num(neginf=0.0)
-    middles = (torch.arange(entries) + 0.5) / entries
+    middles = (torch.arange(entries, device=ordered.device) + 0.5) / entries
     rank = counted.cumsum(1)
     place = torch.searchsorted(rank, 1 + (middles * rank[:, -1:]).long()).clamp(max=ordered.shape[1] - 1)
     return low + (high - low) * middles, ordered.gather(1, place)

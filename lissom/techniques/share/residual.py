@@ -44,7 +44,7 @@ def correction(error: Float[Tensor, "o i"], x: Gram, rank: int, bits: int) -> Lo
     u = directions(error, x.mean, rank)
     b = written(u.T @ error, x.power, bits)
     a = refitted(u, b.dense(), error, x.mean)
-    return LowRank(a=written(a, torch.ones(rank), bits), b=b)
+    return LowRank(a=written(a, error.new_ones(rank), bits), b=b)
 
 
 def refitted(

@@ -62,7 +62,7 @@ def shared_by_vectors(
     books = stored(fit(by_vectors(plain, rows, width), by_vectors(weights, rows, width), 2**bits)).float()
     h = x.mean.clone()
     h.diagonal().add_(damp * h.diagonal().mean())
-    indices = torch.zeros(o, i // width, dtype=torch.int64)
+    indices = torch.zeros(o, i // width, dtype=torch.int64, device=matrix.device)
     shared = Shared(books=books, indices=indices, rows=rows, scale=scale, kept=kept)
     return improve(matrix, start(matrix, shared, x.mean, damp), h, iterations).palette()
 
@@ -113,7 +113,8 @@ def product(vectors: Float[Tensor, "p n d"], weights: Float[Tensor, "p n d"], en
     bits, d = (entries - 1).bit_length(), vectors.shape[2]
     shares = [2 ** (bits // d + (k < bits % d)) for k in range(d)]
     axes = [kmeans.fit(vectors[:, :, k], weights[:, :, k], share, 30) for k, share in enumerate(shares)]
-    places = torch.cartesian_prod(*(torch.arange(share) for share in shares)).reshape(entries, d)
+    ranges = (torch.arange(share, device=vectors.device) for share in shares)
+    places = torch.cartesian_prod(*ranges).reshape(entries, d)
     return torch.stack([axis[:, places[:, k]] for k, axis in enumerate(axes)], 2)
 
 
