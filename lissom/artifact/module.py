@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from lissom.artifact.architecture import construct, describe
@@ -17,6 +18,7 @@ from lissom.artifact.graph import GRAPH, export, run_graph, signature_of
 from lissom.artifact.manifest import building, write_manifest
 from lissom.artifact.tensors import check_layers, parts_of, read_tensors, take_weight, write_tensors
 from lissom.calibrate import Batch
+from lissom.calibrate.data import moved
 from lissom.compress import replace
 from lissom.errors import ArtifactError
 from lissom.formats import CompressedLayer, Frozen, Weight, freeze
@@ -58,6 +60,8 @@ def save(
     if removed:
         content["removed"] = removed
     tensors = stored_state(frozen)
+    frozen.cpu()  # where it will be opened
+    example = None if example is None else moved(example, torch.device("cpu"))
     with building(Path(folder)) as building_folder:
         if architecture is not None:
             content["architecture"] = architecture

@@ -6,7 +6,8 @@ tuple the first is the input and the second, if there is one, the target; a dict
 Shapes: n windows, t tokens of a window.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import chain
 from typing import Any
 
 import torch
@@ -45,10 +46,30 @@ def batches(data: Any) -> Iterator[Batch]:
 
 
 def call(model: nn.Module, batch: Batch) -> Any:
-    """The model's output for a batch's input."""
+    """The model's output for a batch's input, which is taken to where the model is."""
+    device = device_of(model)
     if isinstance(batch, Mapping):
-        return model(**{name: value for name, value in batch.items() if name not in TARGETS})
-    return model(batch[0] if isinstance(batch, tuple) else batch)
+        return model(**{name: value.to(device) for name, value in batch.items() if name not in TARGETS})
+    return model((batch[0] if isinstance(batch, tuple) else batch).to(device))
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model is: its first parameter or buffer."""
+    return next((held.device for held in chain(model.parameters(), model.buffers())), torch.device("cpu"))
+
+
+def each(batch: Batch, function: Callable[[Tensor], Tensor]) -> Batch:
+    """The batch with a function applied to each of its tensors."""
+    if isinstance(batch, Tensor):
+        return function(batch)
+    if isinstance(batch, tuple):
+        return tuple(function(part) for part in batch)
+    return {name: function(part) for name, part in batch.items()}
+
+
+def moved(batch: Batch, device: torch.device) -> Batch:
+    """The batch on a device."""
+    return each(batch, lambda part: part.to(device))
 
 
 def token_windows(text: str, tokenizer: PreTrainedTokenizerBase, length: int) -> Int[Tensor, "n t"]:

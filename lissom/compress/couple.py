@@ -97,7 +97,7 @@ def change(step: Step, model: nn.Module, link: Link, seen: Mapping[type[Statisti
     readers = [layers[name] for name in link.readers]
     unit = attrgetter(link.unit)(model) if link.unit else 1
     inputs = matrix_of(readers[0]).shape[1]
-    order = reading_order(inputs, makers[0].shape[0], unit)
+    order = reading_order(inputs, makers[0].shape[0], unit, makers[0].device)
     before = Coupling(
         channels=makers[0].shape[0],
         makers=tuple(p.detach().reshape(p.shape[0], -1).float() for p in makers),
@@ -108,7 +108,7 @@ def change(step: Step, model: nn.Module, link: Link, seen: Mapping[type[Statisti
         rotates=bool(link.unit),
     )
     kinds = needs(step.technique)
-    statistics = [reordered(seen[kind], order) if kind in seen else kind.blank(inputs) for kind in kinds]
+    statistics = [reordered(seen[kind], order) if kind in seen else kind.blank(inputs, order.device) for kind in kinds]
     try:
         after = COUPLING[step.technique](before, *statistics, **step.knobs)
     except RecipeError as error:
@@ -120,9 +120,9 @@ def change(step: Step, model: nn.Module, link: Link, seen: Mapping[type[Statisti
         weight.data = reader.matrix[:, order.argsort()].reshape(weight.shape).to(weight.dtype)
 
 
-def reading_order(inputs: int, channels: int, unit: int) -> Int[Tensor, " i"]:
+def reading_order(inputs: int, channels: int, unit: int, device: torch.device | None = None) -> Int[Tensor, " i"]:
     """The columns of a reader, channel by channel; as a layer has them, a head comes several times, then the next."""
-    return torch.arange(inputs).reshape(channels // unit, -1, unit).transpose(1, 2).flatten()
+    return torch.arange(inputs, device=device).reshape(channels // unit, -1, unit).transpose(1, 2).flatten()
 
 
 def reordered(statistic: Statistic, order: Int[Tensor, " i"]) -> Statistic:

@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from lissom.calibrate import Batch, batches, call, observe
+from lissom.calibrate.data import device_of
 from lissom.calibrate.gradients import Heard, end_loss, hear, outputs
 from lissom.calibrate.observe import Collected, looks_up
 from lissom.compress.plan import Phase, Plan
@@ -19,6 +20,8 @@ from lissom.statistics import Fisher, Gram, Guided, Statistic
 from lissom.techniques import SEVERAL
 from lissom.techniques.contract import apply, needed
 from lissom.types import Step
+
+S = TypeVar("S", bound=Statistic)
 
 
 def look(
@@ -58,7 +61,7 @@ def listen(model: nn.Module, layers: Mapping[str, nn.Module], data: Any) -> dict
     """
     heard: dict[str, Heard] = {}
     layers = {name: layer for name, layer in layers.items() if not looks_up(layer)}
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(device_of(model)).manual_seed(0)
     for batch in batches(data):
         with evaluating(model), outputs(layers) as taken, torch.enable_grad():
             output = call(model, batch)
@@ -130,7 +133,7 @@ def act_together(
     weights = {name: weight_of(layers[name]) for name in phase.plan}
     for step in phase.steps:
         named = [name for name, own in phase.plan.items() if step in own]
-        grams = [(statistics.get(name) or {}).get(Gram) or Gram.blank(weights[name].shape[1]) for name in named]
+        grams = [(statistics.get(name) or {}).get(Gram) or blank(Gram, weights[name]) for name in named]
         try:
             found = SEVERAL[step.technique]([(weights[n], x) for n, x in zip(named, grams, strict=True)], **step.knobs)
         except RecipeError as error:
@@ -143,15 +146,15 @@ def act_together(
 def steps_on(name: str, weight: Weight, steps: Sequence[Step], found: Collected | None, original: Weight) -> Weight:
     """One layer's weight after its steps; where nothing was seen of its input, all features count alike."""
     for step in steps:
-        statistics = {kind: (found or {}).get(kind) or kind.blank(features(kind, weight)) for kind in needed(step)}
+        statistics = {kind: (found or {}).get(kind) or blank(kind, weight) for kind in needed(step)}
         weight = apply(step, name, weight, original, statistics)
     return weight
 
 
-def features(kind: type[Statistic], weight: Weight) -> int:
-    """How many features a statistic of a layer has: one of its inputs, or of its outputs."""
+def blank(kind: type[S], weight: Weight) -> S:
+    """What to assume of a layer's inputs, or of its outputs, where nothing was seen of them."""
     outputs, inputs = weight.shape
-    return outputs if kind is Fisher else inputs
+    return kind.blank(outputs if kind is Fisher else inputs, weight.device)
 
 
 def weight_of(layer: nn.Module) -> Weight:

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from lissom.calibrate import Batch, call
-from lissom.calibrate.data import TARGETS
+from lissom.calibrate.data import TARGETS, device_of, moved
 from lissom.compress.couple import Look, reordered
 from lissom.compress.layers import weight_of
 from lissom.compress.plan import Phase
@@ -40,7 +40,7 @@ def joints_of(model: nn.Module, batch: Batch | None) -> list[Joint]:
         return [*block_joints(model, family), *width_joints(model, family)]
     if batch is None:
         raise RecipeError(f"recipe: how layers of {type(model).__name__} are coupled is found by running it; give data")
-    example = few(batch)
+    example = moved(few(batch), device_of(model))
     try:
         found = traced_joints(model, example)
     except ModelError as error:
@@ -65,7 +65,8 @@ def proved(model: nn.Module, joint: Joint, example: Batch) -> bool:
     """Whether the model without a unit, the others reversed, says what it says when nobody listens to that unit."""
     names = {axis.tensor for axis in joint.makers} | {r.weight.tensor for r in joint.readers}
     before = {name: tensor_of(model, name) for name in names}
-    gone, alive = torch.tensor([joint.units - 1]), torch.arange(joint.units - 1).flip(0)
+    units = torch.arange(joint.units, device="cpu")
+    gone, alive = units[-1:], units[:-1].flip(0)
     for r in joint.readers:
         deaf = before[r.weight.tensor].detach().clone()
         deaf[:, r.weight.places(gone)] = 0
@@ -101,7 +102,7 @@ def tensor_of(model: nn.Module, name: str) -> Tensor:
 
 def shortened(axis: Axis, tensor: Tensor, alive: Int[Tensor, " u"]) -> Tensor:
     """A tensor with only the places of the units that are alive, in this order, and those of none."""
-    return tensor.detach().index_select(axis.dim, axis.kept(alive))
+    return tensor.detach().index_select(axis.dim, axis.kept(alive).to(tensor.device))
 
 
 def meant(step: Step, phase: Phase, joints: Sequence[Joint]) -> list[Joint]:
@@ -174,11 +175,13 @@ def change(step: Step, model: nn.Module, joint: Joint, seen: Mapping[str, Statis
         after = SHAPE[step.technique](before, tuple(grams), **step.knobs)
     except RecipeError as error:
         raise RecipeError(f"{step.technique}: {error} of {joint.layers[0]}") from None
-    if after.alive is not None:
-        if after.channels < before.channels:
-            normalize(model, {r.norm: gram for r, gram in zip(joint.readers, grams, strict=True)}, after.alive)
-        write(model, joint, after)
-    return after.alive
+    if after.alive is None:
+        return None
+    alive = after.alive.cpu()  # where couplings are, wherever the model is
+    if after.channels < before.channels:
+        normalize(model, {r.norm: gram for r, gram in zip(joint.readers, grams, strict=True)}, alive)
+    write(model, joint, after, alive)
+    return alive
 
 
 def as_it_is(model: nn.Module, joint: Joint, seen: Mapping[str, Statistic]) -> tuple[Coupling, list[Gram]]:
@@ -202,7 +205,7 @@ def ordered(seen: Sequence[Statistic | None], orders: Sequence[Int[Tensor, " _"]
     for found, order in zip(seen, orders, strict=True):
         same = (id(found), tuple(order.tolist()))
         if same not in known or found is None:
-            given = Gram.blank(len(order)) if found is None else reordered(found, order)
+            given = Gram.blank(len(order), order.device) if found is None else reordered(found, order)
             assert isinstance(given, Gram)
             known[same] = given
         grams.append(known[same])
@@ -221,19 +224,19 @@ def normalize(model: nn.Module, grams: Mapping[str, Gram], alive: Int[Tensor, " 
 def rows(axis: Axis, tensor: Tensor) -> Float[Tensor, "r _"]:
     """What makes the units, unit by unit."""
     units = int(axis.units.max()) + 1
-    own = tensor.detach().movedim(axis.dim, 0)[axis.places(torch.arange(units))]
+    own = tensor.detach().movedim(axis.dim, 0)[axis.places(torch.arange(units, device="cpu"))]
     return own.reshape(len(own), -1).float()
 
 
 def reading(axis: Axis, weight: Tensor, units: int) -> Int[Tensor, " i"]:
     """The columns of a weight as a matrix: those of the units, unit by unit, then those of none."""
-    return spans(torch.cat([axis.places(torch.arange(units)), axis.rest()]), weight)
+    return spans(torch.cat([axis.places(torch.arange(units, device="cpu")), axis.rest()]), weight)
 
 
 def spans(places: Int[Tensor, " p"], weight: Tensor) -> Int[Tensor, " i"]:
-    """The columns of some input channels in a weight as a matrix."""
+    """The columns of some input channels in a weight as a matrix, to be found where that is."""
     each = weight[0, 0].numel()
-    return (places.unsqueeze(1) * each + torch.arange(each)).flatten()
+    return (places.unsqueeze(1) * each + torch.arange(each, device="cpu")).flatten().to(weight.device)
 
 
 def reader(model: nn.Module, r: Reads, order: Int[Tensor, " i"]) -> Reader:
@@ -249,17 +252,16 @@ def reader(model: nn.Module, r: Reads, order: Int[Tensor, " i"]) -> Reader:
     )
 
 
-def write(model: nn.Module, joint: Joint, after: Coupling) -> None:
+def write(model: nn.Module, joint: Joint, after: Coupling, alive: Int[Tensor, " u"]) -> None:
     """Put the readers back, column by column, and shorten or reorder everything."""
-    assert after.alive is not None
     for r, made in zip(joint.readers, after.readers, strict=True):
         weight = tensor_of(model, r.weight.tensor)
-        places = torch.empty(weight[0].numel(), dtype=torch.long)
-        places[made.at] = torch.arange(made.matrix.shape[1])
-        order = places[spans(r.weight.kept(after.alive), weight)]
+        places = torch.empty(weight[0].numel(), dtype=torch.long, device=weight.device)
+        places[made.at] = torch.arange(made.matrix.shape[1], device=weight.device)
+        order = places[spans(r.weight.kept(alive), weight)]
         fitted = made.matrix[:, order].reshape(len(weight), -1, *weight.shape[2:])
         replace_tensors(model, {r.weight.tensor: fitted})
         if made.bias is not None:
             replace_tensors(model, {r.bias: made.bias} if r.bias else {r.mean: -made.bias})
     for axis in joint.makers:
-        replace_tensors(model, {axis.tensor: shortened(axis, tensor_of(model, axis.tensor), after.alive)})
+        replace_tensors(model, {axis.tensor: shortened(axis, tensor_of(model, axis.tensor), alive)})

@@ -1,8 +1,7 @@
 """Running models over examples: a few at a time, in evaluation mode, and left as they were."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import chain
 from typing import Any
 
 import torch
@@ -10,6 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from lissom.calibrate import Batch, batches
+from lissom.calibrate.data import device_of, each
 from lissom.errors import DataError
 from lissom.estimate import Array
 
@@ -35,7 +35,7 @@ def pieces(data: Any, examples: int, model: nn.Module) -> Iterator[Batch]:
     Raises:
         DataError: no examples are in it.
     """
-    device = next((held.device for held in chain(model.parameters(), model.buffers())), torch.device("cpu"))
+    device = device_of(model)
     seen = 0
     for batch in batches(data):
         count = len(tensors(batch)[0])
@@ -51,15 +51,6 @@ def tensors(batch: Batch) -> tuple[Tensor, ...]:
     if isinstance(batch, Tensor):
         return (batch,)
     return batch if isinstance(batch, tuple) else tuple(batch.values())
-
-
-def each(batch: Batch, function: Callable[[Tensor], Tensor]) -> Batch:
-    """The batch with a function applied to each of its tensors."""
-    if isinstance(batch, Tensor):
-        return function(batch)
-    if isinstance(batch, tuple):
-        return tuple(function(part) for part in batch)
-    return {name: function(part) for name, part in batch.items()}
 
 
 def array(scores: Float[Tensor, " n"] | Bool[Tensor, " n"]) -> Float[Array, " n"]:

@@ -19,7 +19,10 @@ from lissom.models.trace import Trace, traced
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Axis:
-    """A dim of a parameter or buffer, and which unit each place on it belongs to; -1 for none of this coupling's."""
+    """A dim of a parameter or buffer, and which unit each place on it belongs to; -1 for none of this coupling's.
+
+    Places and units are numbered on the CPU, wherever the model is.
+    """
 
     tensor: str
     dim: int
@@ -39,7 +42,7 @@ class Axis:
 
     def kept(self, alive: Int[Tensor, " u"]) -> Int[Tensor, " p"]:
         """The places that stay when only some units stay, in this order: each unit's go where another's were."""
-        moved = torch.arange(len(self.units))
+        moved = torch.arange(len(self.units), device="cpu")
         moved[self.places(alive.sort().values)] = self.places(alive)
         return moved[torch.cat([self.places(alive), self.rest()]).sort().values]
 
@@ -87,8 +90,8 @@ class Joint:
 
         own = left(self.makers[0]).unique()
         stay = alive if self is done else own[own >= 0]  # values go with their head
-        numbers = torch.full((self.units + 1,), -1)  # the last is for places of no unit
-        numbers[stay] = torch.arange(len(stay))
+        numbers = torch.full((self.units + 1,), -1, device="cpu")  # the last is for places of no unit
+        numbers[stay] = torch.arange(len(stay), device="cpu")
         makers = tuple(replace(axis, units=numbers[left(axis)]) for axis in self.makers)
         readers = tuple(replace(r, weight=replace(r.weight, units=numbers[left(r.weight)])) for r in self.readers)
         return replace(self, units=len(stay), makers=makers, readers=readers)
@@ -145,7 +148,7 @@ def joint(trace: Trace, axes: Sequence[tuple[str, int]], roots: Sequence[int], h
     makers, readers = [], []
     for name, dim in axes:
         units = [numbers.get(trace.joined.root(label), -1) for label in trace.axes[name, dim].tolist()]
-        axis = Axis(tensor=name, dim=dim, units=torch.tensor(units))
+        axis = Axis(tensor=name, dim=dim, units=torch.tensor(units, device="cpu"))
         if dim == 1 and name in trace.columns:
             readers.append(Reads(weight=axis, bias=trace.columns[name], mean=trace.shifts[name]))
         else:
@@ -187,7 +190,7 @@ def declared_joints(block: nn.Module, family: Family) -> list[Joint]:
 
 def numbered(units: int, size: int, unit: int) -> Int[Tensor, " n"]:
     """Units of equally many places: `unit` of them one after the other, the same again and again, then the next."""
-    return torch.arange(units).reshape(-1, 1, unit).expand(-1, size // units, -1).flatten()
+    return torch.arange(units, device="cpu").reshape(-1, 1, unit).expand(-1, size // units, -1).flatten()
 
 
 def block_joints(model: nn.Module, family: Family, only: str | None = None) -> list[Joint]:
@@ -221,7 +224,7 @@ def width_joints(model: nn.Module, family: Family) -> list[Joint]:
         read[family.head] = family.norm
     if not tensors.keys() >= makers.keys() | {f"{name}.weight" for name in read}:
         return []
-    units = torch.arange(tensors[f"{family.norm}.weight"].shape[0])
+    units = torch.arange(tensors[f"{family.norm}.weight"].shape[0], device="cpu")
     readers = tuple(
         Reads(
             weight=Axis(tensor=f"{name}.weight", dim=1, units=units),

@@ -17,7 +17,7 @@ class Joined:
         """New labels, each on its own."""
         first = len(self.parent)
         self.parent.extend(range(first, first + count))
-        return torch.arange(first, first + count)
+        return torch.arange(first, first + count, device="cpu")
 
     def root(self, label: int) -> int:
         """The one that stands for all that are joined with this one."""

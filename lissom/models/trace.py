@@ -113,9 +113,8 @@ class Trace:
     def full(self, node: Node) -> Label:
         """The label of every element."""
         label = self.label(node)
-        return (
-            torch.zeros(1, dtype=torch.long).expand(shape_of(node)) if label is None else label.expand(shape_of(node))
-        )
+        label = torch.zeros(1, dtype=torch.long, device="cpu") if label is None else label
+        return label.expand(shape_of(node))
 
     def parameter(self, node: Any) -> str | None:
         """The name of a parameter or buffer, if an argument is one as it stands."""
@@ -140,7 +139,8 @@ class Trace:
             self.joined.pin(label)
             label = None
         count = shape_of(node)[dim]
-        return torch.zeros(count, dtype=torch.long) if label is None else label.flatten().expand(count)
+        label = torch.zeros(1, dtype=torch.long, device="cpu") if label is None else label
+        return label.flatten().expand(count)
 
     def unknown(self, node: Node) -> None:
         """All that it reads must stay."""
@@ -333,7 +333,7 @@ class Trace:
         if not any(bool(label.any()) for label in flat):
             return None
         for place in {tuple(row.unique().tolist()) for row in torch.cat(flat, 1)}:
-            self.joined.together(torch.tensor(place))
+            self.joined.together(torch.tensor(place, device="cpu"))
         out = made[..., :1, :].expand(*shape[:-2], 1, made.shape[-1])
         out = out if made.shape[-1] == shape[-1] else out[..., :1]
         self.attended.append(out.reshape(-1))

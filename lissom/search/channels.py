@@ -49,7 +49,7 @@ def allocate_channels(model: nn.Module, data: Any, *, sparsity: float = 0.5, lay
         joints.pop("", None)
         if not joints:
             raise RecipeError(f"allocate_channels: no channels of layers={layers!r} can be taken away")
-        curves = curves_of(model, list(joints.values()), lot)
+        curves = curves_of(model, list(joints.values()), lot).cpu()
         work = multiplications(model, few(lot[0]))
     sizes = torch.tensor([float(sum(work.get(name, 0) for name in joint.layers)) for joint in joints.values()])
     shares = by_error(curves, torch.tensor(AT, dtype=torch.float64), sizes.double(), sparsity)

@@ -15,10 +15,10 @@ from typing import Any
 
 from torch import nn
 
+from lissom.calibrate.data import each
 from lissom.errors import DataError, RecipeError
 from lissom.estimate import Certificate
 from lissom.evaluate import Comparison, Metric, Paired, metric, paired
-from lissom.evaluate.examples import each
 from lissom.evaluate.metric import Output
 from lissom.hardware import check_target
 from lissom.hardware.measure import interleave

@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lissom.calibrate import batches
+from lissom.calibrate.data import device_of
 from lissom.calibrate.gradients import Pull, end_loss, hear, outputs
 from lissom.calibrate.observe import Collected
 from lissom.compress.layers import evaluating, steps_on, weight_of
@@ -202,7 +203,7 @@ def look(
     """
     lots = list(batches(data))
     inputs = inputs_of(model, layers, kinds, lots)
-    generator, predictions, pulls = torch.Generator().manual_seed(seed), 0, dict[str, Pull]()
+    generator, predictions, pulls = torch.Generator(device_of(model)).manual_seed(seed), 0, dict[str, Pull]()
     for batch in lots:
         with evaluating(model), outputs(layers) as taken, torch.enable_grad():
             logits = answer(model, batch)

@@ -8,9 +8,10 @@ from jaxtyping import Int
 from torch import Tensor
 
 from lissom.calibrate import Batch, batches
+from lissom.calibrate.data import each
 from lissom.errors import DataError
 from lissom.evaluate import Metric
-from lissom.evaluate.examples import each, tensors
+from lissom.evaluate.examples import tensors
 from lissom.types import Budget
 
 CALIBRATE, CHOOSE = 0.2, 0.3  # the rest certifies

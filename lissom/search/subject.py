@@ -19,10 +19,10 @@ from lissom.artifact import annotate, compress_checkpoint, open_folder, read_man
 from lissom.artifact.manifest import building
 from lissom.artifact.module import stored_state
 from lissom.calibrate import Batch, call
+from lissom.calibrate.data import device_of, each
 from lissom.compress import compress_model
 from lissom.engine.kernels import lower
 from lissom.estimate import Estimate
-from lissom.evaluate.examples import each
 from lissom.formats import freeze
 from lissom.hardware.bench import Answer
 from lissom.models import Checkpoint
@@ -66,7 +66,7 @@ class Subject(ABC):
 
     def forward(self, model: nn.Module, examples: Batch) -> Callable[[], object]:
         """One forward pass on a few examples, to be timed."""
-        few = each(examples, lambda part: part[:TIMED])
+        few = each(examples, lambda part: part[:TIMED].to(device_of(model)))
 
         def run() -> object:
             with torch.inference_mode():
