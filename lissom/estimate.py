@@ -23,11 +23,11 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from jaxtyping import Float
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy.special import logsumexp, stdtrit
 
 from lissom.errors import DataError
@@ -35,7 +35,7 @@ from lissom.types import Budget
 
 Bounds: TypeAlias = tuple[float, float] | None
 Verdict: TypeAlias = Literal["PASS", "FAIL", "NEED MORE"]
-Array: TypeAlias = NDArray[np.float64]
+Array: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]  # no NDArray: from numpy 2.5 on it is no class
 
 # Half of the bets are bolder than 0.87: models that hardly differ are passed after few examples. The rest thins out
 # towards 0.01, for models that differ often, in both directions.

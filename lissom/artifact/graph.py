@@ -19,6 +19,7 @@ from lissom.calibrate.data import TARGETS
 from lissom.errors import ArtifactError, reason
 
 GRAPH = "graph.json"
+BESIDE = ("serialize_state_dict", "serialize_constants", "serialize_example_inputs")  # not to be made; older torch must
 DATATYPES = {
     torch.float32: "FP32",
     torch.float64: "FP64",
@@ -90,9 +91,8 @@ def export(model: nn.Module, example: Batch, file: Path) -> dict[str, Tensor]:
     batch = tuple(grown(inputs[name]) for name in leading)
     try:
         program = torch.export.export(model, batch, dynamic_shapes=tuple({0: Dim.AUTO} for _ in batch))
-        written = serialize(
-            program, serialize_state_dict=False, serialize_constants=False, serialize_example_inputs=False
-        )
+        unwanted: dict[str, Any] = {name: False for name in BESIDE if name in inspect.signature(serialize).parameters}
+        written = serialize(program, **unwanted)
     except (RuntimeError, SerializeError, TypeError, ValueError) as error:
         raise ArtifactError(
             f"save: {type(model).__name__} cannot be exported ({reason(error)}); "
