@@ -2,15 +2,16 @@
 
     python benchmarks/speed.py [--seconds 1.0]
 
-Layers: x Wᵀ with a weight of 8192 x 2048, by every form it can run in, taking turns; each form has several copies of
-its weight, so that none is read from the cache. Models: the bundled language model, original and compressed, taking
-turns.
+Layers: x Wᵀ with a weight of 8192 x 2048, by every form it can run in and by PyTorch's own operators, taking turns;
+each form has several copies of its weight, so that none is read from the cache. GB/s are those of one row, GOP/s
+those of the most rows, each beside the limit of this machine. Models: the bundled one, original and compressed.
 Prints tables, then one JSON line.
 """
 
 import argparse
 import copy
 import dataclasses
+import itertools
 import json
 import tempfile
 from collections.abc import Callable
@@ -33,62 +34,106 @@ from lissom.hardware.bench import Answer
 from lissom.models.checkpoint import read_tokenizer
 
 OUTPUTS, INPUTS, COPIES = 8192, 2048, 16
-ROWS = (1, 4, 16, 64)
+ROWS = (1, 4, 8, 16, 32, 512)
 DEMO = Path(lissom.__file__).parent / "demo"
 STEPS = {
     "int8": [{"technique": "rtn", "bits": 8}],
     "int4 g128": [{"technique": "rtn", "bits": 4, "group": 128}],
     "shared 4-bit": [{"technique": "kmeans", "bits": 4, "rows": 8, "iterations": 1}],
 }
-console = Console(width=140)
+FORMS = {
+    **STEPS,
+    "int4 g32": [{"technique": "rtn", "bits": 4, "group": 32}],
+    "int4 g128, zeros": [{"technique": "rtn", "bits": 4, "group": 128, "symmetric": False}],
+    "int3 g128": [{"technique": "rtn", "bits": 3, "group": 128}],
+    "int2 g128": [{"technique": "rtn", "bits": 2, "group": 128}],
+    "shared 4-bit, a book a row": [{"technique": "kmeans", "bits": 4, "rows": 1, "iterations": 1}],
+    "ternary g128": [{"technique": "ternary", "group": 128, "rounds": 0}],
+    "binary g128": [{"technique": "binary", "group": 128, "rounds": 0}],
+}
+console = Console(width=160)
 
 
-def layers() -> dict[str, tuple[list[nn.Module], float]]:
-    """Each form: its copies, and the bytes that one pass must read."""
+class TorchInt8(nn.Module):
+    """PyTorch's operator for int8 weights and bfloat16 inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("codes", torch.randint(-127, 128, (OUTPUTS, INPUTS), dtype=torch.int8))
+        self.register_buffer("scale", torch.ones(OUTPUTS, dtype=torch.bfloat16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.ops.aten._weight_int8pack_mm(x, self.codes, self.scale)  # type: ignore[no-any-return]
+
+
+class TorchInt4(nn.Module):
+    """PyTorch's operator for int4 weights in groups of 128 and bfloat16 inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        codes = torch.randint(16, (OUTPUTS, INPUTS), dtype=torch.int32)
+        self.register_buffer("codes", torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, 1))
+        self.register_buffer("scale", torch.ones(INPUTS // 128, OUTPUTS, 2, dtype=torch.bfloat16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.ops.aten._weight_int4pack_mm_for_cpu(x, self.codes, 128, self.scale)  # type: ignore[no-any-return]
+
+
+def layers() -> dict[str, list[nn.Module]]:
+    """Each form: its copies, more than the cache holds. What is PyTorch's own comes first."""
     torch.manual_seed(0)
-    plain = nn.Sequential(nn.Linear(INPUTS, OUTPUTS, bias=False))
-    size = 4 * OUTPUTS * INPUTS
+    plain = nn.Sequential(nn.Linear(INPUTS, OUTPUTS, bias=False)).requires_grad_(False)
     forms = {
-        "float32": (copies_of(plain), size),
-        "bfloat16": (copies_of(copy.deepcopy(plain).bfloat16()), size / 2),
+        "torch: float32": copies_of(plain[0]),
+        "torch: bfloat16": copies_of(copy.deepcopy(plain[0]).bfloat16()),
+        "torch: int8": copies_of(TorchInt8()),
+        "torch: int4 g128": copies_of(TorchInt4()),
     }
-    for name, steps in STEPS.items():
+    for name, steps in FORMS.items():
         compressed = freeze(compress_model(plain, steps=steps))
-        nbytes = compressed[0].weight.nbytes
-        forms[name] = (copies_of(lower(compressed)), nbytes)
+        forms[name] = copies_of(lower(compressed)[0])
     return forms
 
 
-def copies_of(model: nn.Module) -> list[nn.Module]:
-    """More of its one layer than the cache holds."""
-    return [copy.deepcopy(model)[0] for _ in range(COPIES)]
+def copies_of(layer: nn.Module) -> list[nn.Module]:
+    """More of one layer than the cache holds."""
+    return [copy.deepcopy(layer) for _ in range(max(COPIES, 160_000_000 // nbytes(layer)))]
 
 
-def pass_over(copies: list[nn.Module], rows: int) -> Callable[[], None]:
+def nbytes(layer: nn.Module) -> int:
+    """What one pass must read."""
+    return sum(part.nbytes for part in layer.state_dict().values())
+
+
+def pass_over(name: str, copies: list[nn.Module], rows: int) -> Callable[[], None]:
     """A call of the next copy each time."""
-    kind = torch.bfloat16 if next(copies[0].parameters(), torch.empty(0)).dtype == torch.bfloat16 else torch.float32
-    x = torch.randn(rows, INPUTS).to(kind)
-    turn = iter(range(10**9))
+    narrow = name.startswith("torch: ") and name != "torch: float32"
+    x = torch.randn(rows, INPUTS, dtype=torch.bfloat16 if narrow else torch.float32)
+    turn = itertools.cycle(copies)
 
     @torch.inference_mode()
     def run() -> None:
-        copies[next(turn) % len(copies)](x)
+        next(turn)(x)
 
     return run
 
 
-def by_layer() -> dict[str, dict[str, Estimate]]:
+def by_layer(rates: dict[str, Estimate]) -> dict[str, dict[str, Estimate]]:
     forms = layers()
-    table = Table("weight 8192 x 2048", "MB", *(f"{rows} rows: ms" for rows in ROWS), "1 row: GB/s", box=None)
+    table = Table("weight 8192 x 2048", "MB", *(f"{rows} rows: ms" for rows in ROWS), "GB/s", "GOP/s", box=None)
     found: dict[str, dict[str, Estimate]] = {name: {} for name in forms}
     for rows in ROWS:
-        times = interleave({name: pass_over(copies, rows) for name, (copies, _) in forms.items()}, rounds=11)
-        for name, time in times.items():
+        passes = {name: pass_over(name, copies, rows) for name, copies in forms.items()}
+        for name, time in interleave(passes, rounds=31 if rows < 100 else 7).items():
             found[name][str(rows)] = time
-    for name, (_, size) in forms.items():
-        rate = found[name]["1"].through(lambda ms, size=size: size / ms / 1e6, unit="GB/s")
-        shown = [f"{found[name][str(rows)].value:.2f}" for rows in ROWS]
-        table.add_row(name, f"{size / 1e6:.1f}", *shown, f"{rate.value:.1f} ({rate.low:.1f} to {rate.high:.1f})")
+    for name, copies in forms.items():
+        size, work = nbytes(copies[0]), 2 * ROWS[-1] * OUTPUTS * INPUTS
+        read = found[name]["1"].through(lambda ms, size=size: size / ms / 1e6, unit="GB/s")
+        done = found[name][str(ROWS[-1])].through(lambda ms, work=work: work / ms / 1e6, unit="GOP/s")
+        shown = [f"{found[name][str(rows)].value:.3f}" for rows in ROWS]
+        parts = (f"{read.value:.1f} ({read.value / rates['read_all'].value:.0%})",)
+        parts += (f"{done.value:.0f} ({done.value / rates['int8'].value:.0%})",)
+        table.add_row(name, f"{size / 1e6:.2f}", *shown, *parts)
     console.print(table)
     return found
 
@@ -124,7 +169,7 @@ def main() -> None:
     console.print(*(f"{name}: {value}" for name, value in machine.items()), sep="\n", highlight=False)
     console.print(*(f"{name}: {rate}" for name, rate in rates.items()), sep="\n", highlight=False)
     with tempfile.TemporaryDirectory() as name:
-        found = {"limits": rates, **by_layer(), **by_model(Path(name))}
+        found = {"limits": rates, **by_layer(rates), **by_model(Path(name))}
     print(json.dumps({"machine": machine, "figures": found}, default=dataclasses.asdict))
 
 

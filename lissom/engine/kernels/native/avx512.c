@@ -7,7 +7,7 @@
 #define TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")))
 #define INLINE static inline __attribute__((always_inline)) TARGET
 
-#define DIRECT 4
+#define DIRECT 6
 #define TALL 6
 
 typedef __m512i Codes;

@@ -26,7 +26,7 @@ typedef struct {
     int8_t *x;
     float *xs;
     int32_t *xt;
-    uint8_t *scratch;
+    uint8_t *scratch; /* a Scratch for each thread */
 } Call;
 
 static const float TINY = 1e-36f; /* what is smaller counts as 0: its inverse would be infinite */
@@ -67,9 +67,12 @@ static ptrdiff_t chunk_of(const Panels *w, ptrdiff_t count, ptrdiff_t panels, in
     return panels <= 2 * least ? panels : least < shared ? shared : least;
 }
 
+static size_t scratch_size(ptrdiff_t count) { return sizeof(Scratch) + sizeof(float) * LANES * (size_t)count; }
+
 static void multiply_panels(void *given, ptrdiff_t first, ptrdiff_t last, int thread) {
     const Call *call = given;
-    call->kernel->multiply(call->w, &call->rows, first, last, call->scratch + thread * call->w->width * LANES);
+    void *own = call->scratch + (size_t)thread * scratch_size(call->rows.count);
+    call->kernel->multiply(call->w, &call->rows, first, last, own);
 }
 
 static const Kernel *const KERNELS[] = {
@@ -113,7 +116,7 @@ EXPORT int lissom_linear(const Panels *w, const Layout *layout, const float *x, 
     call.x = malloc((size_t)(count * w->width) + 64);
     call.xs = malloc(sizeof(float) * (size_t)(count * blocks) + 64);
     call.xt = malloc(sizeof(int32_t) * (size_t)(count * blocks) + 64);
-    call.scratch = malloc((size_t)(many * w->width * LANES) + 64);
+    call.scratch = malloc((size_t)many * scratch_size(count));
     const int failed = !(call.x && call.xs && call.xt && call.scratch);
     if (!failed) {
         call.rows = (Rows){.count = count, .x = call.x, .xs = call.xs, .xt = call.xt, .y = y};
