@@ -186,8 +186,10 @@ def bits() -> dict[str, Given]:
     for width in (4, 3):
         knobs = {"bits": width, "group": GROUP}
         found[f"awq, then rtn, {width} bits, group {GROUP}"] = blocks("awq", **knobs) + blocks("rtn", **knobs)
-    two = blocks("gptq", bits=2, group=GROUP)
-    found[f"gptq, 2 bits, group {GROUP}, then distil"] = [*two, {"technique": "distil", "epochs": 10, "lr": 0.006}]
+    found[f"gptq, 3 bits, group {GROUP}, then tuned"] = blocks("gptq", bits=3, group=GROUP) + blocks("tuned")
+    for group in (GROUP, 64):
+        two = blocks("gptq", bits=2, group=group)
+        found[f"gptq, 2 bits, group {group}, then distil"] = [*two, {"technique": "distil", "epochs": 10, "lr": 0.006}]
     found["yaqa, 3 bits, group 32, scales of a byte"] = blocks("yaqa", bits=3, group=32, scale_bits=8)
     return found
 

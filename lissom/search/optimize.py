@@ -62,13 +62,13 @@ def optimize(
         ModelError, DataError, RecipeError: with what is wrong and what to do.
     """
     budget = budget or Budget()
-    check_target(target)
+    place = check_target(target)
     if prefer not in PREFERENCES:
         raise DataError(f"prefer: {prefer!r} is none of {', '.join(PREFERENCES)}")
     kind = metric(by or ("accuracy" if isinstance(model, nn.Module) else "perplexity"))
     lots = split(data, kind, budget)
     example = each(lots.calibration, lambda part: part[:2])
-    subject = ModuleSubject(model, example) if isinstance(model, nn.Module) else LanguageSubject(model)
+    subject = ModuleSubject(model, example, place) if isinstance(model, nn.Module) else LanguageSubject(model, place)
     candidates = subject.recipes() if recipes is None else recipes
     check_names(candidates)
     tried: list[Tried] = []

@@ -76,11 +76,12 @@ class Subject(ABC):
 
 
 class ModuleSubject(Subject):
-    """Any module; it stays as it is."""
+    """Any module; it stays as and where it is, and a copy is measured in the place of the target."""
 
-    def __init__(self, model: nn.Module, example: Batch) -> None:
-        self.model, self.example = model, example
-        self.original = copy.deepcopy(model).eval()
+    def __init__(self, model: nn.Module, example: Batch, place: torch.device) -> None:
+        self.model = model if device_of(model).type == place.type else copy.deepcopy(model).to(place)
+        self.example = example
+        self.original = copy.deepcopy(self.model).eval()
         self.nbytes = size(stored_state(self.original))
         self.weights = sum(parameter.numel() for parameter in model.parameters())
 
@@ -114,9 +115,9 @@ class Scratch:
 class LanguageSubject(Subject):
     """A language model in a folder; the compressed ones wait in a folder of their own until one is chosen."""
 
-    def __init__(self, model: str | Path) -> None:
-        self.checkpoint = Checkpoint(model)
-        self.original = open_folder(self.checkpoint.folder).model
+    def __init__(self, model: str | Path, place: torch.device) -> None:
+        self.checkpoint, self.place = Checkpoint(model), place
+        self.original = open_folder(self.checkpoint.folder).model.to(place)
         tensors = {name: self.checkpoint.tensor(name) for name in self.checkpoint.names}
         self.nbytes, self.weights = size(tensors), sum(tensor.numel() for tensor in tensors.values())
         self.scratch = Scratch()
@@ -141,14 +142,14 @@ class LanguageSubject(Subject):
         return Trial(
             recipe=recipe,
             nbytes=sum(file["bytes"] for name, file in files.items() if name.endswith(".safetensors")),
-            open=lambda: lower(open_folder(folder).model),
+            open=lambda: lower(open_folder(folder).model.to(self.place)),
             write=write,
         )
 
     def forward(self, model: nn.Module, examples: Batch) -> Callable[[], object]:
         """One answer: a prompt read, and a few tokens written one at a time."""
         assert isinstance(examples, Tensor)
-        answer = Answer(model, examples[:1, :PROMPT], WRITTEN)
+        answer = Answer(model, examples[:1, :PROMPT].to(device_of(model)), WRITTEN)
 
         def run() -> None:
             with torch.inference_mode():

@@ -194,7 +194,7 @@ def test_certifying_stops_at_the_first_that_does_not_pass(
         return dataclasses.replace(one, trial=dataclasses.replace(one.trial, open=opens))
 
     accuracy = metric("accuracy")
-    subject = ModuleSubject(classifier, examples)
+    subject = ModuleSubject(classifier, examples, torch.device("cpu"))
     queue = [opening(name) for name in "abc"]
     monkeypatch.setattr(Paired, "certify", verdict)
     lots = split(examples, accuracy, Budget(max_drop=0.02))
@@ -234,3 +234,25 @@ def test_a_language_model_is_searched_saved_and_opened(
     del result
     gc.collect()
     assert list(scratch.iterdir()) == []  # the candidates that were not chosen are gone
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that torch can use")
+def test_a_target_is_where_the_candidates_are_measured(
+    classifier: nn.Module, examples: Examples, demo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model on the CPU is measured on the GPU; it stays where it is, and what is saved opens on the CPU."""
+    monkeypatch.setattr(sys.modules[optimize.__module__], "ROUNDS", 3)
+    found = optimize(classifier, examples, Budget(max_drop=0.02), target="cuda", prefer="size", recipes=[INT8, INT4])
+    assert {part.device.type for part in classifier.parameters()} == {"cpu"}
+    assert found.best is not None
+    assert found.target == "cuda"
+    opened = load(found.best.save(tmp_path / "module"))
+    assert {part.device.type for part in opened.buffers()} == {"cpu"}
+    text = (demo_folder / "stories.txt").read_text(encoding="utf-8")
+    windows = token_windows(text, AutoTokenizer.from_pretrained(demo_folder), 24)[:44]
+    recipe = Recipe.of({"name": "int8", "steps": [{"layers": "model.layers.*", "technique": "rtn", "bits": 8}]})
+    seen = torch.cuda.memory_allocated()
+    told = optimize(demo_folder, windows, Budget(max_drop=0.05), target="cuda", prefer="size", recipes=[recipe])
+    assert told.best is not None
+    assert torch.cuda.max_memory_allocated() > seen
+    assert told.points[0].latency.value > 0
