@@ -79,7 +79,7 @@ class TorchInt4(nn.Module):
         return torch.ops.aten._weight_int4pack_mm_for_cpu(x, self.codes, 128, self.scale)  # type: ignore[no-any-return]
 
 
-def layers() -> dict[str, list[nn.Module]]:
+def every_form() -> dict[str, list[nn.Module]]:
     """Each form: its copies, more than the cache holds. What is PyTorch's own comes first."""
     torch.manual_seed(0)
     plain = nn.Sequential(nn.Linear(INPUTS, OUTPUTS, bias=False)).requires_grad_(False)
@@ -105,27 +105,29 @@ def nbytes(layer: nn.Module) -> int:
     return sum(part.nbytes for part in layer.state_dict().values())
 
 
-def pass_over(name: str, copies: list[nn.Module], rows: int) -> Callable[[], None]:
-    """A call of the next copy each time."""
+def pass_over(name: str, copies: list[nn.Module], rows: int, layers: int) -> Callable[[], None]:
+    """Calls of the next so many copies each time, one after the other as in a model."""
     narrow = name.startswith("torch: ") and name != "torch: float32"
     x = torch.randn(rows, INPUTS, dtype=torch.bfloat16 if narrow else torch.float32)
     turn = itertools.cycle(copies)
 
     @torch.inference_mode()
     def run() -> None:
-        next(turn)(x)
+        for _ in range(layers):
+            next(turn)(x)
 
     return run
 
 
 def by_layer(rates: dict[str, Estimate]) -> dict[str, dict[str, Estimate]]:
-    forms = layers()
+    forms = every_form()
     table = Table("weight 8192 x 2048", "MB", *(f"{rows} rows: ms" for rows in ROWS), "GB/s", "GOP/s", box=None)
     found: dict[str, dict[str, Estimate]] = {name: {} for name in forms}
     for rows in ROWS:
-        passes = {name: pass_over(name, copies, rows) for name, copies in forms.items()}
-        for name, time in interleave(passes, rounds=31 if rows < 100 else 7).items():
-            found[name][str(rows)] = time
+        layers = 16 if rows <= 32 else 1
+        passes = {name: pass_over(name, copies, rows, layers) for name, copies in forms.items()}
+        for name, time in interleave(passes, rounds=9).items():
+            found[name][str(rows)] = time.through(lambda ms, layers=layers: ms / layers, unit="ms")
     for name, copies in forms.items():
         size, work = nbytes(copies[0]), 2 * ROWS[-1] * OUTPUTS * INPUTS
         read = found[name]["1"].through(lambda ms, size=size: size / ms / 1e6, unit="GB/s")

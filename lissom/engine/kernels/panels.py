@@ -166,7 +166,8 @@ class PanelLinear(nn.Module):
         blocks = x if self.levels else F.pad(x.unflatten(-1, (-1, self.group)), (0, self.wide - self.group))
         blocks = blocks.flatten(x.dim() - 1).unflatten(-1, (-1, x.shape[-1] if self.levels else self.block))
         most, levels = blocks.abs().amax(-1, keepdim=True), self.levels or MOST
-        q = (blocks * torch.where(most > 0, levels / most, 0.0)).round()
+        factor = torch.full_like(most, levels) / most  # PyTorch's `levels / most` would round twice
+        q = (blocks * torch.where(most > 0, factor, 0.0)).round()
         rows = (q * (most / levels)).flatten(-2)
         made: Tensor = rows if self.levels else rows.unflatten(-1, (-1, self.wide))[..., : self.group].flatten(-2)
         return made

@@ -11,7 +11,6 @@
 #endif
 #define INLINE static inline __attribute__((always_inline)) TARGET
 
-#define DIRECT 2
 #define TALL 2
 
 typedef struct { __m256i low, high; } Codes;
@@ -20,10 +19,6 @@ typedef struct { __m256 low, high; } Floats;
 
 INLINE __m256i load_half(const uint8_t *from) { return _mm256_loadu_si256((const __m256i *)from); }
 INLINE Codes load(const uint8_t *from) { return (Codes){load_half(from), load_half(from + 32)}; }
-INLINE void store(uint8_t *to, Codes c) {
-    _mm256_storeu_si256((__m256i *)to, c.low);
-    _mm256_storeu_si256((__m256i *)(to + 32), c.high);
-}
 INLINE __m256i shifted(__m256i v, int right) { return right < 0 ? _mm256_slli_epi16(v, -right) : _mm256_srli_epi16(v, right); }
 INLINE __m256i bits_of(__m256i v, int right, int mask) {
     return _mm256_and_si256(right ? shifted(v, right) : v, _mm256_set1_epi8((char)mask));

@@ -7,7 +7,6 @@
 #define TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")))
 #define INLINE static inline __attribute__((always_inline)) TARGET
 
-#define DIRECT 6
 #define TALL 6
 
 typedef __m512i Codes;
@@ -15,7 +14,6 @@ typedef __m512i Ints;
 typedef __m512 Floats;
 
 INLINE Codes load(const uint8_t *from) { return _mm512_loadu_si512(from); }
-INLINE void store(uint8_t *to, Codes c) { _mm512_storeu_si512(to, c); }
 INLINE Codes field(Codes v, int shift, int bits) {
     return _mm512_and_si512(shift ? _mm512_srli_epi16(v, (unsigned)shift) : v, _mm512_set1_epi8((char)((1 << bits) - 1)));
 }

@@ -26,7 +26,6 @@ typedef struct {
     int8_t *x;
     float *xs;
     int32_t *xt;
-    uint8_t *scratch; /* a Scratch for each thread */
 } Call;
 
 static const float TINY = 1e-36f; /* what is smaller counts as 0: its inverse would be infinite */
@@ -67,12 +66,10 @@ static ptrdiff_t chunk_of(const Panels *w, ptrdiff_t count, ptrdiff_t panels, in
     return panels <= 2 * least ? panels : least < shared ? shared : least;
 }
 
-static size_t scratch_size(ptrdiff_t count) { return sizeof(Scratch) + sizeof(float) * LANES * (size_t)count; }
-
 static void multiply_panels(void *given, ptrdiff_t first, ptrdiff_t last, int thread) {
     const Call *call = given;
-    void *own = call->scratch + (size_t)thread * scratch_size(call->rows.count);
-    call->kernel->multiply(call->w, &call->rows, first, last, own);
+    (void)thread;
+    call->kernel->multiply(call->w, &call->rows, first, last);
 }
 
 static const Kernel *const KERNELS[] = {
@@ -111,13 +108,11 @@ EXPORT int lissom_runs(int kernel) {
 EXPORT int lissom_linear(const Panels *w, const Layout *layout, const float *x, float *y, ptrdiff_t count, int kernel,
                          int threads) {
     const ptrdiff_t blocks = w->width / w->block, panels = (w->outputs + LANES - 1) / LANES;
-    const int many = threads > MOST_THREADS ? MOST_THREADS : threads;
     Call call = {.w = w, .kernel = KERNELS[kernel], .layout = layout, .from = x};
     call.x = malloc((size_t)(count * w->width) + 64);
     call.xs = malloc(sizeof(float) * (size_t)(count * blocks) + 64);
     call.xt = malloc(sizeof(int32_t) * (size_t)(count * blocks) + 64);
-    call.scratch = malloc((size_t)many * scratch_size(count));
-    const int failed = !(call.x && call.xs && call.xt && call.scratch);
+    const int failed = !(call.x && call.xs && call.xt);
     if (!failed) {
         call.rows = (Rows){.count = count, .x = call.x, .xs = call.xs, .xt = call.xt, .y = y};
         lissom_each(round_rows, &call, count, count < 16 ? count : 4, threads);
@@ -126,6 +121,5 @@ EXPORT int lissom_linear(const Panels *w, const Layout *layout, const float *x, 
     free(call.x);
     free(call.xs);
     free(call.xt);
-    free(call.scratch);
     return -failed;
 }

@@ -14,7 +14,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { LANES = 32, CHUNK = 32, SPAN = 512 };
+enum { LANES = 32, CHUNK = 32 };
 
 typedef struct {
     ptrdiff_t outputs, width, block; /* real outputs; inputs with all padding; inputs that share a scale */
@@ -37,13 +37,8 @@ typedef struct {
 } Rows;
 
 typedef struct {
-    uint8_t codes[SPAN * LANES]; /* of a panel, unpacked */
-    float sums[];                /* of all rows with its outputs, [count][LANES] */
-} Scratch;
-
-typedef struct {
     /* All rows times panels `first` up to `last`. */
-    void (*multiply)(const Panels *, const Rows *, ptrdiff_t first, ptrdiff_t last, Scratch *);
+    void (*multiply)(const Panels *, const Rows *, ptrdiff_t first, ptrdiff_t last);
     /* One block of a row: its largest magnitude as the bits of a float; NaN is larger than all others. */
     uint32_t (*largest)(const float *x, ptrdiff_t count);
     /* One block of finite numbers to integers, padded with zeros to `block`; returns their sum. */

@@ -5,7 +5,6 @@
 #define INLINE static inline __attribute__((always_inline))
 
 #define UNROLL
-#define DIRECT 1
 #define TALL 2
 
 typedef uint32_t Codes __attribute__((vector_size(64))); /* 4 codes in each */
@@ -19,13 +18,12 @@ INLINE Codes load(const uint8_t *from) {
     __builtin_memcpy(&c, from, 64);
     return c;
 }
-INLINE void store(uint8_t *to, Codes c) { __builtin_memcpy(to, &c, 64); }
 INLINE Codes field(Codes v, int shift, int bits) { return v >> shift & BYTES((1 << bits) - 1); }
 INLINE Codes high(Codes v, int shift, Codes c) { return c | (v >> shift & BYTES(1)) << 2; }
 INLINE Codes sign(Codes v, int shift) { return (v >> shift & BYTES(1)) << 1; }
 INLINE Codes look(Codes c, const uint8_t *book, int books) {
     uint8_t at[64];
-    store(at, c);
+    __builtin_memcpy(at, &c, 64);
     for (int i = 0; i < 64; i++) at[i] = book[(books == 4 ? i / 4 % 4 * 64 : 0) + i / 16 * 16 + at[i]];
     return load(at);
 }

@@ -4,16 +4,15 @@
 
    Codes            64 unsigned bytes: 16 outputs times 4 inputs
    Ints, Floats     16 of them, one for each output
-   load, store      Codes from and to memory
+   load             Codes from memory
    field(v, s, b)   b bits from bit s of every byte, moved to bit 0
    high(v, s, c)    c with bit s of every byte of v as its bit 2
    sign(v, s)       2 where bit s of a byte is set, else 0
    look(c, t, n)    entries of n (1 or 4) tables, for codes
    dot(a, c, x)     a + sums of 4 products with the 4 signed bytes of x
    ...              and the few operations on Ints and Floats below
-
-   TARGET, the attribute that lets a function use the instructions, DIRECT and TALL, for how many rows of inputs codes are
-   unpacked as they are read, and how many run together where they were unpacked before (as registers allow).
+   TARGET           the attribute that lets a function use the instructions
+   TALL             how many rows run together, as registers allow
 
    Sums of integers are exact and those of floats run block by block, so that a row's result does not depend on what else is
    computed beside it. */
@@ -33,8 +32,10 @@
 #define UNROLL _Pragma("GCC unroll 16")
 #endif
 
-enum { AHEAD = 16384 }; /* bytes of codes that are fetched before they are needed */
-enum { HALVES = LANES / 16, MOST = DIRECT > TALL ? DIRECT : TALL };
+enum {
+    HALVES = LANES / 16,
+    AHEAD = 16384, /* bytes of codes that are fetched before they are needed, into the second cache */
+};
 
 INLINE void fetch_ahead(const uint8_t *codes, ptrdiff_t size) {
     UNROLL for (ptrdiff_t at = 0; at < size; at += 64) __builtin_prefetch(codes + AHEAD + at, 0, 2);
@@ -60,22 +61,21 @@ INLINE Codes values_at(const uint8_t *chunk, int bits, int books, const uint8_t 
     return books ? look(codes, book + half * books * 64, books) : codes;
 }
 
-/* `rows` rows, a constant, times blocks `from` up to `to` of one panel, whose codes begin at `codes`. Between its first and
-   its last blocks a panel's sums are `waiting`, LANES for each row. Codes that come from memory may have to be fetched:
-   what few rows do to them is so quick that the processor finds out by itself which will be next. */
-INLINE void tile(int rows, int bits, int books, int fetch, const Panels *w, const Rows *r, ptrdiff_t row, ptrdiff_t panel,
-                 const uint8_t *codes, ptrdiff_t from, ptrdiff_t to, float *waiting) {
+/* `rows` rows, a constant, from `row` on, times one panel. Its codes come from memory for the first rows, and are fetched
+   ahead where so much is done to each that the processor does not find out by itself which will be next. */
+INLINE void tile(int rows, int bits, int books, const Panels *w, const Rows *r, ptrdiff_t row, ptrdiff_t panel) {
+    const int fetch = row == 0 && (bits < 8 || rows > 4);
     const ptrdiff_t blocks = w->width / w->block, step = bits * LANES * CHUNK / 8;
     const int8_t *x = r->x + row * w->width;
     const float *xs = r->xs + row * blocks;
     const int32_t *xt = r->xt + row * blocks;
+    const uint8_t *codes = w->codes + panel * (w->width / CHUNK) * step;
     const uint8_t *book = books ? w->book + panel * HALVES * books * 64 : NULL;
-    Floats sums[MOST][HALVES];
+    Floats sums[TALL][HALVES];
     UNROLL for (int m = 0; m < rows; m++)
-        UNROLL for (int h = 0; h < HALVES; h++)
-            sums[m][h] = from ? load_floats(waiting + (row + m) * LANES + h * 16) : floats(0);
-    for (ptrdiff_t b = from; b < to; b++) {
-        Ints a[MOST][HALVES];
+        UNROLL for (int h = 0; h < HALVES; h++) sums[m][h] = floats(0);
+    for (ptrdiff_t b = 0; b < blocks; b++) {
+        Ints a[TALL][HALVES];
         if (w->zeros) {
             const uint8_t *zeros = w->zeros + (panel * blocks + b) * LANES;
             UNROLL for (int m = 0; m < rows; m++)
@@ -102,11 +102,6 @@ INLINE void tile(int rows, int bits, int books, int fetch, const Panels *w, cons
                 sums[m][h] = add_product(sums[m][h], times(s, floats(xs[m * blocks + b])), to_floats(a[m][h]));
         }
     }
-    if (to < blocks) {
-        UNROLL for (int m = 0; m < rows; m++)
-            UNROLL for (int h = 0; h < HALVES; h++) store_floats(waiting + (row + m) * LANES + h * 16, sums[m][h], 16);
-        return;
-    }
     const ptrdiff_t first = panel * LANES, left = w->outputs - first;
     UNROLL for (int m = 0; m < rows; m++) {
         float *y = r->y + (row + m) * w->outputs + first;
@@ -118,61 +113,32 @@ INLINE void tile(int rows, int bits, int books, int fetch, const Panels *w, cons
     }
 }
 
-INLINE void unpack(int bits, int books, const uint8_t *book, const uint8_t *codes, ptrdiff_t inputs, uint8_t *to) {
-    for (ptrdiff_t k = 0; k < inputs; k += CHUNK, codes += bits * LANES * CHUNK / 8) {
-        fetch_ahead(codes, bits * LANES * CHUNK / 8);
-        UNROLL for (int part = 0; part < CHUNK / 4; part++)
-            UNROLL for (int h = 0; h < HALVES; h++, to += 64) store(to, values_at(codes, bits, books, book, part, h));
-    }
-}
-
-/* Any number of rows, shared out evenly over tiles, times blocks of a panel's codes that are bytes. */
-TARGET static void many(const Panels *w, const Rows *r, ptrdiff_t panel, const uint8_t *codes, ptrdiff_t from,
-                        ptrdiff_t to, float *waiting, int fetch) {
+/* All rows times one panel, in tiles of as equal height as can be; codes are unpacked anew for each, which costs less than
+   writing them down once. */
+INLINE void one(int bits, int books, const Panels *w, const Rows *r, ptrdiff_t panel) {
     const ptrdiff_t tiles = (r->count + TALL - 1) / TALL;
     for (ptrdiff_t t = 0, row = 0; t < tiles; t++) {
         const ptrdiff_t next = r->count * (t + 1) / tiles, height = next - row;
-#define TILE(rows)                                                                              \
-    if (height == rows && row == 0 && fetch) tile(rows, 8, 0, 1, w, r, row, panel, codes, from, to, waiting); \
-    else if (height == rows) tile(rows, 8, 0, 0, w, r, row, panel, codes, from, to, waiting);
+#define TILE(rows) if (height == rows) tile(rows, bits, books, w, r, row, panel);
         UP_TO(TALL)(TILE)
 #undef TILE
         row = next;
     }
 }
 
-/* Few rows unpack codes as they go; for more they are unpacked first, as many as the nearest cache holds. */
-INLINE void one(int bits, int books, const Panels *w, const Rows *r, ptrdiff_t panel, Scratch *scratch) {
-    const ptrdiff_t blocks = w->width / w->block, size = LANES * w->block * bits / 8, span = SPAN / w->block;
-    const uint8_t *codes = w->codes + panel * blocks * size, *book = books ? w->book + panel * HALVES * books * 64 : NULL;
-#define TILE(rows) if (r->count == rows) tile(rows, bits, books, bits < 8 || rows > 4, w, r, 0, panel, codes, 0, blocks, scratch->sums);
-    UP_TO(DIRECT)(TILE)
-#undef TILE
-    if (r->count <= DIRECT) return;
-    for (ptrdiff_t from = 0; from < blocks; from += span) {
-        const ptrdiff_t to = from + span < blocks ? from + span : blocks;
-        const uint8_t *here = codes + from * size;
-        if (bits < 8) {
-            unpack(bits, books, book, here, (to - from) * w->block, scratch->codes);
-            here = scratch->codes;
-        }
-        many(w, r, panel, here, from, to, scratch->sums, bits == 8);
-    }
-}
-
 #define OF(bits, books)                                                                                        \
-    TARGET static void of_##bits##_##books(const Panels *w, const Rows *r, ptrdiff_t panel, Scratch *scratch) { \
-        one(bits, books, w, r, panel, scratch);                                                                 \
+    TARGET static void of_##bits##_##books(const Panels *w, const Rows *r, ptrdiff_t panel) { \
+        one(bits, books, w, r, panel);                                                                 \
     }
 OF(1, 0) OF(2, 0) OF(3, 0) OF(4, 0) OF(8, 0)
 OF(2, 1) OF(3, 1) OF(4, 1)
 OF(2, 4) OF(3, 4) OF(4, 4)
 
-static void multiply(const Panels *w, const Rows *r, ptrdiff_t first, ptrdiff_t last, Scratch *scratch) {
-    static void (*const by_bits[3][9])(const Panels *, const Rows *, ptrdiff_t, Scratch *) = {
+static void multiply(const Panels *w, const Rows *r, ptrdiff_t first, ptrdiff_t last) {
+    static void (*const by_bits[3][9])(const Panels *, const Rows *, ptrdiff_t) = {
         {NULL, of_1_0, of_2_0, of_3_0, of_4_0, NULL, NULL, NULL, of_8_0},
         {NULL, NULL, of_2_1, of_3_1, of_4_1},
         {NULL, NULL, of_2_4, of_3_4, of_4_4},
     };
-    for (ptrdiff_t panel = first; panel < last; panel++) by_bits[(w->books + 1) / 2][w->bits](w, r, panel, scratch);
+    for (ptrdiff_t panel = first; panel < last; panel++) by_bits[(w->books + 1) / 2][w->bits](w, r, panel);
 }
