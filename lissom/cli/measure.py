@@ -1,6 +1,6 @@
 """Verbs that measure: a model's quality, its speed, this machine."""
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -48,25 +48,50 @@ def evaluate(
 def bench(
     model: Model,
     prompt: Annotated[int, typer.Option(help="tokens of the prompt", min=1)] = 128,
-    new: Annotated[int, typer.Option(help="tokens to generate", min=2)] = 32,
+    new: Annotated[int, typer.Option(help="tokens to generate", min=1)] = 32,
+    batch: Annotated[str, typer.Option(help="sequences at once, such as 1,4,16")] = "1",
     json_lines: Json = False,
 ) -> None:
-    """Measure speed: latency, tokens per second, memory; medians with their intervals."""
-    import torch
+    """Measure speed: loading, memory, latency or tokens per second beside this machine's limits; medians."""
+    import time
 
     from lissom.artifact import open_folder
+    from lissom.engine.bench import bench_engine
     from lissom.engine.kernels import lower
-    from lissom.hardware import bench_language_model, bench_module
+    from lissom.hardware import bench_module, limits, peak_memory
 
+    sizes = counts(batch)
+    begun = time.perf_counter()
     opened = open_folder(model)
     running = lower(opened.model)
-    if opened.tokenizer is not None:
-        tokens = torch.randint(len(opened.tokenizer), (1, prompt))
-        speed: Any = bench_language_model(running, tokens, new_tokens=new)
-    else:
+    loading = {"load_ms": round(1000 * (time.perf_counter() - begun))}
+    if opened.tokenizer is None:
         speed = bench_module(running, example_of(opened.signature, model))
-    figures = {name: getattr(speed, name) for name in speed.__dataclass_fields__ if name != "peak_bytes"}
-    show(figures, json_lines, {"peak_bytes": speed.peak_bytes})
+        figures = {"latency_ms": speed.latency_ms, "examples_per_s": speed.examples_per_s}
+    else:
+        can = limits(0.3)
+        served = bench_engine(running, opened.tokenizer, can, batches=sizes, prompt=prompt, new=new)  # type: ignore[arg-type]
+        figures = {
+            f"{name}, {one.sequences} at once": getattr(one, name)
+            for one in served
+            for name in one.__dataclass_fields__
+            if name != "sequences"
+        }
+    show(figures, json_lines, {**loading, "peak_bytes": peak_memory()})
+
+
+def counts(listed: str) -> list[int]:
+    """Whole numbers above 0, given with commas between them.
+
+    Raises:
+        DataError: something else.
+    """
+    from lissom.errors import DataError
+
+    parts = [part.strip() for part in listed.split(",")]
+    if not all(part.isdecimal() and int(part) for part in parts):
+        raise DataError(f"--batch {listed!r}: give numbers of sequences with commas between them, such as 1,4,16")
+    return [int(part) for part in parts]
 
 
 def hardware(json_lines: Json = False) -> None:

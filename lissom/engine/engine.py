@@ -51,7 +51,7 @@ class Engine:
         self.schedule = Schedule(pages, max_batch=max_batch, chunk=prefill_chunk)
         self._pages = pages
         self._runner = Runner(model, pages=pages.total, cache=cache)
-        self._vocabulary: int = model.config.vocab_size
+        self.vocabulary: int = model.config.vocab_size
         self._end = _end_tokens(model, tokenizer)
         self._tokenizer = tokenizer
 
@@ -127,8 +127,8 @@ class Engine:
 
     def _limit(self, prompt: SequenceOf[int], sampling: Sampling) -> int:
         room = self.context - len(prompt)
-        if not prompt or not all(0 <= token < self._vocabulary for token in prompt):
-            raise DataError(f"engine: a prompt is 1 or more tokens from 0 to {self._vocabulary - 1}; give it some text")
+        if not prompt or not all(0 <= token < self.vocabulary for token in prompt):
+            raise DataError(f"engine: a prompt is 1 or more tokens from 0 to {self.vocabulary - 1}; give it some text")
         if room < max(sampling.max_tokens or 1, sampling.min_tokens):
             raise DataError(
                 f"engine: {len(prompt)} prompt tokens and {sampling.max_tokens or 1} new ones exceed the context of "

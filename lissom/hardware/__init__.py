@@ -1,17 +1,15 @@
 """The machine: what it is, what it could do, and how long something takes on it."""
 
-from lissom.hardware.bench import LanguageSpeed, Speed, bench_language_model, bench_module
+from lissom.hardware.bench import Speed, bench_module
 from lissom.hardware.limits import Limits, limits
 from lissom.hardware.machine import Machine, describe
 from lissom.hardware.measure import interleave, peak_memory, rounds_ms
 from lissom.hardware.target import check_target, targets
 
 __all__ = [
-    "LanguageSpeed",
     "Limits",
     "Machine",
     "Speed",
-    "bench_language_model",
     "bench_module",
     "check_target",
     "describe",

@@ -1,4 +1,4 @@
-"""How fast a model is here: any module on one batch, a language model reading prompts and writing on.
+"""How fast a module is here on one batch; and an answer of a language model in two parts, to be timed apart.
 
 The model and its inputs are where the target is, and the model is run in the mode that it is in (set it to eval).
 
@@ -14,9 +14,8 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from lissom.calibrate import Batch, call
-from lissom.errors import DataError
-from lissom.estimate import Estimate, median_estimate
-from lissom.hardware.measure import interleave, peak_memory, rounds_ms
+from lissom.estimate import Estimate
+from lissom.hardware.measure import interleave, peak_memory
 from lissom.hardware.target import check_target
 
 
@@ -26,16 +25,6 @@ class Speed:
 
     latency_ms: Estimate
     examples_per_s: Estimate
-    peak_bytes: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LanguageSpeed:
-    """How fast a language model reads and writes, all prompts together; `latency_ms` is that of the whole answer."""
-
-    prefill_tokens_per_s: Estimate
-    decode_tokens_per_s: Estimate
-    latency_ms: Estimate
     peak_bytes: int
 
 
@@ -49,30 +38,6 @@ def bench_module(model: nn.Module, example: Batch, *, rounds: int = 15, target: 
     check_target(target)
     latency = interleave({"call": lambda: call(model, example)}, rounds=rounds, target=target)["call"]
     return Speed(latency_ms=latency, examples_per_s=per_second(examples(example), latency), peak_bytes=peak_memory())
-
-
-@torch.inference_mode()
-def bench_language_model(
-    model: nn.Module, prompt: Int[Tensor, "n t"], *, new_tokens: int = 32, rounds: int = 5, target: str = "cpu"
-) -> LanguageSpeed:
-    """The speed of a transformers causal language model that reads prompts and writes so many tokens, greedily.
-
-    Raises:
-        LissomError: this machine has no such target, or no token is to be read or written.
-    """
-    check_target(target)
-    if prompt.numel() == 0 or new_tokens < 1:
-        raise DataError(f"bench: prompt of {prompt.numel()} and {new_tokens} new tokens; at least 1 of each is needed")
-    answer = Answer(model, prompt, new_tokens)
-    times = rounds_ms({"read": answer.read, "write": answer.write}, rounds=rounds, target=target)
-    read, write = (median_estimate(times[part]) for part in ("read", "write"))
-    whole = [sum(parts) for parts in zip(times["read"], times["write"], strict=True)]
-    return LanguageSpeed(
-        prefill_tokens_per_s=per_second(prompt.numel(), read, "tokens/s"),
-        decode_tokens_per_s=per_second(len(prompt) * new_tokens, write, "tokens/s"),
-        latency_ms=median_estimate(whole, unit="ms"),
-        peak_bytes=peak_memory(),
-    )
 
 
 class Answer:

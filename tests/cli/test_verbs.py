@@ -30,9 +30,15 @@ def test_compress_evaluate_and_bench(run: Run, tiny: Tiny, recipe: Path, text: P
     assert figures["perplexity"] == perplexity
     assert set(figures) == {"perplexity", "perplexity of the original", "drop", "KL divergence", "same top-1"}
     assert figures["KL divergence"]["value"] > 0
-    bench = json.loads(run("bench", out, "--prompt", 4, "--new", 2, "--json").out)
+    bench = json.loads(run("bench", out, "--prompt", 4, "--new", 2, "--batch", "1,3", "--json").out)
     assert bench["peak_bytes"] > 0
-    assert all(figure["value"] > 0 for name, figure in bench.items() if name != "peak_bytes")
+    assert bench["load_ms"] >= 0
+    rates = {name: figure for name, figure in bench.items() if isinstance(figure, dict)}
+    assert {name.partition(", ")[2] for name in rates} == {"1 at once", "3 at once"}
+    assert all(figure["value"] > 0 for figure in rates.values())
+    wrong = run("bench", out, "--batch", "1,0")
+    assert (wrong.code, wrong.error.count("\n")) == (2, 1)
+    assert "such as 1,4,16" in wrong.error
 
 
 def test_compress_needs_no_data(run: Run, tiny: Tiny, recipe: Path, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from lissom.engine.kernels import native
+from lissom.errors import LissomError
 from lissom.formats import Affine, Binary, CompressedLinear, Dynamic, Palette, Ternary, Weight
 
 LANES, CHUNK, QUARTET = 32, 32, 4  # outputs of a panel; inputs of a chunk, and of a vector
@@ -114,15 +115,19 @@ def panel_layer(layer: CompressedLinear) -> "PanelLinear | None":
 
 
 class PanelLinear(nn.Module):
-    """A linear layer on panels (native/panels.h): codes, scales and zeros as the kernel reads them."""
+    """A linear layer on panels (native/panels.h): codes, scales and zeros as the kernel reads them.
+
+    It stays as it is and where it is when the model around it is moved or cast: what kernels read has one type.
+    """
 
     codes: Tensor
     scale: Tensor
     unit: Tensor
     zeros: Tensor | None
     book: Tensor | None
+    bias: Tensor | None
 
-    def __init__(self, grid: Grid, bias: nn.Parameter | None) -> None:
+    def __init__(self, grid: Grid, bias: Tensor | None) -> None:
         super().__init__()
         o, i = grid.codes.shape
         group = i // grid.scale.shape[1]
@@ -132,34 +137,52 @@ class PanelLinear(nn.Module):
         self.shape, self.bits, self.block, self.levels = (o, i), grid.bits, block, grid.levels
         self.group, self.wide, self.width = group, wide, wide * grid.scale.shape[1]
         self.zero = grid.zero if isinstance(grid.zero, int) else 0
+        zeros = None if isinstance(grid.zero, int) else by_panel(grid.zero.repeat_interleave(wide // block, 1))
         self.register_buffer("codes", packed(spaced(grid.codes, group, wide), grid.bits))
         self.register_buffer("scale", by_panel(scale.repeat_interleave(wide // block, 1)))
         self.register_buffer("unit", by_panel((unit if grid.unit is None else unit * grid.unit).unsqueeze(1)))
-        zeros = None if isinstance(grid.zero, int) else by_panel(grid.zero.repeat_interleave(wide // block, 1))
         self.register_buffer("zeros", zeros)
         self.register_buffer("book", None if grid.book is None else shelved(grid.book, grid.rows, o))
-        self.bias = bias
+        self.register_buffer("bias", None if bias is None else by_panel(bias.detach().float().unsqueeze(1)))
+        self._places: tuple[int | None, ...] = ()
+        self._given = native.Given(b"", b"")
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PanelLinear":
+        return self
 
     def forward(self, x: Float[Tensor, "*n i"]) -> Float[Tensor, "*n o"]:
-        """x Wᵀ + b, by the best kernel there is."""
+        """x Wᵀ + b, by the best kernel there is.
+
+        Raises:
+            LissomError: another number of inputs, or inputs that are not on the CPU.
+        """
         kernels = native.kernels()
         return self.run(x, kernels[-1]) if kernels else self.definition(x)
 
     def run(self, x: Float[Tensor, "*n i"], kernel: str) -> Float[Tensor, "*n o"]:
         """x Wᵀ + b by one of native.kernels()."""
-        rows = x.reshape(-1, x.shape[-1]).float().contiguous()
-        bias = None if self.bias is None else by_panel(self.bias.detach().float().unsqueeze(1))
-        tensors = (self.codes, self.scale, self.zeros, self.book, self.unit, bias)
-        places = (None if part is None else part.data_ptr() for part in tensors)
-        books = 0 if self.book is None else self.book.shape[2]
-        panels = native.CPanels(self.shape[0], self.width, self.block, self.bits, books, self.zero, *places)
-        layout = native.CLayout(self.shape[1], self.group, self.wide, self.levels)
-        return native.linear(panels, layout, rows, kernel).to(x.dtype).reshape(*x.shape[:-1], self.shape[0])
+        o, i = self.shape
+        if x.shape[-1] != i or x.device.type != "cpu":
+            raise LissomError(f"kernels: a layer of {i} inputs on the CPU was given {x.shape[-1]} on {x.device}")
+        rows = x.detach().reshape(-1, i).float().contiguous()
+        return native.linear(self._as_given(), rows, o, kernel).to(x.dtype).reshape(*x.shape[:-1], o)
+
+    def _as_given(self) -> native.Given:
+        """What the library is given, made anew only when a tensor lies elsewhere than before."""
+        held = self._buffers
+        tensors = [held[name] for name in ("codes", "scale", "zeros", "book", "unit", "bias")]
+        places = tuple([None if part is None else part.data_ptr() for part in tensors])
+        if places != self._places:
+            books = 0 if self.book is None else self.book.shape[2]
+            sizes = (self.shape[0], self.width, self.block, self.bits, books, self.zero)
+            layout = (self.shape[1], self.group, self.wide, self.levels)
+            self._places, self._given = places, native.Given.of((*sizes, *places), layout)
+        return self._given
 
     def definition(self, x: Float[Tensor, "*n i"]) -> Float[Tensor, "*n o"]:
         """What the kernels compute, in PyTorch."""
-        y: Tensor = F.linear(self.integers(x.float()), self.matrix())
-        return (y if self.bias is None else y + self.bias).to(x.dtype)
+        bias = None if self.bias is None else by_output(self.bias)[: self.shape[0], 0]
+        return F.linear(self.integers(x.float()), self.matrix(), bias).to(x.dtype)
 
     def integers(self, x: Float[Tensor, "*n i"]) -> Float[Tensor, "*n i"]:
         """a q: the input on the grid of its row, or of each of its blocks."""

@@ -1,5 +1,6 @@
 """Panels: packed without loss, and every kernel that runs here against the definition, for all formats and shapes."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from lissom.engine.kernels import native
 from lissom.engine.kernels.panels import Grid, PanelLinear, grid_of, packed, panel_layer, unpacked
+from lissom.errors import LissomError
 from lissom.formats import Affine, Binary, CompressedLinear, Dynamic, Palette, Ternary, Weight, wrap
 
 BITS = (1, 2, 3, 4, 8)
@@ -87,7 +89,7 @@ def layer(weight: Weight, *, bias: bool = False) -> PanelLinear:
 
 def near(found: Tensor, made: PanelLinear, x: Tensor) -> bool:
     """As exact as float32 sums of so many numbers are: the sums of integers inside are."""
-    bias = None if made.bias is None else made.bias.double()
+    bias = None if made.bias is None else made.bias.transpose(1, 2).flatten()[: made.shape[0]].double()
     inputs, matrix = made.integers(x.float()).double(), made.matrix().double()
     size = nn.functional.linear(inputs.abs(), matrix.abs())
     return bool(((found - nn.functional.linear(inputs, matrix, bias)).abs() <= 1e-6 * size + 1e-6).all())
@@ -220,6 +222,29 @@ def test_what_is_no_number_stays_none_and_in_its_row(kernel: str, wrong: float) 
     found = made.run(x, kernel)
     assert found[3].isnan().all()
     assert torch.equal(torch.cat([found[:3], found[4:]]), torch.cat([clean[:3], clean[4:]]))
+
+
+def test_moving_and_casting_the_model_leaves_what_kernels_read() -> None:
+    made = layer(FORMS["affine 4, zeros"](40, 96), bias=True)
+    x = torch.randn(3, 96)
+    expected = made(x)
+    model = nn.Sequential(made).bfloat16().double().half()
+    assert made.scale.dtype == torch.float16
+    assert made.unit.dtype == torch.float32
+    assert torch.equal(model(x), expected)
+    assert torch.equal(copy.deepcopy(model)(x), expected)
+    made.scale = made.scale * 2  # a tensor that lies elsewhere
+    made.bias = None
+    torch.testing.assert_close(made(x), made.definition(x))
+    assert not torch.allclose(made(x), expected)
+
+
+def test_inputs_that_do_not_fit_are_refused() -> None:
+    made = layer(FORMS["affine 4"](40, 96))
+    with pytest.raises(LissomError, match="a layer of 96 inputs on the CPU was given 95 on cpu"):
+        made(torch.randn(3, 95))
+    with pytest.raises(LissomError, match="given 96 on meta"):
+        made(torch.randn(3, 96, device="meta"))
 
 
 def test_other_weights_are_no_grid() -> None:

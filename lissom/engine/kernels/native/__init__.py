@@ -8,6 +8,7 @@ import os
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -44,8 +45,8 @@ def library() -> ctypes.CDLL | None:
         return None
     opened = ctypes.CDLL(found)
     opened.lissom_linear.argtypes = [
-        ctypes.POINTER(CPanels),
-        ctypes.POINTER(CLayout),
+        ctypes.c_char_p,
+        ctypes.c_char_p,
         ctypes.c_void_p,
         ctypes.c_void_p,
         ctypes.c_ssize_t,
@@ -62,7 +63,19 @@ def kernels() -> tuple[str, ...]:
     return () if opened is None else tuple(name for at, name in enumerate(KERNELS) if opened.lissom_runs(at) == 1)
 
 
-def linear(panels: CPanels, layout: CLayout, rows: Tensor, kernel: str) -> Tensor:
+class Given(NamedTuple):
+    """A layer as the library is given it: bytes of a CPanels and a CLayout. A copy of a layer may copy them."""
+
+    panels: bytes
+    layout: bytes
+
+    @classmethod
+    def of(cls, panels: tuple[int | None, ...], layout: tuple[int, ...]) -> "Given":
+        """From their fields."""
+        return cls(bytes(CPanels(*panels)), bytes(CLayout(*layout)))
+
+
+def linear(layer: Given, rows: Tensor, outputs: int, kernel: str) -> Tensor:
     """Rows (n, inputs) of float32, contiguous, times panels: (n, outputs), by torch's number of threads.
 
     Raises:
@@ -70,11 +83,10 @@ def linear(panels: CPanels, layout: CLayout, rows: Tensor, kernel: str) -> Tenso
     """
     opened = library()
     assert opened is not None
-    y = torch.empty(len(rows), panels.outputs)
-    if y.numel() == 0:
-        return y
-    index = KERNELS.index(kernel)
-    given = ctypes.byref(panels), ctypes.byref(layout), rows.data_ptr(), y.data_ptr(), len(rows)
-    if opened.lissom_linear(*given, index, torch.get_num_threads()):
-        raise LissomError(f"kernels: no memory for {len(rows)} rows of {rows.shape[1]} inputs; use smaller batches")
+    n = rows.shape[0]
+    y = torch.empty(n, outputs)
+    if n and opened.lissom_linear(
+        *layer, rows.data_ptr(), y.data_ptr(), n, KERNELS.index(kernel), torch.get_num_threads()
+    ):
+        raise LissomError(f"kernels: no memory for {n} rows of {rows.shape[1]} inputs; use smaller batches")
     return y
