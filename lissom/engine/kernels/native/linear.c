@@ -61,7 +61,7 @@ static void round_rows(void *given, ptrdiff_t first, ptrdiff_t last, int thread)
 /* Panels that a thread takes at once: work enough that taking it costs nothing, and several turns for each thread, so that
    one that was interrupted does not keep the others waiting. A matrix of little work is left to one thread. */
 static ptrdiff_t chunk_of(const Panels *w, ptrdiff_t count, ptrdiff_t panels, int threads) {
-    const ptrdiff_t enough = 1 << 18, least = enough / (w->width * LANES * (count < 4 ? 4 : count)) + 1;
+    const ptrdiff_t enough = 1 << 20, least = enough / (w->width * LANES * (count < 4 ? 4 : count)) + 1;
     const ptrdiff_t shared = panels / (4 * threads) + 1;
     return panels <= 2 * least ? panels : least < shared ? shared : least;
 }
