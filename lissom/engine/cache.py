@@ -50,12 +50,13 @@ class Store(ABC):
 
     def at(self, slots: Int[Tensor, " n"]) -> Float[Tensor, "n k e"]:
         """The tokens in some slots."""
-        return self.decoded(*(held[slots] for held in self.tensors))
+        return self.decoded(*(held.index_select(0, slots) for held in self.tensors))
 
     def of_pages(self, table: Int[Tensor, "d p"]) -> Float[Tensor, "d n k e"]:
-        """The tokens of some sequences' pages."""
-        pages = (held.view(-1, PAGE, *held.shape[1:])[table].flatten(1, 2) for held in self.tensors)
-        return self.decoded(*pages)
+        """The tokens of some sequences' pages; a page is copied at once, which indexing by a table does not do."""
+        d, wanted = len(table), table.flatten()
+        pages = (held.view(-1, PAGE, *held.shape[1:]).index_select(0, wanted) for held in self.tensors)
+        return self.decoded(*(part.view(d, -1, *part.shape[2:]) for part in pages))
 
 
 class FloatStore(Store):
