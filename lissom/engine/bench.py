@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lissom.engine.engine import Engine
 from lissom.engine.kernels.panels import PanelLinear
 from lissom.engine.pages import PAGE
-from lissom.engine.sequence import Sampling, Sequence
+from lissom.engine.sequence import Sampling
 from lissom.errors import DataError
 from lissom.estimate import Estimate, median_estimate
 from lissom.formats import CompressedEmbedding, CompressedLayer
@@ -45,8 +45,8 @@ def bench_engine(
 ) -> list[Served]:
     """The speed of a language model, as it is, for each number of sequences at once; the numbers take turns.
 
-    A round reads a random prompt of so many tokens for each sequence, until all have their first token, and then writes
-    `new` tokens more of each.
+    A round reads a random prompt of so many tokens for each sequence, all in one step, and then writes `new` tokens
+    more of each.
 
     Raises:
         ModelError: a model of a family that the engine does not know.
@@ -54,7 +54,7 @@ def bench_engine(
     """
     if min(prompt, new, rounds, len(batches), *batches) < 1:
         raise DataError(f"bench: batches {batches}, prompt {prompt}, {new} new tokens: at least 1 of each is needed")
-    engines = {size: engine(model, tokenizer, size, prompt + new) for size in batches}
+    engines = {size: engine(model, tokenizer, size, prompt, new) for size in batches}
     times = {size: list[tuple[float, float]]() for size in batches}
     for number in range(rounds + 1):  # the first one warms up
         for size, running in engines.items():
@@ -79,26 +79,23 @@ def rates(
     )
 
 
-def engine(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sequences: int, tokens: int) -> Engine:
-    """An engine with room for so many sequences of so many tokens."""
-    room = sequences * (tokens + 2 * PAGE)
-    return Engine(model, tokenizer, max_tokens_in_cache=room, max_batch=sequences)
+def engine(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sequences: int, prompt: int, new: int) -> Engine:
+    """An engine that reads so many prompts in one step, and has room for what is written after them."""
+    room = sequences * (prompt + new + 2 * PAGE)
+    return Engine(model, tokenizer, max_tokens_in_cache=room, max_batch=sequences, prefill_chunk=sequences * prompt)
 
 
 def once(running: Engine, sequences: int, prompt: int, new: int) -> tuple[float, float]:
-    """Seconds until every sequence has its first token, and those of `new` steps after that."""
+    """Seconds of the step that reads all prompts and gives each its first token, and of `new` steps after it."""
     sampling = Sampling(temperature=0, max_tokens=new + 1, ignore_eos=True)
-    tokens = torch.randint(running.vocabulary, (sequences, prompt)).tolist()
+    for tokens in torch.randint(running.vocabulary, (sequences, prompt)).tolist():
+        running.add(tokens, sampling)
     begun = time.perf_counter()
-    added: list[Sequence] = [running.add(one, sampling) for one in tokens]
-    while not all(sequence.generated for sequence in added):
-        running.step()
+    running.step()
     middle = time.perf_counter()
-    left = [new + 1 - len(sequence.generated) for sequence in added]
-    while any(sequence.finish is None for sequence in added):
+    for _ in range(new):
         running.step()
-    end = time.perf_counter()
-    return middle - begun, (end - middle) * new * sequences / max(sum(left), 1)
+    return middle - begun, time.perf_counter() - middle
 
 
 def multiplying(model: nn.Module) -> list[nn.Module]:
