@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from lissom.engine.kernels import native
@@ -29,6 +29,7 @@ from lissom.errors import LissomError, ModelError
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}
 GATES = {"silu": 0, "swish": 0, "gelu_pytorch_tanh": 1, "gelu_new": 1, "relu": 2}
 T = TypeVar("T")
+LINE = 64
 SCALE_BYTES = 4  # of a token's and head's keys, or values, of 8 bits
 
 
@@ -198,9 +199,7 @@ class Program:
         """Attention over a cache of its own, of so many pages."""
         wide = -(-what.size // 16) * 16
         scale = SCALE_BYTES if dtype == torch.int8 else 0
-        kept = torch.zeros(
-            pages * what.groups * PAGE * ((what.size + wide) * dtype.itemsize + 2 * scale), dtype=torch.uint8
-        )
+        kept = untouched(pages * what.groups * PAGE * ((what.size + wide) * dtype.itemsize + 2 * scale))
         self._caches.append(kept)
         norms = [
             None if norm is None else address(self._hold(norm.float().contiguous()))
@@ -375,6 +374,12 @@ def outputs(layer: nn.Module) -> int:
 def rounding_of(layer: PanelLinear) -> tuple[tuple[int, ...], int, int]:
     """What layers must agree on to read the same integers."""
     return layer.layout, layer.block, layer.width
+
+
+def untouched(count: int) -> UInt8[Tensor, " n"]:
+    """Zeros that take no memory until they are written to, aligned as the processor reads."""
+    whole = torch.from_numpy(np.zeros(count + LINE, dtype=np.uint8))
+    return whole[-whole.data_ptr() % LINE :][:count]
 
 
 def address(tensor: Tensor) -> int:

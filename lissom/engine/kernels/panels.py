@@ -34,6 +34,7 @@ from lissom.formats import (
     Ternary,
     Weight,
 )
+from lissom.formats.plane import Plane
 
 LANES, CHUNK, QUARTET = 32, 32, 4  # outputs of a panel; inputs of a chunk, and of a vector
 BLOCK = 128  # the most inputs that share a scale
@@ -42,9 +43,12 @@ MIDDLE, MOST = 128, 127  # the code of zero where codes are signed numbers of 8 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grid:
-    """A matrix as codes: w = unit · scale · (book[code] - zero); without a book the code stands for itself."""
+    """A matrix as codes: w = unit · scale · (book[code] - zero); without a book the code stands for itself.
 
-    codes: UInt8[Tensor, "o i"]
+    A plane from which nothing was pruned is taken as it is stored.
+    """
+
+    codes: UInt8[Tensor, "o i"] | Plane
     bits: int
     scale: Float[Tensor, "o g"]
     zero: int | UInt8[Tensor, "o g"]
@@ -54,11 +58,17 @@ class Grid:
     levels: int = 0  # of inputs: 0 means 127 in each block
 
 
+def codes_of(plane: Plane) -> UInt8[Tensor, "o i"] | Plane:
+    """The plane, if the library packs it as it is stored; else its codes."""
+    return plane if plane.mask is None and native.kernels() else plane.codes()
+
+
 def affine_grid(weight: Affine) -> Grid:
     """Its own codes; a pruned weight is the code of zero, and 5 to 7 bits become 8."""
     zero = weight.zero.codes() if weight.zero is not None else 2 ** (weight.bits - 1)
-    codes, kept = weight.plane.codes(), weight.kept()
+    codes, kept = codes_of(weight.plane), weight.kept()
     if kept is not None:
+        assert isinstance(codes, Tensor)
         silent = zero.repeat_interleave(weight.group, 1) if isinstance(zero, Tensor) else codes.new_tensor(zero)
         codes = torch.where(kept, codes, silent)
     return Grid(codes=codes, bits=weight.bits if weight.bits <= 4 else 8, scale=weight.scale.float(), zero=zero)
@@ -78,9 +88,9 @@ def ternary_grid(weight: Ternary) -> Grid:
 
 def binary_grid(weight: Binary) -> Grid:
     """A bit stands for 0 or 2; with pruned weights, which are 1, they are trits."""
-    codes, kept = weight.plane.codes(), weight.kept()
+    codes, kept = codes_of(weight.plane), weight.kept()
     if kept is not None:
-        codes = torch.where(kept, 2 * codes, 1)
+        codes = torch.where(kept, 2 * weight.plane.codes(), 1)
     return Grid(codes=codes, bits=1 if kept is None else 2, scale=weight.scale.float(), zero=1)
 
 
@@ -95,10 +105,10 @@ def palette_grid(weight: Palette) -> Grid:
     owner = torch.arange(o) // weight.rows
     scale = torch.ones(o, 1) if weight.scale is None else weight.scale.float()
     kept = weight.kept()
-    grid = Grid(codes=weight.plane.codes(), bits=weight.bits, scale=scale, zero=MIDDLE, unit=unit[owner])
+    grid = Grid(codes=codes_of(weight.plane), bits=weight.bits, scale=scale, zero=MIDDLE, unit=unit[owner])
     if weight.bits <= 4 and weight.width == 1 and kept is None:
         return dataclasses.replace(grid, bits=max(weight.bits, 2), book=book, rows=weight.rows)
-    entries = book.unflatten(1, (-1, weight.width))[owner.unsqueeze(1), grid.codes.int()].reshape(o, i)
+    entries = book.unflatten(1, (-1, weight.width))[owner.unsqueeze(1), weight.plane.codes().int()].reshape(o, i)
     return dataclasses.replace(grid, bits=8, codes=entries if kept is None else torch.where(kept, entries, MIDDLE))
 
 
@@ -159,7 +169,7 @@ class PanelLinear(nn.Module):
         self.group, self.wide, self.width = group, wide, wide * grid.scale.shape[1]
         self.zero = grid.zero if isinstance(grid.zero, int) else 0
         zeros = None if isinstance(grid.zero, int) else by_panel(grid.zero.repeat_interleave(wide // block, 1))
-        self.register_buffer("codes", packed(spaced(grid.codes, group, wide), grid.bits))
+        self.register_buffer("codes", self._packed(grid))
         self.register_buffer("scale", by_panel(scale.repeat_interleave(wide // block, 1)))
         self.register_buffer("unit", by_panel((unit if grid.unit is None else unit * grid.unit).unsqueeze(1)))
         self.register_buffer("zeros", zeros)
@@ -167,6 +177,14 @@ class PanelLinear(nn.Module):
         self.register_buffer("bias", None if bias is None else by_panel(bias.detach().float().unsqueeze(1)))
         self._places: tuple[int | None, ...] = ()
         self._given = native.Given(b"", b"")
+
+    def _packed(self, grid: Grid) -> UInt8[Tensor, "p c n"]:
+        if isinstance(grid.codes, Tensor):
+            return packed(spaced(grid.codes, self.group, self.wide), grid.bits)
+        size = (-(-self.shape[0] // LANES), self.width // CHUNK, grid.bits * LANES * CHUNK // 8)
+        panels = torch.empty(size, dtype=torch.uint8)
+        native.pack(grid.codes.words, grid.codes.bits, self.layout, grid.bits, panels)
+        return panels
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PanelLinear":
         return self

@@ -51,6 +51,16 @@ def library() -> ctypes.CDLL | None:
         ctypes.c_ssize_t,
         ctypes.c_void_p,
     ]
+    opened.lissom_pack.argtypes = [
+        ctypes.c_void_p,
+        ctypes.c_ssize_t,
+        ctypes.c_ssize_t,
+        ctypes.c_int,
+        ctypes.c_void_p,
+        ctypes.c_int,
+        ctypes.c_void_p,
+        ctypes.c_int,
+    ]
     opened.lissom_step.argtypes = [ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_void_p, ctypes.c_int, ctypes.c_int]
     return opened
 
@@ -82,6 +92,21 @@ def panel_rows(layer: Given, index: Tensor, width: int) -> Tensor:
     which = index.to(torch.long).contiguous()
     opened.lissom_rows(*layer, which.data_ptr(), len(index), made.data_ptr())
     return made
+
+
+def pack(words: Tensor, bits: int, layout: tuple[int, ...], to_bits: int, panels: Tensor) -> None:
+    """Rows of a plane's words (o, w), of codes of so many bits, into panels of codes of `to_bits`.
+
+    Raises:
+        LissomError: there is too little memory for it.
+    """
+    opened = library()
+    assert opened is not None
+    rows = words.contiguous()
+    given = (rows.data_ptr(), rows.shape[0], rows.shape[1] * rows.itemsize, bits)
+    layout_of = CLayout(*layout)
+    if opened.lissom_pack(*given, ctypes.addressof(layout_of), to_bits, panels.data_ptr(), torch.get_num_threads()):
+        raise LissomError(f"kernels: no memory for panels of {rows.shape[0]} outputs")
 
 
 def linear(layer: Given, rows: Tensor, outputs: int, kernel: str) -> Tensor:
