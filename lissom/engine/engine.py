@@ -119,9 +119,16 @@ class Engine:
         return str(self._tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def _advance(self, sequence: Sequence, logits: np.ndarray) -> None:
-        early = len(sequence.generated) < sequence.sampling.min_tokens
-        choice = choose(logits, sequence.sampling, sequence.random, banned=self._end if early else ())
-        sequence.accept(choice, self._end)
+        sampling, end = sequence.sampling, sequence.sampling.ends(self._end)
+        choice = choose(
+            logits,
+            sampling,
+            sequence.random,
+            prompt=sequence.prompt,
+            generated=sequence.generated,
+            banned=end if len(sequence.generated) < sampling.min_tokens else (),
+        )
+        sequence.accept(choice, end)
         if sequence.finish is not None:
             self.schedule.remove(sequence)
 
@@ -129,6 +136,8 @@ class Engine:
         room = self.context - len(prompt)
         if not prompt or not all(0 <= token < self.vocabulary for token in prompt):
             raise DataError(f"engine: a prompt is 1 or more tokens from 0 to {self.vocabulary - 1}; give it some text")
+        if not all(0 <= token < self.vocabulary for token in (*sampling.stop_tokens, *sampling.logit_bias)):
+            raise DataError(f"engine: stop_tokens and logit_bias name tokens; possible are 0 to {self.vocabulary - 1}")
         if room < max(sampling.max_tokens or 1, sampling.min_tokens):
             raise DataError(
                 f"engine: {len(prompt)} prompt tokens and {sampling.max_tokens or 1} new ones exceed the context of "

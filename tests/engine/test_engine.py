@@ -116,6 +116,34 @@ def test_an_end_token_stops_unless_it_is_ignored_or_too_early(
     assert ignored.generated == free
 
 
+def test_a_stop_token_ends_the_text_also_where_end_tokens_are_ignored(
+    model: Any, tokenizer: Any, prompts: list[list[int]]
+) -> None:
+    one = engine(model, tokenizer)
+    free = one.generate([prompts[0]], GREEDY)[0].generated
+    count = free.index(free[9]) + 1
+    asked = Sampling(temperature=0.0, stop_tokens=(free[9],), ignore_eos=True, max_tokens=40)
+    found = one.generate([prompts[0]], asked)[0]
+    assert (found.finish, found.generated) == ("stop", free[:count])
+    assert found.text == tokenizer.decode(free[: count - 1])
+
+
+def test_penalties_know_prompt_and_continuation(model: Any, tokenizer: Any, prompts: list[list[int]]) -> None:
+    """The oracle is the processor of transformers."""
+    found = engine(model, tokenizer).generate(
+        [prompts[3]], Sampling(temperature=0.0, max_tokens=30, repetition_penalty=1.8)
+    )[0]
+    prompt = torch.tensor([prompts[3]])
+    expected = model.generate(
+        prompt,
+        attention_mask=torch.ones_like(prompt),
+        max_new_tokens=30,
+        do_sample=False,
+        repetition_penalty=1.8,
+    )
+    assert found.generated == expected[0, prompt.shape[1] :].tolist()
+
+
 def test_log_probabilities_come_with_every_token(model: Any, tokenizer: Any, prompts: list[list[int]]) -> None:
     one = engine(model, tokenizer)
     sequence = one.generate([prompts[0]], Sampling(temperature=0.0, max_tokens=6, logprobs=2))[0]
@@ -147,6 +175,8 @@ def test_cancelling_frees_the_pages_and_keeps_the_text(model: Any, tokenizer: An
         ([], Sampling(), "a prompt is 1 or more tokens"),
         ([5, 2048], Sampling(), "from 0 to 2047"),
         ([5] * 65, Sampling(), "exceed the context of 64 tokens"),
+        ([5], Sampling(stop_tokens=(2048,)), "stop_tokens and logit_bias name tokens; possible are 0 to 2047"),
+        ([5], Sampling(logit_bias={-1: 1}), "possible are 0 to 2047"),
         ([5] * 60, Sampling(max_tokens=5), "60 prompt tokens and 5 new ones exceed the context of 64"),
     ],
 )
