@@ -23,8 +23,10 @@ class Engine:
     """Continuous batching over a paged key-value cache (Kwon et al., SOSP 2023, arXiv:2309.06180).
 
     `add` a prompt, `step` until its sequence has a `finish`. A step is one forward pass: a token of every sequence
-    that decodes, together with at most `prefill_chunk` tokens of new prompts. Not thread-safe: one thread owns
-    it, and the model while it steps. The cache holds keys and values as they are ("float"), in "int8" or in "int4".
+    that decodes, together with at most `prefill_chunk` tokens of new prompts. What a prompt begins with is taken from
+    the cache while it is still there, so n continuations of one prompt are n sequences, with a seed each. Not
+    thread-safe: one thread owns it, and the model while it steps. The cache holds keys and values as they are
+    ("float"), in "int8" or in "int4".
 
     Raises:
         ModelError: a model of a family that the engine does not know.
@@ -62,7 +64,7 @@ class Engine:
 
     @property
     def usage(self) -> float:
-        """The fraction of the cache that is in use."""
+        """The fraction of the cache that is in use; what is only kept to be reused does not count."""
         return 1 - self._pages.free / self._pages.total
 
     def add(self, prompt: SequenceOf[int], sampling: Sampling | None = None) -> Sequence:
@@ -95,8 +97,7 @@ class Engine:
         if not slices:
             return []
         logits = self._runner.forward(slices).cpu().numpy()
-        for piece in slices:
-            piece.sequence.cached += piece.count
+        self.schedule.record(slices)
         changed = [piece.sequence for piece in slices if piece.completes]
         for sequence, row in zip(changed, logits, strict=True):
             self._advance(sequence, row)

@@ -90,7 +90,8 @@ class Sequence:
     """A prompt and what has been generated after it.
 
     `cached` counts the leading tokens whose keys and values lie in `pages`; it falls back to 0 when the sequence has
-    to give its pages up, and the tokens are then run again. `text` is what may be shown: whole characters, and no
+    to give its pages up, and the tokens are then run again, but for those whose pages are still there. `keys` are
+    those of its full pages, as far as they have been asked for. `text` is what may be shown: whole characters, and no
     part of a stop string.
     """
 
@@ -102,6 +103,7 @@ class Sequence:
     generated: list[int] = field(default_factory=list)
     choices: list[Choice] = field(default_factory=list)
     pages: list[int] = field(default_factory=list)
+    keys: list[bytes] = field(default_factory=list)
     cached: int = 0
     text: str = ""
     finish: Finish | None = None

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from lissom.engine import Engine, Sampling, Sequence
+from lissom.engine.pages import PAGE
 from lissom.errors import DataError
 
 TEXTS = (
@@ -61,6 +62,21 @@ def test_together_equals_transformers(
     assert generated(one.generate(prompts, GREEDY)) == reference
     assert (one.schedule.preemptions > 0) == ("max_tokens_in_cache" in options)
     assert (one.busy, one.usage) == (False, 0.0)
+
+
+@pytest.mark.parametrize("cache", ["float", "int8", "int4"])
+def test_what_is_taken_from_the_cache_reads_as_if_it_were_computed(model: Any, tokenizer: Any, cache: str) -> None:
+    prompt = tokenizer(" ".join(TEXTS)).input_ids
+    prompts = [prompt, prompt[:-5], [*prompt, *prompt[:9]], prompt]
+    alone = [Engine(model, tokenizer, max_tokens_in_cache=256, cache=cache).generate([one], GREEDY) for one in prompts]
+    one = Engine(model, tokenizer, max_tokens_in_cache=2048, cache=cache)
+    assert generated(one.generate(prompts, GREEDY)) == [found.generated for (found,) in alone]
+    assert one.schedule.reused_tokens > len(prompt)
+    before, talk = one.schedule.reused_tokens, [*prompt, *alone[0][0].generated]
+    again = one.add(talk, GREEDY)  # the next turn
+    one.step()
+    assert one.schedule.reused_tokens - before >= len(talk) - 1 - PAGE
+    assert one.usage == pytest.approx(len(again.pages) / 128)
 
 
 def test_several_sequences_decode_in_one_step(model: Any, tokenizer: Any, prompts: list[list[int]]) -> None:
