@@ -6,10 +6,13 @@ Five nouns: a *sequence* is what is wanted and how far it has come, *pages* say 
 
 from collections.abc import Iterable
 from collections.abc import Sequence as SequenceOf
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lissom.engine.grammar import constrain, spelling
 from lissom.engine.pages import PAGE, Pages, pages_for
 from lissom.engine.runner import Runner
 from lissom.engine.sample import choose
@@ -17,6 +20,9 @@ from lissom.engine.schedule import Schedule
 from lissom.engine.sequence import Sampling, Sequence
 from lissom.engine.text import Detokenizer
 from lissom.errors import DataError
+
+if TYPE_CHECKING:
+    from llguidance import LLTokenizer
 
 
 class Engine:
@@ -71,20 +77,26 @@ class Engine:
         """Prepare a prompt and queue it.
 
         Raises:
-            DataError: an empty prompt, a token outside the vocabulary, or more tokens than can ever fit.
+            DataError: an empty prompt, a token outside the vocabulary, more tokens than can ever fit, a grammar that
+                cannot be understood.
         """
         sequence = self.prepare(prompt, sampling or Sampling())
         self.enqueue(sequence)
         return sequence
 
     def prepare(self, prompt: SequenceOf[int], sampling: Sampling) -> Sequence:
-        """Check a prompt and make its sequence. Touches nothing that changes, so any thread may call it."""
+        """Check a prompt and make its sequence. Touches nothing that changes, so any thread may call it.
+
+        Raises:
+            DataError: as `add`.
+        """
         return Sequence(
             prompt=tuple(prompt),
             sampling=sampling,
             limit=self._limit(prompt, sampling),
             detokenizer=Detokenizer(self._decode, sampling.stop),
             random=np.random.default_rng(sampling.seed),
+            constraint=None if sampling.grammar is None else constrain(sampling.grammar, self._spelling),
         )
 
     def enqueue(self, sequence: Sequence) -> None:
@@ -116,6 +128,10 @@ class Engine:
             self.step()
         return sequences
 
+    @cached_property
+    def _spelling(self) -> "LLTokenizer":
+        return spelling(self._tokenizer, self.vocabulary, self._end)
+
     def _decode(self, tokens: list[int]) -> str:
         return str(self._tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
@@ -127,6 +143,7 @@ class Engine:
             sequence.random,
             prompt=sequence.prompt,
             generated=sequence.generated,
+            allowed=None if sequence.constraint is None else sequence.constraint.allowed(),
             banned=end if len(sequence.generated) < sampling.min_tokens else (),
         )
         sequence.accept(choice, end)

@@ -6,7 +6,7 @@ Shapes: v vocabulary.
 from collections.abc import Collection, Sequence
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from lissom.engine.sequence import Choice, Sampling
 
@@ -22,12 +22,13 @@ def choose(
     prompt: Sequence[int] = (),
     generated: Sequence[int] = (),
     banned: Collection[int] = (),
+    allowed: Bool[np.ndarray, " v"] | None = None,
 ) -> Choice:
-    """The next token, its log-probability and the best alternatives; `banned` tokens are never chosen.
+    """The next token, its log-probability and the best alternatives; only `allowed` tokens, never `banned` ones.
 
     The penalties look at the tokens of `prompt` and those `generated` after it.
     """
-    scores = _scores(logits, sampling, prompt, generated, banned)
+    scores = _scores(logits, sampling, prompt, generated, banned, allowed)
     token = int(scores.argmax()) if sampling.temperature == 0 else _draw(scores, sampling, random)
     if sampling.logprobs is None:
         return Choice(token=token, logprob=0.0)
@@ -60,13 +61,14 @@ def _scores(
     prompt: Sequence[int],
     generated: Sequence[int],
     banned: Collection[int],
+    allowed: Bool[np.ndarray, " v"] | None,
 ) -> Float[np.ndarray, " v"]:
     """The logits after penalties, biases and bans; the logits themselves where there are none.
 
     repetition_penalty r: z / r where z > 0, else z r, for each token seen (Keskar et al. 2019, arXiv:1909.05858);
     presence p and frequency f: z - p - f c, for each token generated c times (the OpenAI API).
     """
-    if not (sampling.adjusts or banned):
+    if not (sampling.adjusts or banned) and allowed is None:
         return logits
     scores = logits.copy()
     if sampling.repetition_penalty != 1:
@@ -78,7 +80,7 @@ def _scores(
         scores[seen] -= sampling.presence_penalty + sampling.frequency_penalty * counts
     scores[list(sampling.logit_bias)] += np.array(list(sampling.logit_bias.values()))
     scores[list(banned)] = -np.inf
-    return scores
+    return scores if allowed is None else np.where(allowed, scores, -np.inf)
 
 
 def _draw(logits: Float[np.ndarray, " v"], sampling: Sampling, random: np.random.Generator) -> int:

@@ -6,6 +6,7 @@ from typing import Literal
 
 import numpy as np
 
+from lissom.engine.grammar import Constraint, Grammar
 from lissom.engine.text import Detokenizer
 from lissom.errors import DataError
 
@@ -23,7 +24,8 @@ class Sampling:
     `repetition_penalty` divides the score of every token of prompt and continuation, `presence_penalty` and
     `frequency_penalty` lower that of every token of the continuation, once or as often as it came, and `logit_bias`
     adds to the scores of single tokens; all this before temperature and filters. `stop` strings and `stop_tokens` end
-    the text and are not part of it; so do the model's own end tokens, unless `ignore_eos`.
+    the text and are not part of it; so do the model's own end tokens, unless `ignore_eos`. With a `grammar` the
+    text becomes what that says, and ends where it may, at the latest where nothing can follow.
 
     Raises:
         DataError: a value out of its range.
@@ -43,6 +45,7 @@ class Sampling:
     stop: tuple[str, ...] = ()
     stop_tokens: tuple[int, ...] = ()
     ignore_eos: bool = False
+    grammar: Grammar | None = None
     logprobs: int | None = None
 
     def __post_init__(self) -> None:
@@ -64,6 +67,8 @@ class Sampling:
             _within("logprobs", self.logprobs, 0, None)
         if "" in self.stop:
             raise DataError("sampling: stop holds an empty string, which would stop at once; leave it out")
+        if self.grammar is not None and (self.ignore_eos or self.min_tokens):
+            raise DataError("sampling: a grammar says where the text ends; leave ignore_eos and min_tokens out")
 
     @property
     def adjusts(self) -> bool:
@@ -100,6 +105,7 @@ class Sequence:
     limit: int
     detokenizer: Detokenizer
     random: np.random.Generator
+    constraint: Constraint | None = None
     generated: list[int] = field(default_factory=list)
     choices: list[Choice] = field(default_factory=list)
     pages: list[int] = field(default_factory=list)
@@ -131,12 +137,13 @@ class Sequence:
         if choice.token in end:
             self._close("stop")
             return
+        ended = self.constraint.push(choice.token) if self.constraint else None
         armed = len(self.generated) >= self.sampling.min_tokens
         self.text += self.detokenizer.push(choice.token, armed=armed)
         if self.detokenizer.stopped:
             self.finish = "stop"
-        elif len(self.generated) >= self.limit:
-            self._close("length")
+        elif ended or len(self.generated) >= self.limit:
+            self._close(ended or "length")
 
     def _close(self, finish: Finish) -> None:
         self.text += self.detokenizer.flush()

@@ -5,6 +5,7 @@ joined by newlines: right for a model that was never taught turns.
 """
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
@@ -15,7 +16,8 @@ from jinja2 import TemplateError
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from lissom.engine import Sampling
+from lissom.engine import Grammar, Sampling
+from lissom.engine import Sequence as EngineSequence
 from lissom.errors import DataError
 from lissom.server.answers import PING, Answer, Chat, Completion, Shape, event
 from lissom.server.failures import openai_error, say, unknown_model
@@ -82,16 +84,18 @@ class Language:
         arrived, each = time.monotonic(), asked.n or 1
         if prompts * each > MAX_CHOICES:
             raise DataError(f"n: {prompts} prompts times n={each} is more than {MAX_CHOICES} choices; ask for fewer")
+
+        def prepare() -> list[EngineSequence]:
+            copies = [_nth(sampling, copy) for copy in range(each)]
+            return [self.worker.engine.prepare(prompt, one) for prompt in encode() for one in copies]
+
         with self.worker.reserve(prompts * each):
-            encoded = await asyncio.to_thread(encode)
-            sequences = [
-                self.worker.engine.prepare(prompt, _nth(sampling, copy)) for prompt in encoded for copy in range(each)
-            ]
+            sequences = await asyncio.to_thread(prepare)
         answer = Answer(
             shape=shape,
             model=self.service.name,
             count=len(sequences),
-            prompt_tokens=sum(map(len, encoded)),
+            prompt_tokens=sum(len(one.prompt) for one in sequences[::each]),
             with_usage=bool(asked.stream_options and asked.stream_options.include_usage),
             with_logprobs=sampling.logprobs is not None,
             spell=self._spell,
@@ -205,8 +209,20 @@ def _sampling(asked: Generation, max_tokens: int | None, logprobs: int | None) -
         stop=tuple(stop),
         stop_tokens=tuple(asked.stop_token_ids or ()),
         ignore_eos=asked.ignore_eos,
+        grammar=_grammar(asked),
         logprobs=logprobs,
     )
+
+
+def _grammar(asked: Generation) -> Grammar | None:
+    """What the text must be, if anything was asked for."""
+    parts = [part for part in (asked.response_format, asked.structured_outputs) if part is not None]
+    wanted = [item for part in parts for item in part.grammars.items()]
+    if len(wanted) > 1:
+        raise DataError("response_format and structured_outputs: both say what the text must be; give one")
+    for kind, value in wanted:
+        return Grammar(kind=kind, text=value if isinstance(value, str) else json.dumps(value))
+    return None
 
 
 def _nth(sampling: Sampling, copy: int) -> Sampling:

@@ -1,6 +1,7 @@
 """The OpenAI API, asked by the `openai` client over a socket, against the engine asked directly."""
 
 import json
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -157,6 +158,37 @@ def test_what_changes_scores_and_ends_texts_is_heard(
     assert (alone.text, alone.finish_reason) == (tokenizer.decode(shown), "stop")
 
 
+def test_a_chat_answers_in_the_format_that_is_asked_for(client: openai.OpenAI) -> None:
+    schema = {"type": "object", "properties": {"tame": {"type": "boolean"}}, "required": ["tame"]}
+    strict = {**schema, "additionalProperties": False}
+    asked: dict[str, Any] = {"model": "stories", "messages": [{"role": "user", "content": PROMPT}], "max_tokens": 200}
+    named: Any = {"type": "json_schema", "json_schema": {"name": "pet", "schema": strict, "strict": True}}
+    answer = client.chat.completions.create(response_format=named, n=2, **asked)
+    assert all(json.loads(choice.message.content or "").keys() == {"tame"} for choice in answer.choices)
+    assert [choice.finish_reason for choice in answer.choices] == ["stop"] * 2
+    free = client.chat.completions.create(response_format={"type": "text"}, seed=1, **asked)
+    assert free.choices[0].message.content == client.chat.completions.create(seed=1, **asked).choices[0].message.content
+    text = client.chat.completions.create(response_format={"type": "json_object"}, **{**asked, "max_tokens": 2})
+    assert (text.choices[0].message.content or "").startswith("{")
+
+
+@pytest.mark.parametrize(
+    ("asked", "pattern"),
+    [
+        ({"regex": "[ab]{4}"}, "[ab]{4}"),
+        ({"choice": ["red", "blue"]}, "red|blue"),
+        ({"grammar": 'root ::= ("ab" | "c") "!"'}, "(ab|c)!"),
+        ({"json": {"enum": [1, 2]}}, "[12]"),
+        ({"json": '{"enum": [1, 2]}'}, "[12]"),
+    ],
+)
+def test_structured_outputs_are_kept(client: openai.OpenAI, asked: dict[str, Any], pattern: str) -> None:
+    body = {"structured_outputs": asked}
+    answer = client.completions.create(model="stories", prompt=PROMPT, max_tokens=30, extra_body=body)
+    assert re.fullmatch(pattern, answer.choices[0].text)
+    assert answer.choices[0].finish_reason == "stop"
+
+
 def test_requests_at_the_same_time_do_not_disturb_each_other(client: openai.OpenAI, expected: Sequence) -> None:
     with ThreadPoolExecutor(6) as pool:
         answers = list(pool.map(lambda _: client.completions.create(prompt=PROMPT, **GREEDY), range(6)))
@@ -185,6 +217,27 @@ def test_requests_at_the_same_time_do_not_disturb_each_other(client: openai.Open
         ({"model": "stories", "prompt": "a", "logit_bias": {"5": 101}}, 400, "logit_bias", "less than or equal to 100"),
         ({"model": "stories", "prompt": "a", "logit_bias": {"2048": 1}}, 400, None, "possible are 0 to 2047"),
         ({"model": "stories", "prompt": "a", "stop_token_ids": [2048]}, 400, None, "possible are 0 to 2047"),
+        ({"model": "stories", "prompt": "a", "structured_outputs": {}}, 400, "structured_outputs", "give one of json"),
+        ({"model": "stories", "prompt": "a", "structured_outputs": {"xml": "a"}}, 400, None, "unknown field"),
+        ({"model": "stories", "prompt": "a", "structured_outputs": {"regex": "(["}}, 400, None, "unclosed character"),
+        (
+            {"model": "stories", "prompt": "a", "response_format": {"type": "xml"}},
+            400,
+            "response_format",
+            "json_schema",
+        ),
+        ({"model": "stories", "prompt": "a", "response_format": {"type": "json_schema"}}, 400, None, "Field required"),
+        (
+            {
+                "model": "stories",
+                "prompt": "a",
+                "response_format": {"type": "json_object"},
+                "structured_outputs": {"regex": "a"},
+            },
+            400,
+            None,
+            "give one",
+        ),
         ({"model": "stories", "prompt": "a", "stop": ""}, 400, "stop", "at least 1 character"),
         ({"model": "stories", "prompt": [99999]}, 400, None, "from 0 to 2047"),
         ({"model": "stories", "prompt": "a " * 3000}, 400, None, "exceed the context of 1024"),
