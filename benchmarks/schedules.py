@@ -92,12 +92,13 @@ def tiny(context: int = 128) -> Any:
 
 
 def written_alone(model: Any, tokenizer: Any) -> list[Text]:
-    """Texts whose prompts share none, some or all of their pages."""
+    """Texts whose prompts begin with no page, or with up to two that others hold too, in this order or another."""
     random = np.random.default_rng(0)
-    common, texts = random.integers(2, 2048, 3 * PAGE).tolist(), list[Text]()
-    for shared, sampling in itertools.product((0, PAGE, 2 * PAGE + 5), MANNERS):
-        prompt = [*common[:shared], *random.integers(2, 2048, random.integers(1, 3 * PAGE - shared + 1)).tolist()]
-        engine = Engine(model, tokenizer, max_tokens_in_cache=4 * PAGE + LONGEST)
+    a, b = random.integers(2, 2048, (2, PAGE)).tolist()
+    texts = list[Text]()
+    for beginning, sampling in itertools.product(([], a, [*a, *b], [*b, *b]), MANNERS):
+        prompt = [*beginning, *random.integers(2, 2048, random.integers(1, PAGE)).tolist()]
+        engine = Engine(model, tokenizer, max_tokens_in_cache=4 * PAGE)
         (found,) = engine.generate([prompt], replace(sampling, max_tokens=LONGEST))
         texts.append(Text(prompt=prompt, sampling=sampling, alone=found.generated))
     return texts

@@ -1,4 +1,4 @@
-"""Random schedules, a few hundred of those that benchmarks/schedules.py runs; by itself, since without checks of types."""
+"""Random schedules, a few hundred of those that benchmarks/schedules.py runs: by itself, without checks of types."""
 
 import json
 import subprocess
