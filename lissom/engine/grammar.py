@@ -54,7 +54,11 @@ class Constraint:
         return np.unpackbits(bits, count=self._vocabulary, bitorder="little").view(np.bool_)
 
     def push(self, token: int) -> Literal["stop", "length"] | None:
-        """Take a token; "stop" if nothing can follow, "length" if it has become too complex to go on."""
+        """Take a token; "stop" if nothing can follow, "length" if the text is not complete but cannot go on.
+
+        The latter happens where what the grammar asks for exceeds the limits of the library; all that it allows then is
+        an end token.
+        """
         self._matcher.consume_token(token)
         if self._matcher.is_error():
             return "length"

@@ -134,10 +134,10 @@ class Sequence:
         self.generated.append(choice.token)
         if self.sampling.logprobs is not None:
             self.choices.append(choice)
+        ended = None if self.constraint is None else self.constraint.push(choice.token)
         if choice.token in end:
-            self._close("stop")
+            self._close(ended or "stop")
             return
-        ended = self.constraint.push(choice.token) if self.constraint else None
         armed = len(self.generated) >= self.sampling.min_tokens
         self.text += self.detokenizer.push(choice.token, armed=armed)
         if self.detokenizer.stopped:

@@ -220,9 +220,10 @@ def _grammar(asked: Generation) -> Grammar | None:
     wanted = [item for part in parts for item in part.grammars.items()]
     if len(wanted) > 1:
         raise DataError("response_format and structured_outputs: both say what the text must be; give one")
-    for kind, value in wanted:
-        return Grammar(kind=kind, text=value if isinstance(value, str) else json.dumps(value))
-    return None
+    if not wanted:
+        return None
+    kind, value = wanted[0]
+    return Grammar(kind=kind, text=value if isinstance(value, str) else json.dumps(value))
 
 
 def _nth(sampling: Sampling, copy: int) -> Sampling:

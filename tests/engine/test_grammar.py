@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lissom.engine import Engine, Grammar, Sampling
+from lissom.engine import Choice, Engine, Grammar, Sampling
 from lissom.engine.grammar import constrain, spelling
 from lissom.errors import DataError
 
@@ -75,8 +75,9 @@ def test_a_text_ends_only_where_it_may_and_at_once_where_it_must(tokenizer: Any)
 def test_a_text_that_is_cut_says_so(engine: Engine, tokenizer: Any) -> None:
     sampling = Sampling(grammar=Grammar(kind="regex", text="[ab]{50}"), max_tokens=3)
     assert engine.generate([tokenizer("A").input_ids], sampling)[0].finish == "length"
-    made = constrain(Grammar(kind="regex", text="a"), spelling(tokenizer, 2048, [1]))
-    assert made.push(1) == "length"  # it cannot go on
+    cut = engine.prepare([5], sampling)
+    cut.accept(Choice(token=1, logprob=0.0), frozenset([1]))  # all that is left where the library gives up
+    assert cut.finish == "length"
 
 
 def test_a_constrained_text_disturbs_no_other(engine: Engine, tokenizer: Any) -> None:
@@ -112,6 +113,11 @@ def test_a_kind_that_there_is_not_and_knobs_that_contradict_are_refused() -> Non
     for knobs in ({"ignore_eos": True}, {"min_tokens": 2}):
         with pytest.raises(DataError, match="leave ignore_eos and min_tokens out"):
             Sampling(grammar=Grammar(kind="regex", text="a"), **knobs)  # type: ignore[arg-type]
+
+
+def test_a_tokenizer_of_which_no_token_ends_a_text_is_refused(tokenizer: Any) -> None:
+    with pytest.raises(DataError, match="the tokenizer cannot be used: eos_token list must not be empty"):
+        spelling(tokenizer, 2048, [])
 
 
 def test_without_the_library_it_is_named(model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
