@@ -14,17 +14,19 @@ def serve(
     port: Annotated[int, typer.Option(help="port to listen on; 0 takes any that is free")] = 8000,
     api_key: Annotated[str | None, typer.Option(envvar="LISSOM_API_KEY", help="key that clients must send")] = None,
     name: Annotated[str | None, typer.Option(help="name of the model; by default that of its folder")] = None,
-    kv_cache: Annotated[str, typer.Option(help="how keys and values are held: float, int8 or int4")] = "float",
+    kv_cache: Annotated[
+        str, typer.Option(help="how keys and values are held: auto, float, bfloat16, int8 or int4")
+    ] = "auto",
 ) -> None:
     """Serve a model: OpenAI's API for language models, the Open Inference Protocol for others."""
     from lissom.artifact import open_folder
-    from lissom.engine.cache import STORES
+    from lissom.engine.cache import AUTO, STORES
     from lissom.engine.kernels import lower
     from lissom.server import LanguageService, TensorService
     from lissom.server import serve as run
 
-    if kv_cache not in STORES:
-        raise DataError(f"--kv-cache {kv_cache!r} is no kind of cache; choose {', '.join(STORES)}")
+    if kv_cache not in (AUTO, *STORES):
+        raise DataError(f"--kv-cache {kv_cache!r} is no kind of cache; choose {', '.join([AUTO, *STORES])}")
     opened = open_folder(model)
     called = name or opened.folder.resolve().name
     running = lower(opened.model)

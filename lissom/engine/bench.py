@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lissom.engine.engine import Engine
-from lissom.engine.kernels.panels import PanelLinear
+from lissom.engine.kernels.panels import PanelEmbedding, PanelLinear
 from lissom.engine.pages import PAGE
 from lissom.engine.sequence import Sampling
 from lissom.errors import DataError
@@ -101,9 +101,10 @@ def once(running: Engine, sequences: int, prompt: int, new: int) -> tuple[float,
 def multiplying(model: nn.Module) -> list[nn.Module]:
     """The layers that every token passes: all with a matrix but embeddings."""
     kinds = (nn.Linear, PanelLinear, CompressedLayer)
-    return [
-        layer for layer in model.modules() if isinstance(layer, kinds) and not isinstance(layer, CompressedEmbedding)
-    ]
+    tables = (CompressedEmbedding, PanelEmbedding)
+    head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
+    looked_up = {part for table in model.modules() if isinstance(table, tables) for part in (table, *table.children())}
+    return [layer for layer in model.modules() if isinstance(layer, kinds) and layer not in looked_up - {head}]
 
 
 def step_bytes(model: nn.Module) -> int:

@@ -1,4 +1,4 @@
-"""Keys and values of every layer, in pages: as they are, in 8 bits, or in 4 bits and rotated.
+"""Keys and values of every layer, in pages: as they are, as bfloat16, in 8 bits, or in 4 bits and rotated.
 
     int8    one scale for each token and head:  v ≈ s q,  s = max|v| / 127
     int4    H v = low + s q,  low = min(H v),  s = (max(H v) - min(H v)) / 15
@@ -15,6 +15,7 @@ from abc import ABC, abstractmethod
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from transformers import PretrainedConfig
 
 from lissom.engine.pages import PAGE
 from lissom.errors import DataError
@@ -71,6 +72,18 @@ class FloatStore(Store):
         return parts[0]
 
 
+class BFloat16Store(FloatStore):
+    """Rounded to bfloat16, as models that were trained in it hold them anyway."""
+
+    def encoded(self, rows: Float[Tensor, "t k e"]) -> tuple[Tensor, ...]:
+        """The tokens, rounded."""
+        return (rows.bfloat16(),)
+
+    def decoded(self, *parts: Tensor) -> Float[Tensor, "... k e"]:
+        """The tokens again."""
+        return parts[0].to(self.dtype)
+
+
 class Int8Store(Store):
     """A byte for each feature, and a scale for each token and head."""
 
@@ -111,7 +124,26 @@ class Int4Store(Store):
         return rows.to(self.dtype)
 
 
-STORES: dict[str, type[Store]] = {"float": FloatStore, "int8": Int8Store, "int4": Int4Store}
+STORES: dict[str, type[Store]] = {
+    "float": FloatStore,
+    "bfloat16": BFloat16Store,
+    "int8": Int8Store,
+    "int4": Int4Store,
+}
+AUTO = "auto"
+
+
+def kind_of_cache(given: str, config: PretrainedConfig) -> str:
+    """The kind that is meant: "auto" is bfloat16 for a model whose weights are of that type, and float for others.
+
+    Raises:
+        DataError: a kind of cache that there is not.
+    """
+    if given not in (AUTO, *STORES):
+        raise DataError(f"engine: cache={given!r} is no kind of cache; choose {', '.join([AUTO, *STORES])}")
+    if given != AUTO:
+        return given
+    return "bfloat16" if getattr(config, "dtype", None) in (torch.bfloat16, "bfloat16") else "float"
 
 
 def hadamard(x: Float[Tensor, "... e"]) -> Float[Tensor, "... e"]:
@@ -123,12 +155,10 @@ class Cache:
     """Keys and values of every layer. A layer's stores are made when it first writes: layers may differ in shape.
 
     Raises:
-        DataError: a kind of cache that there is not, or one that does not suit the heads.
+        DataError: a kind of cache that does not suit the heads.
     """
 
     def __init__(self, pages: int, kind: str = "float") -> None:
-        if kind not in STORES:
-            raise DataError(f"engine: cache={kind!r} is no kind of cache; choose {', '.join(STORES)}")
         self._pages, self._kind = pages, STORES[kind]
         self._layers: dict[int, tuple[Store, Store]] = {}
 

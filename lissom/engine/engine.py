@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lissom.engine.cache import AUTO, kind_of_cache
+from lissom.engine.decoder import native_runner
 from lissom.engine.grammar import constrain, spelling
 from lissom.engine.pages import PAGE, Pages, pages_for
 from lissom.engine.runner import Runner
@@ -32,7 +34,7 @@ class Engine:
     that decodes, together with at most `prefill_chunk` tokens of new prompts. What a prompt begins with is taken from
     the cache while it is still there, so n continuations of one prompt are n sequences, with a seed each. Not
     thread-safe: one thread owns it, and the model while it steps. The cache holds keys and values as they are
-    ("float"), in "int8" or in "int4".
+    ("float"), as "bfloat16", in "int8" or in "int4"; "auto" is one of the first two, as the model was trained.
 
     Raises:
         ModelError: a model of a family that the engine does not know.
@@ -47,7 +49,7 @@ class Engine:
         max_tokens_in_cache: int,
         max_batch: int = 16,
         prefill_chunk: int = 512,
-        cache: str = "float",
+        cache: str = AUTO,
     ) -> None:
         if max_tokens_in_cache < PAGE or max_batch < 1 or prefill_chunk < 1:
             raise DataError(
@@ -58,7 +60,9 @@ class Engine:
         self.context = min(model.config.max_position_embeddings, pages.total * PAGE)
         self.schedule = Schedule(pages, max_batch=max_batch, chunk=prefill_chunk)
         self._pages = pages
-        self._runner = Runner(model, pages=pages.total, cache=cache)
+        kind = kind_of_cache(cache, model.config)
+        native = native_runner(model, pages=pages.total, cache=kind)
+        self._runner = native or Runner(model, pages=pages.total, cache=kind)
         self.vocabulary: int = model.config.vocab_size
         self._end = _end_tokens(model, tokenizer)
         self._tokenizer = tokenizer

@@ -34,7 +34,7 @@ class Runner:
     """
 
     def __init__(self, model: PreTrainedModel, *, pages: int, cache: str = "float") -> None:
-        _check(model)
+        check(model)
         AttentionInterface.register(PAGED, attend)
         self._model = model
         self._cache = Cache(pages, cache)
@@ -101,7 +101,12 @@ def _paged(model: PreTrainedModel) -> Iterator[None]:
         model.config._attn_implementation = usual
 
 
-def _check(model: PreTrainedModel) -> None:
+def check(model: PreTrainedModel) -> None:
+    """Whether the engine knows the model.
+
+    Raises:
+        ModelError: a family, or a kind of rotary embedding, that the engine does not know.
+    """
     family = getattr(model.config, "model_type", type(model).__name__)
     if family not in FAMILIES:
         raise ModelError(f"engine: cannot serve a model of type {family!r}; possible are {', '.join(FAMILIES)}")

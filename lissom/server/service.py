@@ -27,7 +27,7 @@ class Limits:
 class LanguageService:
     """A causal language model under a name. `evidence` is its certificate, shown to clients as it is.
 
-    `cache` says how keys and values are held: "float", "int8" or "int4".
+    `cache` says how keys and values are held: "auto", "float", "bfloat16", "int8" or "int4".
     """
 
     model: PreTrainedModel
@@ -36,7 +36,7 @@ class LanguageService:
     evidence: Mapping[str, Any] | None = None
     max_tokens_in_cache: int = 16_384
     max_batch: int = 16
-    cache: str = "float"
+    cache: str = "auto"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -105,4 +105,4 @@ def test_a_bound_on_memory_is_kept_or_refused(run: Run, tiny: Tiny, recipe: Path
 def test_a_cache_that_there_is_not_is_refused_before_the_model_is_read(run: Run, tmp_path: Path) -> None:
     told = run("serve", tmp_path, "--kv-cache", "int3")
     assert (told.code, told.error.count("\n")) == (2, 1)
-    assert "choose float, int8, int4" in told.error
+    assert "choose auto, float, bfloat16, int8, int4" in told.error

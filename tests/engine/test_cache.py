@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from transformers import LlamaConfig
 
 from lissom.engine import Engine, Sampling
-from lissom.engine.cache import STORES, Cache, hadamard
+from lissom.engine.cache import STORES, Cache, hadamard, kind_of_cache
 from lissom.engine.pages import PAGE, Pages
 from lissom.engine.runner import Runner
 from lissom.engine.schedule import Schedule, Slice
@@ -44,6 +45,8 @@ def literal(kind: str, row: Tensor) -> Tensor:
     """What a store should make of one token's head, feature by feature."""
     if kind == "float":
         return row
+    if kind == "bfloat16":
+        return row.bfloat16().float()
     if kind == "int8":
         scale = float((row.abs().max() / 127).half())
         return torch.tensor([round(float(v) / scale) * scale for v in row])
@@ -72,9 +75,9 @@ def test_scores_are_those_of_what_is_held_and_outputs_are_turned_back(kind: str)
     keys, values = Cache(2, kind).write(0, torch.arange(20), key, value)
     scores = torch.einsum("the,nhe->thn", keys.turn(query), keys.at(torch.arange(20)))
     exact = torch.einsum("the,nhe->thn", query, key)
-    assert (scores - exact).norm() / exact.norm() < {"float": 1e-6, "int8": 0.02, "int4": 0.2}[kind]
+    assert (scores - exact).norm() / exact.norm() < {"float": 1e-6, "bfloat16": 0.005, "int8": 0.02, "int4": 0.2}[kind]
     back = values.turn(values.at(torch.arange(20)))
-    assert (back - value).norm() / value.norm() < {"float": 1e-6, "int8": 0.02, "int4": 0.1}[kind]
+    assert (back - value).norm() / value.norm() < {"float": 1e-6, "bfloat16": 0.005, "int8": 0.02, "int4": 0.1}[kind]
 
 
 def test_turning_pays_for_four_bits() -> None:
@@ -94,7 +97,7 @@ def test_bytes_are_counted_with_their_scales() -> None:
         assert cache.nbytes == 0
         cache.write(3, torch.arange(4), rows(4), rows(4))
         sizes[kind] = cache.nbytes / (2 * PAGE * 3 * 2)  # for each token, head, and key or value
-    assert sizes == {"float": 4 * 64, "int8": 64 + 2, "int4": 32 + 4}
+    assert sizes == {"float": 4 * 64, "bfloat16": 2 * 64, "int8": 64 + 2, "int4": 32 + 4}
 
 
 def test_numbers_without_range_and_large_ones_survive() -> None:
@@ -113,10 +116,16 @@ def test_a_token_is_held_the_same_whatever_comes_with_it() -> None:
 
 
 def test_a_kind_that_there_is_not_and_heads_that_do_not_suit_are_refused() -> None:
-    with pytest.raises(DataError, match="cache='int2' is no kind of cache; choose float, int8, int4"):
-        Cache(1, "int2")
+    with pytest.raises(DataError, match="cache='int2' is no kind of cache; choose auto, float, bfloat16, int8, int4"):
+        kind_of_cache("int2", LlamaConfig())
     with pytest.raises(DataError, match="even width, not 7"):
         Cache(1, "int4").write(0, torch.arange(2), torch.randn(2, 1, 7), torch.randn(2, 1, 7))
+
+
+def test_a_model_that_was_trained_in_bfloat16_is_served_in_it() -> None:
+    assert kind_of_cache("auto", LlamaConfig(dtype="bfloat16")) == "bfloat16"
+    assert kind_of_cache("auto", LlamaConfig(dtype="float32")) == "float"
+    assert kind_of_cache("int8", LlamaConfig(dtype="bfloat16")) == "int8"
 
 
 @torch.no_grad()

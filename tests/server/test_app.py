@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
+from lissom.engine import Engine
 from lissom.errors import DataError, LissomError, ModelError
 from lissom.server import LanguageService, Limits, TensorService, create_app, serve
 
@@ -122,17 +123,16 @@ def test_a_client_that_goes_while_it_waits_frees_the_engine(start: Any, stories:
         assert gauge(client, "lissom_generated_tokens_total") < LONG["max_tokens"]
 
 
-def test_an_engine_that_fails_tells_those_who_wait_and_is_not_ready(start: Any, stories: LanguageService) -> None:
+def test_an_engine_that_fails_tells_those_who_wait_and_is_not_ready(
+    start: Any, stories: LanguageService, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(*_: Any) -> None:
         raise RuntimeError("a secret of the inside")
 
     with start(create_app([stories])) as url, httpx.Client(base_url=url) as client:
         with streaming(client) as lines:
-            hook = stories.model.register_forward_pre_hook(fail)
-            try:
-                *_, last = lines
-            finally:
-                hook.remove()
+            monkeypatch.setattr(Engine, "step", fail)
+            *_, last = lines
         error = json.loads(last.removeprefix("data: "))["error"]
         assert (error["type"], "secret" in error["message"]) == ("server_error", False)
         assert client.post("/v1/completions", json=LONG).status_code == 503

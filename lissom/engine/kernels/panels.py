@@ -18,12 +18,22 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from lissom.engine.kernels import native
 from lissom.errors import LissomError
-from lissom.formats import Affine, Binary, CompressedLinear, Dynamic, Palette, Ternary, Weight
+from lissom.formats import (
+    Affine,
+    Binary,
+    CompressedEmbedding,
+    CompressedLayer,
+    CompressedLinear,
+    Dynamic,
+    Palette,
+    Ternary,
+    Weight,
+)
 
 LANES, CHUNK, QUARTET = 32, 32, 4  # outputs of a panel; inputs of a chunk, and of a vector
 BLOCK = 128  # the most inputs that share a scale
@@ -109,9 +119,20 @@ def grid_of(weight: Weight) -> Grid | None:
 
 def panel_layer(layer: CompressedLinear) -> "PanelLinear | None":
     """The layer on this kernel, or None where its weight is no grid of codes, or is not on the CPU."""
-    on_cpu = all(part.device.type == "cpu" for part in layer.matrix.buffers())
-    grid = grid_of(layer.weight) if on_cpu else None
+    grid = grid_here(layer)
     return None if grid is None else PanelLinear(grid, layer.bias)
+
+
+def panel_embedding(layer: CompressedEmbedding) -> "PanelEmbedding | None":
+    """The embedding on panels, or None as above."""
+    grid = grid_here(layer)
+    return None if grid is None else PanelEmbedding(PanelLinear(grid, None))
+
+
+def grid_here(layer: CompressedLayer) -> Grid | None:
+    """The weight as codes on a grid, if it is that and on the CPU."""
+    on_cpu = all(part.device.type == "cpu" for part in layer.matrix.buffers())
+    return grid_of(layer.weight) if on_cpu else None
 
 
 class PanelLinear(nn.Module):
@@ -165,9 +186,14 @@ class PanelLinear(nn.Module):
         if x.shape[-1] != i or x.device.type != "cpu":
             raise LissomError(f"kernels: a layer of {i} inputs on the CPU was given {x.shape[-1]} on {x.device}")
         rows = x.detach().reshape(-1, i).float().contiguous()
-        return native.linear(self._as_given(), rows, o, kernel).to(x.dtype).reshape(*x.shape[:-1], o)
+        return native.linear(self.given(), rows, o, kernel).to(x.dtype).reshape(*x.shape[:-1], o)
 
-    def _as_given(self) -> native.Given:
+    @property
+    def layout(self) -> tuple[int, int, int, int]:
+        """Inputs, those that share a scale, these with their padding, and the levels of inputs."""
+        return self.shape[1], self.group, self.wide, self.levels
+
+    def given(self) -> native.Given:
         """What the library is given, made anew only when a tensor lies elsewhere than before."""
         held = self._buffers
         tensors = [held[name] for name in ("codes", "scale", "zeros", "book", "unit", "bias")]
@@ -175,8 +201,7 @@ class PanelLinear(nn.Module):
         if places != self._places:
             books = 0 if self.book is None else self.book.shape[2]
             sizes = (self.shape[0], self.width, self.block, self.bits, books, self.zero)
-            layout = (self.shape[1], self.group, self.wide, self.levels)
-            self._places, self._given = places, native.Given.of((*sizes, *places), layout)
+            self._places, self._given = places, native.Given.of((*sizes, *places), self.layout)
         return self._given
 
     def definition(self, x: Float[Tensor, "*n i"]) -> Float[Tensor, "*n o"]:
@@ -197,13 +222,41 @@ class PanelLinear(nn.Module):
 
     def matrix(self) -> Float[Tensor, "o i"]:
         """The weight again."""
-        codes = unpacked(self.codes, self.bits)
+        return self.panels(slice(None))[: self.shape[0]]
+
+    def rows(self, index: Int[Tensor, "*n"]) -> Float[Tensor, "*n i"]:
+        """Some rows of the weight."""
+        which, place = index.flatten().unique(return_inverse=True)
+        if native.kernels():
+            rows = native.panel_rows(self.given(), which, self.shape[1])
+        else:
+            rows = self.panels(which // LANES)[torch.arange(len(which)) * LANES + which % LANES]
+        found: Tensor = rows[place].unflatten(0, index.shape)
+        return found
+
+    def panels(self, which: slice | Int[Tensor, " p"]) -> Float[Tensor, "o i"]:
+        """All rows of some panels, with the outputs that they were filled up with."""
+        codes = unpacked(self.codes[which], self.bits)
         if self.book is not None:
-            codes = unshelved(self.book).gather(1, codes.long())
-        zero = self.zero if self.zeros is None else by_output(self.zeros).float().repeat_interleave(self.block, 1)
-        scale = (by_output(self.scale).float() * by_output(self.unit)).repeat_interleave(self.block, 1)
-        matrix: Tensor = ((codes.float() - zero) * scale).unflatten(1, (-1, self.wide))[..., : self.group].flatten(1)
-        return matrix[: self.shape[0]]
+            codes = unshelved(self.book[which]).gather(1, codes.long())
+        zero: Tensor | int = self.zero
+        if self.zeros is not None:
+            zero = by_output(self.zeros[which]).float().repeat_interleave(self.block, 1)
+        scale = (by_output(self.scale[which]).float() * by_output(self.unit[which])).repeat_interleave(self.block, 1)
+        rows: Tensor = ((codes.float() - zero) * scale).unflatten(1, (-1, self.wide))[..., : self.group].flatten(1)
+        return rows
+
+
+class PanelEmbedding(nn.Module):
+    """An embedding on the panels of a linear layer, which may be a model's head: they are held once."""
+
+    def __init__(self, panels: PanelLinear) -> None:
+        super().__init__()
+        self.panels = panels
+
+    def forward(self, index: Int[Tensor, "*n"]) -> Float[Tensor, "*n i"]:
+        """The rows asked for."""
+        return self.panels.rows(index)
 
 
 def halved(scale: Float[Tensor, "o g"]) -> tuple[Float[Tensor, " o"], Float[Tensor, "o g"]]:

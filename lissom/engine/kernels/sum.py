@@ -10,7 +10,8 @@ from collections.abc import Callable
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lissom.formats import CompressedLinear, Frozen, LowRank, Sum, Weight, wrap
+from lissom.engine.kernels.lowrank import LowRankLinear
+from lissom.formats import CompressedLinear, Sum, Weight, wrap
 
 
 def sum_layer(layer: CompressedLinear, fitting: Callable[[CompressedLinear], nn.Module | None]) -> "SumLinear | None":
@@ -24,17 +25,17 @@ def sum_layer(layer: CompressedLinear, fitting: Callable[[CompressedLinear], nn.
     base = wrap(layer, weight.base)
     assert isinstance(base, CompressedLinear)
     lowered = fitting(base)
-    return None if lowered is None else SumLinear(lowered, weight.correction)
+    return None if lowered is None else SumLinear(lowered, LowRankLinear(weight.correction, None, fitting))
 
 
 class SumLinear(nn.Module):
     """A base that has the bias, and its correction."""
 
-    def __init__(self, base: nn.Module, correction: LowRank) -> None:
+    def __init__(self, base: nn.Module, correction: LowRankLinear) -> None:
         super().__init__()
-        self.base, self.correction = base, Frozen(correction)
+        self.base, self.correction = base, correction
 
     def forward(self, x: Float[Tensor, "*n i"]) -> Float[Tensor, "*n o"]:
         """x Wᵀ + b."""
-        y: Tensor = self.base(x)
-        return y + self.correction.weight().linear(x)
+        y: Tensor = self.base(x) + self.correction(x)
+        return y

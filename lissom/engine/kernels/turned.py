@@ -38,7 +38,7 @@ class TurnedLinear(nn.Module):
 
     def __init__(self, base: nn.Module, size: int) -> None:
         super().__init__()
-        self.base = base
+        self.base, self.size = base, size
         a = 1 << (size.bit_length() // 2)
         for name, part in (("left", a), ("right", size // a)):
             self.register_buffer(name, hadamard(torch.eye(part), part))

@@ -9,8 +9,8 @@ from torch import nn
 
 from lissom.compress import compress_model, quantize_model
 from lissom.engine.kernels import lower
-from lissom.engine.kernels.panels import PanelLinear
-from lissom.formats import CompressedConv, CompressedEmbedding, CompressedLinear, freeze
+from lissom.engine.kernels.panels import PanelEmbedding, PanelLinear
+from lissom.formats import CompressedConv, CompressedLinear, freeze
 
 
 def one(o: int, i: int, **knobs: object) -> Any:
@@ -43,11 +43,19 @@ def test_other_formats_and_trainable_layers_stay() -> None:
         assert type(lowered[0]) is CompressedLinear
 
 
-def test_tied_layers_are_lowered_apart() -> None:
-    model = nn.Sequential(nn.Embedding(16, 32), nn.Linear(32, 16, bias=False))
-    model[1].weight = model[0].weight
-    lowered: Any = lower(freeze(quantize_model(model)))
-    assert [type(part) for part in lowered] == [CompressedEmbedding, PanelLinear]
+@pytest.mark.parametrize("tied", [True, False])
+def test_an_embedding_gives_the_rows_of_its_panels(tied: bool) -> None:
+    model = nn.Sequential(nn.Embedding(37, 32), nn.Linear(32, 37, bias=False))
+    if tied:
+        model[1].weight = model[0].weight
+    steps = [{"technique": "rtn", "bits": 4, "group": 16, "symmetric": False}]
+    quantized: Any = freeze(compress_model(model, steps=steps))
+    index = torch.tensor([[5, 36, 5], [0, 31, 32]])
+    before = quantized[0](index)
+    lowered: Any = lower(quantized)
+    assert [type(part) for part in lowered] == [PanelEmbedding, PanelLinear]
+    assert (lowered[0].panels is lowered[1]) == tied  # held once
+    torch.testing.assert_close(lowered[0](index), before, rtol=2e-3, atol=1e-5)
 
 
 def test_a_layer_in_two_places_is_lowered_once() -> None:

@@ -13,26 +13,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lissom.engine.kernels.native.structs import CLayout, CPanels
 from lissom.errors import LissomError
 
-KERNELS = ("portable", "avx2", "avxvnni", "avx512")  # as linear.c counts them; the last that runs is the best
+KERNELS = (
+    "portable",
+    "avx2",
+    "avxvnni",
+    "avx512",
+    "avx512bf16",
+)  # as native.c counts them; the last that runs is the best
 INSTEAD = "LISSOM_NATIVE"  # the environment may name another build of the library, such as one that checks itself
-
-
-class CPanels(ctypes.Structure):
-    """`Panels` of panels.h."""
-
-    _fields_ = (
-        *((name, ctypes.c_ssize_t) for name in ("outputs", "width", "block")),
-        *((name, ctypes.c_int) for name in ("bits", "books", "zero")),
-        *((name, ctypes.c_void_p) for name in ("codes", "scale", "zeros", "book", "unit", "bias")),
-    )
-
-
-class CLayout(ctypes.Structure):
-    """`Layout` of linear.c."""
-
-    _fields_ = (*((name, ctypes.c_ssize_t) for name in ("inputs", "group", "wide")), ("levels", ctypes.c_int))
 
 
 @cache
@@ -53,6 +44,14 @@ def library() -> ctypes.CDLL | None:
         ctypes.c_int,
         ctypes.c_int,
     ]
+    opened.lissom_rows.argtypes = [
+        ctypes.c_char_p,
+        ctypes.c_char_p,
+        ctypes.c_void_p,
+        ctypes.c_ssize_t,
+        ctypes.c_void_p,
+    ]
+    opened.lissom_step.argtypes = [ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_void_p, ctypes.c_int, ctypes.c_int]
     return opened
 
 
@@ -73,6 +72,16 @@ class Given(NamedTuple):
     def of(cls, panels: tuple[int | None, ...], layout: tuple[int, ...]) -> "Given":
         """From their fields."""
         return cls(bytes(CPanels(*panels)), bytes(CLayout(*layout)))
+
+
+def panel_rows(layer: Given, index: Tensor, width: int) -> Tensor:
+    """Some rows of panels, decoded: (n, width)."""
+    opened = library()
+    assert opened is not None
+    made = torch.empty(len(index), width)
+    which = index.to(torch.long).contiguous()
+    opened.lissom_rows(*layer, which.data_ptr(), len(index), made.data_ptr())
+    return made
 
 
 def linear(layer: Given, rows: Tensor, outputs: int, kernel: str) -> Tensor:

@@ -1,5 +1,5 @@
 /* AVX2, with VNNI where the processor has it for vectors of 32 bytes: half a panel is two of them. */
-#include "panels.h"
+#include "step.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -83,8 +83,74 @@ INLINE void store_floats(float *to, Floats f, ptrdiff_t count) {
         __builtin_memcpy(to, all, sizeof(float) * (size_t)count);
     }
 }
+INLINE Floats some_floats(const float *from, ptrdiff_t count) {
+    float all[16] = {0};
+    if (count >= 16) return load_floats(from);
+    if (count > 0) __builtin_memcpy(all, from, sizeof(float) * (size_t)count);
+    return load_floats(all);
+}
+INLINE Floats plus(Floats a, Floats b) { return (Floats){_mm256_add_ps(a.low, b.low), _mm256_add_ps(a.high, b.high)}; }
+INLINE Floats over(Floats a, Floats b) { return (Floats){_mm256_div_ps(a.low, b.low), _mm256_div_ps(a.high, b.high)}; }
+INLINE Floats larger(Floats a, Floats b) { return (Floats){_mm256_max_ps(a.low, b.low), _mm256_max_ps(a.high, b.high)}; }
+INLINE __m256 unless_below_half(__m256 x, __m256 limit, __m256 value) {
+    return _mm256_and_ps(_mm256_cmp_ps(x, limit, _CMP_NLT_UQ), value);
+}
+INLINE Floats unless_below(Floats x, float limit, Floats value) {
+    const __m256 all = _mm256_set1_ps(limit);
+    return (Floats){unless_below_half(x.low, all, value.low), unless_below_half(x.high, all, value.high)};
+}
+INLINE __m256 whole_half(__m256 a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+INLINE Floats whole(Floats a) { return (Floats){whole_half(a.low), whole_half(a.high)}; }
+INLINE __m256 lifted_half(__m256 a, __m256 n) {
+    __m256i exponent = _mm256_cvtps_epi32(_mm256_max_ps(_mm256_set1_ps(-126), n));
+    return _mm256_mul_ps(a, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(exponent, _mm256_set1_epi32(127)), 23)));
+}
+INLINE Floats lifted(Floats a, Floats n) { return (Floats){lifted_half(a.low, n.low), lifted_half(a.high, n.high)}; }
+INLINE float folded(Floats a, int add) {
+    float all[8];
+    _mm256_storeu_ps(all, add ? _mm256_add_ps(a.low, a.high) : _mm256_max_ps(a.low, a.high));
+    for (int half = 4; half; half /= 2)
+        for (int i = 0; i < half; i++)
+            all[i] = add ? all[i] + all[i + half] : all[i] > all[i + half] ? all[i] : all[i + half];
+    return all[0];
+}
+INLINE float total(Floats a) { return folded(a, 1); }
+INLINE float greatest(Floats a) { return folded(a, 0); }
+INLINE __m256 eight_brains(const uint16_t *from) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)from)), 16));
+}
+INLINE Floats brains(const uint16_t *from) { return (Floats){eight_brains(from), eight_brains(from + 8)}; }
+INLINE __m256 eight_signed(const int8_t *from) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)from)));
+}
+INLINE Floats bytes(const int8_t *from) { return (Floats){eight_signed(from), eight_signed(from + 8)}; }
+INLINE __m256i eight_to_brains(__m256 f) {
+    __m256i bits = _mm256_castps_si256(f), odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    return _mm256_srli_epi32(_mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7FFF))), 16);
+}
+INLINE void store_brains(uint16_t *to, Floats f) {
+    __m256i packed = _mm256_packus_epi32(eight_to_brains(f.low), eight_to_brains(f.high));
+    _mm256_storeu_si256((__m256i *)to, _mm256_permute4x64_epi64(packed, 0xD8));
+}
+INLINE __m256 add_pairs_half(__m256 sum, __m256 v, __m256i both) {
+    const __m256i bits = _mm256_castps_si256(v), upper = _mm256_set1_epi32((int)0xFFFF0000);
+    sum = _mm256_fmadd_ps(_mm256_castsi256_ps(_mm256_slli_epi32(bits, 16)), _mm256_castsi256_ps(_mm256_slli_epi32(both, 16)), sum);
+    return _mm256_fmadd_ps(_mm256_castsi256_ps(_mm256_and_si256(bits, upper)), _mm256_castsi256_ps(_mm256_and_si256(both, upper)), sum);
+}
+INLINE Floats add_pairs(Floats sum, Floats v, uint32_t pair) {
+    const __m256i both = _mm256_set1_epi32((int)pair);
+    return (Floats){add_pairs_half(sum.low, v.low, both), add_pairs_half(sum.high, v.high, both)};
+}
+INLINE Floats first_of_pairs(Floats v) {
+    const __m256 lower = _mm256_castsi256_ps(_mm256_set1_epi32(0xFFFF));
+    return (Floats){_mm256_and_ps(v.low, lower), _mm256_and_ps(v.high, lower)};
+}
+
+#define ABREAST 2
 
 #include "tile.h"
+#include "rows.h"
+#include "dense.h"
 
 TARGET static uint32_t largest(const float *x, ptrdiff_t count) {
     __m256i top = _mm256_setzero_si256();
@@ -120,5 +186,7 @@ TARGET static int32_t round_block(const float *x, ptrdiff_t count, ptrdiff_t blo
     return sum;
 }
 
-const Kernel KERNEL = {multiply, largest, round_block};
+#include "attend.h"
+
+const Kernel KERNEL = {multiply, largest, round_block, make, dense, turn, keep, attend, bound};
 #endif

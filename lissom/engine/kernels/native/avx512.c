@@ -1,10 +1,14 @@
-/* AVX-512 with VNNI: a vector of 64 bytes is half a panel. */
-#include "panels.h"
+/* AVX-512 with VNNI, and with products of bfloat16 where the processor has them: a vector of 64 bytes is half a panel. */
+#include "step.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
 
+#ifndef BF16
+#define BF16 0
 #define TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")))
+#define KERNEL lissom_avx512
+#endif
 #define INLINE static inline __attribute__((always_inline)) TARGET
 
 #define TALL 6
@@ -48,8 +52,56 @@ INLINE Floats load_floats(const float *from) { return _mm512_loadu_ps(from); }
 INLINE void store_floats(float *to, Floats f, ptrdiff_t count) {
     if (count > 0) _mm512_mask_storeu_ps(to, count >= 16 ? 0xFFFF : (__mmask16)((1u << count) - 1), f);
 }
+INLINE Floats some_floats(const float *from, ptrdiff_t count) {
+    if (count >= 16) return _mm512_loadu_ps(from);
+    return count > 0 ? _mm512_maskz_loadu_ps((__mmask16)((1u << count) - 1), from) : _mm512_setzero_ps();
+}
+INLINE Floats plus(Floats a, Floats b) { return _mm512_add_ps(a, b); }
+INLINE Floats over(Floats a, Floats b) { return _mm512_div_ps(a, b); }
+INLINE Floats larger(Floats a, Floats b) { return _mm512_max_ps(a, b); }
+INLINE Floats unless_below(Floats x, float limit, Floats value) {
+    return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, floats(limit), _CMP_NLT_UQ), value);
+}
+INLINE Floats whole(Floats a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+INLINE Floats lifted(Floats a, Floats n) { return _mm512_scalef_ps(a, n); }
+INLINE float total(Floats a) { return _mm512_reduce_add_ps(a); }
+INLINE float greatest(Floats a) { return _mm512_reduce_max_ps(a); }
+INLINE Floats brains(const uint16_t *from) {
+    __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)from));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+}
+INLINE Floats bytes(const int8_t *from) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)from)));
+}
+#if BF16
+INLINE void store_brains(uint16_t *to, Floats f) {
+    const __m256bh made = _mm512_cvtneps_pbh(f);
+    __builtin_memcpy(to, &made, 32);
+}
+INLINE Floats add_pairs(Floats sum, Floats v, uint32_t pair) {
+    return _mm512_dpbf16_ps(sum, (__m512bh)_mm512_castps_si512(v), (__m512bh)_mm512_set1_epi32((int)pair));
+}
+#else
+INLINE void store_brains(uint16_t *to, Floats f) {
+    __m512i bits = _mm512_castps_si512(f), odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    bits = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF)));
+    _mm256_storeu_si256((__m256i *)to, _mm512_cvtepi32_epi16(_mm512_srli_epi32(bits, 16)));
+}
+INLINE Floats add_pairs(Floats sum, Floats v, uint32_t pair) {
+    const __m512i bits = _mm512_castps_si512(v), both = _mm512_set1_epi32((int)pair), upper = _mm512_set1_epi32((int)0xFFFF0000);
+    sum = _mm512_fmadd_ps(_mm512_castsi512_ps(_mm512_slli_epi32(bits, 16)), _mm512_castsi512_ps(_mm512_slli_epi32(both, 16)), sum);
+    return _mm512_fmadd_ps(_mm512_castsi512_ps(_mm512_and_si512(bits, upper)), _mm512_castsi512_ps(_mm512_and_si512(both, upper)), sum);
+}
+#endif
+INLINE Floats first_of_pairs(Floats v) {
+    return _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(v), _mm512_set1_epi32(0xFFFF)));
+}
+
+#define ABREAST 4
 
 #include "tile.h"
+#include "rows.h"
+#include "dense.h"
 
 TARGET static uint32_t largest(const float *x, ptrdiff_t count) {
     __m512i top = _mm512_setzero_si512(), magnitude = _mm512_set1_epi32(0x7FFFFFFF);
@@ -73,5 +125,7 @@ TARGET static int32_t round_block(const float *x, ptrdiff_t count, ptrdiff_t blo
     return _mm512_reduce_add_epi32(sum);
 }
 
-const Kernel lissom_avx512 = {multiply, largest, round_block};
+#include "attend.h"
+
+const Kernel KERNEL = {multiply, largest, round_block, make, dense, turn, keep, attend, bound};
 #endif

@@ -1,31 +1,19 @@
-/* What Python calls: rows of floats times panels. */
+/* Layers that read the same input, and what Python calls for one of them. */
+#include "linear.h"
+
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-#if defined(__x86_64__)
-#include <cpuid.h>
-#endif
-
-#include "panels.h"
+#include "native.h"
 #include "pool.h"
 
-#define EXPORT __attribute__((visibility("default")))
-
 typedef struct {
-    ptrdiff_t inputs, group, wide; /* of the matrix: inputs, those that share a scale, and these with their padding */
-    int levels;                    /* 0: a scale for each block, 127 levels; else one for each row, so many levels */
-} Layout;
-
-typedef struct {
-    const Panels *w;
+    const Linear *linear;
+    const int32_t *picked;
+    ptrdiff_t count;
     const Kernel *kernel;
-    const Layout *layout;
-    const float *from;
-    Rows rows;
-    int8_t *x;
-    float *xs;
-    int32_t *xt;
+    int kept; /* whether made rows are read again */
 } Call;
 
 static const float TINY = 1e-36f; /* what is smaller counts as 0: its inverse would be infinite */
@@ -36,90 +24,124 @@ static float as_float(uint32_t bits) {
     return value;
 }
 
-static void round_rows(void *given, ptrdiff_t first, ptrdiff_t last, int thread) {
-    const Call *call = given;
-    const Layout *l = call->layout;
-    const ptrdiff_t block = call->w->block, blocks = call->w->width / block;
-    (void)thread;
-    for (ptrdiff_t m = first; m < last; m++) {
-        const float *row = call->from + m * l->inputs;
-        const float whole = l->levels ? as_float(call->kernel->largest(row, l->inputs)) : 0;
-        for (ptrdiff_t b = 0; b < blocks; b++) {
-            const ptrdiff_t group = b * block / l->wide, inside = b * block % l->wide, at = group * l->group + inside;
-            const ptrdiff_t left = l->group - inside, count = left < 0 ? 0 : left < block ? left : block;
-            const float most = l->levels ? whole : as_float(call->kernel->largest(row + at, count));
-            const float levels = l->levels ? (float)l->levels : 127;
-            int8_t *to = call->x + m * call->w->width + b * block;
-            const int some = most > TINY && most < INFINITY;
-            if (!some) memset(to, 0, (size_t)block);
-            call->xt[m * blocks + b] = some ? call->kernel->round(row + at, count, block, levels / most, to) : 0;
-            call->xs[m * blocks + b] = some || most <= TINY ? most / levels : NAN;
-        }
+static void round_row(const Kernel *kernel, const Rounding *r, const float *row, ptrdiff_t m) {
+    const Layout *l = &r->layout;
+    const ptrdiff_t block = r->block, blocks = r->width / block;
+    const float whole = l->levels ? as_float(kernel->largest(row, l->inputs)) : 0;
+    for (ptrdiff_t b = 0; b < blocks; b++) {
+        const ptrdiff_t group = b * block / l->wide, inside = b * block % l->wide, at = group * l->group + inside;
+        const ptrdiff_t left = l->group - inside, count = left < 0 ? 0 : left < block ? left : block;
+        const float most = l->levels ? whole : as_float(kernel->largest(row + at, count));
+        const float levels = l->levels ? (float)l->levels : 127;
+        int8_t *to = r->x + m * r->width + b * block;
+        const int some = most > TINY && most < INFINITY;
+        if (!some) memset(to, 0, (size_t)block);
+        r->xt[m * blocks + b] = some ? kernel->round(row + at, count, block, levels / most, to) : 0;
+        r->xs[m * blocks + b] = some || most <= TINY ? most / levels : NAN;
     }
 }
 
-/* Panels that a thread takes at once: work enough that taking it costs nothing, and several turns for each thread, so that
-   one that was interrupted does not keep the others waiting. A matrix of little work is left to one thread. */
-static ptrdiff_t chunk_of(const Panels *w, ptrdiff_t count, ptrdiff_t panels, int threads) {
-    const ptrdiff_t enough = 1 << 20, least = enough / (w->width * LANES * (count < 4 ? 4 : count)) + 1;
-    const ptrdiff_t shared = panels / (4 * threads) + 1;
-    return panels <= 2 * least ? panels : least < shared ? shared : least;
-}
-
-static void multiply_panels(void *given, ptrdiff_t first, ptrdiff_t last, int thread) {
+static void make_rows(void *given, ptrdiff_t first, ptrdiff_t last, int thread) {
     const Call *call = given;
+    const Linear *l = call->linear;
+    const Source *s = &l->source;
+    for (ptrdiff_t m = first; m < last; m++) {
+        const ptrdiff_t from = call->picked ? call->picked[m] : m;
+        float *made = l->made + (call->kept ? m : thread) * s->width;
+        const int there = s->kind == AS_IS && !call->kept;
+        if (!there) call->kernel->make(s, from, made);
+        const float *row = there ? s->from.at + from * s->from.stride : made;
+        for (ptrdiff_t r = 0; r < l->rounding_count; r++) round_row(call->kernel, l->roundings + r, row, m);
+    }
+}
+
+static ptrdiff_t outputs_of(const Product *p) { return p->panels ? p->panels->outputs : p->dense->outputs; }
+static ptrdiff_t items_of(const Product *p) { return (outputs_of(p) + LANES - 1) / LANES; }
+
+/* Items are LANES outputs, those of the first product first. */
+static void multiply_items(void *given, ptrdiff_t first, ptrdiff_t last, int thread) {
+    const Call *call = given;
+    const Linear *l = call->linear;
     (void)thread;
-    call->kernel->multiply(call->w, &call->rows, first, last);
+    for (const Product *p = l->products; p < l->products + l->product_count && last > 0; p++) {
+        const ptrdiff_t items = items_of(p), begin = first > 0 ? first : 0, end = last < items ? last : items;
+        if (begin < end && p->panels) {
+            const Rounding *r = l->roundings + p->rounding;
+            const Rows rows = {.count = call->count, .x = r->x, .xs = r->xs, .xt = r->xt,
+                               .y = p->to.at, .stride = p->to.stride, .add = p->add};
+            call->kernel->multiply(p->panels, &rows, begin, end);
+        } else if (begin < end) {
+            const ptrdiff_t outputs = p->dense->outputs, stop = end * LANES < outputs ? end * LANES : outputs;
+            call->kernel->dense(p->dense, l->made, call->count, p->to, p->add, begin * LANES, stop);
+        }
+        first -= items;
+        last -= items;
+    }
 }
 
-static const Kernel *const KERNELS[] = {
-    &lissom_portable,
-#if defined(__x86_64__)
-    &lissom_avx2, &lissom_avxvnni, &lissom_avx512,
-#endif
-};
-
-#if defined(__x86_64__)
-static int has_avxvnni(void) {
-    unsigned a, b, c, d;
-    return __get_cpuid_count(7, 1, &a, &b, &c, &d) && a >> 4 & 1;
+ptrdiff_t lissom_chunk(ptrdiff_t items, ptrdiff_t work, int threads) {
+    const ptrdiff_t enough = 1 << 20, least = enough / (work + 1) + 1, shared = items / (4 * threads) + 1;
+    return items <= 2 * least ? items : least < shared ? shared : least;
 }
 
-static int runs(int kernel) {
-    __builtin_cpu_init();
-    if (kernel == 3)
-        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-               __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-               __builtin_cpu_supports("avx512vnni");
-    const int avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-    return kernel == 0 || (avx2 && (kernel == 1 || has_avxvnni()));
+void lissom_multiply(const Linear *l, ptrdiff_t count, const int32_t *picked, Machine on) {
+    Call call = {.linear = l, .picked = picked, .count = count, .kernel = on.kernel};
+    ptrdiff_t items = 0, weights = 0;
+    for (ptrdiff_t p = 0; p < l->product_count; p++) {
+        items += items_of(l->products + p);
+        weights += outputs_of(l->products + p) * l->source.width * (l->products[p].panels ? 1 : 4);
+        call.kept |= !l->products[p].panels;
+    }
+    lissom_each(make_rows, &call, count, lissom_chunk(count, 64 * l->source.width, on.threads), on.threads);
+    const ptrdiff_t work = weights / items * (count < 4 ? 4 : count);
+    lissom_each(multiply_items, &call, items, lissom_chunk(items, work, on.threads), on.threads);
 }
-#else
-static int runs(int kernel) { return kernel == 0; }
-#endif
 
-/* Whether this processor can run that one of KERNELS; -1 beyond the last. */
-EXPORT int lissom_runs(int kernel) {
-    if (kernel < 0 || kernel >= (int)(sizeof KERNELS / sizeof *KERNELS)) return -1;
-    return runs(kernel);
+static unsigned code_at(const uint8_t *chunk, int bits, ptrdiff_t half, ptrdiff_t part, ptrdiff_t place) {
+    const uint8_t *first = chunk + half * 64 + place;
+    if (bits == 8) return first[part * 128];
+    if (bits == 4) return first[part / 2 * 128] >> part % 2 * 4 & 15;
+    if (bits == 1) return (first[0] >> part & 1) << 1;
+    const unsigned low = first[part / 4 * 128] >> part % 4 * 2 & 3;
+    return bits == 2 ? low : low | (first[256] >> part & 1) << 2;
+}
+
+void lissom_panel_row(const Panels *w, const Layout *l, ptrdiff_t output, float *to) {
+    const ptrdiff_t panel = output / LANES, lane = output % 16, half = output % LANES / 16, blocks = w->width / w->block;
+    const ptrdiff_t step = w->bits * LANES * CHUNK / 8;
+    const uint8_t *book = w->book + (panel * 2 + half) * w->books * 64 + (w->books == 4 ? lane % 4 * 64 : 0) + lane / 4 * 16;
+    for (ptrdiff_t j = 0; j < l->inputs; j++) {
+        const ptrdiff_t at = j / l->group * l->wide + j % l->group, b = (panel * blocks + at / w->block) * LANES + output % LANES;
+        const uint8_t *chunk = w->codes + (panel * (w->width / CHUNK) + at / CHUNK) * step;
+        unsigned code = code_at(chunk, w->bits, half, at % CHUNK / 4, lane * 4 + at % 4);
+        if (w->books) code = book[code];
+        const int whole = (int)code - (w->zeros ? w->zeros[b] : w->zero);
+        to[j] = (float)whole * (lissom_half(w->scale[b]) * w->unit[output]);
+    }
+}
+
+/* Rows of a compressed matrix, those that `which` names: (count x inputs). */
+EXPORT void lissom_rows(const Panels *w, const Layout *layout, const int64_t *which, ptrdiff_t count, float *to) {
+    for (ptrdiff_t n = 0; n < count; n++) lissom_panel_row(w, layout, which[n], to + n * layout->inputs);
 }
 
 /* y (count x outputs) = rows of x (count x inputs) times w; 0, or -1 where memory is short. */
 EXPORT int lissom_linear(const Panels *w, const Layout *layout, const float *x, float *y, ptrdiff_t count, int kernel,
                          int threads) {
-    const ptrdiff_t blocks = w->width / w->block, panels = (w->outputs + LANES - 1) / LANES;
-    Call call = {.w = w, .kernel = KERNELS[kernel], .layout = layout, .from = x};
-    call.x = malloc((size_t)(count * w->width) + 64);
-    call.xs = malloc(sizeof(float) * (size_t)(count * blocks) + 64);
-    call.xt = malloc(sizeof(int32_t) * (size_t)(count * blocks) + 64);
-    const int failed = !(call.x && call.xs && call.xt);
+    const ptrdiff_t blocks = w->width / w->block;
+    Rounding rounding = {.layout = *layout, .block = w->block, .width = w->width};
+    rounding.x = malloc((size_t)(count * w->width) + 64);
+    rounding.xs = malloc(sizeof(float) * (size_t)(count * blocks) + 64);
+    rounding.xt = malloc(sizeof(int32_t) * (size_t)(count * blocks) + 64);
+    const int failed = !(rounding.x && rounding.xs && rounding.xt);
     if (!failed) {
-        call.rows = (Rows){.count = count, .x = call.x, .xs = call.xs, .xt = call.xt, .y = y};
-        lissom_each(round_rows, &call, count, count < 16 ? count : 4, threads);
-        lissom_each(multiply_panels, &call, panels, chunk_of(w, count, panels, threads), threads);
+        const Product product = {.panels = w, .to = {y, w->outputs}};
+        const Source rows = {.from = {(float *)x, layout->inputs}, .width = layout->inputs, .kind = AS_IS};
+        const Linear linear = {.source = rows, .roundings = &rounding, .rounding_count = 1, .products = &product, .product_count = 1};
+        lissom_multiply(&linear, count, NULL, (Machine){lissom_kernel(kernel), threads});
     }
-    free(call.x);
-    free(call.xs);
-    free(call.xt);
+    free(rounding.x);
+    free(rounding.xs);
+    free(rounding.xt);
     return -failed;
 }

@@ -1,4 +1,4 @@
-/* Panels: a compressed matrix as the kernels read it, and what the kernels are given. */
+/* Panels: a compressed matrix as the kernels read it, and the rows that it is multiplied with. */
 
 /* y[m][o] = unit[o] * sum over blocks b of  scale[o][b] * xs[m][b] * ( sum over j in b of  x[m][j] * (c[o][j] - zero[o][b]) )
 
@@ -33,18 +33,9 @@ typedef struct {
     const int8_t *x;   /* [count][width] */
     const float *xs;   /* [count][width / block] */
     const int32_t *xt; /* the sums of x in each block, [count][width / block] */
-    float *y;          /* [count][outputs] */
+    float *y;          /* [count][stride], of which `outputs` are written, */
+    ptrdiff_t stride;
+    int add;           /* or added to */
 } Rows;
-
-typedef struct {
-    /* All rows times panels `first` up to `last`. */
-    void (*multiply)(const Panels *, const Rows *, ptrdiff_t first, ptrdiff_t last);
-    /* One block of a row: its largest magnitude as the bits of a float; NaN is larger than all others. */
-    uint32_t (*largest)(const float *x, ptrdiff_t count);
-    /* One block of finite numbers to integers, padded with zeros to `block`; returns their sum. */
-    int32_t (*round)(const float *x, ptrdiff_t count, ptrdiff_t block, float factor, int8_t *q);
-} Kernel;
-
-extern const Kernel lissom_portable, lissom_avx2, lissom_avxvnni, lissom_avx512;
 
 #endif

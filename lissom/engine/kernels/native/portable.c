@@ -1,5 +1,5 @@
 /* Plain C: any processor, in loops that compilers turn into vectors. */
-#include "panels.h"
+#include "native.h"
 
 #define TARGET
 #define INLINE static inline __attribute__((always_inline))
@@ -43,15 +43,9 @@ INLINE Floats floats(float value) { return (Floats){0} + value; }
 INLINE Floats to_floats(Ints a) { return __builtin_convertvector(a, Floats); }
 INLINE Floats times(Floats a, Floats b) { return a * b; }
 INLINE Floats add_product(Floats sum, Floats a, Floats b) { return sum + a * b; }
-INLINE float half(uint16_t bits) {
-    union { uint32_t bits; float value; } wide = {.bits = (uint32_t)(bits & 0x7FFF) << 13};
-    wide.value *= 0x1p112f; /* the exponents' difference; right for subnormal numbers too */
-    wide.bits |= (uint32_t)(bits & 0x8000) << 16;
-    return wide.value;
-}
 INLINE Floats halves(const uint16_t *from) {
     Floats made;
-    for (int i = 0; i < 16; i++) made[i] = half(from[i]);
+    for (int i = 0; i < 16; i++) made[i] = lissom_half(from[i]);
     return made;
 }
 INLINE Floats load_floats(const float *from) {
@@ -63,7 +57,62 @@ INLINE void store_floats(float *to, Floats f, ptrdiff_t count) {
     if (count > 0) __builtin_memcpy(to, &f, sizeof(float) * (size_t)(count < 16 ? count : 16));
 }
 
+INLINE Floats some_floats(const float *from, ptrdiff_t count) {
+    Floats made = {0};
+    if (count > 0) __builtin_memcpy(&made, from, sizeof(float) * (size_t)(count < 16 ? count : 16));
+    return made;
+}
+INLINE Floats plus(Floats a, Floats b) { return a + b; }
+INLINE Floats over(Floats a, Floats b) { return a / b; }
+INLINE Floats chosen(Ints where, Floats a, Floats b) { return (Floats)(((Ints)a & where) | ((Ints)b & ~where)); }
+INLINE Floats larger(Floats a, Floats b) { return chosen(a > b, a, b); }
+INLINE Floats unless_below(Floats x, float limit, Floats value) { return chosen(x < limit, floats(0), value); }
+INLINE Floats whole(Floats a) { return a + 0x1.8p23f - 0x1.8p23f; }
+INLINE Floats lifted(Floats a, Floats n) {
+    return a * (Floats)((__builtin_convertvector(larger(floats(-126), n), Ints) + 127) << 23);
+}
+INLINE float total(Floats a) {
+    for (int half = 8; half; half /= 2)
+        for (int i = 0; i < half; i++) a[i] += a[i + half];
+    return a[0];
+}
+INLINE float greatest(Floats a) {
+    for (int half = 8; half; half /= 2)
+        for (int i = 0; i < half; i++) a[i] = a[i] > a[i + half] ? a[i] : a[i + half];
+    return a[0];
+}
+INLINE Floats brains(const uint16_t *from) {
+    Floats made;
+    for (int i = 0; i < 16; i++) {
+        const uint32_t bits = (uint32_t)from[i] << 16;
+        __builtin_memcpy((char *)&made + 4 * i, &bits, 4);
+    }
+    return made;
+}
+INLINE Floats bytes(const int8_t *from) {
+    Floats made;
+    for (int i = 0; i < 16; i++) made[i] = from[i];
+    return made;
+}
+INLINE void store_brains(uint16_t *to, Floats f) {
+    for (int i = 0; i < 16; i++) {
+        uint32_t bits;
+        __builtin_memcpy(&bits, (char *)&f + 4 * i, 4);
+        to[i] = (uint16_t)((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
+    }
+}
+INLINE Floats add_pairs(Floats sum, Floats v, uint32_t pair) {
+    const union { uint32_t bits; float value; } low = {pair << 16}, high = {pair & 0xFFFF0000u};
+    sum += (Floats)((Codes)v << 16) * low.value;
+    return sum + (Floats)((Codes)v & 0xFFFF0000u) * high.value;
+}
+INLINE Floats first_of_pairs(Floats v) { return (Floats)((Codes)v & 0xFFFFu); }
+
+#define ABREAST 2
+
 #include "tile.h"
+#include "rows.h"
+#include "dense.h"
 
 static uint32_t largest(const float *x, ptrdiff_t count) {
     uint32_t most = 0;
@@ -86,4 +135,6 @@ static int32_t round_block(const float *x, ptrdiff_t count, ptrdiff_t block, flo
     return sum;
 }
 
-const Kernel lissom_portable = {multiply, largest, round_block};
+#include "attend.h"
+
+const Kernel lissom_portable = {multiply, largest, round_block, make, dense, turn, keep, attend, bound};

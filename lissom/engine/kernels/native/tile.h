@@ -104,10 +104,11 @@ INLINE void tile(int rows, int bits, int books, const Panels *w, const Rows *r, 
     }
     const ptrdiff_t first = panel * LANES, left = w->outputs - first;
     UNROLL for (int m = 0; m < rows; m++) {
-        float *y = r->y + (row + m) * w->outputs + first;
+        float *y = r->y + (row + m) * r->stride + first;
         UNROLL for (int h = 0; h < HALVES; h++) {
             Floats bias = w->bias ? load_floats(w->bias + first + h * 16) : floats(0);
             Floats done = add_product(bias, sums[m][h], load_floats(w->unit + first + h * 16));
+            if (r->add) done = plus(done, some_floats(y + h * 16, left - h * 16));
             store_floats(y + h * 16, done, left - h * 16);
         }
     }

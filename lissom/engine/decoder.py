@@ -1,0 +1,235 @@
+"""A decoder language model as a program, and the runner that runs it: what runner.py does in PyTorch, in C.
+
+    h = embedding[token]
+    h += o(attention(q(norm h), k(norm h), v(norm h)))       in each block
+    h += down(gate(norm h) · up(norm h))
+    logits = head(norm h)
+
+Gemma norms what is added as well, and bounds scores and logits. Blocks may differ in width, heads and formats.
+
+Shapes: r sequences whose next token is wanted, v vocabulary.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from lissom.engine.kernels import native
+from lissom.engine.program import GATES, Angles, Attention, Columns, Kind, Part, Product, Program, Source, outputs
+from lissom.engine.runner import check
+from lissom.engine.schedule import Slice
+from lissom.errors import ModelError
+from lissom.models.families import at, family_of
+
+ROWS = 512  # tokens of a pass; what is between the layers of so many stays near the processor
+FROM_ONE = ("gemma2", "gemma3_text")  # whose norms multiply by 1 + weight
+CACHES = {"float": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
+
+
+class Decoder:
+    """Puts a model's program together, block by block.
+
+    It runs on the best kernels there are, or on those that are named.
+
+    Raises:
+        ModelError: a layer, or an activation, that the library cannot run.
+    """
+
+    def __init__(self, model: PreTrainedModel, *, pages: int, cache: str, kernel: str | None = None) -> None:
+        self._model, self._config, self._pages = model, model.config, pages
+        self._family = family_of(model.config.model_type)
+        self._dtype = CACHES[cache]
+        self._program = Program(ROWS, kernel or native.kernels()[-1])
+        self._angles = self._every_angle()
+        self._matrices: dict[str, Columns] = {}
+
+    def program(self) -> Program:
+        """All of it."""
+        model, family = self._model, self._family
+        embedding, norm = at(model, family.embedding), at(model, family.norm)
+        width = len(norm.weight)  # type: ignore[arg-type]
+        stream = self._program.matrix(width)
+        scale = getattr(embedding, "embed_scale", None)
+        self._program.embed(embedding, stream, 1.0 if scale is None else float(scale))
+        for block in at(model, family.blocks).children():
+            self._block(block, stream, width)
+        cap = getattr(self._config, "final_logit_softcapping", None)
+        self._program.head(self._normed(norm, stream, width), at(model, family.head), cap)
+        return self._program.finish()
+
+    def _block(self, block: Any, stream: Columns, width: int) -> None:
+        four = hasattr(block, "pre_feedforward_layernorm")  # Gemma's: before and behind both parts
+        before = block.pre_feedforward_layernorm if four else block.post_attention_layernorm
+        mixed = self._attend(block.self_attn, self._normed(block.input_layernorm, stream, width))
+        self._add(block.self_attn.o_proj, mixed, stream, block.post_attention_layernorm if four else None)
+        hidden = self._mlp(block.mlp, self._normed(before, stream, width))
+        self._add(block.mlp.down_proj, hidden, stream, block.post_feedforward_layernorm if four else None)
+
+    def _attend(self, attention: Any, source: Source) -> Source:
+        """Queries, keys and values, and what comes of them."""
+        size, program = attention.head_dim, self._program
+        if hasattr(attention, "qkv_proj"):
+            made = outputs(attention.qkv_proj)
+            values = self._config.num_key_value_heads * size
+            queries = made - 2 * values
+            query = self._matrix("query", made)
+            key, value = query.after(queries), query.after(queries + values)
+            program.linear(source, Product(attention.qkv_proj, query))
+        else:
+            queries, values = outputs(attention.q_proj), outputs(attention.k_proj)
+            query = self._matrix("query", queries + 2 * values)
+            key, value = query.after(queries), query.after(queries + values)
+            layers = (attention.q_proj, attention.k_proj, attention.v_proj)
+            program.linear(source, *(Product(layer, to) for layer, to in zip(layers, (query, key, value), strict=True)))
+        norms = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
+        mixed = self._matrix("mixed", queries)
+        what = Attention(
+            query=query,
+            key=key,
+            value=value,
+            to=mixed,
+            heads=queries // size,
+            groups=values // size,
+            size=size,
+            scale=attention.scaling,
+            query_norm=self._weight(norms[0]),
+            key_norm=self._weight(norms[1]),
+            eps=0.0 if norms[0] is None else eps(norms[0]),
+            window=self._window(attention),
+            cap=(self._config.model_type == "gemma2" and attention.attn_logit_softcapping) or 0.0,
+        )
+        program.attention(what, self._turned_by(attention), self._dtype, self._pages)
+        return Source(at=mixed, width=queries)
+
+    def _mlp(self, mlp: Any, source: Source) -> Source:
+        """What the last layer of a feed-forward part reads."""
+        name = getattr(self._config, "hidden_activation", None) or self._config.hidden_act
+        if name not in GATES:
+            raise ModelError(f"engine: activation {name!r} runs in PyTorch only")
+        fused = hasattr(mlp, "gate_up_proj")
+        width = outputs(mlp.gate_up_proj) // 2 if fused else outputs(mlp.up_proj)
+        gate = self._matrix("gate", 2 * width)
+        up = gate.after(width)
+        products = (
+            [Product(mlp.gate_up_proj, gate)] if fused else [Product(mlp.gate_proj, gate), Product(mlp.up_proj, up)]
+        )
+        self._program.linear(source, *products)
+        return Source(at=up, width=width, kind=Kind.GATED, gate=gate, shape=GATES[name])
+
+    def _add(self, layer: nn.Module, source: Source, stream: Columns, norm: nn.Module | None) -> None:
+        """What a part of a block gives, to the stream."""
+        if norm is None:
+            self._program.linear(source, Product(layer, stream, True))
+        else:
+            width = outputs(layer)
+            added = self._matrix("added", width)
+            self._program.linear(source, Product(layer, added))
+            self._program.make(self._normed(norm, added, width), stream, add=True)
+
+    def _matrix(self, name: str, width: int) -> Columns:
+        """A matrix that blocks share; made anew where a block needs a wider one."""
+        if name not in self._matrices or self._matrices[name].matrix.shape[1] < width:
+            self._matrices[name] = self._program.matrix(width)
+        return self._matrices[name]
+
+    def _normed(self, norm: nn.Module, stream: Columns, width: int) -> Source:
+        return Source(at=stream, width=width, kind=Kind.NORMED, weight=self._weight(norm), eps=eps(norm))
+
+    def _weight(self, norm: Any) -> Tensor | None:
+        if norm is None:
+            return None
+        weight: Tensor = norm.weight.detach().float()
+        return 1 + weight if self._config.model_type in FROM_ONE else weight
+
+    def _window(self, attention: Any) -> int:
+        usual = getattr(self._config, "sliding_window", None)
+        return getattr(attention, "sliding_window", usual) or 0
+
+    def _every_angle(self) -> dict[str, Any]:
+        """By the type of layer that turns by them; one for all where the model makes no difference."""
+        rotary: Any = at(self._model, self._family.rotary)
+        kinds = getattr(rotary, "layer_types", None) if not hasattr(rotary, "inv_freq") else None
+        prefixes = {"": ""} if kinds is None else {kind: f"{kind}_" for kind in kinds}
+        return {
+            kind: self._program.angles(
+                Angles(
+                    frequency=getattr(rotary, f"{prefix}inv_freq"), scale=getattr(rotary, f"{prefix}attention_scaling")
+                )
+            )
+            for kind, prefix in prefixes.items()
+        }
+
+    def _turned_by(self, attention: Any) -> Any:
+        if not getattr(attention, "use_rope", True):
+            return None
+        return self._angles.get("") or self._angles[attention.layer_type]
+
+
+def eps(norm: Any) -> float:
+    """What a norm adds to the mean square."""
+    return float(norm.variance_epsilon if hasattr(norm, "variance_epsilon") else norm.eps)
+
+
+def native_runner(model: PreTrainedModel, *, pages: int, cache: str) -> "NativeRunner | None":
+    """The model as a program, or None where the library, or a part of the model, is not there for it.
+
+    Raises:
+        ModelError: a family, or a kind of rotary embedding, that the engine does not know.
+    """
+    check(model)
+    if not native.kernels() or model.device.type != "cpu" or cache not in CACHES:
+        return None
+    try:
+        return NativeRunner(Decoder(model, pages=pages, cache=cache).program())
+    except ModelError:
+        return None
+
+
+class NativeRunner:
+    """Runs a decoder language model over a paged cache, as a program."""
+
+    def __init__(self, program: Program) -> None:
+        self._program = program
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of the cache of all layers."""
+        return self._program.cache_bytes
+
+    def forward(self, slices: Sequence[Slice]) -> Float[Tensor, "r v"]:
+        """Run the slices; return the logits after the last token of each slice that completes its sequence."""
+        passes = list(cut(slices, self._program.rows))
+        if len(passes) == 1:
+            return self._run(passes[0])
+        return torch.cat([self._run(pieces).clone() for pieces in passes])
+
+    def _run(self, pieces: Sequence[Slice]) -> Float[Tensor, "r v"]:
+        ends = accumulate(piece.count for piece in pieces)
+        picked = [end - 1 for end, piece in zip(ends, pieces, strict=True) if piece.completes]
+        return torch.from_numpy(self._program.run([part_of(piece) for piece in pieces], picked))
+
+
+def part_of(piece: Slice) -> Part:
+    """A slice as a program is given it."""
+    tokens = piece.sequence.tokens(piece.start, piece.start + piece.count)
+    return Part(tokens, piece.start, piece.sequence.pages)
+
+
+def cut(slices: Sequence[Slice], rows: int) -> Iterator[list[Slice]]:
+    """The slices in order, in passes of at most so many tokens."""
+    taken, room = list[Slice](), rows
+    for piece in slices:
+        start, left = piece.start, piece.count
+        while left:
+            if not room:
+                yield taken
+                taken, room = [], rows
+            count = min(left, room)
+            taken.append(Slice(sequence=piece.sequence, start=start, count=count))
+            start, left, room = start + count, left - count, room - count
+    yield taken

@@ -1,0 +1,227 @@
+/* A whole step of a language model: a program that Python has built, run over the tokens of a pass. */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "linear.h"
+#include "native.h"
+#include "pool.h"
+
+enum { TOKENS = 16 }; /* of one sequence that attend together */
+
+/* Rows of a table become rows of a matrix. */
+typedef struct {
+    const Panels *panels; /* or null, and then */
+    const Dense *dense;
+    Layout layout;
+    Columns to;
+    float scale;
+} Embed;
+
+/* to = source, or to += source; and that turned by Hadamard matrices of `turn` features each, where it is not 0. */
+typedef struct {
+    Source source;
+    Columns to;
+    ptrdiff_t turn;
+    float *made; /* room for a row of each thread */
+    int add;
+} Make;
+
+typedef struct {
+    float *at;
+    ptrdiff_t width; /* of a row */
+    float cap;
+} Bound;
+
+typedef enum { EMBED, ROTARY, MAKE, LINEAR, ATTENTION, BOUND } Code;
+
+typedef struct {
+    ptrdiff_t code;
+    const void *what;
+} Operation;
+
+/* Consecutive tokens of a sequence, the first in row `row` and at position `place`. */
+typedef struct {
+    ptrdiff_t row, count, place;
+    const int32_t *pages;
+} Part;
+
+typedef struct {
+    ptrdiff_t rows, parts, picks;
+    const int32_t *tokens, *places, *slots, *picked; /* slots: page times PAGE, and where in it */
+    const Part *part;
+} Pass;
+
+typedef struct {
+    const Pass *pass;
+    const void *what;
+    const Kernel *kernel;
+    const Queries *queries;
+    float *scratch;
+    ptrdiff_t room; /* floats of scratch for each thread */
+    int apart;      /* no sequence has so many tokens that some must wait for the keys of others */
+} Task;
+
+static float dense_at(const Dense *d, ptrdiff_t at) {
+    if (d->type == FLOAT32) return ((const float *)d->weight)[at];
+    const uint16_t bits = ((const uint16_t *)d->weight)[at];
+    if (d->type == FLOAT16) return lissom_half(bits);
+    const uint32_t wide = (uint32_t)bits << 16;
+    float value;
+    memcpy(&value, &wide, 4);
+    return value;
+}
+
+static void embed(void *given, ptrdiff_t first, ptrdiff_t last, int thread) {
+    const Task *task = given;
+    const Embed *e = task->what;
+    const ptrdiff_t width = e->layout.inputs;
+    (void)thread;
+    for (ptrdiff_t m = first; m < last; m++) {
+        float *to = e->to.at + m * e->to.stride;
+        const ptrdiff_t token = task->pass->tokens[m];
+        if (e->panels) lissom_panel_row(e->panels, &e->layout, token, to);
+        else
+            for (ptrdiff_t j = 0; j < width; j++) to[j] = dense_at(e->dense, token * width + j);
+        if (e->scale != 1)
+            for (ptrdiff_t j = 0; j < width; j++) to[j] *= e->scale;
+    }
+}
+
+static void rotary(void *given, ptrdiff_t first, ptrdiff_t last, int thread) {
+    const Task *task = given;
+    const Rotary *r = task->what;
+    (void)thread;
+    for (ptrdiff_t m = first; m < last; m++)
+        for (ptrdiff_t i = 0; i < r->half; i++) {
+            const float angle = (float)task->pass->places[m] * r->frequency[i];
+            r->cosine[m * r->half + i] = cosf(angle) * r->scale;
+            r->sine[m * r->half + i] = sinf(angle) * r->scale;
+        }
+}
+
+/* H x / sqrt(size), by butterflies. */
+static void turn(float *x, ptrdiff_t size) {
+    for (ptrdiff_t half = 1; half < size; half *= 2)
+        for (ptrdiff_t at = 0; at < size; at += 2 * half)
+            for (ptrdiff_t i = at; i < at + half; i++) {
+                const float a = x[i], b = x[i + half];
+                x[i] = a + b;
+                x[i + half] = a - b;
+            }
+    const float factor = 1 / sqrtf((float)size);
+    for (ptrdiff_t i = 0; i < size; i++) x[i] *= factor;
+}
+
+static void make(void *given, ptrdiff_t first, ptrdiff_t last, int thread) {
+    const Task *task = given;
+    const Make *m = task->what;
+    for (ptrdiff_t row = first; row < last; row++) {
+        float *to = m->to.at + row * m->to.stride, *made = m->add ? m->made + thread * m->source.width : to;
+        task->kernel->make(&m->source, row, made);
+        if (m->turn)
+            for (ptrdiff_t j = 0; j < m->source.width; j += m->turn) turn(made + j, m->turn);
+        if (m->add)
+            for (ptrdiff_t j = 0; j < m->source.width; j++) to[j] += made[j];
+    }
+}
+
+/* The heads of a group of one token: queries and the key are turned, key and value kept. */
+static void remember(const Task *task, const Attention *a, ptrdiff_t row, ptrdiff_t group) {
+    const ptrdiff_t slot = task->pass->slots[row], page = slot / PAGE, share = a->heads / a->groups;
+    float *query = a->query.at + row * a->query.stride + group * share * a->size;
+    float *key = a->key.at + row * a->key.stride + group * a->size;
+    float *value = a->value.at + row * a->value.stride + group * a->size;
+    for (ptrdiff_t h = 0; h < share; h++) task->kernel->turn(a, a->query_norm, row, query + h * a->size);
+    task->kernel->turn(a, a->key_norm, row, key);
+    task->kernel->keep(a, key, 0, keys_at(a, page, group), slot % PAGE);
+    task->kernel->keep(a, value, 1, values_at_page(a, page, group), slot % PAGE);
+}
+
+static void remember_rows(void *given, ptrdiff_t first, ptrdiff_t last, int thread) {
+    const Task *task = given;
+    const Attention *a = task->what;
+    (void)thread;
+    for (ptrdiff_t m = first; m < last; m++)
+        for (ptrdiff_t group = 0; group < a->groups; group++) remember(task, a, m, group);
+}
+
+static void attend(void *given, ptrdiff_t first, ptrdiff_t last, int thread) {
+    const Task *task = given;
+    const Attention *a = task->what;
+    for (ptrdiff_t item = first; item < last; item++) {
+        Queries queries = task->queries[item / a->groups];
+        queries.group = item % a->groups;
+        if (task->apart)
+            for (ptrdiff_t m = 0; m < queries.count; m++) remember(task, a, queries.row + m, queries.group);
+        task->kernel->attend(a, &queries, task->scratch + thread * task->room);
+    }
+}
+
+static ptrdiff_t room_for(const Attention *a) {
+    return TOKENS * (a->heads / a->groups) * (a->size + KEYS + wide_of(a) + 2);
+}
+
+static ptrdiff_t count_of(const Pass *pass) {
+    ptrdiff_t count = 0;
+    for (ptrdiff_t p = 0; p < pass->parts; p++) count += (pass->part[p].count + TOKENS - 1) / TOKENS;
+    return count;
+}
+
+static void list(const Pass *pass, Queries *to) {
+    for (const Part *p = pass->part; p < pass->part + pass->parts; p++)
+        for (ptrdiff_t at = 0; at < p->count; at += TOKENS)
+            *to++ = (Queries){.row = p->row + at, .count = p->count - at < TOKENS ? p->count - at : TOKENS,
+                              .place = p->place + at, .pages = p->pages};
+}
+
+static ptrdiff_t work_of(const Task *task, const Attention *a, ptrdiff_t count) {
+    ptrdiff_t pairs = 0;
+    for (ptrdiff_t i = 0; i < count; i++) pairs += task->queries[i].count * (task->queries[i].place + KEYS);
+    return pairs / count * (a->heads / a->groups) * a->size * 8;
+}
+
+static void run(const Operation *o, Task *task, ptrdiff_t count, Machine on) {
+    static const Work WORK[] = {[EMBED] = embed, [ROTARY] = rotary, [MAKE] = make, [ATTENTION] = remember_rows};
+    const Pass *pass = task->pass;
+    const ptrdiff_t rows = pass->rows;
+    task->what = o->what;
+    if (o->code == LINEAR) {
+        const Linear *l = o->what;
+        lissom_multiply(l, l->picked ? pass->picks : rows, l->picked ? pass->picked : NULL, on);
+    } else if (o->code == BOUND) {
+        const Bound *b = o->what;
+        on.kernel->bound(b->at, pass->picks * b->width, b->cap);
+    } else if (o->code != ATTENTION || !task->apart) {
+        lissom_each(WORK[o->code], task, rows, lissom_chunk(rows, 1 << 16, on.threads), on.threads);
+    }
+    if (o->code == ATTENTION) {
+        const Attention *a = o->what;
+        const ptrdiff_t items = count * a->groups;
+        lissom_each(attend, task, items, lissom_chunk(items, work_of(task, a, count), on.threads), on.threads);
+    }
+}
+
+/* The operations in order; 0, or -1 where memory is short. */
+EXPORT int lissom_step(const Operation *operations, ptrdiff_t count, const Pass *pass, int kernel, int threads) {
+    const Machine on = {lissom_kernel(kernel), threads};
+    Task task = {.pass = pass, .kernel = on.kernel};
+    for (ptrdiff_t i = 0; i < count; i++)
+        if (operations[i].code == ATTENTION) {
+            const ptrdiff_t room = room_for(operations[i].what);
+            task.room = room > task.room ? room : task.room;
+        }
+    const ptrdiff_t pieces = count_of(pass);
+    Queries *queries = malloc(sizeof(Queries) * (size_t)pieces + 64);
+    task.scratch = malloc(sizeof(float) * (size_t)(task.room * threads) + 64);
+    const int failed = !(queries && task.scratch);
+    if (!failed) {
+        list(pass, queries);
+        task.queries = queries;
+        task.apart = pieces == pass->parts;
+        for (ptrdiff_t i = 0; i < count; i++) run(operations + i, &task, pieces, on);
+    }
+    free(queries);
+    free(task.scratch);
+    return -failed;
+}

@@ -1,0 +1,134 @@
+"""What the library is given, field by field as the headers in C say: panels.h, linear.h, step.h and step.c."""
+
+import ctypes
+from ctypes import c_float, c_int, c_ssize_t, c_void_p
+
+SIZE, POINTER = c_ssize_t, c_void_p
+
+
+class CPanels(ctypes.Structure):
+    """`Panels`."""
+
+    _fields_ = (
+        *((name, SIZE) for name in ("outputs", "width", "block")),
+        *((name, c_int) for name in ("bits", "books", "zero")),
+        *((name, POINTER) for name in ("codes", "scale", "zeros", "book", "unit", "bias")),
+    )
+
+
+class CLayout(ctypes.Structure):
+    """`Layout`."""
+
+    _fields_ = (*((name, SIZE) for name in ("inputs", "group", "wide")), ("levels", c_int))
+
+
+class CColumns(ctypes.Structure):
+    """`Columns`."""
+
+    _fields_ = (("at", POINTER), ("stride", SIZE))
+
+
+class CSource(ctypes.Structure):
+    """`Source`."""
+
+    _fields_ = (
+        ("from_", CColumns),
+        ("gate", CColumns),
+        ("weight", POINTER),
+        ("width", SIZE),
+        ("kind", c_int),
+        ("shape", c_int),
+        ("eps", c_float),
+    )
+
+
+class CDense(ctypes.Structure):
+    """`Dense`."""
+
+    _fields_ = (("weight", POINTER), ("bias", POINTER), ("outputs", SIZE), ("inputs", SIZE), ("type", c_int))
+
+
+class CRounding(ctypes.Structure):
+    """`Rounding`."""
+
+    _fields_ = (
+        ("layout", CLayout),
+        *((name, SIZE) for name in ("block", "width")),
+        *((name, POINTER) for name in ("x", "xs", "xt")),
+    )
+
+
+class CProduct(ctypes.Structure):
+    """`Product`."""
+
+    _fields_ = (("panels", POINTER), ("dense", POINTER), ("rounding", SIZE), ("to", CColumns), ("add", c_int))
+
+
+class CLinear(ctypes.Structure):
+    """`Linear`."""
+
+    _fields_ = (
+        ("source", CSource),
+        *((name, POINTER) for name in ("roundings", "products")),
+        *((name, SIZE) for name in ("rounding_count", "product_count")),
+        ("made", POINTER),
+        ("picked", c_int),
+    )
+
+
+class CRotary(ctypes.Structure):
+    """`Rotary`."""
+
+    _fields_ = (*((name, POINTER) for name in ("frequency", "cosine", "sine")), ("half", SIZE), ("scale", c_float))
+
+
+class CAttention(ctypes.Structure):
+    """`Attention`."""
+
+    _fields_ = (
+        *((name, CColumns) for name in ("query", "key", "value", "to")),
+        *((name, SIZE) for name in ("heads", "groups", "size")),
+        *((name, POINTER) for name in ("query_norm", "key_norm", "rotary", "pages")),
+        ("window", SIZE),
+        ("type", c_int),
+        *((name, c_float) for name in ("eps", "scale", "cap")),
+    )
+
+
+class CEmbed(ctypes.Structure):
+    """`Embed`."""
+
+    _fields_ = (("panels", POINTER), ("dense", POINTER), ("layout", CLayout), ("to", CColumns), ("scale", c_float))
+
+
+class CMake(ctypes.Structure):
+    """`Make`."""
+
+    _fields_ = (("source", CSource), ("to", CColumns), ("turn", SIZE), ("made", POINTER), ("add", c_int))
+
+
+class CBound(ctypes.Structure):
+    """`Bound`."""
+
+    _fields_ = (("at", POINTER), ("width", SIZE), ("cap", c_float))
+
+
+class COperation(ctypes.Structure):
+    """`Operation`."""
+
+    _fields_ = (("code", SIZE), ("what", POINTER))
+
+
+class CPart(ctypes.Structure):
+    """`Part`."""
+
+    _fields_ = (*((name, SIZE) for name in ("row", "count", "place")), ("pages", POINTER))
+
+
+class CPass(ctypes.Structure):
+    """`Pass`."""
+
+    _fields_ = (
+        *((name, SIZE) for name in ("rows", "parts", "picks")),
+        *((name, POINTER) for name in ("tokens", "places", "slots", "picked", "part")),
+    )

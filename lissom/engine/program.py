@@ -1,0 +1,387 @@
+"""A model as a program: operations on rows of floats that are put together once, and run in C for each pass (step.c).
+
+An operation reads columns of matrices that have a row for each token of the pass, and writes others. What lies between
+two layers (a norm, a gate, a residual) is done where the next one makes or the last one writes its numbers, so that a
+block of a decoder is five operations.
+"""
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from lissom.engine.kernels import native
+from lissom.engine.kernels.lowrank import LowRankLinear
+from lissom.engine.kernels.native import structs
+from lissom.engine.kernels.panels import PanelEmbedding, PanelLinear
+from lissom.engine.kernels.signs import SignsLinear
+from lissom.engine.kernels.sum import SumLinear
+from lissom.engine.kernels.turned import TurnedLinear
+from lissom.engine.pages import PAGE
+from lissom.errors import LissomError, ModelError
+
+TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}
+GATES = {"silu": 0, "swish": 0, "gelu_pytorch_tanh": 1, "gelu_new": 1, "relu": 2}
+T = TypeVar("T")
+SCALE_BYTES = 4  # of a token's and head's keys, or values, of 8 bits
+
+
+class Code(IntEnum):
+    """The operations, as step.c counts them."""
+
+    EMBED, ROTARY, MAKE, LINEAR, ATTENTION, BOUND = range(6)
+
+
+class Kind(IntEnum):
+    """How the input of a layer is made of a row, as step.h counts it."""
+
+    AS_IS, NORMED, SCALED, GATED = range(4)
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Columns of a matrix of floats, from `first` on."""
+
+    matrix: Float[Tensor, "m n"]
+    first: int = 0
+
+    def given(self) -> structs.CColumns:
+        """As the library is given them."""
+        return structs.CColumns(self.matrix.data_ptr() + self.first * self.matrix.itemsize, self.matrix.shape[1])
+
+    def after(self, width: int) -> "Columns":
+        """Those behind the first so many."""
+        return Columns(self.matrix, self.first + width)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """The input of a layer: columns, normed or scaled by a weight, or times what another row's gate lets through."""
+
+    at: Columns
+    width: int
+    kind: Kind = Kind.AS_IS
+    weight: Float[Tensor, " n"] | None = None
+    eps: float = 0.0
+    gate: Columns | None = None
+    shape: int = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Product:
+    """A layer, where its outputs go, and whether they are added to what is there."""
+
+    layer: nn.Module
+    to: Columns
+    add: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Angles:
+    """By how many radians a token each pair of features of a head is turned, and by what it is multiplied."""
+
+    frequency: Float[Tensor, " half"]
+    scale: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attention:
+    """Where a layer's queries, keys and values are, what is done to them, and what they see."""
+
+    query: Columns
+    key: Columns
+    value: Columns
+    to: Columns
+    heads: int
+    groups: int
+    size: int
+    scale: float
+    query_norm: Float[Tensor, " size"] | None = None
+    key_norm: Float[Tensor, " size"] | None = None
+    eps: float = 0.0
+    window: int = 0
+    cap: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Consecutive tokens of one sequence: their numbers, the position of the first, and the pages of the sequence."""
+
+    tokens: Sequence[int]
+    place: int
+    pages: Sequence[int]
+
+
+class Program:
+    """Operations are appended, `finish` makes the room that they share, and then it runs: at most `rows` tokens.
+
+    The tensors of the model are read where they lie: it must stay as it is.
+
+    Raises:
+        ModelError: a layer that the library cannot run.
+    """
+
+    def __init__(self, rows: int, kernel: str) -> None:
+        self.rows, self._kernel, self._threads = rows, native.KERNELS.index(kernel), torch.get_num_threads()
+        self._held: list[object] = []  # what the library is given the addresses of
+        self._operations: list[structs.COperation] = []
+        self._roundings: list[list[structs.CRounding]] = []  # the first of each operation, the second, ...
+        self._made: list[tuple[structs.CLinear | structs.CMake, int]] = []  # who needs room, for so many floats
+        self._ends: list[structs.CProduct | structs.CBound] = []  # who is told where the logits go
+        self._angles: dict[int, structs.CRotary] = {}
+        self._caches: list[Tensor] = []
+        self._vocabulary = 0
+        self._logits = torch.empty(0, 0)
+
+    def matrix(self, width: int) -> Columns:
+        """A new matrix of floats."""
+        return Columns(self._hold(torch.zeros(self.rows, width)))
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of keys and values."""
+        return sum(pages.nbytes for pages in self._caches)
+
+    def embed(self, table: nn.Module, to: Columns, scale: float = 1.0) -> None:
+        """Rows of an embedding, times a number."""
+        made = structs.CEmbed(to=to.given(), scale=scale)
+        if isinstance(table, PanelEmbedding):
+            made.panels, made.layout = self._panels(table.panels), structs.CLayout(*table.panels.layout)
+        else:
+            made.dense, made.layout = self._dense(table), structs.CLayout(inputs=to.matrix.shape[1])
+        self._append(Code.EMBED, made)
+
+    def angles(self, angles: Angles) -> structs.CRotary:
+        """The angles of each pass, made once for all layers that turn by them."""
+        frequency = self._hold(angles.frequency.float().contiguous())
+        cosine, sine = (self._hold(torch.zeros(self.rows, len(frequency))) for _ in range(2))
+        made = structs.CRotary(address(frequency), address(cosine), address(sine), len(frequency), angles.scale)
+        self._append(Code.ROTARY, made)
+        return made
+
+    def make(self, source: Source, to: Columns, *, add: bool = False, turn: int = 0) -> None:
+        """to = source, or to += source; turned by Hadamard matrices of `turn` features."""
+        made = structs.CMake(source=self._source(source), to=to.given(), turn=turn, add=add)
+        self._made.append((made, self._threads * source.width))
+        self._append(Code.MAKE, made)
+
+    def linear(self, source: Source, *products: Product) -> None:
+        """Layers that read the same input."""
+        plain = [product for product in products if isinstance(product.layer, PanelLinear | nn.Linear)]
+        if plain:
+            self._linear(source, plain)
+        for product in products:
+            if product not in plain:
+                self._composed(source, product)
+
+    def head(self, source: Source, layer: nn.Module, cap: float | None) -> None:
+        """The logits of the rows that are picked, kept within ±cap."""
+        if not isinstance(layer, PanelLinear | nn.Linear):
+            raise ModelError(f"engine: a head that is a {type(layer).__name__} runs in PyTorch only")
+        nowhere = Columns(torch.empty(0, outputs(layer)))
+        self._vocabulary = outputs(layer)
+        linear, (made,) = self._linear(source, [Product(layer, nowhere)])
+        linear.picked = 1
+        self._ends.append(made)
+        if cap is not None:
+            bound = structs.CBound(width=self._vocabulary, cap=cap)
+            self._ends.append(bound)
+            self._append(Code.BOUND, bound)
+
+    def attention(self, what: Attention, angles: structs.CRotary | None, dtype: torch.dtype, pages: int) -> None:
+        """Attention over a cache of its own, of so many pages."""
+        wide = -(-what.size // 16) * 16
+        scale = SCALE_BYTES if dtype == torch.int8 else 0
+        kept = torch.zeros(
+            pages * what.groups * PAGE * ((what.size + wide) * dtype.itemsize + 2 * scale), dtype=torch.uint8
+        )
+        self._caches.append(kept)
+        norms = [
+            None if norm is None else address(self._hold(norm.float().contiguous()))
+            for norm in (what.query_norm, what.key_norm)
+        ]
+        made = structs.CAttention(
+            *(columns.given() for columns in (what.query, what.key, what.value, what.to)),
+            *(what.heads, what.groups, what.size),
+            *norms,
+            None if angles is None else ctypes.addressof(angles),
+            address(kept),
+            *(what.window, TYPES[dtype]),
+            *(what.eps, what.scale, what.cap),
+        )
+        self._append(Code.ATTENTION, made)
+
+    def finish(self) -> "Program":
+        """Make the room that operations share."""
+        for same in self._roundings:
+            sizes = [(rounding.width, rounding.width // rounding.block) for rounding in same]
+            codes = torch.empty(self.rows * max(width for width, _ in sizes) + 64, dtype=torch.int8)
+            scales, sums = (torch.empty(self.rows * max(blocks for _, blocks in sizes) + 64) for _ in range(2))
+            for rounding in same:
+                rounding.x, rounding.xs, rounding.xt = (address(self._hold(part)) for part in (codes, scales, sums))
+        room = self._hold(torch.empty(max((size for _, size in self._made), default=0)))
+        for made, _ in self._made:
+            made.made = address(room)
+        self._all = (structs.COperation * len(self._operations))(*self._operations)
+        return self
+
+    def run(self, parts: Sequence[Part], picked: Sequence[int]) -> Float[np.ndarray, "r v"]:
+        """One pass over at most `rows` tokens: the logits of rows that are picked, which the next pass overwrites."""
+        opened = native.library()
+        assert opened is not None
+        self._tell(len(picked))
+        counts = [len(part.tokens) for part in parts]
+        tokens = integers([token for part in parts for token in part.tokens])
+        places = np.concatenate(
+            [
+                np.arange(part.place, part.place + count, dtype=np.int32)
+                for part, count in zip(parts, counts, strict=True)
+            ]
+        )
+        pages = [integers(part.pages) for part in parts]
+        rows = np.repeat(np.arange(len(parts)), counts)
+        slots = np.concatenate([own[places[rows == at] // PAGE] for at, own in enumerate(pages)]) * PAGE + places % PAGE
+        first = np.cumsum([0, *counts])
+        listed = (structs.CPart * len(parts))(
+            *(
+                structs.CPart(int(first[at]), counts[at], part.place, pages[at].ctypes.data)
+                for at, part in enumerate(parts)
+            )
+        )
+        wanted = integers(picked)
+        given = structs.CPass(
+            *(len(tokens), len(parts), len(picked)),
+            *(array.ctypes.data for array in (tokens, places, slots, wanted)),
+            ctypes.addressof(listed),
+        )
+        if opened.lissom_step(self._all, len(self._all), ctypes.addressof(given), self._kernel, self._threads):
+            raise LissomError(f"engine: no memory for a pass of {len(tokens)} tokens; use smaller chunks")
+        return self._logits[: len(picked)].numpy()
+
+    def _tell(self, count: int) -> None:
+        """Room for so many rows of logits."""
+        if count <= len(self._logits):
+            return
+        self._logits = torch.empty(count, self._vocabulary)
+        for end in self._ends:
+            if isinstance(end, structs.CProduct):
+                end.to = Columns(self._logits).given()
+            else:
+                end.at = address(self._logits)
+
+    def _linear(self, source: Source, products: Sequence[Product]) -> tuple[structs.CLinear, list[structs.CProduct]]:
+        layouts = list(dict.fromkeys(rounding_of(one.layer) for one in products if isinstance(one.layer, PanelLinear)))
+        roundings = (structs.CRounding * len(layouts))()
+        for at, (rounding, (layout, block, width)) in enumerate(zip(roundings, layouts, strict=True)):
+            rounding.layout, rounding.block, rounding.width = structs.CLayout(*layout), block, width
+            self._roundings.extend([] for _ in range(at + 1 - len(self._roundings)))
+            self._roundings[at].append(rounding)
+        made = (structs.CProduct * len(products))(*(self._product(product, layouts) for product in products))
+        linear = structs.CLinear(
+            source=self._source(source),
+            roundings=ctypes.addressof(self._hold(roundings)),
+            products=ctypes.addressof(self._hold(made)),
+            rounding_count=len(layouts),
+            product_count=len(products),
+        )
+        dense = any(isinstance(product.layer, nn.Linear) for product in products)
+        self._made.append((linear, source.width * (self.rows if dense else self._threads)))
+        self._append(Code.LINEAR, linear)
+        return linear, list(made)
+
+    def _product(self, product: Product, layouts: Sequence[object]) -> structs.CProduct:
+        layer = product.layer
+        if isinstance(layer, PanelLinear):
+            panels, rounding = self._panels(layer), layouts.index(rounding_of(layer))
+            return structs.CProduct(panels=panels, rounding=rounding, to=product.to.given(), add=product.add)
+        return structs.CProduct(dense=self._dense(layer), to=product.to.given(), add=product.add)
+
+    def _composed(self, source: Source, product: Product) -> None:
+        """A layer that is several of them."""
+        layer, to, add = product.layer, product.to, product.add
+        if isinstance(layer, SumLinear):
+            self.linear(source, Product(layer.base, to, add))
+            self.linear(source, Product(layer.correction, to, True))
+        elif isinstance(layer, LowRankLinear):
+            between = self.matrix(outputs(layer.right))
+            self.linear(source, Product(layer.right, between))
+            self.linear(Source(at=between, width=outputs(layer.right)), Product(layer.left, to, add))
+        elif isinstance(layer, TurnedLinear):
+            turned = self.matrix(source.width)
+            self.make(source, turned, turn=layer.size)
+            self.linear(Source(at=turned, width=source.width), Product(layer.base, to, add))
+        elif isinstance(layer, SignsLinear):
+            given, between = self.matrix(source.width), self.matrix(outputs(layer.right))
+            self.make(source, given)
+            scaled = Source(at=given, width=source.width, kind=Kind.SCALED, weight=layer.columns)
+            self.linear(scaled, Product(layer.right, between))
+            self.linear(Source(at=between, width=outputs(layer.right)), Product(layer.left, to, add))
+        else:
+            raise ModelError(f"engine: a layer that is a {type(layer).__name__} runs in PyTorch only")
+
+    def _source(self, source: Source) -> structs.CSource:
+        weight = None if source.weight is None else address(self._hold(source.weight.float().contiguous()))
+        gate = structs.CColumns() if source.gate is None else source.gate.given()
+        return structs.CSource(source.at.given(), gate, weight, source.width, source.kind, source.shape, source.eps)
+
+    def _panels(self, layer: PanelLinear) -> int:
+        self._hold(layer)
+        return ctypes.addressof(self._hold(structs.CPanels.from_buffer_copy(layer.given().panels)))
+
+    def _dense(self, layer: nn.Module) -> int:
+        weight, bias = layer.weight, getattr(layer, "bias", None)
+        if (
+            not isinstance(weight, Tensor)
+            or weight.dtype not in TYPES
+            or not weight.is_contiguous()
+            or weight.device.type != "cpu"
+        ):
+            raise ModelError(
+                f"engine: a {type(layer).__name__} whose weight is {type(weight).__name__} runs in PyTorch only"
+            )
+        held = None if bias is None else self._hold(bias.detach().float().contiguous())
+        where = None if held is None else address(held)
+        given = structs.CDense(address(self._hold(weight)), where, *weight.shape, TYPES[weight.dtype])
+        return ctypes.addressof(self._hold(given))
+
+    def _append(self, code: Code, what: ctypes.Structure) -> None:
+        self._operations.append(structs.COperation(code, ctypes.addressof(self._hold(what))))
+
+    def _hold(self, what: T) -> T:
+        self._held.append(what)
+        return what
+
+
+def outputs(layer: nn.Module) -> int:
+    """Outputs of a linear layer of any kind."""
+    if isinstance(layer, PanelLinear):
+        return layer.shape[0]
+    if isinstance(layer, SumLinear | TurnedLinear):
+        return outputs(layer.base)
+    if isinstance(layer, SignsLinear | LowRankLinear):
+        return outputs(layer.left)
+    found = getattr(layer, "out_features", None)
+    if not isinstance(found, int):
+        raise ModelError(f"engine: a layer that is a {type(layer).__name__} runs in PyTorch only")
+    return found
+
+
+def rounding_of(layer: PanelLinear) -> tuple[tuple[int, ...], int, int]:
+    """What layers must agree on to read the same integers."""
+    return layer.layout, layer.block, layer.width
+
+
+def address(tensor: Tensor) -> int:
+    """Where its numbers begin."""
+    return tensor.data_ptr()
+
+
+def integers(values: Sequence[int]) -> np.ndarray:
+    """As the library reads them."""
+    return np.array(values, dtype=np.int32)
