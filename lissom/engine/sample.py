@@ -3,12 +3,15 @@
 Shapes: v vocabulary.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 
 from lissom.engine.sequence import Choice, Sampling
+
+COLDEST = 1e-30  # a temperature below it would be 0 in single precision
+MOST = 1024  # tokens that are nearly always enough for a nucleus
 
 
 def choose(
@@ -16,18 +19,22 @@ def choose(
     sampling: Sampling,
     random: np.random.Generator,
     *,
+    prompt: Sequence[int] = (),
+    generated: Sequence[int] = (),
     banned: Collection[int] = (),
+    allowed: Bool[np.ndarray, " v"] | None = None,
 ) -> Choice:
-    """The next token, its log-probability and the best alternatives; `banned` tokens are never chosen."""
-    allowed = logits
-    if banned:
-        allowed = logits.copy()
-        allowed[list(banned)] = -np.inf
-    token = int(allowed.argmax()) if sampling.temperature == 0 else _draw(allowed, sampling, random)
+    """The next token, its log-probability and the best alternatives; only `allowed` tokens, never `banned` ones.
+
+    The penalties look at the tokens of `prompt` and those `generated` after it.
+    """
+    scores = _scores(logits, sampling, prompt, generated, banned, allowed)
+    token = int(scores.argmax()) if sampling.temperature == 0 else _draw(scores, sampling, random)
     if sampling.logprobs is None:
         return Choice(token=token, logprob=0.0)
     logprobs = log_softmax(logits)
     best = _largest(logprobs, sampling.logprobs)
+    best = best[np.argsort(-logprobs[best], kind="stable")]
     return Choice(token=token, logprob=float(logprobs[token]), top=tuple((int(i), float(logprobs[i])) for i in best))
 
 
@@ -37,32 +44,69 @@ def log_softmax(logits: Float[np.ndarray, " v"]) -> Float[np.ndarray, " v"]:
     return np.asarray(shifted - np.log(np.exp(shifted).sum()))
 
 
-def _draw(logits: Float[np.ndarray, " v"], sampling: Sampling, random: np.random.Generator) -> int:
-    """One draw by inverting the cumulative distribution over the tokens that the filters leave, best first."""
-    order = _largest(logits, sampling.top_k or len(logits))
-    p = np.exp(log_softmax(logits[order] / sampling.temperature))
-    kept = _filtered(p, sampling)
-    cumulative = np.cumsum(p[:kept])
-    return int(order[np.searchsorted(cumulative, random.random() * cumulative[-1], side="right").clip(max=kept - 1)])
+def nucleus(weights: Float[np.ndarray, " k"], top_p: float) -> Float[np.ndarray, " k"]:
+    """The fewest weights whose sum reaches top_p of all (Holtzman et al. 2020, arXiv:1904.09751), 0 for the rest."""
+    wanted, size = top_p * weights.sum(), min(MOST, len(weights))
+    best = np.partition(weights, -size)[-size:]
+    descending = np.sort(best if best.sum() >= wanted else weights)[::-1]
+    count = int(descending.cumsum().searchsorted(wanted)) + 1
+    kept, tokens = np.zeros_like(weights), _largest(weights, count)
+    kept[tokens] = weights[tokens]
+    return kept
 
 
-def _filtered(p: Float[np.ndarray, " k"], sampling: Sampling) -> int:
-    """How many of the descending probabilities top_p and min_p keep; never none.
+def _scores(
+    logits: Float[np.ndarray, " v"],
+    sampling: Sampling,
+    prompt: Sequence[int],
+    generated: Sequence[int],
+    banned: Collection[int],
+    allowed: Bool[np.ndarray, " v"] | None,
+) -> Float[np.ndarray, " v"]:
+    """The logits after penalties, biases and bans; the logits themselves where there are none.
 
-    top_p keeps the fewest whose sum reaches it (Holtzman et al. 2020, arXiv:1904.09751); min_p those at least that
-    fraction of the largest (Nguyen et al. 2024, arXiv:2407.01082).
+    repetition_penalty r: z / r where z > 0, else z r, for each token seen (Keskar et al. 2019, arXiv:1909.05858);
+    presence p and frequency f: z - p - f c, for each token generated c times (the OpenAI API).
     """
-    nucleus = len(p) if sampling.top_p >= 1 else int(np.searchsorted(np.cumsum(p), sampling.top_p)) + 1
-    likely = int((p >= sampling.min_p * p[0]).sum())
-    return max(1, min(nucleus, likely))
+    if not (sampling.adjusts or banned) and allowed is None:
+        return logits
+    scores = logits.copy()
+    if sampling.repetition_penalty != 1:
+        seen = np.array([*prompt, *generated], dtype=np.int64)
+        penalty = sampling.repetition_penalty
+        scores[seen] = np.where(logits[seen] > 0, logits[seen] / penalty, logits[seen] * penalty)
+    if sampling.presence_penalty or sampling.frequency_penalty:
+        seen, counts = np.unique(np.array(generated, dtype=np.int64), return_counts=True)
+        scores[seen] -= sampling.presence_penalty + sampling.frequency_penalty * counts
+    scores[list(sampling.logit_bias)] += np.array(list(sampling.logit_bias.values()))
+    scores[list(banned)] = -np.inf
+    return scores if allowed is None else np.where(allowed, scores, -np.inf)
 
 
-def _largest(values: Float[np.ndarray, " v"], k: int) -> np.ndarray:
-    """Indices of the k largest values, best first, the lower index first among equals."""
+def _draw(logits: Float[np.ndarray, " v"], sampling: Sampling, random: np.random.Generator) -> int:
+    """One draw by inverting the cumulative distribution over the tokens that the filters leave, in their order."""
+    tokens = _largest(logits, sampling.top_k) if sampling.top_k else None
+    cumulative = _weights(logits if tokens is None else logits[tokens], sampling).cumsum()
+    place = cumulative.searchsorted((1 - random.random()) * cumulative[-1])  # above 0, so nothing of weight 0 is met
+    return int(place if tokens is None else tokens[place])
+
+
+def _weights(logits: Float[np.ndarray, " k"], sampling: Sampling) -> Float[np.ndarray, " k"]:
+    """What each token weighs beside the most probable one; those that top_p and min_p drop weigh nothing.
+
+    min_p keeps those at least that fraction of the largest (Nguyen et al. 2024, arXiv:2407.01082).
+    """
+    weights: np.ndarray = np.exp((logits - logits.max()) / max(sampling.temperature, COLDEST)).astype(np.float64)
+    if sampling.top_p < 1:
+        weights = nucleus(weights, sampling.top_p)
+    if sampling.min_p:
+        weights[weights < sampling.min_p] = 0
+    return weights
+
+
+def _largest(values: Float[np.ndarray, " v"], k: int) -> Int[np.ndarray, " k"]:
+    """Indices of the k largest values, in their order; of equal ones the first."""
     k = min(k, len(values))
-    if k < len(values):
-        border = np.partition(values, len(values) - k)[len(values) - k] if k else np.inf
-        candidates = np.flatnonzero(values >= border)
-    else:
-        candidates = np.arange(len(values))
-    return np.asarray(candidates[np.argsort(-values[candidates], kind="stable")][:k])
+    border = np.partition(values, -k)[-k] if k else np.inf
+    above, equal = np.flatnonzero(values > border), np.flatnonzero(values == border)
+    return np.sort(np.concatenate([above, equal[: k - len(above)]]))

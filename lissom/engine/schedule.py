@@ -2,12 +2,15 @@
 
 Older sequences come first, always: they decode first, they are admitted first, and when pages run out it is the
 youngest that gives its own up and waits to be run again. So the oldest always makes progress and nobody starves.
+
+A sequence whose beginning is computed for another one in this very pass waits for the next, and takes it over: several
+continuations of one prompt cost one reading of it.
 """
 
 from collections import deque
 from dataclasses import dataclass
 
-from lissom.engine.pages import Pages
+from lissom.engine.pages import Pages, filled
 from lissom.engine.sequence import Sequence
 
 
@@ -24,6 +27,11 @@ class Slice:
         """Whether this is the last token known, so that the next one can be chosen."""
         return self.start + self.count == self.sequence.length
 
+    @property
+    def keys(self) -> list[bytes]:
+        """The keys of the pages that it fills."""
+        return filled(self.sequence, self.start, self.start + self.count)
+
 
 class Schedule:
     """The sequences that wait and those that run, both oldest first."""
@@ -32,6 +40,7 @@ class Schedule:
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self.preemptions = 0
+        self.reused_tokens = 0
         self._pages = pages
         self._max_batch = max_batch
         self._chunk = chunk
@@ -56,20 +65,33 @@ class Schedule:
             if sequence in self.running and count and self._make_room(sequence, sequence.cached + count):
                 slices.append(Slice(sequence=sequence, start=sequence.cached, count=count))
                 budget -= count if sequence.pending > 1 else 0
-        while budget and self._can_admit():
-            sequence = self.waiting.popleft()
+        while budget and self._admit(slices):
+            sequence = self.running[-1]
             count = min(sequence.pending, budget)
-            self._pages.grow(sequence, sequence.length)
-            self.running.append(sequence)
-            slices.append(Slice(sequence=sequence, start=0, count=count))
+            slices.append(Slice(sequence=sequence, start=sequence.cached, count=count))
             budget -= count
         return slices
 
-    def _can_admit(self) -> bool:
-        """The whole prompt must fit: half of one would hold pages that those already running need to finish."""
+    def record(self, slices: list[Slice]) -> None:
+        """Note that the slices have been run: what they cached can be reused."""
+        for piece in slices:
+            piece.sequence.cached += piece.count
+            self._pages.keep(piece.sequence, piece.start)
+
+    def _admit(self, slices: list[Slice]) -> bool:
+        """Let the oldest that waits run, unless it waits for one of the slices to compute its beginning.
+
+        The whole prompt must fit: half of one would hold pages that those already running need to finish.
+        """
         if not self.waiting or len(self.running) >= self._max_batch:
             return False
-        return self._pages.fits(self.waiting[0], self.waiting[0].length)
+        sequence = self.waiting[0]
+        coming = {key for piece in slices for key in piece.keys}
+        if not coming.isdisjoint(self._pages.missing(sequence)) or not self._pages.admit(sequence):
+            return False
+        self.running.append(self.waiting.popleft())
+        self.reused_tokens += sequence.cached
+        return True
 
     def _make_room(self, sequence: Sequence, tokens: int) -> bool:
         """Grow the sequence, at the cost of the youngest ones; False where it had to give way itself."""

@@ -1,11 +1,12 @@
 """One sequence: a prompt, how its continuation is sampled, and how far it has come."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 
+from lissom.engine.grammar import Constraint, Grammar
 from lissom.engine.text import Detokenizer
 from lissom.errors import DataError
 
@@ -18,7 +19,13 @@ class Sampling:
 
     `temperature` 0 takes the most probable token. The filters apply in the order top_k, top_p, min_p. Equal seeds
     give equal draws. `max_tokens` None means up to the end of the context. `logprobs` asks for that many alternatives
-    beside the log-probability of the chosen token; they are the model's own, before temperature and filters.
+    beside the log-probability of the chosen token; they are the model's own, before all that follows.
+
+    `repetition_penalty` divides the score of every token of prompt and continuation, `presence_penalty` and
+    `frequency_penalty` lower that of every token of the continuation, once or as often as it came, and `logit_bias`
+    adds to the scores of single tokens; all this before temperature and filters. `stop` strings and `stop_tokens` end
+    the text and are not part of it; so do the model's own end tokens, unless `ignore_eos`. With a `grammar` the
+    text becomes what that says, and ends where it may, at the latest where nothing can follow.
 
     Raises:
         DataError: a value out of its range.
@@ -31,8 +38,14 @@ class Sampling:
     seed: int | None = None
     max_tokens: int | None = None
     min_tokens: int = 0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
     stop: tuple[str, ...] = ()
+    stop_tokens: tuple[int, ...] = ()
     ignore_eos: bool = False
+    grammar: Grammar | None = None
     logprobs: int | None = None
 
     def __post_init__(self) -> None:
@@ -41,6 +54,11 @@ class Sampling:
         _within("top_k", self.top_k, 0, None)
         _within("min_p", self.min_p, 0, 1)
         _within("min_tokens", self.min_tokens, 0, self.max_tokens)
+        _within("repetition_penalty", self.repetition_penalty, 0.01, 100)
+        _within("presence_penalty", self.presence_penalty, -2, 2)
+        _within("frequency_penalty", self.frequency_penalty, -2, 2)
+        for token, bias in self.logit_bias.items():
+            _within(f"logit_bias of token {token}", bias, -100, 100)
         if self.seed is not None:
             _within("seed", self.seed, 0, None)
         if self.max_tokens is not None:
@@ -49,6 +67,18 @@ class Sampling:
             _within("logprobs", self.logprobs, 0, None)
         if "" in self.stop:
             raise DataError("sampling: stop holds an empty string, which would stop at once; leave it out")
+        if self.grammar is not None and (self.ignore_eos or self.min_tokens):
+            raise DataError("sampling: a grammar says where the text ends; leave ignore_eos and min_tokens out")
+
+    @property
+    def adjusts(self) -> bool:
+        """Whether the scores of tokens are changed before one is chosen."""
+        penalties = self.repetition_penalty != 1 or self.presence_penalty or self.frequency_penalty
+        return bool(penalties or self.logit_bias)
+
+    def ends(self, usual: frozenset[int]) -> frozenset[int]:
+        """The tokens that end the text, of those that usually do and those asked for."""
+        return frozenset(self.stop_tokens) | (frozenset() if self.ignore_eos else usual)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +95,8 @@ class Sequence:
     """A prompt and what has been generated after it.
 
     `cached` counts the leading tokens whose keys and values lie in `pages`; it falls back to 0 when the sequence has
-    to give its pages up, and the tokens are then run again. `text` is what may be shown: whole characters, and no
+    to give its pages up, and the tokens are then run again, but for those whose pages are still there. `keys` are
+    those of its full pages, as far as they have been asked for. `text` is what may be shown: whole characters, and no
     part of a stop string.
     """
 
@@ -74,9 +105,11 @@ class Sequence:
     limit: int
     detokenizer: Detokenizer
     random: np.random.Generator
+    constraint: Constraint | None = None
     generated: list[int] = field(default_factory=list)
     choices: list[Choice] = field(default_factory=list)
     pages: list[int] = field(default_factory=list)
+    keys: list[bytes] = field(default_factory=list)
     cached: int = 0
     text: str = ""
     finish: Finish | None = None
@@ -101,22 +134,23 @@ class Sequence:
         self.generated.append(choice.token)
         if self.sampling.logprobs is not None:
             self.choices.append(choice)
-        if choice.token in end and not self.sampling.ignore_eos:
-            self._close("stop")
+        ended = None if self.constraint is None else self.constraint.push(choice.token)
+        if choice.token in end:
+            self._close(ended or "stop")
             return
         armed = len(self.generated) >= self.sampling.min_tokens
         self.text += self.detokenizer.push(choice.token, armed=armed)
         if self.detokenizer.stopped:
             self.finish = "stop"
-        elif len(self.generated) >= self.limit:
-            self._close("length")
+        elif ended or len(self.generated) >= self.limit:
+            self._close(ended or "length")
 
     def _close(self, finish: Finish) -> None:
         self.text += self.detokenizer.flush()
         self.finish = "stop" if self.detokenizer.stopped else finish
 
 
-def _within(name: str, value: float | int, low: int, high: int | None) -> None:
+def _within(name: str, value: float, low: float, high: float | None) -> None:
     """`not (low <= value)` rather than `value < low`, so that NaN is refused as well."""
     if not (low <= value and (high is None or value <= high)):
         possible = f"at least {low}" if high is None else f"from {low} to {high}"

@@ -5,6 +5,7 @@ joined by newlines: right for a model that was never taught turns.
 """
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
@@ -15,7 +16,8 @@ from jinja2 import TemplateError
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from lissom.engine import Sampling
+from lissom.engine import Grammar, Sampling
+from lissom.engine import Sequence as EngineSequence
 from lissom.errors import DataError
 from lissom.server.answers import PING, Answer, Chat, Completion, Shape, event
 from lissom.server.failures import openai_error, say, unknown_model
@@ -82,16 +84,18 @@ class Language:
         arrived, each = time.monotonic(), asked.n or 1
         if prompts * each > MAX_CHOICES:
             raise DataError(f"n: {prompts} prompts times n={each} is more than {MAX_CHOICES} choices; ask for fewer")
+
+        def prepare() -> list[EngineSequence]:
+            copies = [_nth(sampling, copy) for copy in range(each)]
+            return [self.worker.engine.prepare(prompt, one) for prompt in encode() for one in copies]
+
         with self.worker.reserve(prompts * each):
-            encoded = await asyncio.to_thread(encode)
-            sequences = [
-                self.worker.engine.prepare(prompt, _nth(sampling, copy)) for prompt in encoded for copy in range(each)
-            ]
+            sequences = await asyncio.to_thread(prepare)
         answer = Answer(
             shape=shape,
             model=self.service.name,
             count=len(sequences),
-            prompt_tokens=sum(map(len, encoded)),
+            prompt_tokens=sum(len(one.prompt) for one in sequences[::each]),
             with_usage=bool(asked.stream_options and asked.stream_options.include_usage),
             with_logprobs=sampling.logprobs is not None,
             spell=self._spell,
@@ -195,13 +199,31 @@ def _sampling(asked: Generation, max_tokens: int | None, logprobs: int | None) -
         top_p=1.0 if asked.top_p is None else float(asked.top_p),
         top_k=max(asked.top_k or 0, 0),
         min_p=float(asked.min_p or 0),
+        repetition_penalty=1.0 if asked.repetition_penalty is None else float(asked.repetition_penalty),
+        presence_penalty=float(asked.presence_penalty or 0),
+        frequency_penalty=float(asked.frequency_penalty or 0),
+        logit_bias={int(token): float(bias) for token, bias in (asked.logit_bias or {}).items()},
         seed=None if asked.seed is None else asked.seed % 2**64,
         max_tokens=max_tokens,
         min_tokens=asked.min_tokens,
         stop=tuple(stop),
+        stop_tokens=tuple(asked.stop_token_ids or ()),
         ignore_eos=asked.ignore_eos,
+        grammar=_grammar(asked),
         logprobs=logprobs,
     )
+
+
+def _grammar(asked: Generation) -> Grammar | None:
+    """What the text must be, if anything was asked for."""
+    parts = [part for part in (asked.response_format, asked.structured_outputs) if part is not None]
+    wanted = [item for part in parts for item in part.grammars.items()]
+    if len(wanted) > 1:
+        raise DataError("response_format and structured_outputs: both say what the text must be; give one")
+    if not wanted:
+        return None
+    kind, value = wanted[0]
+    return Grammar(kind=kind, text=value if isinstance(value, str) else json.dumps(value))
 
 
 def _nth(sampling: Sampling, copy: int) -> Sampling:

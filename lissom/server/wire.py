@@ -5,18 +5,22 @@ it was heard. Fields of the OpenAI API that are listed with a single possible va
 clients like to send.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 MAX_TOP_LOGPROBS = 20
 MAX_CHOICES = 16
 MAX_STOPS = 16
+MAX_LISTED = 1024
 
 Text = Annotated[str, Field(max_length=4_000_000)]
 Stop = Annotated[str, Field(min_length=1, max_length=256)]
 Name = Annotated[str, Field(max_length=256)]
 Token = Annotated[int, Field(ge=0)]
+TokenKey = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
+Bias = Annotated[float, Field(ge=-100, le=100)]
+Penalty = Annotated[float, Field(ge=-2, le=2)]
 
 
 class Wire(BaseModel):
@@ -32,6 +36,58 @@ class StreamOptions(Wire):
     include_obfuscation: Literal[False] | None = None
 
 
+class PlainFormat(Wire):
+    """Any text, or any JSON object."""
+
+    type: Literal["text", "json_object"]
+
+    @property
+    def grammars(self) -> dict[str, Any]:
+        """What the text must be, by the kind of grammar that says so."""
+        return {"json": {"type": "object"}} if self.type == "json_object" else {}
+
+
+class JsonSchema(Wire):
+    """A schema, which is always kept, `strict` or not."""
+
+    name: Name
+    schema_: Annotated[dict[str, Any], Field(alias="schema")]
+    description: Text | None = None
+    strict: bool | None = None
+
+
+class SchemaFormat(Wire):
+    """JSON that keeps a schema."""
+
+    type: Literal["json_schema"]
+    json_schema: JsonSchema
+
+    @property
+    def grammars(self) -> dict[str, Any]:
+        """What the text must be, by the kind of grammar that says so."""
+        return {"json": self.json_schema.schema_}
+
+
+class StructuredOutputs(Wire):
+    """What the text must be, in one of four ways (a field of vLLM)."""
+
+    json_: Annotated[dict[str, Any] | Text | None, Field(alias="json")] = None
+    regex: Text | None = None
+    choice: Annotated[list[Text], Field(min_length=1, max_length=MAX_LISTED)] | None = None
+    grammar: Text | None = None
+
+    @property
+    def grammars(self) -> dict[str, Any]:
+        """What the text must be, by the kind of grammar that says so."""
+        return self.model_dump(by_alias=True, exclude_none=True)
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if len(self.grammars) != 1:
+            raise ValueError("give one of json, regex, choice and grammar")
+        return self
+
+
 class Generation(Wire):
     """What a chat and a completion have in common."""
 
@@ -42,16 +98,20 @@ class Generation(Wire):
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=-1)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    logit_bias: Annotated[dict[TokenKey, Bias], Field(max_length=MAX_LISTED)] | None = None
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None = None
+    stop_token_ids: Annotated[list[Token], Field(max_length=MAX_STOPS)] | None = None
     ignore_eos: bool = False
+    response_format: Annotated[PlainFormat | SchemaFormat, Field(discriminator="type")] | None = None
+    structured_outputs: StructuredOutputs | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: Name | None = None
-    presence_penalty: Literal[0] | None = None
-    frequency_penalty: Literal[0] | None = None
-    logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
 
 
 class CompletionRequest(Generation):
@@ -89,12 +149,6 @@ class Message(Wire):
         return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
 
 
-class ResponseFormat(Wire):
-    """Plain text is the only format so far."""
-
-    type: Literal["text"]
-
-
 class ChatRequest(Generation):
     """POST /v1/chat/completions."""
 
@@ -102,7 +156,6 @@ class ChatRequest(Generation):
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
-    response_format: ResponseFormat | None = None
     tools: Annotated[list[Any], Field(max_length=0)] | None = None
     tool_choice: Literal["none", "auto"] | None = None
     parallel_tool_calls: bool | None = None

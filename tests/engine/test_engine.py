@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from lissom.engine import Engine, Sampling, Sequence
+from lissom.engine.pages import PAGE
 from lissom.errors import DataError
 
 TEXTS = (
@@ -63,6 +64,21 @@ def test_together_equals_transformers(
     assert (one.busy, one.usage) == (False, 0.0)
 
 
+@pytest.mark.parametrize("cache", ["float", "int8", "int4"])
+def test_what_is_taken_from_the_cache_reads_as_if_it_were_computed(model: Any, tokenizer: Any, cache: str) -> None:
+    prompt = tokenizer(" ".join(TEXTS)).input_ids
+    prompts = [prompt, prompt[:-5], [*prompt, *prompt[:9]], prompt]
+    alone = [Engine(model, tokenizer, max_tokens_in_cache=256, cache=cache).generate([one], GREEDY) for one in prompts]
+    one = Engine(model, tokenizer, max_tokens_in_cache=2048, cache=cache)
+    assert generated(one.generate(prompts, GREEDY)) == [found.generated for (found,) in alone]
+    assert one.schedule.reused_tokens > len(prompt)
+    before, talk = one.schedule.reused_tokens, [*prompt, *alone[0][0].generated]
+    again = one.add(talk, GREEDY)  # the next turn
+    one.step()
+    assert one.schedule.reused_tokens - before >= len(talk) - 1 - PAGE
+    assert one.usage == pytest.approx(len(again.pages) / 128)
+
+
 def test_several_sequences_decode_in_one_step(model: Any, tokenizer: Any, prompts: list[list[int]]) -> None:
     one = engine(model, tokenizer)
     sequences = [one.add(prompt, GREEDY) for prompt in prompts]
@@ -116,6 +132,34 @@ def test_an_end_token_stops_unless_it_is_ignored_or_too_early(
     assert ignored.generated == free
 
 
+def test_a_stop_token_ends_the_text_also_where_end_tokens_are_ignored(
+    model: Any, tokenizer: Any, prompts: list[list[int]]
+) -> None:
+    one = engine(model, tokenizer)
+    free = one.generate([prompts[0]], GREEDY)[0].generated
+    count = free.index(free[9]) + 1
+    asked = Sampling(temperature=0.0, stop_tokens=(free[9],), ignore_eos=True, max_tokens=40)
+    found = one.generate([prompts[0]], asked)[0]
+    assert (found.finish, found.generated) == ("stop", free[:count])
+    assert found.text == tokenizer.decode(free[: count - 1])
+
+
+def test_penalties_know_prompt_and_continuation(model: Any, tokenizer: Any, prompts: list[list[int]]) -> None:
+    """The oracle is the processor of transformers."""
+    found = engine(model, tokenizer).generate(
+        [prompts[3]], Sampling(temperature=0.0, max_tokens=30, repetition_penalty=1.8)
+    )[0]
+    prompt = torch.tensor([prompts[3]])
+    expected = model.generate(
+        prompt,
+        attention_mask=torch.ones_like(prompt),
+        max_new_tokens=30,
+        do_sample=False,
+        repetition_penalty=1.8,
+    )
+    assert found.generated == expected[0, prompt.shape[1] :].tolist()
+
+
 def test_log_probabilities_come_with_every_token(model: Any, tokenizer: Any, prompts: list[list[int]]) -> None:
     one = engine(model, tokenizer)
     sequence = one.generate([prompts[0]], Sampling(temperature=0.0, max_tokens=6, logprobs=2))[0]
@@ -147,6 +191,8 @@ def test_cancelling_frees_the_pages_and_keeps_the_text(model: Any, tokenizer: An
         ([], Sampling(), "a prompt is 1 or more tokens"),
         ([5, 2048], Sampling(), "from 0 to 2047"),
         ([5] * 65, Sampling(), "exceed the context of 64 tokens"),
+        ([5], Sampling(stop_tokens=(2048,)), "stop_tokens and logit_bias name tokens; possible are 0 to 2047"),
+        ([5], Sampling(logit_bias={-1: 1}), "possible are 0 to 2047"),
         ([5] * 60, Sampling(max_tokens=5), "60 prompt tokens and 5 new ones exceed the context of 64"),
     ],
 )

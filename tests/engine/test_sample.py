@@ -1,12 +1,14 @@
 """Sampling against the literal definition of the distribution that it draws from."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from lissom.engine.sample import choose, log_softmax
+from lissom.engine.sample import choose, log_softmax, nucleus
 from lissom.engine.sequence import Sampling
 from lissom.errors import DataError
 
@@ -63,8 +65,80 @@ def test_the_coldest_draws_and_the_narrowest_filters_are_greedy(logits: np.ndarr
         assert logits[choose(logits, narrow, random).token] == pytest.approx(logits[greedy], abs=1e-6)
 
 
+@settings(deadline=None, max_examples=50)
+@given(st.integers(0, 9), st.sampled_from([0.0, 1.0, 4.0]), st.floats(0, 1))
+def test_the_nucleus_is_the_fewest_that_reach_its_sum(seed: int, spread: float, top_p: float) -> None:
+    """Flat distributions need nearly all tokens, steep ones a few."""
+    weights = np.exp(np.random.default_rng(seed).normal(size=5000) * spread)
+    kept = nucleus(weights, top_p)
+    left = kept[kept > 0]
+    assert (kept[kept > 0] == weights[kept > 0]).all()
+    assert left.min() >= weights[kept == 0].max(initial=0)
+    assert left.sum() >= top_p * weights.sum() * (1 - 1e-9)
+    assert left.sum() - left.min() <= top_p * weights.sum() * (1 + 1e-9)
+
+
+def test_filters_that_drop_nothing_change_no_draw() -> None:
+    logits = np.random.default_rng(0).normal(size=3000).astype(np.float32)
+    draws = {
+        tuple(choose(logits, sampling, np.random.default_rng(seed)).token for seed in range(50))
+        for sampling in (Sampling(), Sampling(top_k=3000), Sampling(top_p=1 - 1e-12), Sampling(min_p=1e-9))
+    }
+    assert len(draws) == 1
+
+
+def test_the_coldest_temperature_that_can_be_written_draws_the_best() -> None:
+    assert choose(LOGITS, Sampling(temperature=5e-324), np.random.default_rng(0)).token == 1
+
+
+PROMPT, GENERATED = [0, 2, 2], [1, 3, 3, 1, 1]
+
+
+def adjusted(sampling: Sampling) -> list[float]:
+    """The oracle: what is written above each penalty where it was proposed, one token at a time."""
+    scores = []
+    for token, score in enumerate(LOGITS.tolist()):
+        if token in PROMPT + GENERATED:
+            score = score / sampling.repetition_penalty if score > 0 else score * sampling.repetition_penalty
+        score -= GENERATED.count(token) * sampling.frequency_penalty
+        score -= (token in GENERATED) * sampling.presence_penalty
+        scores.append(score + sampling.logit_bias.get(token, 0))
+    return scores
+
+
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        {"repetition_penalty": 1.7},
+        {"repetition_penalty": 0.5},
+        {"presence_penalty": 1.2},
+        {"frequency_penalty": 0.6},
+        {"frequency_penalty": -0.6},
+        {"logit_bias": {1: -100, 5: 4.5}},
+        {"repetition_penalty": 1.3, "presence_penalty": 0.4, "frequency_penalty": 0.2, "logit_bias": {4: 0.5}},
+    ],
+)
+def test_penalties_and_biases_change_the_scores_as_defined(knobs: dict[str, Any]) -> None:
+    scores = adjusted(Sampling(**knobs))
+    before = LOGITS.copy()
+
+    def chosen(**more: Any) -> int:
+        sampling = Sampling(**knobs, **more)
+        return choose(LOGITS, sampling, np.random.default_rng(0), prompt=PROMPT, generated=GENERATED).token
+
+    assert chosen(temperature=0.0) == int(np.argmax(scores))
+    assert chosen(seed=0) == choose(np.array(scores, dtype=np.float32), Sampling(), np.random.default_rng(0)).token
+    assert (before == LOGITS).all()
+
+
+def test_penalties_before_anything_is_generated() -> None:
+    sampling = Sampling(temperature=0.0, presence_penalty=2, frequency_penalty=2, repetition_penalty=3.0)
+    assert choose(LOGITS, sampling, np.random.default_rng(0), prompt=[1]).token == 3
+    assert choose(LOGITS, sampling, np.random.default_rng(0)).token == 1
+
+
 def test_log_probabilities_are_the_models_own() -> None:
-    sampling = Sampling(temperature=0.3, top_k=1, logprobs=3)
+    sampling = Sampling(temperature=0.3, top_k=1, logprobs=3, logit_bias={0: 1.0})
     choice = choose(LOGITS, sampling, np.random.default_rng(0))
     reference = np.log(np.exp(LOGITS.astype(float)) / np.exp(LOGITS.astype(float)).sum())
     assert choice.logprob == pytest.approx(reference[1])
@@ -93,6 +167,9 @@ def test_asking_for_no_alternatives_still_gives_the_log_probability() -> None:
         ("top_p", 1.5),
         ("top_k", -1),
         ("min_p", 2.0),
+        ("repetition_penalty", 0.0),
+        ("presence_penalty", 2.5),
+        ("frequency_penalty", -2.5),
         ("seed", -1),
         ("max_tokens", 0),
         ("min_tokens", -1),
@@ -102,6 +179,11 @@ def test_asking_for_no_alternatives_still_gives_the_log_probability() -> None:
 def test_a_value_out_of_range_is_named(name: str, value: float) -> None:
     with pytest.raises(DataError, match=f"{name}={value}"):
         Sampling(**{name: value})
+
+
+def test_a_bias_out_of_range_is_named_with_its_token() -> None:
+    with pytest.raises(DataError, match="logit_bias of token 7=101 must be from -100 to 100"):
+        Sampling(logit_bias={7: 101})
 
 
 def test_an_empty_stop_string_is_refused() -> None:

@@ -143,16 +143,18 @@ def test_an_engine_that_fails_tells_those_who_wait_and_is_not_ready(
 def test_metrics_count_what_happened(start: Any, stories: LanguageService) -> None:
     with start(create_app([stories])) as url, httpx.Client(base_url=url) as client:
         client.post("/v1/completions", json={**LONG, "max_tokens": 5})
+        client.post("/v1/completions", json={**LONG, "prompt": [5] * 40, "n": 2, "max_tokens": 1})
         client.post("/v1/completions", json={})
         client.get("/random/path")
         text = client.get("/metrics").text
-    assert 'lissom_requests_total{route="/v1/completions",code="200"} 1' in text
+    assert 'lissom_requests_total{route="/v1/completions",code="200"} 2' in text
     assert 'lissom_requests_total{route="/v1/completions",code="400"} 1' in text
     assert 'lissom_requests_total{route="other",code="404"} 1' in text
-    assert 'lissom_generated_tokens_total{model="stories"} 5' in text
-    assert 'lissom_time_to_first_token_seconds_count{model="stories"} 1' in text
+    assert 'lissom_generated_tokens_total{model="stories"} 7' in text
+    assert 'lissom_time_to_first_token_seconds_count{model="stories"} 3' in text
     assert 'lissom_time_per_token_seconds_bucket{model="stories",le="+Inf"} 4' in text
     assert 'lissom_requests_waiting{model="stories"} 0' in text
+    assert 'lissom_reused_tokens{model="stories"} 32' in text
 
 
 def test_a_port_in_use_is_one_clear_line(stories: LanguageService) -> None:

@@ -1,6 +1,7 @@
 """The OpenAI API, asked by the `openai` client over a socket, against the engine asked directly."""
 
 import json
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -127,6 +128,67 @@ def test_a_stop_string_is_not_shown(client: openai.OpenAI, expected: Sequence) -
         assert choices[-1].finish_reason == "stop"
 
 
+def test_what_changes_scores_and_ends_texts_is_heard(
+    client: openai.OpenAI, model: Any, tokenizer: Any, expected: Sequence
+) -> None:
+    """The oracle is the engine, asked for the same in its own words."""
+    end, best = expected.generated[9], expected.generated[0]
+    standard: dict[str, Any] = {"presence_penalty": 1.5, "frequency_penalty": -0.5, "logit_bias": {str(best): -100}}
+    beyond = {"repetition_penalty": 1.3, "stop_token_ids": [end], "ignore_eos": True}
+    sampling = Sampling(
+        temperature=0.0,
+        max_tokens=24,
+        presence_penalty=1.5,
+        frequency_penalty=-0.5,
+        logit_bias={best: -100.0},
+        repetition_penalty=1.3,
+        stop_tokens=(end,),
+        ignore_eos=True,
+    )
+    engine = Engine(model, tokenizer, max_tokens_in_cache=1024)
+    wanted = engine.generate([tokenizer(PROMPT).input_ids], sampling)[0]
+    assert wanted.text != expected.text
+    completion = client.completions.create(prompt=PROMPT, **GREEDY, **standard, extra_body=beyond)
+    messages: Any = [{"role": "user", "content": PROMPT}]
+    chat = client.chat.completions.create(messages=messages, n=2, **GREEDY, **standard, extra_body=beyond)
+    texts = [completion.choices[0].text, *[choice.message.content for choice in chat.choices]]
+    assert texts == [wanted.text] * 3
+    alone = client.completions.create(prompt=PROMPT, **GREEDY, extra_body={"stop_token_ids": [end]}).choices[0]
+    shown = expected.generated[: expected.generated.index(end)]
+    assert (alone.text, alone.finish_reason) == (tokenizer.decode(shown), "stop")
+
+
+def test_a_chat_answers_in_the_format_that_is_asked_for(client: openai.OpenAI) -> None:
+    schema = {"type": "object", "properties": {"tame": {"type": "boolean"}}, "required": ["tame"]}
+    strict = {**schema, "additionalProperties": False}
+    asked: dict[str, Any] = {"model": "stories", "messages": [{"role": "user", "content": PROMPT}], "max_tokens": 200}
+    named: Any = {"type": "json_schema", "json_schema": {"name": "pet", "schema": strict, "strict": True}}
+    answer = client.chat.completions.create(response_format=named, n=2, **asked)
+    assert all(json.loads(choice.message.content or "").keys() == {"tame"} for choice in answer.choices)
+    assert [choice.finish_reason for choice in answer.choices] == ["stop"] * 2
+    free = client.chat.completions.create(response_format={"type": "text"}, seed=1, **asked)
+    assert free.choices[0].message.content == client.chat.completions.create(seed=1, **asked).choices[0].message.content
+    text = client.chat.completions.create(response_format={"type": "json_object"}, **{**asked, "max_tokens": 2})
+    assert (text.choices[0].message.content or "").startswith("{")
+
+
+@pytest.mark.parametrize(
+    ("asked", "pattern"),
+    [
+        ({"regex": "[ab]{4}"}, "[ab]{4}"),
+        ({"choice": ["red", "blue"]}, "red|blue"),
+        ({"grammar": 'root ::= ("ab" | "c") "!"'}, "(ab|c)!"),
+        ({"json": {"enum": [1, 2]}}, "[12]"),
+        ({"json": '{"enum": [1, 2]}'}, "[12]"),
+    ],
+)
+def test_structured_outputs_are_kept(client: openai.OpenAI, asked: dict[str, Any], pattern: str) -> None:
+    body = {"structured_outputs": asked}
+    answer = client.completions.create(model="stories", prompt=PROMPT, max_tokens=30, extra_body=body)
+    assert re.fullmatch(pattern, answer.choices[0].text)
+    assert answer.choices[0].finish_reason == "stop"
+
+
 def test_requests_at_the_same_time_do_not_disturb_each_other(client: openai.OpenAI, expected: Sequence) -> None:
     with ThreadPoolExecutor(6) as pool:
         answers = list(pool.map(lambda _: client.completions.create(prompt=PROMPT, **GREEDY), range(6)))
@@ -144,7 +206,38 @@ def test_requests_at_the_same_time_do_not_disturb_each_other(client: openai.Open
         ({"model": "stories", "prompt": "a", "n": 1000}, 400, "n", "less than or equal to 16"),
         ({"model": "stories", "prompt": ["a"] * 9, "n": 9}, 400, None, "more than 16 choices"),
         ({"model": "stories", "prompt": "a", "beams": 4}, 400, "beams", "unknown field 'beams'"),
-        ({"model": "stories", "prompt": "a", "presence_penalty": 1}, 400, "presence_penalty", "Input should be 0"),
+        (
+            {"model": "stories", "prompt": "a", "presence_penalty": 3},
+            400,
+            "presence_penalty",
+            "less than or equal to 2",
+        ),
+        ({"model": "stories", "prompt": "a", "repetition_penalty": 0}, 400, "repetition_penalty", "equal to 0.01"),
+        ({"model": "stories", "prompt": "a", "logit_bias": {"x": 1}}, 400, "logit_bias", "match pattern"),
+        ({"model": "stories", "prompt": "a", "logit_bias": {"5": 101}}, 400, "logit_bias", "less than or equal to 100"),
+        ({"model": "stories", "prompt": "a", "logit_bias": {"2048": 1}}, 400, None, "possible are 0 to 2047"),
+        ({"model": "stories", "prompt": "a", "stop_token_ids": [2048]}, 400, None, "possible are 0 to 2047"),
+        ({"model": "stories", "prompt": "a", "structured_outputs": {}}, 400, "structured_outputs", "give one of json"),
+        ({"model": "stories", "prompt": "a", "structured_outputs": {"xml": "a"}}, 400, None, "unknown field"),
+        ({"model": "stories", "prompt": "a", "structured_outputs": {"regex": "(["}}, 400, None, "unclosed character"),
+        (
+            {"model": "stories", "prompt": "a", "response_format": {"type": "xml"}},
+            400,
+            "response_format",
+            "json_schema",
+        ),
+        ({"model": "stories", "prompt": "a", "response_format": {"type": "json_schema"}}, 400, None, "Field required"),
+        (
+            {
+                "model": "stories",
+                "prompt": "a",
+                "response_format": {"type": "json_object"},
+                "structured_outputs": {"regex": "a"},
+            },
+            400,
+            None,
+            "give one",
+        ),
         ({"model": "stories", "prompt": "a", "stop": ""}, 400, "stop", "at least 1 character"),
         ({"model": "stories", "prompt": [99999]}, 400, None, "from 0 to 2047"),
         ({"model": "stories", "prompt": "a " * 3000}, 400, None, "exceed the context of 1024"),
