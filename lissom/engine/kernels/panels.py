@@ -26,7 +26,8 @@ from lissom.errors import LissomError
 from lissom.formats import Affine, Binary, CompressedLinear, Dynamic, Palette, Ternary, Weight
 
 LANES, CHUNK, QUARTET = 32, 32, 4  # outputs of a panel; inputs of a chunk, and of a vector
-BLOCK = 128  # the most inputs that share a scale
+BLOCK = 128  # the most inputs that share a scale where each block has its own
+EXACT = 2**16  # inputs whose products 32 bits hold the sum of
 MIDDLE, MOST = 128, 127  # the code of zero where codes are signed numbers of 8 bits, and the largest of these
 
 
@@ -132,7 +133,8 @@ class PanelLinear(nn.Module):
         o, i = grid.codes.shape
         group = i // grid.scale.shape[1]
         wide = -(-group // CHUNK) * CHUNK
-        block = next(size for size in (BLOCK, BLOCK // 2, CHUNK) if wide % size == 0)
+        whole = (wide,) if grid.levels and wide <= EXACT else ()
+        block = next(size for size in (*whole, BLOCK, BLOCK // 2, CHUNK) if wide % size == 0)
         unit, scale = halved(grid.scale)
         self.shape, self.bits, self.block, self.levels = (o, i), grid.bits, block, grid.levels
         self.group, self.wide, self.width = group, wide, wide * grid.scale.shape[1]

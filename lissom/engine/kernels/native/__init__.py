@@ -35,6 +35,17 @@ class CLayout(ctypes.Structure):
     _fields_ = (*((name, ctypes.c_ssize_t) for name in ("inputs", "group", "wide")), ("levels", ctypes.c_int))
 
 
+class CConv(ctypes.Structure):
+    """`Conv` of conv.c."""
+
+    _fields_ = (
+        *((name, ctypes.c_ssize_t) for name in ("channels", "height", "width", "outputs", "high", "wide")),
+        *((name, ctypes.c_ssize_t * 2) for name in ("stride", "before", "reach")),
+        *((name, ctypes.c_ssize_t) for name in ("rows", "groups", "runs")),
+        *((name, ctypes.c_int) for name in ("levels", "whole", "last")),
+    )
+
+
 @cache
 def library() -> ctypes.CDLL | None:
     """The library, or None where none was built."""
@@ -47,6 +58,16 @@ def library() -> ctypes.CDLL | None:
     opened.lissom_linear.argtypes = [
         ctypes.c_char_p,
         ctypes.c_char_p,
+        ctypes.c_void_p,
+        ctypes.c_void_p,
+        ctypes.c_ssize_t,
+        ctypes.c_int,
+        ctypes.c_int,
+    ]
+    opened.lissom_conv.argtypes = [
+        ctypes.c_char_p,
+        ctypes.c_char_p,
+        ctypes.c_void_p,
         ctypes.c_void_p,
         ctypes.c_void_p,
         ctypes.c_ssize_t,
@@ -90,3 +111,24 @@ def linear(layer: Given, rows: Tensor, outputs: int, kernel: str) -> Tensor:
     ):
         raise LissomError(f"kernels: no memory for {n} rows of {rows.shape[1]} inputs; use smaller batches")
     return y
+
+
+def conv(layer: Given, geometry: bytes, runs: Tensor, x: Tensor, y: Tensor, kernel: str) -> None:
+    """Images of float32 into y, both contiguous, or both with their channels last, as `geometry`, a CConv, says.
+
+    Raises:
+        LissomError: there is too little memory for it.
+    """
+    opened = library()
+    assert opened is not None
+    if y.numel() and opened.lissom_conv(
+        layer.panels,
+        geometry,
+        runs.data_ptr(),
+        x.data_ptr(),
+        y.data_ptr(),
+        len(x),
+        KERNELS.index(kernel),
+        torch.get_num_threads(),
+    ):
+        raise LissomError(f"kernels: no memory for {len(x)} images; use smaller batches")

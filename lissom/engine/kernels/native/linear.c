@@ -10,8 +10,6 @@
 #include "panels.h"
 #include "pool.h"
 
-#define EXPORT __attribute__((visibility("default")))
-
 typedef struct {
     ptrdiff_t inputs, group, wide; /* of the matrix: inputs, those that share a scale, and these with their padding */
     int levels;                    /* 0: a scale for each block, 127 levels; else one for each row, so many levels */
@@ -27,8 +25,6 @@ typedef struct {
     float *xs;
     int32_t *xt;
 } Call;
-
-static const float TINY = 1e-36f; /* what is smaller counts as 0: its inverse would be infinite */
 
 static float as_float(uint32_t bits) {
     float value;
@@ -72,7 +68,7 @@ static void multiply_panels(void *given, ptrdiff_t first, ptrdiff_t last, int th
     call->kernel->multiply(call->w, &call->rows, first, last);
 }
 
-static const Kernel *const KERNELS[] = {
+const Kernel *const lissom_kernels[] = {
     &lissom_portable,
 #if defined(__x86_64__)
     &lissom_avx2, &lissom_avxvnni, &lissom_avx512,
@@ -98,9 +94,9 @@ static int runs(int kernel) {
 static int runs(int kernel) { return kernel == 0; }
 #endif
 
-/* Whether this processor can run that one of KERNELS; -1 beyond the last. */
+/* Whether this processor can run that one of lissom_kernels; -1 beyond the last. */
 EXPORT int lissom_runs(int kernel) {
-    if (kernel < 0 || kernel >= (int)(sizeof KERNELS / sizeof *KERNELS)) return -1;
+    if (kernel < 0 || kernel >= (int)(sizeof lissom_kernels / sizeof *lissom_kernels)) return -1;
     return runs(kernel);
 }
 
@@ -108,7 +104,7 @@ EXPORT int lissom_runs(int kernel) {
 EXPORT int lissom_linear(const Panels *w, const Layout *layout, const float *x, float *y, ptrdiff_t count, int kernel,
                          int threads) {
     const ptrdiff_t blocks = w->width / w->block, panels = (w->outputs + LANES - 1) / LANES;
-    Call call = {.w = w, .kernel = KERNELS[kernel], .layout = layout, .from = x};
+    Call call = {.w = w, .kernel = lissom_kernels[kernel], .layout = layout, .from = x};
     call.x = malloc((size_t)(count * w->width) + 64);
     call.xs = malloc(sizeof(float) * (size_t)(count * blocks) + 64);
     call.xt = malloc(sizeof(int32_t) * (size_t)(count * blocks) + 64);

@@ -46,5 +46,10 @@ typedef struct {
 } Kernel;
 
 extern const Kernel lissom_portable, lissom_avx2, lissom_avxvnni, lissom_avx512;
+extern const Kernel *const lissom_kernels[];
+
+static const float TINY = 1e-36f; /* inputs that are smaller count as 0: the inverse would be infinite */
+
+#define EXPORT __attribute__((visibility("default")))
 
 #endif
