@@ -55,6 +55,8 @@ def library() -> ctypes.CDLL | None:
     if found is None:
         return None
     opened = ctypes.CDLL(found)
+    opened.lissom_share.argtypes = [ctypes.c_void_p]
+    opened.lissom_share(openmp())
     opened.lissom_linear.argtypes = [
         ctypes.c_char_p,
         ctypes.c_char_p,
@@ -75,6 +77,12 @@ def library() -> ctypes.CDLL | None:
         ctypes.c_int,
     ]
     return opened
+
+
+def openmp() -> int | None:
+    """Where GNU's OpenMP, which PyTorch may have loaded for its own operators, begins work on several threads."""
+    found = getattr(ctypes.CDLL(None), "GOMP_parallel", None)
+    return None if found is None else ctypes.cast(found, ctypes.c_void_p).value
 
 
 @cache

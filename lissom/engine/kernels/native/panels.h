@@ -50,6 +50,4 @@ extern const Kernel *const lissom_kernels[];
 
 static const float TINY = 1e-36f; /* inputs that are smaller count as 0: the inverse would be infinite */
 
-#define EXPORT __attribute__((visibility("default")))
-
 #endif

@@ -4,6 +4,8 @@
 
 #include <stddef.h>
 
+#define EXPORT __attribute__((visibility("default")))
+
 enum { MOST_THREADS = 256 };
 
 typedef void (*Work)(void *given, ptrdiff_t first, ptrdiff_t last, int thread);
