@@ -3,6 +3,7 @@
 from torch import nn
 
 from lissom.engine.kernels.conv import conv_layer
+from lissom.engine.kernels.fold import fold_norms
 from lissom.engine.kernels.panels import panel_layer
 from lissom.engine.kernels.signs import signs_layer
 from lissom.engine.kernels.sum import sum_layer
@@ -14,7 +15,8 @@ from lissom.models.families import put
 def lower(model: nn.Module) -> nn.Module:
     """Swap, in place, each frozen compressed linear or convolution layer for the first kernel that fits it.
 
-    A layer that none fits stays as it is and decodes its weight at every call.
+    A layer that none fits stays as it is and decodes its weight at every call. Batch norms behind convolutions that
+    were swapped are folded into them.
     """
     lowered: dict[nn.Module, nn.Module] = {}  # a layer in several places is lowered once
     for name, layer in list(model.named_modules(remove_duplicate=False)):
@@ -22,7 +24,7 @@ def lower(model: nn.Module) -> nn.Module:
             if layer not in lowered:
                 lowered[layer] = fitting(layer) or layer
             put(model, name, lowered[layer])
-    return model
+    return fold_norms(model)
 
 
 def fitting(layer: CompressedLayer) -> nn.Module | None:

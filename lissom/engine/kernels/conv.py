@@ -49,6 +49,8 @@ class PanelConv(nn.Module):
         grid = dataclasses.replace(grid, codes=grid.codes[:, self.order], levels=grid.levels or MOST)
         self.panels = PanelLinear(grid, layer.bias)
         self.runs = self._runs()
+        self._known: tuple[torch.Size, torch.device, bool] | None = None  # of which input the plan is
+        self._plan: tuple[tuple[int, ...], bytes] = (), b""
 
     def _runs(self) -> Int[Tensor, "r 4"]:
         """Values that lie side by side in the image and in the matrix: their row in the patch, where they begin there
@@ -78,14 +80,23 @@ class PanelConv(nn.Module):
 
     def run(self, x: Float[Tensor, "*n c h w"], kernel: str) -> Float[Tensor, "*n o y x"]:
         """The convolution by one of native.kernels(); channels lie in the output as they do in the input."""
-        images = x.detach().reshape(-1, *x.shape[-3:]).float()
-        last = not images.is_contiguous() and images.is_contiguous(memory_format=torch.channels_last)
-        layout = torch.channels_last if last else torch.contiguous_format
-        shape = (len(images), self.panels.shape[0], *self.outputs(x))
-        y = torch.empty(shape, memory_format=layout)
-        given, geometry = self.panels._as_given(), self._geometry(images, y, last)
-        native.conv(given, geometry, self.runs, images.contiguous(memory_format=layout), y, kernel)
-        return y.to(x.dtype).reshape(*x.shape[:-3], *shape[1:])
+        images = x.detach().float()
+        last = x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+        if (x.shape, x.device, last) != self._known:
+            self._known, self._plan = (x.shape, x.device, last), self._planned(x, last)
+        shape, geometry = self._plan
+        y = torch.empty(shape, memory_format=torch.channels_last if last else torch.contiguous_format)
+        images = images if last else images.contiguous()
+        native.conv(self.panels._as_given(), geometry, self.runs, images, y.shape[:-3].numel(), y, kernel)
+        return y.to(x.dtype)
+
+    def _planned(self, x: Float[Tensor, "*n c h w"], last: bool) -> tuple[tuple[int, ...], bytes]:
+        """The shape of the output for an input of this shape, and what the library must know of it."""
+        high, wide = self.outputs(x)
+        (top, _), (left, _), outputs = *self.padding, self.panels.shape[0]
+        sizes = (*x.shape[-3:], outputs, high, wide, tuple(self.stride), (top, left), tuple(self.reach))
+        more = (rows_of(wide), self.groups, len(self.runs), self.panels.levels, self.whole, last)
+        return (*x.shape[:-3], outputs, high, wide), bytes(native.CConv(*sizes, *more))
 
     def outputs(self, x: Float[Tensor, "*n c h w"]) -> tuple[int, int]:
         """Height and width of what becomes of images.
@@ -101,12 +112,6 @@ class PanelConv(nn.Module):
         if min(room) < 0:
             raise LissomError(f"kernels: images of {sizes} are smaller than the patches {self.reach}")
         return room[0] // self.stride[0] + 1, room[1] // self.stride[1] + 1
-
-    def _geometry(self, x: Tensor, y: Tensor, last: bool) -> bytes:
-        (top, _), (left, _) = self.padding
-        sizes = (*x.shape[1:], *y.shape[1:], tuple(self.stride), (top, left), tuple(self.reach))
-        rows = rows_of(y.shape[-1])
-        return bytes(native.CConv(*sizes, rows, self.groups, len(self.runs), self.panels.levels, self.whole, last))
 
     def definition(self, x: Float[Tensor, "*n c h w"]) -> Float[Tensor, "*n o y x"]:
         """What the kernels compute, in PyTorch."""

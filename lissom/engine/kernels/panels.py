@@ -181,6 +181,11 @@ class PanelLinear(nn.Module):
             self._places, self._given = places, native.Given.of((*sizes, *places), layout)
         return self._given
 
+    def rescale(self, factor: Float[Tensor, " o"], shift: Float[Tensor, " o"]) -> None:
+        """Multiply and move what comes out."""
+        bias = 0.0 if self.bias is None else self.bias * by_panel(factor.unsqueeze(1))
+        self.unit, self.bias = self.unit * by_panel(factor.unsqueeze(1)), bias + by_panel(shift.unsqueeze(1))
+
     def definition(self, x: Float[Tensor, "*n i"]) -> Float[Tensor, "*n o"]:
         """What the kernels compute, in PyTorch."""
         bias = None if self.bias is None else by_output(self.bias)[: self.shape[0], 0]

@@ -121,8 +121,8 @@ def linear(layer: Given, rows: Tensor, outputs: int, kernel: str) -> Tensor:
     return y
 
 
-def conv(layer: Given, geometry: bytes, runs: Tensor, x: Tensor, y: Tensor, kernel: str) -> None:
-    """Images of float32 into y, both contiguous, or both with their channels last, as `geometry`, a CConv, says.
+def conv(layer: Given, geometry: bytes, runs: Tensor, x: Tensor, images: int, y: Tensor, kernel: str) -> None:
+    """Images of float32 into y, both contiguous or both with their channels last, as `geometry`, a CConv, says.
 
     Raises:
         LissomError: there is too little memory for it.
@@ -135,8 +135,8 @@ def conv(layer: Given, geometry: bytes, runs: Tensor, x: Tensor, y: Tensor, kern
         runs.data_ptr(),
         x.data_ptr(),
         y.data_ptr(),
-        len(x),
+        images,
         KERNELS.index(kernel),
         torch.get_num_threads(),
     ):
-        raise LissomError(f"kernels: no memory for {len(x)} images; use smaller batches")
+        raise LissomError(f"kernels: no memory for {images} images; use smaller batches")

@@ -116,18 +116,22 @@ static float round_seen(const Task *t, ptrdiff_t n, ptrdiff_t first, ptrdiff_t l
     return most / (float)c->levels;
 }
 
-/* The sum of integers of 8 bits, made positive first: eight at a time, in fields of 16 bits that cannot overflow. */
+/* The sum of integers of 8 bits, a number of whole chunks. They are made positive, and added in fields of 16 bits for as
+   long as these cannot overflow. */
 static int32_t total(const int8_t *x, ptrdiff_t count) {
+    enum { WORDS = CHUNK / 8, MOST = 8 * CHUNK };
     const uint64_t even = 0x00FF00FF00FF00FF, offset = 0x8080808080808080;
     int32_t sum = (int32_t)(-128 * count);
-    for (ptrdiff_t at = 0; at < count; at += CHUNK) {
-        uint64_t words[CHUNK / 8], fields = 0;
-        memcpy(words, x + at, CHUNK);
-        for (int i = 0; i < CHUNK / 8; i++) {
-            const uint64_t positive = words[i] ^ offset;
-            fields += (positive & even) + (positive >> 8 & even);
-        }
-        sum += (int32_t)((fields * 0x0001000100010001) >> 48);
+    for (ptrdiff_t at = 0; at < count;) {
+        uint64_t fields[WORDS] = {0}, together = 0;
+        for (const ptrdiff_t end = smaller(count, at + MOST); at < end; at += CHUNK)
+            for (int i = 0; i < WORDS; i++) {
+                uint64_t word;
+                memcpy(&word, x + at + i * 8, 8);
+                fields[i] += ((word ^ offset) & even) + ((word ^ offset) >> 8 & even);
+            }
+        for (int i = 0; i < WORDS; i++) together += fields[i];
+        sum += (int32_t)((together * 0x0001000100010001) >> 48);
     }
     return sum;
 }
@@ -136,16 +140,18 @@ static int32_t total(const int8_t *x, ptrdiff_t count) {
 static void gather(const Task *t, const Scratch *s, ptrdiff_t from, ptrdiff_t count, ptrdiff_t group, float scale) {
     const Conv *c = t->c;
     const ptrdiff_t width = t->w->width, block = t->w->block, blocks = width / block, row = row_size(c);
+    ptrdiff_t down = from / c->wide, right = from % c->wide;
     for (ptrdiff_t m = 0; m < count; m++) {
-        const ptrdiff_t down = (from + m) / c->wide * c->stride[0], right = (from + m) % c->wide * c->stride[1];
-        const int8_t *corner = s->seen + down * row + right * c->channels + group * (c->channels / c->groups);
+        const int8_t *corner = s->seen + down * c->stride[0] * row + right * c->stride[1] * c->channels;
         int8_t *patch = s->patches + m * width;
+        corner += group * (c->channels / c->groups);
         for (const Run *run = t->runs; run < t->runs + c->runs; run++)
             memcpy(patch + run->to, corner + run->row * row + run->from, (size_t)run->count);
         for (ptrdiff_t b = 0; b < blocks; b++) {
             s->xs[m * blocks + b] = scale;
             s->xt[m * blocks + b] = total(patch + b * block, block);
         }
+        if (++right == c->wide) right = 0, down++;
     }
 }
 
