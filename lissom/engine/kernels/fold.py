@@ -13,13 +13,15 @@ from torch import fx, nn
 from lissom.engine.kernels.conv import PanelConv
 from lissom.models.families import put
 
+KINDS = (PanelConv, nn.BatchNorm2d)
+
 
 class Layers(fx.Tracer):
-    """Follows what flows between layers, not inside of them."""
+    """Follows what flows between layers; what holds neither a norm nor a convolution is not looked into."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Ours are layers as those of torch.nn are."""
-        return isinstance(m, PanelConv) or super().is_leaf_module(m, module_qualified_name)
+        """Whether it is one step of the graph."""
+        return isinstance(m, KINDS) or not any(isinstance(part, KINDS) for part in m.modules())
 
 
 def fold_norms(model: nn.Module) -> nn.Module:
@@ -27,8 +29,7 @@ def fold_norms(model: nn.Module) -> nn.Module:
 
     Of a model that cannot be traced none is.
     """
-    kinds = {type(layer) for layer in model.modules()}
-    if not {PanelConv, nn.BatchNorm2d} <= kinds:
+    if not set(KINDS) <= {type(layer) for layer in model.modules()}:
         return model
     try:
         graph = Layers().trace(model)
