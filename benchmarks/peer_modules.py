@@ -46,7 +46,8 @@ class Reader(CalibrationDataReader):
 def with_onnxruntime(folder: Path, name: str, size: int) -> Run:
     """A module quantized for onnxruntime and opened there."""
     plain, ready, small = (folder / f"{name}-{size}{kind}.onnx" for kind in ("", "-ready", "-int8"))
-    torch.onnx.export(torch.export.load(folder / f"{name}-{size}.pt2"), (), plain, dynamo=True, verbose=False)
+    program = torch.export.load(folder / f"{name}-{size}.pt2")
+    torch.onnx.export(program, (), plain, dynamo=True, verbose=False, external_data=False)
     quant_pre_process(str(plain), str(ready), skip_symbolic_shape=True)
     names = [given.name for given in onnxruntime.InferenceSession(ready).get_inputs()]
     if name in TRANSFORMERS:
