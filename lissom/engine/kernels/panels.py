@@ -37,7 +37,8 @@ from lissom.formats import (
 from lissom.formats.plane import Plane
 
 LANES, CHUNK, QUARTET = 32, 32, 4  # outputs of a panel; inputs of a chunk, and of a vector
-BLOCK = 128  # the most inputs that share a scale
+BLOCK = 128  # the most inputs that share a scale where each block has its own
+EXACT = 2**16  # inputs whose products 32 bits hold the sum of
 MIDDLE, MOST = 128, 127  # the code of zero where codes are signed numbers of 8 bits, and the largest of these
 
 
@@ -56,6 +57,10 @@ class Grid:
     book: UInt8[Tensor, "n e"] | None = None
     rows: int = 1  # that share a codebook
     levels: int = 0  # of inputs: 0 means 127 in each block
+
+    def indices(self) -> UInt8[Tensor, "o i"]:
+        """The codes, also of a plane."""
+        return self.codes.codes() if isinstance(self.codes, Plane) else self.codes
 
 
 def codes_of(plane: Plane) -> UInt8[Tensor, "o i"] | Plane:
@@ -163,7 +168,8 @@ class PanelLinear(nn.Module):
         o, i = grid.codes.shape
         group = i // grid.scale.shape[1]
         wide = -(-group // CHUNK) * CHUNK
-        block = next(size for size in (BLOCK, BLOCK // 2, CHUNK) if wide % size == 0)
+        whole = (wide,) if grid.levels and wide <= EXACT else ()
+        block = next(size for size in (*whole, BLOCK, BLOCK // 2, CHUNK) if wide % size == 0)
         unit, scale = halved(grid.scale)
         self.shape, self.bits, self.block, self.levels = (o, i), grid.bits, block, grid.levels
         self.group, self.wide, self.width = group, wide, wide * grid.scale.shape[1]
@@ -221,6 +227,11 @@ class PanelLinear(nn.Module):
             sizes = (self.shape[0], self.width, self.block, self.bits, books, self.zero)
             self._places, self._given = places, native.Given.of((*sizes, *places), self.layout)
         return self._given
+
+    def rescale(self, factor: Float[Tensor, " o"], shift: Float[Tensor, " o"]) -> None:
+        """Multiply and move what comes out."""
+        bias = 0.0 if self.bias is None else self.bias * by_panel(factor.unsqueeze(1))
+        self.unit, self.bias = self.unit * by_panel(factor.unsqueeze(1)), bias + by_panel(shift.unsqueeze(1))
 
     def definition(self, x: Float[Tensor, "*n i"]) -> Float[Tensor, "*n o"]:
         """What the kernels compute, in PyTorch."""

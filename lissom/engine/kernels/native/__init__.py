@@ -35,9 +35,21 @@ def library() -> ctypes.CDLL | None:
     if found is None:
         return None
     opened = ctypes.CDLL(found)
+    opened.lissom_share.argtypes = [ctypes.c_void_p]
+    opened.lissom_share(openmp())
     opened.lissom_linear.argtypes = [
         ctypes.c_char_p,
         ctypes.c_char_p,
+        ctypes.c_void_p,
+        ctypes.c_void_p,
+        ctypes.c_ssize_t,
+        ctypes.c_int,
+        ctypes.c_int,
+    ]
+    opened.lissom_conv.argtypes = [
+        ctypes.c_char_p,
+        ctypes.c_char_p,
+        ctypes.c_void_p,
         ctypes.c_void_p,
         ctypes.c_void_p,
         ctypes.c_ssize_t,
@@ -63,6 +75,12 @@ def library() -> ctypes.CDLL | None:
     ]
     opened.lissom_step.argtypes = [ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_void_p, ctypes.c_int, ctypes.c_int]
     return opened
+
+
+def openmp() -> int | None:
+    """Where GNU's OpenMP, which PyTorch may have loaded for its own operators, begins work on several threads."""
+    found = getattr(ctypes.CDLL(None), "GOMP_parallel", None)
+    return None if found is None else ctypes.cast(found, ctypes.c_void_p).value
 
 
 @cache
@@ -124,3 +142,24 @@ def linear(layer: Given, rows: Tensor, outputs: int, kernel: str) -> Tensor:
     ):
         raise LissomError(f"kernels: no memory for {n} rows of {rows.shape[1]} inputs; use smaller batches")
     return y
+
+
+def conv(layer: Given, geometry: bytes, runs: Tensor, x: Tensor, images: int, y: Tensor, kernel: str) -> None:
+    """Images of float32 into y, both contiguous or both with their channels last, as `geometry`, a CConv, says.
+
+    Raises:
+        LissomError: there is too little memory for it.
+    """
+    opened = library()
+    assert opened is not None
+    if y.numel() and opened.lissom_conv(
+        layer.panels,
+        geometry,
+        runs.data_ptr(),
+        x.data_ptr(),
+        y.data_ptr(),
+        images,
+        KERNELS.index(kernel),
+        torch.get_num_threads(),
+    ):
+        raise LissomError(f"kernels: no memory for {images} images; use smaller batches")

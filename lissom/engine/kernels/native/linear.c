@@ -16,8 +16,6 @@ typedef struct {
     int kept; /* whether made rows are read again */
 } Call;
 
-static const float TINY = 1e-36f; /* what is smaller counts as 0: its inverse would be infinite */
-
 static float as_float(uint32_t bits) {
     float value;
     memcpy(&value, &bits, 4);
@@ -92,9 +90,9 @@ void lissom_multiply(const Linear *l, ptrdiff_t count, const int32_t *picked, Ma
         weights += outputs_of(l->products + p) * l->source.width * (l->products[p].panels ? 1 : 4);
         call.kept |= !l->products[p].panels;
     }
-    lissom_each(make_rows, &call, count, lissom_chunk(count, 64 * l->source.width, on.threads), on.threads);
+    on.each(make_rows, &call, count, lissom_chunk(count, 64 * l->source.width, on.threads), on.threads);
     const ptrdiff_t work = weights / items * (count < 4 ? 4 : count);
-    lissom_each(multiply_items, &call, items, lissom_chunk(items, work, on.threads), on.threads);
+    on.each(multiply_items, &call, items, lissom_chunk(items, work, on.threads), on.threads);
 }
 
 static unsigned code_at(const uint8_t *chunk, int bits, ptrdiff_t half, ptrdiff_t part, ptrdiff_t place) {
@@ -138,7 +136,7 @@ EXPORT int lissom_linear(const Panels *w, const Layout *layout, const float *x, 
         const Product product = {.panels = w, .to = {y, w->outputs}};
         const Source rows = {.from = {(float *)x, layout->inputs}, .width = layout->inputs, .kind = AS_IS};
         const Linear linear = {.source = rows, .roundings = &rounding, .rounding_count = 1, .products = &product, .product_count = 1};
-        lissom_multiply(&linear, count, NULL, (Machine){lissom_kernel(kernel), threads});
+        lissom_multiply(&linear, count, NULL, (Machine){lissom_kernel(kernel), lissom_each_beside_torch, threads});
     }
     free(rounding.x);
     free(rounding.xs);

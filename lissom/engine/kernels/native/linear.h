@@ -2,6 +2,7 @@
 #ifndef LISSOM_LINEAR_H
 #define LISSOM_LINEAR_H
 
+#include "pool.h"
 #include "step.h"
 
 typedef struct {
@@ -35,8 +36,10 @@ typedef struct {
     int picked;  /* only the rows that the pass picks, which become rows 0, 1, ... */
 } Linear;
 
+/* What the work runs on; `each` is one of pool.h. */
 typedef struct {
     const Kernel *kernel;
+    void (*each)(Work work, void *given, ptrdiff_t count, ptrdiff_t chunk, int threads);
     int threads;
 } Machine;
 

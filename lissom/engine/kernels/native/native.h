@@ -2,9 +2,10 @@
 #ifndef LISSOM_NATIVE_H
 #define LISSOM_NATIVE_H
 
+#include "pool.h"
 #include "step.h"
 
-#define EXPORT __attribute__((visibility("default")))
+static const float TINY = 1e-36f; /* inputs that are smaller count as 0: the inverse would be infinite */
 
 const Kernel *lissom_kernel(int number);
 

@@ -1,7 +1,8 @@
 /* Threads that share out a task, item by item. */
 
 /* They look for the next task for some microseconds after the last, since the next layer follows at once; then they sleep,
-   so that an idle model costs nothing and a busy machine is not kept from its other work. */
+   so that an idle model costs nothing and a busy machine is not kept from its other work. Between PyTorch's own operators,
+   whose threads also look for work, its threads are used instead where they are those of GNU's OpenMP. */
 #define _POSIX_C_SOURCE 200809L
 #include "pool.h"
 
@@ -26,13 +27,17 @@ enum { LOOKING_NS = 50000, GLANCES = 64 };
 static const uint64_t TASK = (uint64_t)1 << 32, OPEN = (uint64_t)1 << 31, INSIDE = ((uint64_t)1 << 31) - 1;
 static _Atomic uint64_t state;
 
-static struct {
+typedef struct {
     Work work;
     void *given;
     ptrdiff_t count, chunk;
     int threads;
-} task;
-static _Atomic ptrdiff_t next_item; /* the first that nobody has taken */
+    _Atomic ptrdiff_t next; /* the first item that nobody has taken */
+    _Atomic int joined;     /* threads of OpenMP, which have no numbers of ours */
+} Task;
+
+static Task task; /* of our own threads */
+static void (*parallel)(void (*)(void *), void *, unsigned, unsigned); /* of OpenMP, or null */
 
 static pthread_mutex_t owner = PTHREAD_MUTEX_INITIALIZER; /* held by the caller whose task it is */
 static pthread_mutex_t door = PTHREAD_MUTEX_INITIALIZER;  /* held around falling asleep and ringing */
@@ -46,13 +51,21 @@ static uint64_t now_ns(void) {
     return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
-static void take(int thread) {
+static void take(Task *t, int thread) {
     for (;;) {
-        const ptrdiff_t first = atomic_fetch_add(&next_item, task.chunk), last = first + task.chunk;
-        if (first >= task.count) return;
-        task.work(task.given, first, last < task.count ? last : task.count, thread);
+        const ptrdiff_t first = atomic_fetch_add(&t->next, t->chunk), last = first + t->chunk;
+        if (first >= t->count) return;
+        t->work(t->given, first, last < t->count ? last : t->count, thread);
     }
 }
+
+static void take_joining(void *given) {
+    Task *t = given;
+    take(t, atomic_fetch_add(&t->joined, 1));
+}
+
+/* Given GOMP_parallel, its threads are used. */
+EXPORT void lissom_share(void (*gomp_parallel)(void (*)(void *), void *, unsigned, unsigned)) { parallel = gomp_parallel; }
 
 static int is_new(uint64_t now, uint64_t seen) { return now & OPEN && now / TASK != seen; }
 static int is_empty(uint64_t now) { return !(now & INSIDE); }
@@ -92,7 +105,7 @@ static void *live(void *number) {
     const int thread = (int)(intptr_t)number;
     for (uint64_t seen = 0;;) {
         seen = join(seen);
-        if (thread < task.threads) take(thread);
+        if (thread < task.threads) take(&task, thread);
         leave();
     }
     return NULL;
@@ -135,15 +148,25 @@ void lissom_each(Work work, void *given, ptrdiff_t count, ptrdiff_t chunk, int t
     }
     start(threads - 1);
     task.work = work, task.given = given, task.count = count, task.chunk = chunk, task.threads = threads;
-    atomic_store(&next_item, 0);
+    atomic_store(&task.next, 0);
     atomic_fetch_add(&state, TASK | OPEN);
     if (atomic_load(&asleep)) {
         pthread_mutex_lock(&door);
         pthread_cond_broadcast(&bell);
         pthread_mutex_unlock(&door);
     }
-    take(0);
+    take(&task, 0);
     atomic_fetch_and(&state, ~OPEN);
     wait_until_empty();
     pthread_mutex_unlock(&owner);
+}
+
+void lissom_each_beside_torch(Work work, void *given, ptrdiff_t count, ptrdiff_t chunk, int threads) {
+    threads = threads > MOST_THREADS ? MOST_THREADS : threads;
+    if (threads < 2 || count <= chunk || !parallel) {
+        lissom_each(work, given, count, chunk, threads);
+        return;
+    }
+    Task shared = {.work = work, .given = given, .count = count, .chunk = chunk};
+    parallel(take_joining, &shared, (unsigned)threads, 0);
 }

@@ -204,7 +204,7 @@ static void run(const Operation *o, Task *task, ptrdiff_t count, Machine on) {
 
 /* The operations in order; 0, or -1 where memory is short. */
 EXPORT int lissom_step(const Operation *operations, ptrdiff_t count, const Pass *pass, int kernel, int threads) {
-    const Machine on = {lissom_kernel(kernel), threads};
+    const Machine on = {lissom_kernel(kernel), lissom_each, threads};
     Task task = {.pass = pass, .kernel = on.kernel};
     for (ptrdiff_t i = 0; i < count; i++)
         if (operations[i].code == ATTENTION) {

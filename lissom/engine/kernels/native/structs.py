@@ -22,6 +22,17 @@ class CLayout(ctypes.Structure):
     _fields_ = (*((name, SIZE) for name in ("inputs", "group", "wide")), ("levels", c_int))
 
 
+class CConv(ctypes.Structure):
+    """`Conv` of conv.c."""
+
+    _fields_ = (
+        *((name, SIZE) for name in ("channels", "height", "width", "outputs", "high", "wide")),
+        *((name, SIZE * 2) for name in ("stride", "before", "reach")),
+        *((name, SIZE) for name in ("rows", "groups", "runs")),
+        *((name, c_int) for name in ("levels", "whole", "last")),
+    )
+
+
 class CColumns(ctypes.Structure):
     """`Columns`."""
 
