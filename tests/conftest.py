@@ -21,11 +21,14 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 
+GEMMA: dict[str, Any] = {"query_pre_attn_scalar": 16, "attention_bias": True}
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},
     "mistral": {"sliding_window": 6},
     "qwen2": {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1},  # the second block slides
     "qwen3": {"attention_bias": True},
+    "gemma2": {"sliding_window": 6, **GEMMA, "attn_logit_softcapping": 4.0, "final_logit_softcapping": 5.0},
+    "gemma3_text": {"sliding_window": 6, **GEMMA, "layer_types": ["sliding_attention", "full_attention"]},
 }
 
 

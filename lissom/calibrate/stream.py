@@ -201,7 +201,7 @@ class Stream:
                 hidden = hidden.detach().requires_grad_()
                 with outputs(layers) as taken, torch.enable_grad():
                     with self._running():
-                        said = head(norm(hidden))
+                        said = limited(head(norm(hidden)), self.checkpoint.config)
                     yield hear(heard, taken, end_loss(said, True, generator), [hidden], new=new)[0]
 
         gradient = self._joined(back())
@@ -291,6 +291,12 @@ def tied(head: Any, embedding: nn.Module) -> nn.Module:
     """A head with the matrix of the embedding."""
     head.weight = nn.Parameter(matrix_of(embedding), requires_grad=False)
     return head  # type: ignore[no-any-return]
+
+
+def limited(logits: Tensor, config: Any) -> Tensor:
+    """Logits as the model gives them out: some families bend them, so that none is beyond a bound."""
+    bound = getattr(config, "final_logit_softcapping", None)
+    return logits if bound is None else bound * torch.tanh(logits / bound)
 
 
 class Recorder(nn.Module):

@@ -100,7 +100,7 @@ def change(step: Step, model: nn.Module, link: Link, seen: Mapping[type[Statisti
     order = reading_order(inputs, makers[0].shape[0], unit, makers[0].device)
     before = Coupling(
         channels=makers[0].shape[0],
-        makers=tuple(p.detach().reshape(p.shape[0], -1).float() for p in makers),
+        makers=tuple(p.detach().reshape(p.shape[0], -1).float() + link.offset for p in makers),
         readers=tuple(
             Reader(matrix=matrix_of(layer)[:, order].float(), bias=bias_of(layer), at=order) for layer in readers
         ),
@@ -114,7 +114,7 @@ def change(step: Step, model: nn.Module, link: Link, seen: Mapping[type[Statisti
     except RecipeError as error:
         raise RecipeError(f"{step.technique}: {error} of {link.readers[0]}") from None
     for p, made in zip(makers, after.makers, strict=True):
-        p.data = made.reshape(p.shape).to(p.dtype)
+        p.data = (made - link.offset).reshape(p.shape).to(p.dtype)
     for layer, reader in zip(readers, after.readers, strict=True):
         weight = layer.get_parameter("weight")
         weight.data = reader.matrix[:, order.argsort()].reshape(weight.shape).to(weight.dtype)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from lissom.errors import ArtifactError, ModelError, reason
+from lissom.formats import scale_of
 from lissom.models.families import Family, at, family_of, put
 
 INDEX = "model.safetensors.index.json"
@@ -114,11 +115,14 @@ class Checkpoint:
 
 
 def skeleton(config: PretrainedConfig) -> nn.Module:
-    """A causal language model on the meta device, but for its rotary embedding, which has no weights."""
+    """A causal language model on the meta device, but for what no checkpoint holds: angles, an embedding's scale."""
+    family = family_of(config.model_type)
     with torch.device("meta"):
-        model: nn.Module = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
-    rotary = family_of(config.model_type).rotary
-    put(model, rotary, type(at(model, rotary))(config))
+        model: nn.Module = AutoModelForCausalLM.from_config(config, attn_implementation=family.attends_by)
+    put(model, family.rotary, type(at(model, family.rotary))(config))
+    embedding = at(model, family.embedding)
+    for name in embedding._buffers:
+        setattr(embedding, name, torch.tensor(scale_of(embedding)))
     return model.eval()
 
 

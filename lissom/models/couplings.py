@@ -206,7 +206,10 @@ def block_joints(model: nn.Module, family: Family, only: str | None = None) -> l
 
 
 def width_joints(model: nn.Module, family: Family) -> list[Joint]:
-    """The residual stream of a language model: none where a layer that writes to it or reads it is compressed."""
+    """The residual stream of a language model: none where a layer that writes to it or reads it is compressed.
+
+    Where norms stand behind what is written to it, each of its channels weighs on all, and only their order is free.
+    """
     tensors = dict(model.named_parameters())
     blocks = [f"{family.blocks}.{name}" for name, _ in model.get_submodule(family.blocks).named_children()]
     written = [f"{block}.{name}" for block in blocks for name in (family.mixes, family.sums)]
@@ -219,6 +222,7 @@ def width_joints(model: nn.Module, family: Family) -> list[Joint]:
     }
     makers = {f"{family.embedding}.weight": 1} | {f"{name}.weight": 0 for name in dict.fromkeys(read.values())}
     makers |= {f"{family.norm}.weight": 0} | {f"{name}.weight": 0 for name in written}
+    makers |= {f"{block}.{name}.weight": 0 for block in blocks for name in family.behind}
     makers |= {f"{name}.bias": 0 for name in written if f"{name}.bias" in tensors}
     if f"{family.head}.weight" in tensors:  # not tied to the embedding
         read[family.head] = family.norm
@@ -234,4 +238,4 @@ def width_joints(model: nn.Module, family: Family) -> list[Joint]:
         for name, norm in read.items()
     )
     axes = tuple(Axis(tensor=name, dim=dim, units=units) for name, dim in makers.items())
-    return [Joint(units=len(units), makers=axes, readers=readers, kind="width")]
+    return [Joint(units=len(units), makers=axes, readers=readers, kind="order" if family.behind else "width")]

@@ -1,6 +1,6 @@
 """Where the parts of a causal language model are, by the `model_type` of its config."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -13,24 +13,30 @@ class Link:
 
     `unit` is empty where each channel goes its own way, on which only its size may change. Otherwise it names the
     attribute that says how many channels attention sums as one head; with grouped queries, each head is read by several
-    consecutive heads of the reader.
+    consecutive heads of the reader. A maker's weight w counts as w + `offset`, as in norms that multiply by 1 + w.
     """
 
     makers: tuple[str, ...]
     readers: tuple[str, ...]
     unit: str = ""
+    offset: float = 0.0
 
     def inside(self, part: str) -> "Link":
         """The same link of a part, by its full names."""
         makers, readers = (tuple(f"{part}.{name}" for name in names) for names in (self.makers, self.readers))
-        return Link(makers=makers, readers=readers, unit=f"{part}.{self.unit}" if self.unit else "")
+        return replace(self, makers=makers, readers=readers, unit=f"{part}.{self.unit}" if self.unit else "")
 
 
-LINKS = (
-    Link(makers=("input_layernorm",), readers=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
+QUERIES_KEYS_VALUES = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+GATE_UP = ("mlp.gate_proj", "mlp.up_proj")
+INSIDE = (
     Link(makers=("self_attn.v_proj",), readers=("self_attn.o_proj",), unit="self_attn.head_dim"),
-    Link(makers=("post_attention_layernorm",), readers=("mlp.gate_proj", "mlp.up_proj")),
     Link(makers=("mlp.up_proj",), readers=("mlp.down_proj",)),
+)
+LINKS = (
+    Link(makers=("input_layernorm",), readers=QUERIES_KEYS_VALUES),
+    Link(makers=("post_attention_layernorm",), readers=GATE_UP),
+    *INSIDE,
 )
 
 
@@ -45,17 +51,30 @@ class Family:
     head: str = "lm_head"
     links: tuple[Link, ...] = LINKS
     attention: str = "self_attn"
-    heads: tuple[str, ...] = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")  # make them,
+    heads: tuple[str, ...] = QUERIES_KEYS_VALUES  # make them,
     mixes: str = "self_attn.o_proj"  # reads them
-    neurons: tuple[str, ...] = ("mlp.gate_proj", "mlp.up_proj")
+    neurons: tuple[str, ...] = GATE_UP
     sums: str = "mlp.down_proj"
+    behind: tuple[str, ...] = ()  # norms of what is written to the residual stream
+    attends_by: str = "sdpa"  # how transformers computes its attention outside of the engine
 
+
+GEMMA = Family(
+    links=(
+        Link(makers=("input_layernorm",), readers=QUERIES_KEYS_VALUES, offset=1.0),
+        Link(makers=("pre_feedforward_layernorm",), readers=GATE_UP, offset=1.0),
+        *INSIDE,
+    ),
+    behind=("post_attention_layernorm", "post_feedforward_layernorm"),
+)
 
 FAMILIES: dict[str, Family] = {
     "llama": Family(),
     "mistral": Family(),
     "qwen2": Family(),
     "qwen3": Family(),
+    "gemma2": replace(GEMMA, attends_by="eager"),  # PyTorch's attention does not bend scores
+    "gemma3_text": GEMMA,
 }
 
 

@@ -41,7 +41,7 @@ def flow(stream: Stream) -> list[Tensor]:
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_each_block_sees_what_the_changed_ones_before_it_say(tiny: Tiny, family: str, tied: bool) -> None:
-    whole = AutoModelForCausalLM.from_pretrained(tiny(family, tied), attn_implementation="sdpa").eval()
+    whole = AutoModelForCausalLM.from_pretrained(tiny(family, tied)).eval()
     spoil(whole.model)
     kept: list[Tensor] = []
     for block in whole.model.layers:

@@ -14,9 +14,9 @@ from lissom.artifact import open_folder
 from lissom.compress.couple import links_of, reading_order
 from lissom.compress.stream import exactly
 from lissom.errors import RecipeError
+from lissom.models import FAMILIES
 
 STEPS = [{"technique": "smooth"}, {"technique": "rotate"}, {"technique": "awq", "bits": 3, "group": 32}]
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 
 
 def logits(model: nn.Module, ids: Tensor) -> Tensor:

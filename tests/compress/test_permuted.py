@@ -14,12 +14,12 @@ import lissom
 from lissom.artifact import open_folder
 from lissom.compress.reshape import joints_of
 from lissom.errors import RecipeError
+from lissom.models import FAMILIES
 from lissom.models.couplings import Axis
 from lissom.techniques.prune.permute import kept_score
 from lissom.techniques.prune.ria import relative_importance
 
 PATTERN = {"keep": 2, "of": 4}
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 
 
 def said(model: nn.Module, x: Tensor) -> Tensor:

@@ -18,8 +18,8 @@ from lissom.compress.reshape import joints_of
 from lissom.engine import Engine, Sampling
 from lissom.errors import RecipeError
 from lissom.formats import CompressedConv
+from lissom.models import FAMILIES
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 HALF = {"technique": "channels", "sparsity": 0.5}
 
 
