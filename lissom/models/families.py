@@ -13,13 +13,15 @@ class Link:
 
     `unit` is empty where each channel goes its own way, on which only its size may change. Otherwise it names the
     attribute that says how many channels attention sums as one head; with grouped queries, each head is read by several
-    consecutive heads of the reader. A maker's weight w counts as w + `offset`, as in norms that multiply by 1 + w.
+    consecutive heads of the reader. A maker's weight w counts as w + `offset`, as in norms that multiply by 1 + w. A
+    maker that is `fused` of several layers makes the channels with the last of them.
     """
 
     makers: tuple[str, ...]
     readers: tuple[str, ...]
     unit: str = ""
     offset: float = 0.0
+    fused: int = 1
 
     def inside(self, part: str) -> "Link":
         """The same link of a part, by its full names."""
@@ -51,14 +53,24 @@ class Family:
     head: str = "lm_head"
     links: tuple[Link, ...] = LINKS
     attention: str = "self_attn"
-    heads: tuple[str, ...] = QUERIES_KEYS_VALUES  # make them,
+    heads: tuple[str, ...] = QUERIES_KEYS_VALUES  # make them (one layer: fused of three),
     mixes: str = "self_attn.o_proj"  # reads them
-    neurons: tuple[str, ...] = GATE_UP
+    neurons: tuple[str, ...] = GATE_UP  # (one layer: fused of two)
     sums: str = "mlp.down_proj"
     behind: tuple[str, ...] = ()  # norms of what is written to the residual stream
     attends_by: str = "sdpa"  # how transformers computes its attention outside of the engine
 
 
+PHI3 = Family(
+    links=(
+        Link(makers=("input_layernorm",), readers=("self_attn.qkv_proj",)),
+        Link(makers=("self_attn.qkv_proj",), readers=("self_attn.o_proj",), unit="self_attn.head_dim", fused=3),
+        Link(makers=("post_attention_layernorm",), readers=("mlp.gate_up_proj",)),
+        Link(makers=("mlp.gate_up_proj",), readers=("mlp.down_proj",), fused=2),
+    ),
+    heads=("self_attn.qkv_proj",),
+    neurons=("mlp.gate_up_proj",),
+)
 GEMMA = Family(
     links=(
         Link(makers=("input_layernorm",), readers=QUERIES_KEYS_VALUES, offset=1.0),
@@ -75,6 +87,7 @@ FAMILIES: dict[str, Family] = {
     "qwen3": Family(),
     "gemma2": replace(GEMMA, attends_by="eager"),  # PyTorch's attention does not bend scores
     "gemma3_text": GEMMA,
+    "phi3": PHI3,
 }
 
 
@@ -87,6 +100,14 @@ def family_of(model_type: str) -> Family:
     if model_type not in FAMILIES:
         raise ModelError(f"unknown architecture {model_type!r}; language models known are {', '.join(FAMILIES)}")
     return FAMILIES[model_type]
+
+
+def fused_sizes(rows: int, inputs: int, fused: int) -> list[int]:
+    """The rows of each of the layers that one is fused of, whose reader has so many inputs.
+
+    That is how many queries, or gates, the first has; the others (keys and values, or what is gated) are alike.
+    """
+    return [rows] if fused == 1 else [inputs, *[(rows - inputs) // (fused - 1)] * (fused - 1)]
 
 
 def at(model: nn.Module, name: str) -> nn.Module:

@@ -27,8 +27,8 @@ RECIPE = Recipe.of(
         "steps": [
             {"layers": "*.mlp.*", "technique": "wanda", "sparsity": 0.5},
             {"layers": "*.self_attn.*", "technique": "gptq", "bits": 4, "group": 32},
-            {"layers": "*.mlp.up_proj", "technique": "rtn", "bits": 8},
-            {"layers": "*.mlp.gate_proj", "technique": "kmeans", "bits": 3, "rows": 8},
+            {"layers": "*.mlp.down_proj", "technique": "rtn", "bits": 8},
+            {"layers": "*.mlp.gate_*", "technique": "kmeans", "bits": 3, "rows": 8},
             {"layers": "model.embed_tokens", "technique": "rtn", "bits": 8},
         ],
     }

@@ -67,6 +67,15 @@ def test_channels_change_places_and_the_function_stays() -> None:
     assert pruned[5].weight.kept().reshape(-1, 4).sum(1).eq(2).all()
 
 
+def made(block: Any) -> tuple[Tensor, ...]:
+    """The matrices that make queries, values, gates and what is gated, also where one layer makes several."""
+    if hasattr(block.mlp, "gate_up_proj"):
+        query, _, value = block.self_attn.qkv_proj.weight.split([32, 16, 16])
+        return query, value, *block.mlp.gate_up_proj.weight.chunk(2)
+    layers = (block.self_attn.q_proj, block.self_attn.v_proj, block.mlp.gate_proj, block.mlp.up_proj)
+    return tuple(layer.weight for layer in layers)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_language_model_changes_places_within_heads_and_among_neurons(
     family: str, tiny: Callable[..., Path], tmp_path: Path
@@ -78,13 +87,14 @@ def test_a_language_model_changes_places_within_heads_and_among_neurons(
     after: Any = open_folder(out).model
     torch.testing.assert_close(said(after, ids), said(model, ids), rtol=1e-4, atol=1e-5)
     for old, new in zip(model.model.layers, after.model.layers, strict=True):
-        assert torch.equal(old.self_attn.q_proj.weight, new.self_attn.q_proj.weight)
-        rows = torch.cdist(new.self_attn.v_proj.weight, old.self_attn.v_proj.weight).argmin(1)
+        (query, value, gate, up), (query_then, value_then, gate_then, up_then) = made(new), made(old)
+        assert torch.equal(query, query_then)
+        rows = torch.cdist(value, value_then).argmin(1)
         assert (rows // 8).tolist() == (torch.arange(16) // 8).tolist()
         assert (rows != torch.arange(16)).any()
         neurons = torch.cdist(new.mlp.down_proj.weight.T, old.mlp.down_proj.weight.T).argmin(1)
-        for made in ("gate_proj", "up_proj"):
-            assert torch.equal(new.mlp.get_submodule(made).weight, old.mlp.get_submodule(made).weight[neurons])
+        assert torch.equal(gate, gate_then[neurons])
+        assert torch.equal(up, up_then[neurons])
     whole = lissom.compress_model(model, ids, steps=[step])
     assert all(torch.equal(p, after.state_dict()[name]) for name, p in whole.state_dict().items())
 
@@ -113,7 +123,8 @@ def test_the_stream_changes_places_too(family: str, tied: bool, tiny: Callable[.
     order = torch.cdist(after.model.embed_tokens.weight.T, model.model.embed_tokens.weight.T).argmin(1)
     assert sorted(order.tolist()) == list(range(32)) != order.tolist()
     for old, new in zip(model.model.layers, after.model.layers, strict=True):
-        assert torch.equal(new.mlp.up_proj.weight, old.mlp.up_proj.weight[:, order])
+        for there, then in zip(made(new), made(old), strict=True):
+            assert torch.equal(there, then[:, order])
         assert torch.equal(new.mlp.down_proj.weight, old.mlp.down_proj.weight[order])
 
 

@@ -25,6 +25,7 @@ SMALL = {
     "max_position_embeddings": 256,
 }
 BENT = {"attn_logit_softcapping": 1.0, "final_logit_softcapping": 2.0, "query_pre_attn_scalar": 10}
+PARTIAL = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
 WINDOWS: dict[str, dict[str, Any]] = {
     "llama": {},
     "mistral": {"sliding_window": 7},
@@ -32,6 +33,7 @@ WINDOWS: dict[str, dict[str, Any]] = {
     "qwen3": {},
     "gemma2": {"sliding_window": 7, **BENT},
     "gemma3_text": {"sliding_window": 7, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
+    "phi3": {"sliding_window": 7, "rope_parameters": PARTIAL, "pad_token_id": 0},
 }
 
 
