@@ -15,6 +15,8 @@ from lissom.techniques.prune.blocks import Through
 from lissom.techniques.quantize.tuned import Lots
 from lissom.types import Step
 
+BY_BLOCK = ("layer_types", "no_rope_layers")  # what a config may list, block by block
+
 
 def check_whole(plan: Sequence[Phase]) -> None:
     """See that steps which act on the whole model name no part of it.
@@ -77,6 +79,6 @@ def settle(model: nn.Module) -> None:
 
 def counted(config: Any, stay: Sequence[int]) -> dict[str, Any]:
     """What a config says of its blocks when only these stay."""
-    kinds = getattr(config, "layer_types", None)
     count: dict[str, Any] = {"num_hidden_layers": len(stay)}
-    return count | ({"layer_types": [kinds[number] for number in stay]} if kinds else {})
+    lists = {name: getattr(config, name, None) for name in BY_BLOCK}
+    return count | {name: [found[number] for number in stay] for name, found in lists.items() if found}

@@ -88,6 +88,7 @@ FAMILIES: dict[str, Family] = {
     "gemma2": replace(GEMMA, attends_by="eager"),  # PyTorch's attention does not bend scores
     "gemma3_text": GEMMA,
     "phi3": PHI3,
+    "smollm3": Family(),
 }
 
 

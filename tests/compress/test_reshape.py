@@ -211,9 +211,8 @@ def test_heads_that_one_layer_makes_all_stay_and_its_neurons_go(tiny: Callable[.
     whole: Any = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
     with torch.no_grad():
         for block in whole.model.layers:  # neurons of which the last quarter says what the first one says
-            block.mlp.gate_up_proj.weight.view(2, 64, 32)[:, 48:] = block.mlp.gate_up_proj.weight.view(2, 64, 32)[
-                :, :16
-            ]
+            both = block.mlp.gate_up_proj.weight.view(2, 64, 32)
+            both[:, 48:] = both[:, :16]
     steps = [{"technique": "channels", "sparsity": 0.25, "damp": 1e-6}]
     small = lissom.compress_model(whole, ids, steps=steps)
     assert error(small, whole, ids) < 1e-3 * float(said(whole, ids).var())
@@ -239,15 +238,19 @@ def test_a_config_says_what_is_the_same_in_every_block(tiny: Callable[..., Path]
     }
 
 
-@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(
+    ("family", "tied"), [("qwen2", False), ("qwen2", True), ("smollm3", False), ("gemma3_text", True)]
+)
 def test_blocks_of_a_language_model_go_by_what_they_are_worth(
-    tied: bool, tiny: Callable[..., Path], tmp_path: Path
+    family: str, tied: bool, tiny: Callable[..., Path], tmp_path: Path
 ) -> None:
-    source, ids = tiny("qwen2", tied), torch.randint(2048, (4, 16))
+    source, ids = tiny(family, tied), torch.randint(2048, (4, 16))
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
     idle = model.model.layers[0]
     for layer in (idle.self_attn.o_proj, idle.mlp.down_proj):
         layer.weight.data *= 1e-3
+    for norm in FAMILIES[family].behind:  # which would undo that
+        idle.get_submodule(norm).weight.data.fill_(1e-3 - 1)
     steps = [
         {"technique": "blocks", "sparsity": 0.5},
         {"technique": "channels", "sparsity": 0.25},
@@ -255,7 +258,8 @@ def test_blocks_of_a_language_model_go_by_what_they_are_worth(
     ]
     small: Any = lissom.compress_model(model, ids, steps=steps)
     assert (len(small.model.layers), small.config.num_hidden_layers) == (1, 1)
-    assert small.config.layer_types == [model.config.layer_types[1]]
+    for listed in ("layer_types", "no_rope_layers"):
+        assert getattr(small.config, listed, None) == (getattr(model.config, listed, [])[1:] or None)
     assert small.model.layers[0].self_attn.layer_idx == 0
     kept = model.model.layers[1].self_attn.q_proj.weight
     torch.testing.assert_close(small.model.layers[0].self_attn.q_proj.weight.dense(), kept.detach(), rtol=0, atol=0.02)
