@@ -117,7 +117,7 @@ class Stream:
         """Run a part on the data for what its layers see; the hidden states stay as they are.
 
         Unless the data follows what becomes of a block, the first such run is the one that it flows on by. In others,
-        where it is told which layers are `watched`, what comes after the last of them is not run.
+        where it is told which layers are `watched`, what comes after the last of them is not run, once all have been.
         """
         block = name.rpartition(".")[0] == self.family.blocks
         if block and not self.follow and self.further is None and self._goes_on(name):
@@ -127,7 +127,7 @@ class Stream:
         for lot in self.hidden.split(self.batch) if len(self.hidden) else ():
             with calls_of(watched) as called, until(last):
                 self._one(name, part, lot)
-            last = called[-1] if len(set(called)) == len(called) > 0 else None
+            last = called[-1] if len(set(called)) == len(called) == len(watched) > 0 else None
             if self.spill is not None:
                 self.spill.forget()
 

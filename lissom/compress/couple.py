@@ -18,7 +18,7 @@ from lissom.coupling import Coupling, Reader
 from lissom.errors import RecipeError
 from lissom.formats import CompressedLayer, Dense, Weight, matrix_of
 from lissom.models import compressible
-from lissom.models.families import FAMILIES, Family, Link, fused_sizes
+from lissom.models.families import FAMILIES, Family, Link, at, fused_sizes
 from lissom.statistics import Gram, Moments, Statistic
 from lissom.techniques import COUPLING
 from lissom.techniques.contract import needs
@@ -43,8 +43,9 @@ def links_of(model: nn.Module, batch: Batch | None) -> list[Link]:
 
 def block_links(model: nn.Module, family: Family, only: str | None = None) -> list[Link]:
     """The declared links of all blocks, or of one."""
-    names = [f"{family.blocks}.{name}" for name, _ in model.get_submodule(family.blocks).named_children()]
-    return [link.inside(name) for name in names if only in (None, name) for link in family.links]
+    blocks = {f"{family.blocks}.{own}": block for own, block in at(model, family.blocks).named_children()}
+    found = {name: block for name, block in blocks.items() if only in (None, name)}
+    return [link.inside(name) for name, block in found.items() for link in family.linked(block)]
 
 
 def meant(step: Step, plan: Plan, links: Sequence[Link]) -> list[Link]:

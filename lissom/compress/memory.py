@@ -21,6 +21,7 @@ from lissom.compress.whole import at_once, check_whole, settle
 from lissom.errors import ModelError, RecipeError
 from lissom.formats import LowRank, Palette, Sum, Weight, unfreeze
 from lissom.models import compressible
+from lissom.models.experts import apart
 from lissom.types import Recipe, Step
 
 DEFAULT = (
@@ -48,7 +49,7 @@ def compress_model(model: nn.Module, data: Any = None, *, steps: Sequence[Any] =
         DataError: the data is in no form described above.
     """
     recipe = Recipe.of(list(steps))
-    compressed = copy.deepcopy(model)
+    compressed = apart(copy.deepcopy(model))
     layers = compressible(compressed)
     if not layers:
         raise ModelError(f"{type(model).__name__} has no Linear, Conv or Embedding layer of its own to compress")
@@ -64,7 +65,7 @@ def compress_model(model: nn.Module, data: Any = None, *, steps: Sequence[Any] =
     with evaluating(model), evaluating(compressed):
         work = Work(original=model, model=compressed, data=lot, originals=matrices(compressed))
         for phase in plan:
-            here = dataclasses.replace(phase, plan=phase.on(compressible(compressed)))  # blocks may have gone
+            here = dataclasses.replace(phase, plan=phase.anew(compressible(compressed)))
             CONDUCT[phase.grain](work, here)
     return compressed
 

@@ -194,7 +194,8 @@ def change(step: Step, model: nn.Module, joint: Joint, seen: Mapping[str, Statis
         return None
     alive = after.alive.cpu()  # where couplings are, wherever the model is
     if after.channels < before.channels:
-        normalize(model, {r.norm: gram for r, gram in zip(joint.readers, grams, strict=True)}, alive)
+        first = reversed(list(zip(joint.readers, grams, strict=True)))  # not an expert, which sees some tokens only
+        normalize(model, {r.norm: gram for r, gram in first}, alive)
     write(model, joint, after, alive)
     return alive
 

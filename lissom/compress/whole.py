@@ -81,4 +81,11 @@ def counted(config: Any, stay: Sequence[int]) -> dict[str, Any]:
     """What a config says of its blocks when only these stay."""
     count: dict[str, Any] = {"num_hidden_layers": len(stay)}
     lists = {name: getattr(config, name, None) for name in BY_BLOCK}
-    return count | {name: [found[number] for number in stay] for name, found in lists.items() if found}
+    count |= {name: [found[number] for number in stay] for name, found in lists.items() if found}
+    return count | (sparse(config, stay) if hasattr(config, "mlp_only_layers") else {})
+
+
+def sparse(config: Any, stay: Sequence[int]) -> dict[str, Any]:
+    """How a config says which blocks have experts when only these stay."""
+    dense = {old for old in stay if old in config.mlp_only_layers or (old + 1) % config.decoder_sparse_step}
+    return {"mlp_only_layers": [new for new, old in enumerate(stay) if old in dense], "decoder_sparse_step": 1}

@@ -20,7 +20,7 @@ from lissom.engine.pages import PAGE, pages_for
 from lissom.engine.schedule import Slice
 from lissom.errors import ModelError
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "smollm3")
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "smollm3", "qwen3_moe")
 SHIFTING_ROPE = ("dynamic", "longrope")  # their angles depend on the longest sequence of the batch
 PAGED = "lissom_paged"
 

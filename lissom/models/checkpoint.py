@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Pretra
 
 from lissom.errors import ArtifactError, ModelError, reason
 from lissom.formats import scale_of
+from lissom.models.experts import apart
 from lissom.models.families import Family, at, family_of, put
 
 INDEX = "model.safetensors.index.json"
@@ -123,7 +124,7 @@ def skeleton(config: PretrainedConfig) -> nn.Module:
     embedding = at(model, family.embedding)
     for name in embedding._buffers:
         setattr(embedding, name, torch.tensor(scale_of(embedding)))
-    return model.eval()
+    return apart(model).eval()
 
 
 def check_shapes(folder: Path, whose: str, state: Mapping[str, Tensor], model: nn.Module, prefix: str = "") -> None:

@@ -170,7 +170,7 @@ def declared_joints(block: nn.Module, family: Family) -> list[Joint]:
     kinds = (
         *whole,
         (family.heads[-1:], family.mixes, threes, 1, head, "values"),
-        (family.neurons, family.sums, twos, 1, 1, "channels"),
+        *((neurons, sums, twos, 1, 1, "channels") for neurons, sums in family.feeds(block)),
     )
     return [
         declared_joint(tensors, *kind)
@@ -226,14 +226,15 @@ def width_joints(model: nn.Module, family: Family) -> list[Joint]:
     Where norms stand behind what is written to it, each of its channels weighs on all, and only their order is free.
     """
     tensors = dict(model.named_parameters())
-    blocks = [f"{family.blocks}.{name}" for name, _ in model.get_submodule(family.blocks).named_children()]
-    written = [f"{block}.{name}" for block in blocks for name in (family.mixes, family.sums)]
+    blocks = {f"{family.blocks}.{name}": block for name, block in model.get_submodule(family.blocks).named_children()}
+    written = [f"{name}.{family.mixes}" for name in blocks]
+    written += [f"{name}.{sums}" for name, block in blocks.items() for _, sums in family.feeds(block)]
     read = {
-        f"{block}.{name}": f"{block}.{link.makers[0]}"
-        for block in blocks
-        for link in family.links
-        if link.makers[0] not in (*family.heads, *family.neurons)
-        for name in link.readers
+        f"{name}.{reader}": f"{name}.{link.makers[0]}"
+        for name, block in blocks.items()
+        for link in family.linked(block)
+        if link.makers[0] not in (*family.heads, *(made for makers, _ in family.feeds(block) for made in makers))
+        for reader in link.readers
     }
     makers = {f"{family.embedding}.weight": 1} | {f"{name}.weight": 0 for name in dict.fromkeys(read.values())}
     makers |= {f"{family.norm}.weight": 0} | {f"{name}.weight": 0 for name in written}

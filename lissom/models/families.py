@@ -59,6 +59,44 @@ class Family:
     sums: str = "mlp.down_proj"
     behind: tuple[str, ...] = ()  # norms of what is written to the residual stream
     attends_by: str = "sdpa"  # how transformers computes its attention outside of the engine
+    experts: str = ""  # in blocks that have several layers for each of `neurons` and `sums`, and
+    router: str = ""  # what chooses among them
+
+    def feeds(self, block: nn.Module) -> list[tuple[tuple[str, ...], str]]:
+        """What makes the neurons of a block and what sums them: once, or for each of its experts."""
+        experts = self.experts_of(block)
+        return [(within(self.neurons, one), within((self.sums,), one)[0]) for one in experts] or [
+            (self.neurons, self.sums)
+        ]
+
+    def linked(self, block: nn.Module) -> list[Link]:
+        """The links of a block; experts all read one norm, and so does what chooses among them."""
+        experts = self.experts_of(block)
+        if not experts:
+            return list(self.links)
+        found = []
+        for link in self.links:
+            if link.makers[0] in self.neurons:
+                found += [
+                    replace(link, makers=within(link.makers, one), readers=within(link.readers, one)) for one in experts
+                ]
+            elif link.readers[0] in self.neurons:
+                every = (name for one in experts for name in within(link.readers, one))
+                found.append(replace(link, readers=(self.router, *every)))
+            else:
+                found.append(link)
+        return found
+
+    def experts_of(self, block: nn.Module) -> list[str]:
+        """The names of a block's experts, if it has any."""
+        if not self.experts or self.experts not in dict(block.named_modules()):
+            return []
+        return [f"{self.experts}.{own}" for own, _ in block.get_submodule(self.experts).named_children()]
+
+
+def within(layers: tuple[str, ...], expert: str) -> tuple[str, ...]:
+    """The layers of an expert that do what these do in a block without."""
+    return tuple(f"{expert}.{layer.rpartition('.')[2]}" for layer in layers)
 
 
 PHI3 = Family(
@@ -89,6 +127,7 @@ FAMILIES: dict[str, Family] = {
     "gemma3_text": GEMMA,
     "phi3": PHI3,
     "smollm3": Family(),
+    "qwen3_moe": Family(experts="mlp.experts", router="mlp.gate"),
 }
 
 

@@ -46,6 +46,8 @@ def fit(layer: nn.Module) -> None:
         layer.num_features = weight.shape[0]
     elif isinstance(layer, nn.Embedding):
         layer.num_embeddings, layer.embedding_dim = weight.shape
+    elif "hidden_dim" in vars(layer):  # what chooses among experts
+        layer.hidden_dim = weight.shape[1]  # type: ignore[assignment]
     elif isinstance(layer, nn.PReLU):
         layer.num_parameters = weight.shape[0]
 

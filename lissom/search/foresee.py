@@ -29,6 +29,7 @@ from lissom.compress.stream import seen_in
 from lissom.errors import DataError, RecipeError
 from lissom.models import Checkpoint, compressible
 from lissom.models.checkpoint import read_json
+from lissom.models.experts import check_unrouted
 from lissom.models.families import at
 from lissom.search.sensitivity import Found, Option, Seen, Steps, fitting, kinds_of, options
 from lissom.statistics import Gram, Statistic
@@ -92,6 +93,7 @@ def streamed(
         bound(stream, candidates, max_ram)
     if checkpoint.config.tie_word_embeddings and family.embedding in candidates:
         kinds[family.head] = {Gram}
+    check_unrouted(stream.model, back(kinds))
     guided = {at(stream.model, name) for name in back(kinds)}
     more: list[Seen] = []
     parts = stream.backward(stream.embedding(), kinds, lambda layer, y: Ears.of(layer, y, layer in guided))

@@ -17,6 +17,7 @@ from lissom.compress import stream_checkpoint
 from lissom.errors import ArtifactError, ModelError, RecipeError
 from lissom.formats import CompressedEmbedding, CompressedLinear
 from lissom.models import FAMILIES, Checkpoint
+from lissom.models.experts import apart
 from lissom.types import Recipe
 
 Tiny = Callable[..., Path]
@@ -37,7 +38,7 @@ RECIPE = Recipe.of(
 
 def in_memory(checkpoint: Checkpoint) -> Any:
     """The whole model with the dense matrices of the compressed weights."""
-    model: Any = AutoModelForCausalLM.from_pretrained(checkpoint.folder, dtype=torch.float32).eval()
+    model: Any = apart(AutoModelForCausalLM.from_pretrained(checkpoint.folder, dtype=torch.float32)).eval()
     for piece in stream_checkpoint(checkpoint, RECIPE, WINDOWS):
         for name, weight in piece.weights.items():
             model.get_submodule(name).weight.data = weight.dense()

@@ -189,8 +189,8 @@ def test_a_language_model_is_streamed_as_it_is_compressed_in_memory(
 ) -> None:
     source, ids = tiny(family), torch.randint(2048, (4, 16))
     steps = [
-        {"technique": "heads", "layers": "*.0.*", "sparsity": 0.5},
-        {"technique": "channels", "layers": "*.1.*", "sparsity": 0.25},
+        {"technique": "heads", "layers": "model.layers.0.*", "sparsity": 0.5},
+        {"technique": "channels", "layers": "model.layers.1.*", "sparsity": 0.25},
         {"technique": "rtn", "layers": "*.1.mlp.down_proj", "bits": 8},
     ]
     opened = open_folder(lissom.compress_checkpoint(source, lissom.Recipe.of(steps), ids, tmp_path / "out"))
@@ -239,7 +239,8 @@ def test_a_config_says_what_is_the_same_in_every_block(tiny: Callable[..., Path]
 
 
 @pytest.mark.parametrize(
-    ("family", "tied"), [("qwen2", False), ("qwen2", True), ("smollm3", False), ("gemma3_text", True)]
+    ("family", "tied"),
+    [("qwen2", False), ("qwen2", True), ("smollm3", False), ("gemma3_text", True), ("qwen3_moe", False)],
 )
 def test_blocks_of_a_language_model_go_by_what_they_are_worth(
     family: str, tied: bool, tiny: Callable[..., Path], tmp_path: Path
@@ -247,8 +248,9 @@ def test_blocks_of_a_language_model_go_by_what_they_are_worth(
     source, ids = tiny(family, tied), torch.randint(2048, (4, 16))
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
     idle = model.model.layers[0]
-    for layer in (idle.self_attn.o_proj, idle.mlp.down_proj):
-        layer.weight.data *= 1e-3
+    for name, weight in idle.named_parameters():
+        if "o_proj" in name or "down_proj" in name:
+            weight.data *= 1e-3
     for norm in FAMILIES[family].behind:  # which would undo that
         idle.get_submodule(norm).weight.data.fill_(1e-3 - 1)
     steps = [
@@ -301,7 +303,7 @@ def test_blocks_of_any_module(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("family", ["llama", "qwen3"])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "phi3", "qwen3_moe"])
 def test_the_stream_of_a_language_model_gets_narrower(
     family: str, tied: bool, tiny: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -309,14 +311,16 @@ def test_the_stream_of_a_language_model_gets_narrower(
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
     with torch.no_grad():  # four channels of the stream say what four others say
         for name, p in model.named_parameters():
-            if name.endswith(("o_proj.weight", "down_proj.weight", "o_proj.bias")):
+            if name.endswith(("o_proj.weight", "down_proj.weight", "experts.down_proj")):
+                p[..., 28:, :] = p[..., :4, :]
+            elif name.endswith("o_proj.bias"):
                 p[28:] = p[:4]
             elif name.endswith("embed_tokens.weight"):
                 p[:, 28:] = p[:, :4]
     model.save_pretrained(tmp_path / "model")
     for file in source.glob("tokenizer*"):
         (tmp_path / "model" / file.name).write_bytes(file.read_bytes())
-    steps = [{"technique": "width", "sparsity": 0.125, "damp": 1e-6}, {"technique": "rtn", "layers": "*q_proj"}]
+    steps = [{"technique": "width", "sparsity": 0.125, "damp": 1e-6}, {"technique": "rtn", "layers": "*o_proj"}]
     out = lissom.compress_checkpoint(tmp_path / "model", lissom.Recipe.of(steps), ids, tmp_path / "out")
     small: Any = open_folder(out).model
     assert json.loads((out / "config.json").read_text())["hidden_size"] == 28

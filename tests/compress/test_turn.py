@@ -18,6 +18,7 @@ from lissom.coupling import Coupling
 from lissom.engine import Engine, Sampling
 from lissom.errors import RecipeError
 from lissom.models import FAMILIES
+from lissom.models.experts import apart
 from lissom.techniques import STREAM
 from lissom.techniques.quantize.rotate import rotate, rotation
 
@@ -37,7 +38,7 @@ def far(found: Tensor, wanted: Tensor) -> float:
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("family", FREE)
 def test_a_turned_model_says_the_same(family: str, tied: bool, tiny: Callable[..., Path]) -> None:
-    model = AutoModelForCausalLM.from_pretrained(tiny(family, tied), dtype=torch.float32)
+    model: Any = apart(AutoModelForCausalLM.from_pretrained(tiny(family, tied), dtype=torch.float32))
     ids = torch.randint(2048, (4, 16))
     before = {name: p.clone() for name, p in model.named_parameters()}
     turned = lissom.compress_model(model, steps=[TURN])

@@ -34,6 +34,7 @@ WINDOWS: dict[str, dict[str, Any]] = {
     "gemma2": {"sliding_window": 7, **BENT},
     "gemma3_text": {"sliding_window": 7, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
     "phi3": {"sliding_window": 7, "rope_parameters": PARTIAL, "pad_token_id": 0},
+    "qwen3_moe": {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "norm_topk_prob": True},
     "smollm3": {"no_rope_layer_interval": 2, "use_sliding_window": True, "sliding_window": 7, "pad_token_id": 0},
 }
 
