@@ -20,7 +20,7 @@ from lissom.errors import ArtifactError
 from lissom.models import Checkpoint, compressible
 from lissom.models.checkpoint import INDEX, MARK, check_shapes, read_config, skeleton
 from lissom.models.families import at, family_of
-from lissom.models.resize import matrix_shapes, resize, uniform
+from lissom.models.resize import allowed, matrix_shapes, resize, uniform
 from lissom.types import Recipe
 
 CARRIED = (
@@ -83,7 +83,8 @@ def compress_checkpoint(
             index |= dict.fromkeys(tensors, file)
             progress(piece.name)
             del piece, tensors  # none of it waits while the next one is made
-        carry(checkpoint.folder, folder, told | uniform(checkpoint.config, checkpoint.family, shapes))
+        told |= uniform(checkpoint.config, checkpoint.family, shapes)
+        carry(checkpoint.folder, folder, allowed(checkpoint.config, told))
         write_json(folder / INDEX, {"metadata": {"total_size": size}, "weight_map": index})
         write_manifest(folder, "language_model", {"recipe": recipe.as_dict(), "weights": weights, "aliases": aliases})
     return out

@@ -125,7 +125,8 @@ def check_joined(phase: Phase, joints: Sequence[Joint]) -> None:
         if not meant(step, phase, joints):
             raise RecipeError(
                 f"recipe: {step.technique}: no channels of layers={step.layers!r} can be taken away or change places; "
-                "they must be made and read by layers that are not compressed, and nothing else may depend on them"
+                "they must be made and read by layers that are not compressed, and nothing else may depend on them "
+                "(heads that one layer makes all stay)"
             )
 
 

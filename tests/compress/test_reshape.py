@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, BertConfig, BertModel
+from transformers import AutoConfig, AutoModelForCausalLM, BertConfig, BertModel
 
 import lissom
 from lissom.artifact import open_folder
@@ -236,6 +236,21 @@ def test_a_config_says_what_is_the_same_in_every_block(tiny: Callable[..., Path]
     assert {n: p.shape for n, p in plain.named_parameters()} == {
         n: p.shape for n, p in open_folder(out).model.named_parameters()
     }
+
+
+@pytest.mark.parametrize("step", [{"technique": "width", "sparsity": 0.1}, {"technique": "heads", "sparsity": 0.25}])
+def test_sizes_that_no_config_may_have_are_told_by_the_tensors(step: Any, tmp_path: Path, demo_folder: Path) -> None:
+    """29 channels are no multiple of 4 heads, and 32 none of 3."""
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "vocab_size": 2048, "head_dim": 8}
+    config = AutoConfig.for_model("llama", **sizes, num_attention_heads=4, num_key_value_heads=4)
+    model, ids = AutoModelForCausalLM.from_config(config), torch.randint(2048, (4, 16))
+    model.save_pretrained(tmp_path / "model")
+    for file in demo_folder.glob("tokenizer*"):
+        (tmp_path / "model" / file.name).write_bytes(file.read_bytes())
+    out = lissom.compress_checkpoint(tmp_path / "model", lissom.Recipe.of([step]), ids, tmp_path / "out")
+    wanted = lissom.compress_model(model.eval(), ids, steps=[step])
+    assert sum(p.numel() for p in wanted.parameters()) < sum(p.numel() for p in model.parameters())
+    torch.testing.assert_close(said(open_folder(out).model, ids), said(wanted, ids), rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize(

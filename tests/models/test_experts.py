@@ -16,10 +16,12 @@ from lissom.calibrate.stream import Stream, calls_of
 from lissom.engine import Engine, Sampling
 from lissom.engine.kernels import lower
 from lissom.engine.kernels.panels import PanelLinear
-from lissom.errors import RecipeError
+from lissom.errors import DataError, RecipeError
 from lissom.formats import CompressedLinear
 from lissom.models import FAMILIES, Checkpoint, compressible
 from lissom.models.experts import Experts, apart
+from lissom.search.foresee import foreseen
+from lissom.types import Step
 
 IDS = torch.randint(2048, (4, 16), generator=torch.Generator().manual_seed(4))
 BLOCK, EXPERTS = "model.layers.0", "model.layers.0.mlp.experts"
@@ -109,6 +111,15 @@ def test_an_expert_that_only_some_tokens_reach_is_seen_whole(tiny: Callable[...,
         counts.append([called.count(layer) for layer in layers])
     assert counts[0] == counts[1]
     assert sum(counts[0]) == 40 * 2
+
+
+def test_an_expert_that_no_token_reaches_is_named(tiny: Callable[..., Path]) -> None:
+    checkpoint = Checkpoint(tiny("qwen3_moe"))
+    rounded = (Step(technique="rtn", knobs={"bits": 4, "group": 16}),)
+    candidates = {f"{EXPERTS}.{number}.gate_proj": [rounded] for number in range(3)}
+    assert foreseen(checkpoint, IDS, candidates).keys() == candidates.keys()
+    with pytest.raises(DataError, match=r"data: .*experts\.\d\.gate_proj is not used when the model runs on it"):
+        foreseen(checkpoint, IDS[:1, :1], candidates)
 
 
 def test_what_the_end_loss_says_is_not_asked_of_experts(model: Any, tiny: Callable[..., Path], tmp_path: Path) -> None:
