@@ -21,7 +21,7 @@ from lissom.compress.whole import at_once, check_whole, settle
 from lissom.errors import ModelError, RecipeError
 from lissom.formats import LowRank, Palette, Sum, Weight, unfreeze
 from lissom.models import compressible
-from lissom.models.experts import apart
+from lissom.models.experts import apart, set_apart
 from lissom.types import Recipe, Step
 
 DEFAULT = (
@@ -154,6 +154,7 @@ def quantize_model(model: nn.Module, data: Any = None, *, bits: int | str = 8) -
     """
     if bits not in (*range(2, 9), *FEWEST):
         raise RecipeError(f'quantize_model: bits={bits!r} is not possible; choose 8 to 2, "ternary" or "binary"')
+    model = set_apart(model)
     steps = [quantizing(name, layer, bits, data is not None) for name, layer in compressible(model).items()]
     return compress_model(model, data, steps=steps)
 

@@ -5,6 +5,7 @@ On disk they are apart too, under the names that they have here.
 Shapes: t tokens, k experts that each is given to, h hidden.
 """
 
+import copy
 from collections.abc import Callable, Iterable
 
 import torch
@@ -58,15 +59,27 @@ def linear(matrix: Tensor) -> nn.Linear:
     return layer
 
 
-def apart(model: nn.Module) -> nn.Module:
-    """Set the experts of a language model apart, in place; any other model stays as it is."""
+def together(model: nn.Module) -> dict[str, nn.Module]:
+    """The experts of a language model that transformers keeps together, block by block."""
     family = FAMILIES.get(getattr(getattr(model, "config", None), "model_type", ""))
     if family is None or not family.experts:
-        return model
-    for name, fused in list(model.named_modules()):
-        if name.endswith(f".{family.experts}") and not isinstance(fused, Experts):
-            put(model, name, Experts(fused))
+        return {}
+    ends = f".{family.experts}"
+    return {name: part for name, part in model.named_modules() if name.endswith(ends) and not isinstance(part, Experts)}
+
+
+def apart(model: nn.Module) -> nn.Module:
+    """Set the experts of a language model apart, in place; any other model stays as it is."""
+    for name, fused in together(model).items():
+        put(model, name, Experts(fused))
     return model
+
+
+def set_apart(model: nn.Module) -> nn.Module:
+    """The model itself, or, where its experts are together, one of the same tensors but for these."""
+    if not together(model):
+        return model
+    return apart(copy.deepcopy(model, {id(held): held for held in (*model.parameters(), *model.buffers())}))
 
 
 def check_unrouted(model: nn.Module, names: Iterable[str]) -> None:

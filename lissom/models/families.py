@@ -1,5 +1,6 @@
 """Where the parts of a causal language model are, by the `model_type` of its config."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from torch import nn
@@ -65,36 +66,33 @@ class Family:
     def feeds(self, block: nn.Module) -> list[tuple[tuple[str, ...], str]]:
         """What makes the neurons of a block and what sums them: once, or for each of its experts."""
         experts = self.experts_of(block)
-        return [(within(self.neurons, one), within((self.sums,), one)[0]) for one in experts] or [
-            (self.neurons, self.sums)
-        ]
+        if not experts:
+            return [(self.neurons, self.sums)]
+        return [(within(one, self.neurons), within(one, (self.sums,))[0]) for one in experts]
 
     def linked(self, block: nn.Module) -> list[Link]:
-        """The links of a block; experts all read one norm, and so does what chooses among them."""
+        """The links of a block."""
         experts = self.experts_of(block)
-        if not experts:
-            return list(self.links)
-        found = []
-        for link in self.links:
-            if link.makers[0] in self.neurons:
-                found += [
-                    replace(link, makers=within(link.makers, one), readers=within(link.readers, one)) for one in experts
-                ]
-            elif link.readers[0] in self.neurons:
-                every = (name for one in experts for name in within(link.readers, one))
-                found.append(replace(link, readers=(self.router, *every)))
-            else:
-                found.append(link)
-        return found
+        return [one for link in self.links for one in (self.among(experts, link) if experts else [link])]
+
+    def among(self, experts: Sequence[str], link: Link) -> list[Link]:
+        """What becomes of a link where there are experts: they all read one norm, and so does what chooses them."""
+        if link.makers[0] in self.neurons:
+            both = [(within(one, link.makers), within(one, link.readers)) for one in experts]
+            return [replace(link, makers=makers, readers=readers) for makers, readers in both]
+        if link.readers[0] in self.neurons:
+            every = (name for one in experts for name in within(one, link.readers))
+            return [replace(link, readers=(self.router, *every))]
+        return [link]
 
     def experts_of(self, block: nn.Module) -> list[str]:
-        """The names of a block's experts, if it has any."""
-        if not self.experts or self.experts not in dict(block.named_modules()):
-            return []
-        return [f"{self.experts}.{own}" for own, _ in block.get_submodule(self.experts).named_children()]
+        """The names of a block's experts, if it has any, and has them apart."""
+        found = dict(block.named_modules()).get(self.experts) if self.experts else None
+        numbers = [] if found is None else [own for own, _ in found.named_children() if own.isdigit()]
+        return [f"{self.experts}.{number}" for number in numbers]
 
 
-def within(layers: tuple[str, ...], expert: str) -> tuple[str, ...]:
+def within(expert: str, layers: tuple[str, ...]) -> tuple[str, ...]:
     """The layers of an expert that do what these do in a block without."""
     return tuple(f"{expert}.{layer.rpartition('.')[2]}" for layer in layers)
 

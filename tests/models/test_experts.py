@@ -19,8 +19,10 @@ from lissom.engine.kernels.panels import PanelLinear
 from lissom.errors import DataError, RecipeError
 from lissom.formats import CompressedLinear
 from lissom.models import FAMILIES, Checkpoint, compressible
-from lissom.models.experts import Experts, apart
+from lissom.models.experts import Experts, apart, set_apart
+from lissom.search.candidates import for_module
 from lissom.search.foresee import foreseen
+from lissom.search.sparsity import allocate_sparsity
 from lissom.types import Step
 
 IDS = torch.randint(2048, (4, 16), generator=torch.Generator().manual_seed(4))
@@ -89,6 +91,19 @@ def test_a_model_with_experts_is_saved_and_loaded(model: Any, tmp_path: Path) ->
     folder = lissom.save(small, tmp_path / "saved")
     again = lissom.load(folder, model=AutoModelForCausalLM.from_config(model.config))
     torch.testing.assert_close(logits(again), logits(small))
+
+
+def test_what_is_asked_of_all_layers_is_asked_of_experts(model: Any) -> None:
+    before = model.state_dict().keys()
+    quantized = lissom.quantize_model(model, bits=8)
+    assert sum(isinstance(layer, CompressedLinear) for layer in quantized.get_submodule(EXPERTS).modules()) == 9
+    assert any(f"{EXPERTS}.2.up_proj" == step.layers for step in for_module(model)[0].steps)
+    assert model.state_dict().keys() == before
+    steps = allocate_sparsity(model, IDS, sparsity=0.5, technique="wanda", layers="*experts*")
+    assert len(steps) == 9
+    shared = set_apart(model)
+    assert shared.get_submodule("lm_head").weight is model.lm_head.weight
+    assert set_apart(shared) is shared
 
 
 def test_experts_are_no_blocks(model: Any) -> None:
