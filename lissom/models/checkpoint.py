@@ -1,5 +1,6 @@
 """A Hugging Face checkpoint on disk, read tensor by tensor; the whole model is never in memory."""
 
+import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -184,6 +185,15 @@ def read_config(folder: Path, *, compressed: bool = False) -> PretrainedConfig:
         return AutoConfig.for_model(**raw)
     except StrictDataclassError as error:
         raise ModelError(f"{folder / 'config.json'} makes no model: {' '.join(str(error).split())}") from None
+
+
+def possible(raw: Mapping[str, Any]) -> bool:
+    """Whether transformers takes a config of these entries."""
+    try:
+        AutoConfig.for_model(**copy.deepcopy(dict(raw)))
+    except StrictDataclassError:
+        return False
+    return True
 
 
 def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

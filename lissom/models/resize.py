@@ -102,13 +102,3 @@ def uniform(config: Any, family: Family, shapes: Mapping[str, tuple[int, ...]]) 
     told = {name: next(iter(same)) for name, same in found.items() if len(same) == 1}
     changed = {name: size for name, size in told.items() if size != getattr(config, name)}
     return changed | ({"head_dim": head} if changed.keys() & {"num_attention_heads"} else {})
-
-
-def allowed(config: Any, told: Mapping[str, Any]) -> dict[str, Any]:
-    """What a config can say: transformers refuses a width that is no multiple of the heads.
-
-    Such sizes are left as they were: the tensors tell them too.
-    """
-    width, heads = (told.get(name, getattr(config, name)) for name in ("hidden_size", "num_attention_heads"))
-    untold = () if width % heads == 0 else ("hidden_size", "num_attention_heads", "num_key_value_heads")
-    return {name: value for name, value in told.items() if name not in untold}

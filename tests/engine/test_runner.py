@@ -100,8 +100,20 @@ def test_an_unknown_family_is_refused_by_name() -> None:
         Runner(AutoModelForCausalLM.from_config(config), pages=4)
 
 
-def test_a_rotary_embedding_that_depends_on_the_batch_is_refused(model: Any) -> None:
-    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
-    config = AutoConfig.for_model("llama", **SMALL, rope_parameters=rope)
-    with pytest.raises(ModelError, match="dynamic"):
+LONG = {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4, "partial_rotary_factor": 1.0, "rope_theta": 10000.0}
+SHIFTING = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+
+
+@pytest.mark.parametrize(
+    ("family", "told", "message"),
+    [
+        ("llama", {"rope_parameters": SHIFTING}, "dynamic"),
+        ("gemma3_text", {"rope_parameters": {"full_attention": SHIFTING}}, "dynamic"),
+        ("phi3", {"rope_parameters": {"rope_type": "longrope", **LONG}, "pad_token_id": 0}, "longrope"),
+        ("gemma2", {"use_bidirectional_attention": True}, "attend to later ones"),
+    ],
+)
+def test_what_depends_on_the_batch_or_on_what_comes_is_refused(family: str, told: Any, message: str) -> None:
+    config = AutoConfig.for_model(family, **{**SMALL, "head_dim": 8}, **told)
+    with pytest.raises(ModelError, match=message):
         Runner(AutoModelForCausalLM.from_config(config), pages=4)
