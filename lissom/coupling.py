@@ -39,8 +39,9 @@ class Coupling:
     `makers` are matrices, or vectors as matrices of one column (a bias, a norm's weight), of which r / c consecutive
     rows make a channel. `unit` consecutive channels live and die together (those of an attention head). `rotates` says
     that the channels of a unit meet nothing on their way but sums of themselves, so that a unit may be rotated. `kind`
-    says what the channels are: plain "channels", whole "heads" of attention, or the "width" of a residual stream with
-    norms over it. `alive` says which of the channels at first they are: None for all.
+    says what the channels are: plain "channels", whole "heads" of attention, the "width" of a residual stream with
+    norms over it, or the "order" of one whose channels can do no more than change places. `alive` says which of the
+    channels at first they are: None for all.
     """
 
     channels: int

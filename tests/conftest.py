@@ -21,11 +21,18 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 
+GEMMA: dict[str, Any] = {"query_pre_attn_scalar": 16, "attention_bias": True}
+PARTIAL = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},
     "mistral": {"sliding_window": 6},
     "qwen2": {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1},  # the second block slides
     "qwen3": {"attention_bias": True},
+    "gemma2": {"sliding_window": 6, **GEMMA, "attn_logit_softcapping": 4.0, "final_logit_softcapping": 5.0},
+    "gemma3_text": {"sliding_window": 6, **GEMMA, "layer_types": ["sliding_attention", "full_attention"]},
+    "phi3": {"sliding_window": 6, "rope_parameters": PARTIAL, "pad_token_id": 0},
+    "qwen3_moe": {"num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "mlp_only_layers": [1]},
+    "smollm3": {"no_rope_layers": [1, 0], "use_sliding_window": True, "sliding_window": 6, "pad_token_id": 0},
 }
 
 

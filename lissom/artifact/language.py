@@ -18,7 +18,7 @@ from lissom.compress import replace
 from lissom.compress.resident import conduct
 from lissom.errors import ArtifactError
 from lissom.models import Checkpoint, compressible
-from lissom.models.checkpoint import INDEX, MARK, check_shapes, read_config, skeleton
+from lissom.models.checkpoint import INDEX, MARK, check_shapes, possible, read_config, skeleton
 from lissom.models.families import at, family_of
 from lissom.models.resize import matrix_shapes, resize, uniform
 from lissom.types import Recipe
@@ -32,6 +32,7 @@ CARRIED = (
     "generation_config.json",
     "*.model",
 )
+SIZES = ("hidden_size", "num_attention_heads", "num_key_value_heads")
 
 
 def compress_checkpoint(
@@ -83,7 +84,8 @@ def compress_checkpoint(
             index |= dict.fromkeys(tensors, file)
             progress(piece.name)
             del piece, tensors  # none of it waits while the next one is made
-        carry(checkpoint.folder, folder, told | uniform(checkpoint.config, checkpoint.family, shapes))
+        told |= uniform(checkpoint.config, checkpoint.family, shapes)
+        carry(checkpoint.folder, folder, told)
         write_json(folder / INDEX, {"metadata": {"total_size": size}, "weight_map": index})
         write_manifest(folder, "language_model", {"recipe": recipe.as_dict(), "weights": weights, "aliases": aliases})
     return out
@@ -101,12 +103,15 @@ def once(
 def carry(source: Path, folder: Path, told: Mapping[str, Any]) -> None:
     """Copy the tokenizer, and the config with what is `told` anew.
 
-    A mark in it keeps other loaders from filling the gaps with noise.
+    A mark in it keeps other loaders from filling the gaps with noise. Sizes that transformers would refuse stay as they
+    were (a width must be a multiple of the heads): the tensors tell them too.
     """
     for pattern in CARRIED:
         for file in source.glob(pattern):
             shutil.copyfile(file, folder / file.name)
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    if not possible({**config, **told}):
+        told = {name: value for name, value in told.items() if name not in SIZES}
     write_json(folder / "config.json", {**config, **told, "quantization_config": MARK})
 
 

@@ -24,6 +24,7 @@ from lissom.errors import ArtifactError
 from lissom.formats import CompressedLayer, Frozen, Weight, freeze
 from lissom.models import compressible
 from lissom.models.checkpoint import check_shapes
+from lissom.models.experts import apart
 from lissom.models.families import put
 from lissom.models.resize import matrix_shapes, resize
 from lissom.techniques.prune.blocks import Through
@@ -53,7 +54,7 @@ def save(
         ArtifactError: the name is taken, the disk is full, or the module cannot be exported.
     """
     check_coding(entropy_coding)
-    frozen = freeze(copy.deepcopy(model)).eval()
+    frozen = freeze(apart(copy.deepcopy(model))).eval()
     architecture = describe(frozen)
     content: dict[str, Any] = {"class": type(model).__qualname__, "weights": specs(frozen), "aliases": aliases(frozen)}
     removed = {name: part.nested for name, part in frozen.named_modules() if isinstance(part, Through)}
@@ -97,6 +98,7 @@ def build_module(folder: Path, manifest: Mapping[str, Any], base: nn.Module | No
 
 def filled(base: nn.Module, manifest: Mapping[str, Any], tensors: dict[str, Tensor], folder: Path) -> nn.Module:
     """`base` with the folder's weights in place of its own; what was made smaller is made so here too."""
+    apart(base)
     for name, nested in manifest.get("removed", {}).items():
         put(base, name, Through(nested=nested))
     weights = read_weights(manifest, tensors)

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lissom.calibrate.observe import CONVOLUTIONS, looks_up, rows
-from lissom.formats import matrix_of
+from lissom.formats import matrix_of, scale_of
 from lissom.statistics import Fisher, add_square
 
 LARGEST = 100.0  # times the mean: no single row may outweigh so many
@@ -66,7 +66,8 @@ class Heard:
 class Pull:
     """Of one layer: Σ g gᵀ over all rows, or its diagonal where that is wide; of an embedding how often each came.
 
-    Unlike in `Heard`, no row counts for more because its input is large.
+    Unlike in `Heard`, no row counts for more because its input is large. The gradients are at the product with the
+    matrix, before it is scaled.
     """
 
     n: int
@@ -81,7 +82,7 @@ class Pull:
 
     def see(self, layer: nn.Module, x: Tensor, g: Tensor) -> None:
         """Take in a batch: the layer's input, and the gradient at its output."""
-        g = by_row(layer, g).float()
+        g = by_row(layer, g).float() * scale_of(layer)
         self.n += g.shape[0]
         if self.ggt.dim() == 2:
             add_square(self.ggt, g)

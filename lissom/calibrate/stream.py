@@ -117,7 +117,7 @@ class Stream:
         """Run a part on the data for what its layers see; the hidden states stay as they are.
 
         Unless the data follows what becomes of a block, the first such run is the one that it flows on by. In others,
-        where it is told which layers are `watched`, what comes after the last of them is not run.
+        where it is told which layers are `watched`, what comes after the last of them is not run, once all have been.
         """
         block = name.rpartition(".")[0] == self.family.blocks
         if block and not self.follow and self.further is None and self._goes_on(name):
@@ -127,7 +127,7 @@ class Stream:
         for lot in self.hidden.split(self.batch) if len(self.hidden) else ():
             with calls_of(watched) as called, until(last):
                 self._one(name, part, lot)
-            last = called[-1] if len(set(called)) == len(called) > 0 else None
+            last = called[-1] if len(set(called)) == len(called) == len(watched) > 0 else None
             if self.spill is not None:
                 self.spill.forget()
 
@@ -201,7 +201,7 @@ class Stream:
                 hidden = hidden.detach().requires_grad_()
                 with outputs(layers) as taken, torch.enable_grad():
                     with self._running():
-                        said = head(norm(hidden))
+                        said = limited(head(norm(hidden)), self.checkpoint.config)
                     yield hear(heard, taken, end_loss(said, True, generator), [hidden], new=new)[0]
 
         gradient = self._joined(back())
@@ -291,6 +291,12 @@ def tied(head: Any, embedding: nn.Module) -> nn.Module:
     """A head with the matrix of the embedding."""
     head.weight = nn.Parameter(matrix_of(embedding), requires_grad=False)
     return head  # type: ignore[no-any-return]
+
+
+def limited(logits: Tensor, config: Any) -> Tensor:
+    """Logits as the model gives them out: some families bend them, so that none is beyond a bound."""
+    bound = getattr(config, "final_logit_softcapping", None)
+    return logits if bound is None else bound * torch.tanh(logits / bound)
 
 
 class Recorder(nn.Module):

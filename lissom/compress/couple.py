@@ -18,7 +18,7 @@ from lissom.coupling import Coupling, Reader
 from lissom.errors import RecipeError
 from lissom.formats import CompressedLayer, Dense, Weight, matrix_of
 from lissom.models import compressible
-from lissom.models.families import FAMILIES, Family, Link
+from lissom.models.families import FAMILIES, Family, Link, at, fused_sizes
 from lissom.statistics import Gram, Moments, Statistic
 from lissom.techniques import COUPLING
 from lissom.techniques.contract import needs
@@ -43,8 +43,9 @@ def links_of(model: nn.Module, batch: Batch | None) -> list[Link]:
 
 def block_links(model: nn.Module, family: Family, only: str | None = None) -> list[Link]:
     """The declared links of all blocks, or of one."""
-    names = [f"{family.blocks}.{name}" for name, _ in model.get_submodule(family.blocks).named_children()]
-    return [link.inside(name) for name in names if only in (None, name) for link in family.links]
+    blocks = {f"{family.blocks}.{own}": block for own, block in at(model, family.blocks).named_children()}
+    found = {name: block for name, block in blocks.items() if only in (None, name)}
+    return [link.inside(name) for name, block in found.items() for link in family.linked(block)]
 
 
 def meant(step: Step, plan: Plan, links: Sequence[Link]) -> list[Link]:
@@ -93,14 +94,15 @@ def change(step: Step, model: nn.Module, link: Link, seen: Mapping[type[Statisti
             raise RecipeError(
                 f"{step.technique}: {name} is compressed already; put this step before those that do that"
             )
-    makers = [p for name in link.makers for p in layers[name].parameters(recurse=False)]
     readers = [layers[name] for name in link.readers]
-    unit = attrgetter(link.unit)(model) if link.unit else 1
     inputs = matrix_of(readers[0]).shape[1]
+    whole = [p for name in link.makers for p in layers[name].parameters(recurse=False)]
+    makers = [p.detach()[-fused_sizes(len(p), inputs, link.fused)[-1] :] for p in whole]
+    unit = attrgetter(link.unit)(model) if link.unit else 1
     order = reading_order(inputs, makers[0].shape[0], unit, makers[0].device)
     before = Coupling(
         channels=makers[0].shape[0],
-        makers=tuple(p.detach().reshape(p.shape[0], -1).float() for p in makers),
+        makers=tuple(p.reshape(p.shape[0], -1).float() + link.offset for p in makers),
         readers=tuple(
             Reader(matrix=matrix_of(layer)[:, order].float(), bias=bias_of(layer), at=order) for layer in readers
         ),
@@ -113,8 +115,8 @@ def change(step: Step, model: nn.Module, link: Link, seen: Mapping[type[Statisti
         after = COUPLING[step.technique](before, *statistics, **step.knobs)
     except RecipeError as error:
         raise RecipeError(f"{step.technique}: {error} of {link.readers[0]}") from None
-    for p, made in zip(makers, after.makers, strict=True):
-        p.data = made.reshape(p.shape).to(p.dtype)
+    for p, old, made in zip(whole, makers, after.makers, strict=True):
+        p.data = torch.cat([p.detach()[: -len(old)], (made - link.offset).reshape(old.shape).to(p.dtype)])
     for layer, reader in zip(readers, after.readers, strict=True):
         weight = layer.get_parameter("weight")
         weight.data = reader.matrix[:, order.argsort()].reshape(weight.shape).to(weight.dtype)

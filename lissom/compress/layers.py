@@ -15,6 +15,7 @@ from lissom.compress.plan import Phase, Plan
 from lissom.errors import DataError, RecipeError
 from lissom.formats import CompressedLayer, Dense, Frozen, Trainable, Weight, matrix_of, share_base, wrap
 from lissom.models import compressible
+from lissom.models.experts import check_unrouted
 from lissom.models.families import put
 from lissom.statistics import Fisher, Gram, Guided, Statistic
 from lissom.techniques import SEVERAL
@@ -31,8 +32,10 @@ def look(
 
     Raises:
         DataError: there is not one batch.
+        RecipeError: something is to be heard of an expert.
     """
     seen = 0
+    check_unrouted(model, back(kinds))
     heard = listen(model, {name: layers[name] for name in back(kinds)}, data) if back(kinds) else {}
     weights = {name: own.weights() for name, own in heard.items()}
     with evaluating(model), observe(layers, kinds, weights) as collected, torch.no_grad():

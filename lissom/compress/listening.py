@@ -4,8 +4,8 @@
     what is kept       o² for the Fisher matrix, and a weight for each row, of every layer that is heard
 
 with, in float32: a block's layers each leave their input and four times their output, the rest of it 16 hidden states;
-the head works on one window, and leaves six times its logits. Where hidden states wait on disk, so do Fisher matrices,
-but for those of one part.
+the head works on one window, and leaves six times its logits; attention that makes all its scores leaves six times
+these. Where hidden states wait on disk, so do Fisher matrices, but for those of one part.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -19,7 +19,7 @@ from lissom.models import Checkpoint, Family, compressible
 from lissom.models.families import at
 
 FLOAT = torch.float32.itemsize
-OUTPUTS, STATES, LOGITS = 4, 16, 6
+OUTPUTS, STATES, LOGITS, STAGES = 4, 16, 6, 6
 
 
 def waiting(checkpoint: Checkpoint, windows: tuple[int, int], batch: int, spilled: bool) -> int:
@@ -35,11 +35,16 @@ def way_back(checkpoint: Checkpoint, model: nn.Module, windows: tuple[int, int],
     n, t = windows
     config, name = checkpoint.config, f"{checkpoint.family.blocks}.0"
     shapes = [matrix_of(layer).shape for layer in compressible(at(model, name), name).values()]
-    left = sum(i + OUTPUTS * o for o, i in shapes) + STATES * config.hidden_size
+    left = sum(i + OUTPUTS * o for o, i in shapes) + STATES * config.hidden_size + STAGES * scores(checkpoint, t)
     block = sum(o * i for o, i in shapes) + min(batch, n) * t * left
     head = 0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size
     largest = max(block, head + LOGITS * t * config.vocab_size)
     return waiting(checkpoint, windows, batch, spilled) + FLOAT * int(largest)
+
+
+def scores(checkpoint: Checkpoint, t: int) -> int:
+    """Scores of attention for each token of a window; none where PyTorch's attention runs, which never has all."""
+    return t * int(checkpoint.config.num_attention_heads) if checkpoint.family.attends_by == "eager" else 0
 
 
 def kept(family: Family, model: nn.Module, names: Collection[str], rows: int, spilled: bool) -> int:

@@ -21,6 +21,7 @@ from lissom.compress.whole import at_once, check_whole, settle
 from lissom.errors import ModelError, RecipeError
 from lissom.formats import LowRank, Palette, Sum, Weight, unfreeze
 from lissom.models import compressible
+from lissom.models.experts import apart, set_apart
 from lissom.types import Recipe, Step
 
 DEFAULT = (
@@ -48,7 +49,7 @@ def compress_model(model: nn.Module, data: Any = None, *, steps: Sequence[Any] =
         DataError: the data is in no form described above.
     """
     recipe = Recipe.of(list(steps))
-    compressed = copy.deepcopy(model)
+    compressed = apart(copy.deepcopy(model))
     layers = compressible(compressed)
     if not layers:
         raise ModelError(f"{type(model).__name__} has no Linear, Conv or Embedding layer of its own to compress")
@@ -64,7 +65,7 @@ def compress_model(model: nn.Module, data: Any = None, *, steps: Sequence[Any] =
     with evaluating(model), evaluating(compressed):
         work = Work(original=model, model=compressed, data=lot, originals=matrices(compressed))
         for phase in plan:
-            here = dataclasses.replace(phase, plan=phase.on(compressible(compressed)))  # blocks may have gone
+            here = dataclasses.replace(phase, plan=phase.anew(compressible(compressed)))
             CONDUCT[phase.grain](work, here)
     return compressed
 
@@ -153,6 +154,7 @@ def quantize_model(model: nn.Module, data: Any = None, *, bits: int | str = 8) -
     """
     if bits not in (*range(2, 9), *FEWEST):
         raise RecipeError(f'quantize_model: bits={bits!r} is not possible; choose 8 to 2, "ternary" or "binary"')
+    model = set_apart(model)
     steps = [quantizing(name, layer, bits, data is not None) for name, layer in compressible(model).items()]
     return compress_model(model, data, steps=steps)
 

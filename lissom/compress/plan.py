@@ -32,6 +32,11 @@ class Phase:
         """The plan for some of the layers."""
         return {name: self.plan[name] for name in names if name in self.plan}
 
+    def anew(self, names: Mapping[str, Any]) -> Plan:
+        """The plan for the layers of these names: blocks may have gone, and others have their numbers."""
+        found = {name: [step for step in self.steps if fnmatchcase(name, step.layers)] for name in names}
+        return {name: steps for name, steps in found.items() if steps}
+
 
 def phases(recipe: Recipe, names: Mapping[str, Any] | Sequence[str]) -> list[Phase]:
     """The phases of a recipe for the layers there are.

@@ -26,7 +26,7 @@ from torch import nn
 
 from lissom.calibrate.stream import native
 from lissom.compress.layers import back
-from lissom.compress.listening import judged, kept, waiting, way_back
+from lissom.compress.listening import judged, kept, scores, waiting, way_back
 from lissom.compress.plan import Phase, wanted
 from lissom.errors import DataError
 from lissom.formats import matrix_of
@@ -124,7 +124,7 @@ def ways(checkpoint: Checkpoint, model: nn.Module, plan: Sequence[Phase], window
                 program=program,
                 embedding=embedding,
                 hidden=state * (lot if spilled else n * t),
-                part=max(part_bytes(checkpoint, model, plan, name, lot, floats) for name in parts(checkpoint)),
+                part=max(part_bytes(checkpoint, model, plan, name, lot, floats, t) for name in parts(checkpoint)),
                 heard=kept(family, model, listened, n * t, spilled),
                 back=way_back(checkpoint, model, windows, batch, spilled) if listened else 0,
             )
@@ -139,7 +139,8 @@ def ways_back(
     guided = [name for phase in plan for name in back(wanted(phase.plan))]
     program, embedding = resident(), config.vocab_size * config.hidden_size * FLOAT
     for spilled, batch in product((False, True), LOTS):
-        part = max(part_bytes(checkpoint, model, plan, name, min(batch, n) * t) for name in parts(checkpoint))
+        lot = min(batch, n) * t
+        part = max(part_bytes(checkpoint, model, plan, name, lot, t=t) for name in parts(checkpoint))
         yield Room(
             batch=batch,
             spilled=spilled,
@@ -161,9 +162,15 @@ def parts(checkpoint: Checkpoint) -> list[str]:
 
 
 def part_bytes(
-    checkpoint: Checkpoint, model: nn.Module, plan: Sequence[Phase], name: str, tokens: int, floats: int = FLOAT
+    checkpoint: Checkpoint,
+    model: nn.Module,
+    plan: Sequence[Phase],
+    name: str,
+    tokens: int,
+    floats: int = FLOAT,
+    t: int = 0,
 ) -> int:
-    """What working on one part takes, `tokens` at a time, its weights being of `floats` bytes."""
+    """What working on one part takes, `tokens` at a time in windows of `t`, its weights being of `floats` bytes."""
     layers = compressible(at(model, name), name)
     shapes = {own: matrix_of(layer).shape for own, layer in layers.items()}
     whole = sum(o * i for o, i in shapes.values())
@@ -178,7 +185,9 @@ def part_bytes(
     fishers = [shapes[own][0] ** 2 for phase in plan for own in back(wanted(phase.on(layers)))]
     widest = sum(sorted(o + i for o, i in shapes.values())[-3:])
     looked_up = name == checkpoint.family.embedding
-    inside = 0 if looked_up else tokens * max(widest, INSIDE * checkpoint.config.hidden_size)
+    inside = (
+        0 if looked_up else tokens * max(widest, INSIDE * checkpoint.config.hidden_size, INSIDE * scores(checkpoint, t))
+    )
     working = WORKING * max((o * i for o, i in acted), default=0)
     factors = 0 if looked_up else sum(grams) + FACTORS * max([*grams, *fishers], default=0)
     typical = 0 if looked_up or floats == FLOAT else sum(grams)

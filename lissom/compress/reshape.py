@@ -17,7 +17,7 @@ from lissom.compress.plan import Phase
 from lissom.coupling import Coupling, Reader
 from lissom.errors import ModelError, RecipeError
 from lissom.formats import Weight
-from lissom.formats.linear import LAYERS
+from lissom.formats.linear import compressed_kind
 from lissom.models.couplings import Axis, Joint, Reads, block_joints, traced_joints, width_joints
 from lissom.models.families import FAMILIES
 from lissom.models.resize import replace_tensors
@@ -57,7 +57,7 @@ def few(batch: Batch) -> Batch:
 
 def readable(model: nn.Module, joint: Joint) -> bool:
     """Whether all readers are layers whose inputs can be observed."""
-    return all(type(model.get_submodule(r.weight.layer)) in LAYERS for r in joint.readers)
+    return all(compressed_kind(model.get_submodule(r.weight.layer)) for r in joint.readers)
 
 
 @torch.no_grad()
@@ -121,11 +121,27 @@ def check_joined(phase: Phase, joints: Sequence[Joint]) -> None:
         RecipeError: one has not.
     """
     for step in phase.steps:
+        check_free(step, joints)
         if not meant(step, phase, joints):
             raise RecipeError(
                 f"recipe: {step.technique}: no channels of layers={step.layers!r} can be taken away or change places; "
-                "they must be made and read by layers that are not compressed, and nothing else may depend on them"
+                "they must be made and read by layers that are not compressed, and nothing else may depend on them "
+                "(heads that one layer makes all stay)"
             )
+
+
+def check_free(step: Step, joints: Sequence[Joint]) -> None:
+    """See that a step which takes from the residual stream, or turns it, finds one that this can be done to.
+
+    Raises:
+        RecipeError: it does not.
+    """
+    asked, found = kinds(step.technique), [joint.kind for joint in joints]
+    if "width" in asked and "order" not in asked and "order" in found:
+        raise RecipeError(
+            f"recipe: {step.technique}: norms stand behind what this model writes to its residual stream, so that its "
+            "channels can only change places (permute_stream); leave out that step"
+        )
 
 
 @torch.no_grad()
@@ -179,7 +195,8 @@ def change(step: Step, model: nn.Module, joint: Joint, seen: Mapping[str, Statis
         return None
     alive = after.alive.cpu()  # where couplings are, wherever the model is
     if after.channels < before.channels:
-        normalize(model, {r.norm: gram for r, gram in zip(joint.readers, grams, strict=True)}, alive)
+        first = reversed(list(zip(joint.readers, grams, strict=True)))  # not an expert, which sees some tokens only
+        normalize(model, {r.norm: gram for r, gram in first}, alive)
     write(model, joint, after, alive)
     return alive
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lissom.compress.memory import compress_model
 from lissom.compress.stream import Piece, exactly, kept_in, piece, stream_checkpoint
+from lissom.compress.whole import BY_BLOCK
 from lissom.errors import RecipeError
 from lissom.formats import freeze
 from lissom.models import Checkpoint
@@ -23,7 +24,8 @@ from lissom.types import Recipe
 ORDERS = {"permute_stream"}  # techniques of couplings that reach over all blocks, but leave every shape as it is
 ACROSS = {"width"} | ORDERS
 WINDOWS = 4  # of a batch, at each of which a technique that learns takes a step
-TOLD = ("num_hidden_layers", "layer_types", "hidden_size", "head_dim", "tie_word_embeddings")  # what may have changed
+EXPERTS = ("mlp_only_layers", "decoder_sparse_step")
+TOLD = ("num_hidden_layers", *BY_BLOCK, *EXPERTS, "hidden_size", "head_dim", "tie_word_embeddings")  # may have changed
 
 
 def conduct(

@@ -23,6 +23,7 @@ from lissom.compress.tune import tune
 from lissom.formats import CompressedLayer, Dense, Masked, Sum, Turned, Weight
 from lissom.models import Checkpoint, compressible
 from lissom.models.couplings import block_joints
+from lissom.models.experts import check_unrouted
 from lissom.models.families import at
 from lissom.statistics import Statistic
 from lissom.types import Recipe
@@ -68,6 +69,7 @@ def stream_checkpoint(
     embedding = stream.embedding()
     names = [name for phase in plan for name in back(wanted(phase.plan))]
     if names and len(windows):
+        check_unrouted(stream.model, names)
         stream.heard = stream.listen(embedding, names)
     yield compressed_part(stream, plan, family.embedding, embedding)
     stream.start(at(stream.model, family.embedding) if stream.follow else embedding, embedding if tuning else None)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from lissom.compress.layers import weight_of
-from lissom.compress.reshape import as_it_is, tensor_of
+from lissom.compress.reshape import as_it_is, check_free, tensor_of
 from lissom.errors import RecipeError
 from lissom.formats import Weight
 from lissom.models.couplings import Axis, Joint, width_joints
@@ -43,6 +43,7 @@ def turn(model: nn.Module, step: Step, originals: MutableMapping[str, Weight]) -
     joints = width_joints(model, family)
     if not joints:
         raise RecipeError(f"{step.technique}: a layer is compressed already; put this step before those that do that")
+    check_free(step, joints)
     joint = folded(model, joints[0])
     before, _ = as_it_is(model, joint, {})
     after = STREAM[step.technique](before, **step.knobs)

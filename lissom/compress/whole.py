@@ -15,6 +15,8 @@ from lissom.techniques.prune.blocks import Through
 from lissom.techniques.quantize.tuned import Lots
 from lissom.types import Step
 
+BY_BLOCK = ("layer_types", "no_rope_layers")  # what a config may list, block by block
+
 
 def check_whole(plan: Sequence[Phase]) -> None:
     """See that steps which act on the whole model name no part of it.
@@ -77,6 +79,13 @@ def settle(model: nn.Module) -> None:
 
 def counted(config: Any, stay: Sequence[int]) -> dict[str, Any]:
     """What a config says of its blocks when only these stay."""
-    kinds = getattr(config, "layer_types", None)
     count: dict[str, Any] = {"num_hidden_layers": len(stay)}
-    return count | ({"layer_types": [kinds[number] for number in stay]} if kinds else {})
+    lists = {name: getattr(config, name, None) for name in BY_BLOCK}
+    count |= {name: [found[number] for number in stay] for name, found in lists.items() if found}
+    return count | (sparse(config, stay) if hasattr(config, "mlp_only_layers") else {})
+
+
+def sparse(config: Any, stay: Sequence[int]) -> dict[str, Any]:
+    """How a config says which blocks have experts when only these stay."""
+    dense = {old for old in stay if old in config.mlp_only_layers or (old + 1) % config.decoder_sparse_step}
+    return {"mlp_only_layers": [new for new, old in enumerate(stay) if old in dense], "decoder_sparse_step": 1}

@@ -82,6 +82,7 @@ def attend(
     ragged: Ragged,
     scaling: float,
     sliding_window: int | None = None,
+    softcap: float | None = None,
     **_: Any,
 ) -> tuple[Float[Tensor, "1 t h e"], None]:
     """What a transformers decoder layer calls instead of its own attention (transformers, AttentionInterface)."""
@@ -92,10 +93,10 @@ def attend(
     parts, done = list[Tensor](), 0
     if ragged.decoding is not None:
         mask, done = ragged.mask(0, ragged.decoding, sliding_window), len(ragged.decoding.table)
-        parts.append(_decode(rows[:done], keys, values, ragged.decoding, mask, scaling))
+        parts.append(_decode(rows[:done], keys, values, ragged.decoding, mask, scaling, softcap))
     for part, chunk in enumerate(ragged.chunks, start=1):
         mask = ragged.mask(part, chunk, sliding_window)
-        parts.append(_prefill(rows[done : done + chunk.count], keys, values, chunk, mask, scaling))
+        parts.append(_prefill(rows[done : done + chunk.count], keys, values, chunk, mask, scaling, softcap))
         done += chunk.count
     return values.turn(torch.cat(parts))[None], None
 
@@ -107,12 +108,13 @@ def _decode(
     decoding: Decoding,
     mask: Bool[Tensor, "d 1 1 n"],
     scaling: float,
+    softcap: float | None,
 ) -> Float[Tensor, "d h e"]:
     """The query heads that share a key head are laid out as its rows, so no key is repeated."""
     d, h, e = query.shape
     key, value = (store.of_pages(decoding.table).transpose(1, 2) for store in (keys, values))
     heads = key.shape[1]
-    out = scaled_dot_product_attention(query.view(d, heads, h // heads, e), key, value, attn_mask=mask, scale=scaling)
+    out = _mix(query.view(d, heads, h // heads, e), key, value, mask, scaling, softcap)
     return out.reshape(d, h, -1)
 
 
@@ -123,9 +125,24 @@ def _prefill(
     chunk: Chunk,
     mask: Bool[Tensor, "count n"],
     scaling: float,
+    softcap: float | None,
 ) -> Float[Tensor, "count h e"]:
-    key, value = (store.at(chunk.slots).transpose(0, 1) for store in (keys, values))
-    out = scaled_dot_product_attention(
-        query.transpose(0, 1)[None], key[None], value[None], attn_mask=mask, scale=scaling, enable_gqa=True
-    )
-    return out[0].transpose(0, 1)
+    key, value = (store.at(chunk.slots).transpose(0, 1)[None] for store in (keys, values))
+    return _mix(query.transpose(0, 1)[None], key, value, mask, scaling, softcap)[0].transpose(0, 1)
+
+
+def _mix(
+    query: Float[Tensor, "d h q e"],
+    key: Float[Tensor, "d k n e"],
+    value: Float[Tensor, "d k n f"],
+    mask: Bool[Tensor, "*m n"],
+    scaling: float,
+    softcap: float | None,
+) -> Float[Tensor, "d h q f"]:
+    """Attention by PyTorch, or by hand where scores are bent to stay within `softcap`, which that does not know."""
+    each = query.shape[1] // key.shape[1]
+    if softcap is None:
+        return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling, enable_gqa=each > 1)
+    key, value = (shared.repeat_interleave(each, 1) for shared in (key, value))
+    scores = softcap * torch.tanh(query @ key.transpose(2, 3) * (scaling / softcap))
+    return scores.masked_fill(~mask, -torch.inf).softmax(-1) @ value

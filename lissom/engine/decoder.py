@@ -20,10 +20,26 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lissom.engine.kernels import native
-from lissom.engine.program import GATES, Angles, Attention, Columns, Kind, Part, Product, Program, Source, outputs
+from lissom.engine.kernels.panels import PanelEmbedding
+from lissom.engine.program import (
+    GATES,
+    Angles,
+    Attention,
+    Columns,
+    Expert,
+    Kind,
+    Part,
+    Product,
+    Program,
+    Router,
+    Source,
+    outputs,
+)
 from lissom.engine.runner import check
 from lissom.engine.schedule import Slice
 from lissom.errors import ModelError
+from lissom.formats import scale_of
+from lissom.models.experts import Experts
 from lissom.models.families import at, family_of
 
 ROWS = 512  # tokens of a pass; what is between the layers of so many stays near the processor
@@ -54,8 +70,9 @@ class Decoder:
         embedding, norm = at(model, family.embedding), at(model, family.norm)
         width = len(norm.weight)  # type: ignore[arg-type]
         stream = self._program.matrix(width)
-        scale = getattr(embedding, "embed_scale", None)
-        self._program.embed(embedding, stream, 1.0 if scale is None else float(scale))
+        self._program.embed(
+            embedding, stream, embedding.scale if isinstance(embedding, PanelEmbedding) else scale_of(embedding)
+        )
         for block in at(model, family.blocks).children():
             self._block(block, stream, width)
         cap = getattr(self._config, "final_logit_softcapping", None)
@@ -67,8 +84,28 @@ class Decoder:
         before = block.pre_feedforward_layernorm if four else block.post_attention_layernorm
         mixed = self._attend(block.self_attn, self._normed(block.input_layernorm, stream, width))
         self._add(block.self_attn.o_proj, mixed, stream, block.post_attention_layernorm if four else None)
-        hidden = self._mlp(block.mlp, self._normed(before, stream, width))
-        self._add(block.mlp.down_proj, hidden, stream, block.post_feedforward_layernorm if four else None)
+        source = self._normed(before, stream, width)
+        if hasattr(block.mlp, "experts"):
+            self._ask(block.mlp, source, stream)
+        else:
+            products, gate = self._gate(block.mlp)
+            self._program.linear(source, *products)
+            self._add(block.mlp.down_proj, gate, stream, block.post_feedforward_layernorm if four else None)
+
+    def _ask(self, mlp: Any, source: Source, stream: Columns) -> None:
+        """A mixture of experts. They read what lies before them until the last has spoken, so that is copied first."""
+        if not isinstance(mlp.experts, Experts):
+            raise ModelError("engine: experts that are held together run in PyTorch only")
+        layer = nn.Linear(source.width, mlp.gate.num_experts, bias=False, device="meta")
+        layer.weight = nn.Parameter(mlp.gate.weight, requires_grad=False)
+        router = Router(layer=layer, top=mlp.gate.top_k, whole=mlp.gate.norm_topk_prob)
+        read = self._matrix("read", source.width)
+        self._program.make(source, read)
+        experts = list[Expert]()
+        for expert in mlp.experts.children():
+            products, between = self._gate(expert)
+            experts.append(Expert(products=products, between=between, layer=expert.get_submodule("down_proj")))
+        self._program.experts(Source(at=read, width=source.width), router, experts, stream)
 
     def _attend(self, attention: Any, source: Source) -> Source:
         """Queries, keys and values, and what comes of them."""
@@ -106,8 +143,8 @@ class Decoder:
         program.attention(what, self._turned_by(attention), self._dtype, self._pages)
         return Source(at=mixed, width=queries)
 
-    def _mlp(self, mlp: Any, source: Source) -> Source:
-        """What the last layer of a feed-forward part reads."""
+    def _gate(self, mlp: Any) -> tuple[list[Product], Source]:
+        """The layers of a feed-forward part that read the stream, and what its last layer reads."""
         name = getattr(self._config, "hidden_activation", None) or self._config.hidden_act
         if name not in GATES:
             raise ModelError(f"engine: activation {name!r} runs in PyTorch only")
@@ -118,8 +155,7 @@ class Decoder:
         products = (
             [Product(mlp.gate_up_proj, gate)] if fused else [Product(mlp.gate_proj, gate), Product(mlp.up_proj, up)]
         )
-        self._program.linear(source, *products)
-        return Source(at=up, width=width, kind=Kind.GATED, gate=gate, shape=GATES[name])
+        return products, Source(at=up, width=width, kind=Kind.GATED, gate=gate, shape=GATES[name])
 
     def _add(self, layer: nn.Module, source: Source, stream: Columns, norm: nn.Module | None) -> None:
         """What a part of a block gives, to the stream."""

@@ -36,7 +36,7 @@ SCALE_BYTES = 4  # of a token's and head's keys, or values, of 8 bits
 class Code(IntEnum):
     """The operations, as step.c counts them."""
 
-    EMBED, ROTARY, MAKE, LINEAR, ATTENTION, BOUND = range(6)
+    EMBED, ROTARY, MAKE, LINEAR, ATTENTION, BOUND, EXPERTS = range(7)
 
 
 class Kind(IntEnum):
@@ -108,6 +108,24 @@ class Attention:
     eps: float = 0.0
     window: int = 0
     cap: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Expert:
+    """One expert: layers that read the stream, what its last layer reads of them, and that layer."""
+
+    products: Sequence[Product]
+    between: Source
+    layer: nn.Module
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Router:
+    """What gives experts their scores, how many are asked, and whether the weights of these sum to 1."""
+
+    layer: nn.Module
+    top: int
+    whole: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,13 +201,11 @@ class Program:
 
     def head(self, source: Source, layer: nn.Module, cap: float | None) -> None:
         """The logits of the rows that are picked, kept within ±cap."""
-        if not isinstance(layer, PanelLinear | nn.Linear):
-            raise ModelError(f"engine: a head that is a {type(layer).__name__} runs in PyTorch only")
-        nowhere = Columns(torch.empty(0, outputs(layer)))
         self._vocabulary = outputs(layer)
-        linear, (made,) = self._linear(source, [Product(layer, nowhere)])
+        nowhere = Columns(torch.empty(0, self._vocabulary))
+        linear = self._linear(source, [plainly(Product(layer, nowhere))])
         linear.picked = 1
-        self._ends.append(made)
+        self._ends.append(structs.CProduct.from_address(linear.products))
         if cap is not None:
             bound = structs.CBound(width=self._vocabulary, cap=cap)
             self._ends.append(bound)
@@ -215,6 +231,26 @@ class Program:
             *(what.eps, what.scale, what.cap),
         )
         self._append(Code.ATTENTION, made)
+
+    def experts(self, source: Source, router: Router, experts: Sequence[Expert], to: Columns) -> None:
+        """Adds to columns what the experts of each token say; all of them read one source, which is not these."""
+        scores, said = self.matrix(len(experts)), self.matrix(source.width)
+        self.linear(source, Product(router.layer, scores))
+        gates, sums = ((structs.CLinear * len(experts))() for _ in range(2))
+        for expert, gate, sum_ in zip(experts, gates, sums, strict=True):
+            self._fill(gate, source, [plainly(one) for one in expert.products])
+            self._fill(sum_, expert.between, [plainly(Product(expert.layer, said))])
+        weights = self.matrix(len(experts))
+        asked = self._hold(torch.zeros(self.rows, dtype=torch.int32))
+        made = structs.CExperts(
+            *(ctypes.addressof(self._hold(part)) for part in (gates, sums)),
+            address(scores.matrix),
+            *(said.given(), to.given()),
+            *(len(experts), router.top, source.width),
+            *(address(weights.matrix), address(asked)),
+            router.whole,
+        )
+        self._append(Code.EXPERTS, made)
 
     def finish(self) -> "Program":
         """Make the room that operations share."""
@@ -274,7 +310,14 @@ class Program:
             else:
                 end.at = address(self._logits)
 
-    def _linear(self, source: Source, products: Sequence[Product]) -> tuple[structs.CLinear, list[structs.CProduct]]:
+    def _linear(self, source: Source, products: Sequence[Product]) -> structs.CLinear:
+        linear = structs.CLinear()
+        self._fill(linear, source, products)
+        self._append(Code.LINEAR, linear)
+        return linear
+
+    def _fill(self, linear: structs.CLinear, source: Source, products: Sequence[Product]) -> None:
+        """What layers that read the same input are given as."""
         layouts = list(dict.fromkeys(rounding_of(one.layer) for one in products if isinstance(one.layer, PanelLinear)))
         roundings = (structs.CRounding * len(layouts))()
         for at, (rounding, (layout, block, width)) in enumerate(zip(roundings, layouts, strict=True)):
@@ -282,17 +325,11 @@ class Program:
             self._roundings.extend([] for _ in range(at + 1 - len(self._roundings)))
             self._roundings[at].append(rounding)
         made = (structs.CProduct * len(products))(*(self._product(product, layouts) for product in products))
-        linear = structs.CLinear(
-            source=self._source(source),
-            roundings=ctypes.addressof(self._hold(roundings)),
-            products=ctypes.addressof(self._hold(made)),
-            rounding_count=len(layouts),
-            product_count=len(products),
-        )
+        linear.source = self._source(source)
+        linear.roundings, linear.products = (ctypes.addressof(self._hold(part)) for part in (roundings, made))
+        linear.rounding_count, linear.product_count = len(layouts), len(products)
         dense = any(isinstance(product.layer, nn.Linear) for product in products)
         self._made.append((linear, source.width * (self.rows if dense else self._threads)))
-        self._append(Code.LINEAR, linear)
-        return linear, list(made)
 
     def _product(self, product: Product, layouts: Sequence[object]) -> structs.CProduct:
         layer = product.layer
@@ -355,6 +392,17 @@ class Program:
     def _hold(self, what: T) -> T:
         self._held.append(what)
         return what
+
+
+def plainly(product: Product) -> Product:
+    """A product that the library computes as one.
+
+    Raises:
+        ModelError: it cannot.
+    """
+    if not isinstance(product.layer, PanelLinear | nn.Linear):
+        raise ModelError(f"engine: a head or an expert that is a {type(product.layer).__name__} runs in PyTorch only")
+    return product
 
 
 def outputs(layer: nn.Module) -> int:

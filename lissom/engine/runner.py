@@ -20,7 +20,7 @@ from lissom.engine.pages import PAGE, pages_for
 from lissom.engine.schedule import Slice
 from lissom.errors import ModelError
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "smollm3", "qwen3_moe")
 SHIFTING_ROPE = ("dynamic", "longrope")  # their angles depend on the longest sequence of the batch
 PAGED = "lissom_paged"
 
@@ -110,6 +110,11 @@ def check(model: PreTrainedModel) -> None:
     family = getattr(model.config, "model_type", type(model).__name__)
     if family not in FAMILIES:
         raise ModelError(f"engine: cannot serve a model of type {family!r}; possible are {', '.join(FAMILIES)}")
-    rope = (getattr(model.config, "rope_parameters", None) or {}).get("rope_type", "default")
-    if rope in SHIFTING_ROPE:
-        raise ModelError(f"engine: rope_type {rope!r} depends on the batch and cannot be served; use default or yarn")
+    if getattr(model.config, "use_bidirectional_attention", False):
+        raise ModelError("engine: a model whose tokens attend to later ones writes no text; give a causal one")
+    told = getattr(model.config, "rope_parameters", None) or {}
+    for rope in (own.get("rope_type") for own in (told, *told.values()) if isinstance(own, dict)):
+        if rope in SHIFTING_ROPE:
+            raise ModelError(
+                f"engine: rope_type {rope!r} depends on the batch and cannot be served; use default or yarn"
+            )

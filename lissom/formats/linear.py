@@ -102,7 +102,12 @@ class CompressedEmbedding(CompressedLayer):
     """torch.nn.Embedding on a compressed weight; a row for each entry of the vocabulary."""
 
     def forward(self, index: Tensor) -> Float[Tensor, "*n i"]:
-        """The rows asked for."""
+        """The rows asked for, scaled where the layer does so."""
+        rows, scale = self.rows(index), scale_of(self)
+        return rows if scale == 1 else rows * scale
+
+    def rows(self, index: Tensor) -> Float[Tensor, "*n i"]:
+        """The rows asked for, as they stand in the matrix."""
         if isinstance(self.matrix, Trainable):
             return F.embedding(index, self.matrix(), self.padding_idx)
         weight = self.matrix.weight()
@@ -116,6 +121,19 @@ LAYERS: dict[type[nn.Module], type[CompressedLayer]] = {
     nn.Conv3d: CompressedConv,
     nn.Embedding: CompressedEmbedding,
 }
+SCALE = "scalar_embed_scale"  # the attribute of a transformers embedding that multiplies its rows by a number
+
+
+def compressed_kind(layer: nn.Module) -> type[CompressedLayer] | None:
+    """What stands for a layer with its weight compressed: for torch.nn's own, and for embeddings that only scale."""
+    own = layer._parameters.keys() | layer._buffers.keys()
+    scaled = isinstance(layer, nn.Embedding) and SCALE in vars(layer) and own == {"weight", "embed_scale"}
+    return CompressedEmbedding if scaled else LAYERS.get(type(layer))
+
+
+def scale_of(layer: nn.Module) -> float:
+    """The number that an embedding multiplies its rows by; 1 for all other layers."""
+    return float(getattr(layer, SCALE, 1.0))
 
 
 def matrix_of(layer: nn.Module) -> Float[Tensor, "o i"]:
@@ -134,7 +152,9 @@ def wrap(layer: nn.Module, weight: Weight, *, trainable: bool = False) -> Compre
         wrapped = type(layer)(inner, held)
         wrapped.stands_for = layer.stands_for
     else:
-        wrapped = LAYERS[type(layer)](layer, held)
+        kind = compressed_kind(layer)
+        assert kind is not None
+        wrapped = kind(layer, held)
     return wrapped.train(layer.training)
 
 

@@ -1,5 +1,6 @@
 """A Hugging Face checkpoint on disk, read tensor by tensor; the whole model is never in memory."""
 
+import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from lissom.errors import ArtifactError, ModelError, reason
+from lissom.formats import scale_of
+from lissom.models.experts import apart
 from lissom.models.families import Family, at, family_of, put
 
 INDEX = "model.safetensors.index.json"
@@ -114,12 +117,15 @@ class Checkpoint:
 
 
 def skeleton(config: PretrainedConfig) -> nn.Module:
-    """A causal language model on the meta device, but for its rotary embedding, which has no weights."""
+    """A causal language model on the meta device, but for what no checkpoint holds: angles, an embedding's scale."""
+    family = family_of(config.model_type)
     with torch.device("meta"):
-        model: nn.Module = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
-    rotary = family_of(config.model_type).rotary
-    put(model, rotary, type(at(model, rotary))(config))
-    return model.eval()
+        model: nn.Module = AutoModelForCausalLM.from_config(config, attn_implementation=family.attends_by)
+    put(model, family.rotary, type(at(model, family.rotary))(config))
+    embedding = at(model, family.embedding)
+    for name in embedding._buffers:
+        setattr(embedding, name, torch.tensor(scale_of(embedding)))
+    return apart(model).eval()
 
 
 def check_shapes(folder: Path, whose: str, state: Mapping[str, Tensor], model: nn.Module, prefix: str = "") -> None:
@@ -179,6 +185,15 @@ def read_config(folder: Path, *, compressed: bool = False) -> PretrainedConfig:
         return AutoConfig.for_model(**raw)
     except StrictDataclassError as error:
         raise ModelError(f"{folder / 'config.json'} makes no model: {' '.join(str(error).split())}") from None
+
+
+def possible(raw: Mapping[str, Any]) -> bool:
+    """Whether transformers takes a config of these entries."""
+    try:
+        AutoConfig.for_model(**copy.deepcopy(dict(raw)))
+    except StrictDataclassError:
+        return False
+    return True
 
 
 def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from lissom.models.families import Family
+from lissom.models.families import Family, fused_sizes
 from lissom.models.trace import Trace, traced
 
 
@@ -160,37 +160,52 @@ def joint(trace: Trace, axes: Sequence[tuple[str, int]], roots: Sequence[int], h
 def declared_joints(block: nn.Module, family: Family) -> list[Joint]:
     """The couplings inside a block of a language model: its heads, query heads with their group's, and its neurons.
 
-    Of each head also the values that attention sums, which its query heads read in one and the same order.
+    Of each head also the values that attention sums, which its query heads read in one and the same order. Heads that
+    one layer makes all stay: transformers tells its parts apart by a number that is the same in every block.
     """
     tensors = dict(block.named_parameters())
     head: int = block.get_submodule(family.attention).head_dim  # type: ignore[assignment]
-    found = []
-    for makers, reader, each, unit, kind in (
-        (family.heads, family.mixes, head, 1, "heads"),
-        (family.heads[-1:], family.mixes, 1, head, "values"),
-        (family.neurons, family.sums, 1, 1, "channels"),
-    ):
-        if not tensors.keys() >= {f"{name}.weight" for name in (*makers, reader)}:
-            continue  # compressed already
-        sizes = [tensors[f"{name}.weight"].shape[0] for name in makers]
-        units = min(sizes) // each
-        axes = [
-            Axis(tensor=f"{name}.{own}", dim=0, units=numbered(units, size, unit))
-            for name, size in zip(makers, sizes, strict=True)
-            for own in ("weight", "bias")
-            if f"{name}.{own}" in tensors
-        ]
-        read = numbered(units, tensors[f"{reader}.weight"].shape[1], unit)
-        columns = Axis(tensor=f"{reader}.weight", dim=1, units=read)
-        bias = f"{reader}.bias" if f"{reader}.bias" in tensors else ""
-        reads = Reads(weight=columns, bias=bias)
-        found.append(Joint(units=units, makers=tuple(axes), readers=(reads,), kind=kind, unit=unit))
-    return found
+    threes, twos = 3 // len(family.heads), 2 // len(family.neurons)
+    whole = [(family.heads, family.mixes, 1, head, 1, "heads")] if threes == 1 else []
+    kinds = (
+        *whole,
+        (family.heads[-1:], family.mixes, threes, 1, head, "values"),
+        *((neurons, sums, twos, 1, 1, "channels") for neurons, sums in family.feeds(block)),
+    )
+    return [
+        declared_joint(tensors, *kind)
+        for kind in kinds
+        if tensors.keys() >= {f"{name}.weight" for name in (*kind[0], kind[1])}  # not compressed already
+    ]
+
+
+def declared_joint(
+    tensors: Mapping[str, Tensor], makers: Sequence[str], reader: str, fused: int, each: int, unit: int, kind: str
+) -> Joint:
+    """A coupling of units of `each` rows of makers that are `fused` of so many layers."""
+    inputs = tensors[f"{reader}.weight"].shape[1]
+    sizes = {name: fused_sizes(tensors[f"{name}.weight"].shape[0], inputs, fused) for name in makers}
+    units = min(min(own) for own in sizes.values()) // each
+    axes = [
+        Axis(tensor=f"{name}.{own}", dim=0, units=numbered_parts(units, parts, unit, kind == "values"))
+        for name, parts in sizes.items()
+        for own in ("weight", "bias")
+        if f"{name}.{own}" in tensors
+    ]
+    columns = Axis(tensor=f"{reader}.weight", dim=1, units=numbered(units, inputs, unit))
+    reads = Reads(weight=columns, bias=f"{reader}.bias" if f"{reader}.bias" in tensors else "")
+    return Joint(units=units, makers=tuple(axes), readers=(reads,), kind=kind, unit=unit)
 
 
 def numbered(units: int, size: int, unit: int) -> Int[Tensor, " n"]:
     """Units of equally many places: `unit` of them one after the other, the same again and again, then the next."""
     return torch.arange(units, device="cpu").reshape(-1, 1, unit).expand(-1, size // units, -1).flatten()
+
+
+def numbered_parts(units: int, sizes: Sequence[int], unit: int, last: bool) -> Int[Tensor, " n"]:
+    """The units of a layer that is fused of parts of these sizes; with `last`, of its last part alone."""
+    parts = [numbered(units, size, unit) for size in sizes]
+    return torch.cat([*(torch.full_like(part, -1) if last else part for part in parts[:-1]), parts[-1]])
 
 
 def block_joints(model: nn.Module, family: Family, only: str | None = None) -> list[Joint]:
@@ -206,19 +221,24 @@ def block_joints(model: nn.Module, family: Family, only: str | None = None) -> l
 
 
 def width_joints(model: nn.Module, family: Family) -> list[Joint]:
-    """The residual stream of a language model: none where a layer that writes to it or reads it is compressed."""
+    """The residual stream of a language model: none where a layer that writes to it or reads it is compressed.
+
+    Where norms stand behind what is written to it, each of its channels weighs on all, and only their order is free.
+    """
     tensors = dict(model.named_parameters())
-    blocks = [f"{family.blocks}.{name}" for name, _ in model.get_submodule(family.blocks).named_children()]
-    written = [f"{block}.{name}" for block in blocks for name in (family.mixes, family.sums)]
+    blocks = {f"{family.blocks}.{name}": block for name, block in model.get_submodule(family.blocks).named_children()}
+    written = [f"{name}.{family.mixes}" for name in blocks]
+    written += [f"{name}.{sums}" for name, block in blocks.items() for _, sums in family.feeds(block)]
     read = {
-        f"{block}.{name}": f"{block}.{link.makers[0]}"
-        for block in blocks
-        for link in family.links
-        if link.makers[0] not in (*family.heads, *family.neurons)
-        for name in link.readers
+        f"{name}.{reader}": f"{name}.{link.makers[0]}"
+        for name, block in blocks.items()
+        for link in family.linked(block)
+        if link.makers[0] not in (*family.heads, *(made for makers, _ in family.feeds(block) for made in makers))
+        for reader in link.readers
     }
     makers = {f"{family.embedding}.weight": 1} | {f"{name}.weight": 0 for name in dict.fromkeys(read.values())}
     makers |= {f"{family.norm}.weight": 0} | {f"{name}.weight": 0 for name in written}
+    makers |= {f"{block}.{name}.weight": 0 for block in blocks for name in family.behind}
     makers |= {f"{name}.bias": 0 for name in written if f"{name}.bias" in tensors}
     if f"{family.head}.weight" in tensors:  # not tied to the embedding
         read[family.head] = family.norm
@@ -234,4 +254,4 @@ def width_joints(model: nn.Module, family: Family) -> list[Joint]:
         for name, norm in read.items()
     )
     axes = tuple(Axis(tensor=name, dim=dim, units=units) for name, dim in makers.items())
-    return [Joint(units=len(units), makers=axes, readers=readers, kind="width")]
+    return [Joint(units=len(units), makers=axes, readers=readers, kind="order" if family.behind else "width")]

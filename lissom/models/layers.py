@@ -3,17 +3,18 @@
 from torch import nn
 
 from lissom.formats import CompressedLayer
-from lissom.formats.linear import LAYERS
+from lissom.formats.linear import compressed_kind
 
 
 def compressible(model: nn.Module, prefix: str = "") -> dict[str, nn.Module]:
     """The layers by dotted name, in the order of the module tree: torch.nn's own, and those already compressed.
 
     Subclasses are left alone: their code may read the weight in ways of its own (attention's output projection does).
+    Those of embeddings that do nothing but scale their rows are known.
     """
     found = {}
     for name, module in model.named_modules():
-        if isinstance(module, CompressedLayer) or (type(module) in LAYERS and weighs(module)):
+        if isinstance(module, CompressedLayer) or (compressed_kind(module) and weighs(module)):
             found[f"{prefix}.{name}".strip(".") if prefix else name] = module
     return found
 

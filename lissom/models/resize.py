@@ -46,6 +46,8 @@ def fit(layer: nn.Module) -> None:
         layer.num_features = weight.shape[0]
     elif isinstance(layer, nn.Embedding):
         layer.num_embeddings, layer.embedding_dim = weight.shape
+    elif "hidden_dim" in vars(layer):  # what chooses among experts
+        layer.hidden_dim = weight.shape[1]  # type: ignore[assignment]
     elif isinstance(layer, nn.PReLU):
         layer.num_parameters = weight.shape[0]
 
@@ -89,7 +91,8 @@ def uniform(config: Any, family: Family, shapes: Mapping[str, tuple[int, ...]]) 
         ends = f".{part}.weight"
         return {s[dim] for name, s in shapes.items() if name.startswith(f"{family.blocks}.") and name.endswith(ends)}
 
-    queries, keys, neurons = sizes(family.mixes, 1), sizes(family.heads[1], 0), sizes(family.sums, 1)
+    queries, neurons = sizes(family.mixes, 1), sizes(family.sums, 1)
+    keys = {size for name in family.heads[1:2] for size in sizes(name, 0)}  # of heads made by one layer none can go
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     found = {
         "num_attention_heads": {size // head for size in queries},

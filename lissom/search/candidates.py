@@ -8,6 +8,7 @@ from lissom.compress import quantizing, weight_of
 from lissom.errors import ModelError
 from lissom.formats import CompressedEmbedding
 from lissom.models import Checkpoint, compressible
+from lissom.models.experts import set_apart
 from lissom.types import Recipe, Step
 
 GROUPS = (128, 64, 32)
@@ -19,7 +20,7 @@ def for_module(model: nn.Module) -> list[Recipe]:
     Raises:
         ModelError: the module has no layer that can be compressed.
     """
-    layers = compressible(model)
+    layers = compressible(set_apart(model))
     if not layers:
         raise ModelError(f"{type(model).__name__} has no Linear, Conv or Embedding layer of its own to compress")
     integers = {

@@ -19,6 +19,7 @@ from lissom.errors import DataError, RecipeError
 from lissom.formats import matrix_of
 from lissom.models import compressible
 from lissom.models.couplings import Joint
+from lissom.models.experts import apart
 from lissom.statistics import Gram
 from lissom.techniques.prune.allocate import by_error
 from lissom.techniques.prune.shrink import losses
@@ -43,7 +44,7 @@ def allocate_channels(model: nn.Module, data: Any, *, sparsity: float = 0.5, lay
     lot = list(batches(data))
     if not lot:
         raise DataError("data: no examples are in it (an iterator can be read once only; give a list or a DataLoader)")
-    model = copy.deepcopy(model)
+    model = apart(copy.deepcopy(model))
     with evaluating(model):
         joints = {maker_of(joint, layers): joint for joint in joints_of(model, lot[0]) if joint.kind == "channels"}
         joints.pop("", None)

@@ -35,6 +35,7 @@ from lissom.errors import ModelError
 from lissom.formats import CompressedEmbedding, CompressedLinear, Dense, Frozen, Weight, freeze, wrap
 from lissom.models import Checkpoint, compressible
 from lissom.models.checkpoint import read_json
+from lissom.models.experts import apart
 from lissom.techniques.contract import grain, knobs
 from lissom.types import Recipe, Step
 
@@ -117,7 +118,7 @@ def explain(model: str | Path | nn.Module, recipe: Recipe) -> Explanation:
 
 def of_module(model: nn.Module, recipe: Recipe) -> Explanation:
     """What a recipe would do to a module in memory; a matrix that several layers share is counted once."""
-    model = freeze(copy.deepcopy(model))
+    model = freeze(apart(copy.deepcopy(model)))
     layers = compressible(model)
     if not layers:
         raise ModelError(f"{type(model).__name__} has no Linear, Conv or Embedding layer of its own to compress")

@@ -29,6 +29,7 @@ from lissom.compress.stream import seen_in
 from lissom.errors import DataError, RecipeError
 from lissom.models import Checkpoint, compressible
 from lissom.models.checkpoint import read_json
+from lissom.models.experts import check_unrouted
 from lissom.models.families import at
 from lissom.search.sensitivity import Found, Option, Seen, Steps, fitting, kinds_of, options
 from lissom.statistics import Gram, Statistic
@@ -54,7 +55,8 @@ def foreseen(
 
     Raises:
         RecipeError: no candidate suits a layer, or one acts on more than a layer.
-        DataError: there are no windows, or `max_ram` is too little, as far as can be foreseen.
+        DataError: there are no windows, a layer is not reached by them, or `max_ram` is too little, as far as can be
+            foreseen.
     """
     if not len(windows):
         raise DataError("data: there is not one window to look at the model with; give more text, or shorter windows")
@@ -67,6 +69,9 @@ def foreseen(
             known.setdefault(name, []).extend(zip(missing[name], new, strict=True))
             progress(name)
         remember(file, known)
+    silent = [name for name in candidates if name not in known]
+    if silent:
+        raise DataError(f"data: {silent[0]} is not used when the model runs on it; leave it out, or give other data")
     found = {name: [of(known, name, steps) for steps in tried] for name, tried in candidates.items()}
     return {name: fitting(name, tuple(one for own in tried for one in own)) for name, tried in found.items()}
 
@@ -92,6 +97,7 @@ def streamed(
         bound(stream, candidates, max_ram)
     if checkpoint.config.tie_word_embeddings and family.embedding in candidates:
         kinds[family.head] = {Gram}
+    check_unrouted(stream.model, back(kinds))
     guided = {at(stream.model, name) for name in back(kinds)}
     more: list[Seen] = []
     parts = stream.backward(stream.embedding(), kinds, lambda layer, y: Ears.of(layer, y, layer in guided))

@@ -30,6 +30,7 @@ from lissom.compress.taught import answer
 from lissom.errors import DataError, ModelError, RecipeError
 from lissom.formats import CompressedLayer, Weight
 from lissom.models import compressible
+from lissom.models.experts import set_apart
 from lissom.statistics import Gram, Statistic
 from lissom.techniques.contract import grain, needed
 from lissom.types import Step
@@ -89,6 +90,7 @@ def sensitivity(
         RecipeError: no candidate suits a layer.
         DataError: there is not one batch, or none reaches a layer.
     """
+    model = set_apart(model)
     layers = compressible(model)
     for name in candidates:
         if name not in layers:

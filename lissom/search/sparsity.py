@@ -13,6 +13,7 @@ from torch import nn
 from lissom.compress import weight_of
 from lissom.errors import RecipeError
 from lissom.models import compressible
+from lissom.models.experts import set_apart
 from lissom.search.sensitivity import sensitivity
 from lissom.techniques.contract import check, knobs
 from lissom.techniques.prune.allocate import by_error
@@ -39,6 +40,7 @@ def allocate_sparsity(
         raise RecipeError(f"allocate_sparsity: {technique} has no knob 'sparsity'; try alps, sparsegpt or wanda")
     if not 0 <= sparsity <= MOST:
         raise RecipeError(f"allocate_sparsity: sparsity={sparsity} must be from 0 to {MOST}, such as 0.5")
+    model = set_apart(model)
     weights = {name: weight_of(layer) for name, layer in compressible(model).items() if fnmatchcase(name, layers)}
     if not weights:
         raise RecipeError(f"allocate_sparsity: layers={layers!r} names no layer of the model")

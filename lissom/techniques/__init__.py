@@ -89,7 +89,8 @@ SHAPE: dict[str, Callable[..., Coupling]] = {
 }
 KINDS: dict[str, tuple[str, ...]] = {  # the couplings that they act on, where the name does not say it
     "permute": ("channels", "values"),
-    "permute_stream": ("width",),
+    "permute_stream": ("width", "order"),
+    "rotate_stream": ("width",),
 }
 
 STREAM: dict[str, Callable[..., Coupling]] = {

@@ -17,6 +17,7 @@ from lissom.compress import stream_checkpoint
 from lissom.errors import ArtifactError, ModelError, RecipeError
 from lissom.formats import CompressedEmbedding, CompressedLinear
 from lissom.models import FAMILIES, Checkpoint
+from lissom.models.experts import apart
 from lissom.types import Recipe
 
 Tiny = Callable[..., Path]
@@ -27,8 +28,8 @@ RECIPE = Recipe.of(
         "steps": [
             {"layers": "*.mlp.*", "technique": "wanda", "sparsity": 0.5},
             {"layers": "*.self_attn.*", "technique": "gptq", "bits": 4, "group": 32},
-            {"layers": "*.mlp.up_proj", "technique": "rtn", "bits": 8},
-            {"layers": "*.mlp.gate_proj", "technique": "kmeans", "bits": 3, "rows": 8},
+            {"layers": "*.mlp.down_proj", "technique": "rtn", "bits": 8},
+            {"layers": "*.mlp.gate_*", "technique": "kmeans", "bits": 3, "rows": 8},
             {"layers": "model.embed_tokens", "technique": "rtn", "bits": 8},
         ],
     }
@@ -37,7 +38,7 @@ RECIPE = Recipe.of(
 
 def in_memory(checkpoint: Checkpoint) -> Any:
     """The whole model with the dense matrices of the compressed weights."""
-    model: Any = AutoModelForCausalLM.from_pretrained(checkpoint.folder, dtype=torch.float32).eval()
+    model: Any = apart(AutoModelForCausalLM.from_pretrained(checkpoint.folder, dtype=torch.float32)).eval()
     for piece in stream_checkpoint(checkpoint, RECIPE, WINDOWS):
         for name, weight in piece.weights.items():
             model.get_submodule(name).weight.data = weight.dense()

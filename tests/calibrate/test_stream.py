@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from lissom.calibrate.stream import Stream
 from lissom.models import FAMILIES, Checkpoint
+from lissom.models.experts import apart
 from lissom.models.families import at
 
 Tiny = Callable[..., Path]
@@ -41,7 +43,7 @@ def flow(stream: Stream) -> list[Tensor]:
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_each_block_sees_what_the_changed_ones_before_it_say(tiny: Tiny, family: str, tied: bool) -> None:
-    whole = AutoModelForCausalLM.from_pretrained(tiny(family, tied), attn_implementation="sdpa").eval()
+    whole: Any = apart(AutoModelForCausalLM.from_pretrained(tiny(family, tied))).eval()
     spoil(whole.model)
     kept: list[Tensor] = []
     for block in whole.model.layers:

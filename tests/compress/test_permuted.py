@@ -14,12 +14,13 @@ import lissom
 from lissom.artifact import open_folder
 from lissom.compress.reshape import joints_of
 from lissom.errors import RecipeError
+from lissom.models import FAMILIES
 from lissom.models.couplings import Axis
+from lissom.models.experts import apart
 from lissom.techniques.prune.permute import kept_score
 from lissom.techniques.prune.ria import relative_importance
 
 PATTERN = {"keep": 2, "of": 4}
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 
 
 def said(model: nn.Module, x: Tensor) -> Tensor:
@@ -67,6 +68,20 @@ def test_channels_change_places_and_the_function_stays() -> None:
     assert pruned[5].weight.kept().reshape(-1, 4).sum(1).eq(2).all()
 
 
+def feed(block: Any) -> Any:
+    """The layers behind attention; of experts the last."""
+    return block.mlp.experts.get_submodule("2") if hasattr(block.mlp, "experts") else block.mlp
+
+
+def made(block: Any) -> tuple[Tensor, ...]:
+    """The matrices that make queries, values, gates and what is gated, also where one layer makes several."""
+    if hasattr(block.mlp, "gate_up_proj"):
+        query, _, value = block.self_attn.qkv_proj.weight.split([32, 16, 16])
+        return query, value, *block.mlp.gate_up_proj.weight.chunk(2)
+    layers = (block.self_attn.q_proj, block.self_attn.v_proj, feed(block).gate_proj, feed(block).up_proj)
+    return tuple(layer.weight for layer in layers)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_language_model_changes_places_within_heads_and_among_neurons(
     family: str, tiny: Callable[..., Path], tmp_path: Path
@@ -74,17 +89,18 @@ def test_a_language_model_changes_places_within_heads_and_among_neurons(
     source, ids = tiny(family), torch.randint(2048, (8, 16))
     step = {"technique": "permute", "layers": "model.layers.*", **PATTERN}
     out = lissom.compress_checkpoint(source, lissom.Recipe.of([step]), ids, tmp_path / "out")
-    model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    model: Any = apart(AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32))
     after: Any = open_folder(out).model
     torch.testing.assert_close(said(after, ids), said(model, ids), rtol=1e-4, atol=1e-5)
     for old, new in zip(model.model.layers, after.model.layers, strict=True):
-        assert torch.equal(old.self_attn.q_proj.weight, new.self_attn.q_proj.weight)
-        rows = torch.cdist(new.self_attn.v_proj.weight, old.self_attn.v_proj.weight).argmin(1)
+        (query, value, gate, up), (query_then, value_then, gate_then, up_then) = made(new), made(old)
+        assert torch.equal(query, query_then)
+        rows = torch.cdist(value, value_then).argmin(1)
         assert (rows // 8).tolist() == (torch.arange(16) // 8).tolist()
         assert (rows != torch.arange(16)).any()
-        neurons = torch.cdist(new.mlp.down_proj.weight.T, old.mlp.down_proj.weight.T).argmin(1)
-        for made in ("gate_proj", "up_proj"):
-            assert torch.equal(new.mlp.get_submodule(made).weight, old.mlp.get_submodule(made).weight[neurons])
+        neurons = torch.cdist(feed(new).down_proj.weight.T, feed(old).down_proj.weight.T).argmin(1)
+        assert torch.equal(gate, gate_then[neurons])
+        assert torch.equal(up, up_then[neurons])
     whole = lissom.compress_model(model, ids, steps=[step])
     assert all(torch.equal(p, after.state_dict()[name]) for name, p in whole.state_dict().items())
 
@@ -107,14 +123,15 @@ def test_the_stream_changes_places_too(family: str, tied: bool, tiny: Callable[.
     source, ids = tiny(family, tied), torch.randint(2048, (8, 16))
     step = {"technique": "permute_stream", **PATTERN}
     out = lissom.compress_checkpoint(source, lissom.Recipe.of([step]), ids, tmp_path / "out")
-    model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    model: Any = apart(AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32))
     after: Any = open_folder(out).model
     torch.testing.assert_close(said(after, ids), said(model, ids), rtol=1e-4, atol=1e-5)
     order = torch.cdist(after.model.embed_tokens.weight.T, model.model.embed_tokens.weight.T).argmin(1)
     assert sorted(order.tolist()) == list(range(32)) != order.tolist()
     for old, new in zip(model.model.layers, after.model.layers, strict=True):
-        assert torch.equal(new.mlp.up_proj.weight, old.mlp.up_proj.weight[:, order])
-        assert torch.equal(new.mlp.down_proj.weight, old.mlp.down_proj.weight[order])
+        for there, then in zip(made(new), made(old), strict=True):
+            assert torch.equal(there, then[:, order])
+        assert torch.equal(feed(new).down_proj.weight, feed(old).down_proj.weight[order])
 
 
 def test_what_follows_an_order_of_the_stream_is_streamed(

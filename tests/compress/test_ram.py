@@ -133,6 +133,10 @@ def test_every_item_is_in_the_sum(tiny: Callable[..., Path], monkeypatch: pytest
     assert found == 4 * (2 * block + 6 * 32 * 64 + grams + 100 * 3 * 96)
     narrow = ram.part_bytes(checkpoint, model, plan, "model.layers.0", 100, 2)
     assert narrow == 2 * (2 * block + 6 * 32**2 + 64**2) + 4 * (6 * 32 * 64 + grams + 100 * 3 * 96)
+    assert found == ram.part_bytes(checkpoint, model, plan, "model.layers.0", 100, t=50)
+    bent = Checkpoint(tiny("gemma2"))  # whose attention makes all its scores: of 4 heads, 4 copies
+    scores = ram.part_bytes(bent, bent.skeleton(), plan, "model.layers.0", 100, t=50) - found
+    assert scores == 4 * 100 * (4 * 4 * 50 - 3 * 96)
     tuned = Recipe.of([*GPTQ.as_dict()["steps"], {"layers": "model.layers.*", "technique": "tuned"}])
     found = [rooms(tiny("llama"), (8, 32), recipe)[0] for recipe in (GPTQ, tuned)]
     assert [room.hidden for room in found] == [copies * 8 * 32 * 32 * 4 for copies in (2, 4)]

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, BertConfig, BertModel
+from transformers import AutoConfig, AutoModelForCausalLM, BertConfig, BertModel
 
 import lissom
 from lissom.artifact import open_folder
@@ -18,8 +18,8 @@ from lissom.compress.reshape import joints_of
 from lissom.engine import Engine, Sampling
 from lissom.errors import RecipeError
 from lissom.formats import CompressedConv
+from lissom.models import FAMILIES
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 HALF = {"technique": "channels", "sparsity": 0.5}
 
 
@@ -168,14 +168,29 @@ def test_an_encoder_loses_heads_and_neurons(tmp_path: Path) -> None:
         assert torch.equal(again(**ids).last_hidden_state, found)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+def served(opened: Any, prompt: list[int]) -> list[int]:
+    """What the engine writes after a prompt."""
+    engine = Engine(opened.model, opened.tokenizer, max_tokens_in_cache=64)
+    found = engine.generate([prompt], Sampling(temperature=0, max_tokens=3, ignore_eos=True))
+    return list(found[0].generated)
+
+
+def written(model: nn.Module, prompt: list[int]) -> list[int]:
+    """The same by the model alone."""
+    tokens = list(prompt)
+    for _ in range(3):
+        tokens.append(int(said(model, torch.tensor([tokens]))[0, -1].argmax()))
+    return tokens[len(prompt) :]
+
+
+@pytest.mark.parametrize("family", [name for name, family in FAMILIES.items() if len(family.heads) == 3])
 def test_a_language_model_is_streamed_as_it_is_compressed_in_memory(
     family: str, tiny: Callable[..., Path], tmp_path: Path
 ) -> None:
     source, ids = tiny(family), torch.randint(2048, (4, 16))
     steps = [
-        {"technique": "heads", "layers": "*.0.*", "sparsity": 0.5},
-        {"technique": "channels", "layers": "*.1.*", "sparsity": 0.25},
+        {"technique": "heads", "layers": "model.layers.0.*", "sparsity": 0.5},
+        {"technique": "channels", "layers": "model.layers.1.*", "sparsity": 0.25},
         {"technique": "rtn", "layers": "*.1.mlp.down_proj", "bits": 8},
     ]
     opened = open_folder(lissom.compress_checkpoint(source, lissom.Recipe.of(steps), ids, tmp_path / "out"))
@@ -187,12 +202,26 @@ def test_a_language_model_is_streamed_as_it_is_compressed_in_memory(
     whole = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
     small = lissom.compress_model(whole, ids, steps=steps)
     torch.testing.assert_close(said(small, ids), said(model, ids), rtol=1e-3, atol=1e-3)
-    engine = Engine(model, opened.tokenizer, max_tokens_in_cache=64)  # layers with one and with two key heads
-    prompt = ids[0, :6].tolist()
-    served = engine.generate([prompt], Sampling(temperature=0, max_tokens=3, ignore_eos=True))[0].generated
-    for token in served:
-        assert int(said(model, torch.tensor([prompt]))[0, -1].argmax()) == token
-        prompt.append(token)
+    prompt = ids[0, :6].tolist()  # layers with one and with two key heads
+    assert served(opened, prompt) == written(model, prompt)
+
+
+def test_heads_that_one_layer_makes_all_stay_and_its_neurons_go(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    source, ids = tiny("phi3"), torch.randint(2048, (4, 16))
+    whole: Any = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    with torch.no_grad():
+        for block in whole.model.layers:  # neurons of which the last quarter says what the first one says
+            both = block.mlp.gate_up_proj.weight.view(2, 64, 32)
+            both[:, 48:] = both[:, :16]
+    steps = [{"technique": "channels", "sparsity": 0.25, "damp": 1e-6}]
+    small = lissom.compress_model(whole, ids, steps=steps)
+    assert error(small, whole, ids) < 1e-3 * float(said(whole, ids).var())
+    out = lissom.compress_checkpoint(source, lissom.Recipe.of(steps), ids, tmp_path / "out")
+    assert json.loads((out / "config.json").read_text())["intermediate_size"] == 48
+    opened = open_folder(out)
+    assert served(opened, ids[0, :6].tolist()) == written(opened.model, ids[0, :6].tolist())
+    with pytest.raises(RecipeError, match="heads: no channels of layers='\\*' can be taken away"):
+        lissom.compress_model(whole, ids, steps=[{"technique": "heads"}])
 
 
 def test_a_config_says_what_is_the_same_in_every_block(tiny: Callable[..., Path], tmp_path: Path) -> None:
@@ -209,15 +238,36 @@ def test_a_config_says_what_is_the_same_in_every_block(tiny: Callable[..., Path]
     }
 
 
-@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("step", [{"technique": "width", "sparsity": 0.1}, {"technique": "heads", "sparsity": 0.25}])
+def test_sizes_that_no_config_may_have_are_told_by_the_tensors(step: Any, tmp_path: Path, demo_folder: Path) -> None:
+    """29 channels are no multiple of 4 heads, and 32 none of 3."""
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "vocab_size": 2048, "head_dim": 8}
+    config = AutoConfig.for_model("llama", **sizes, num_attention_heads=4, num_key_value_heads=4)
+    model, ids = AutoModelForCausalLM.from_config(config), torch.randint(2048, (4, 16))
+    model.save_pretrained(tmp_path / "model")
+    for file in demo_folder.glob("tokenizer*"):
+        (tmp_path / "model" / file.name).write_bytes(file.read_bytes())
+    out = lissom.compress_checkpoint(tmp_path / "model", lissom.Recipe.of([step]), ids, tmp_path / "out")
+    wanted = lissom.compress_model(model.eval(), ids, steps=[step])
+    assert sum(p.numel() for p in wanted.parameters()) < sum(p.numel() for p in model.parameters())
+    torch.testing.assert_close(said(open_folder(out).model, ids), said(wanted, ids), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("family", "tied"),
+    [("qwen2", False), ("qwen2", True), ("smollm3", False), ("gemma3_text", True), ("qwen3_moe", False)],
+)
 def test_blocks_of_a_language_model_go_by_what_they_are_worth(
-    tied: bool, tiny: Callable[..., Path], tmp_path: Path
+    family: str, tied: bool, tiny: Callable[..., Path], tmp_path: Path
 ) -> None:
-    source, ids = tiny("qwen2", tied), torch.randint(2048, (4, 16))
+    source, ids = tiny(family, tied), torch.randint(2048, (4, 16))
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
     idle = model.model.layers[0]
-    for layer in (idle.self_attn.o_proj, idle.mlp.down_proj):
-        layer.weight.data *= 1e-3
+    for name, weight in idle.named_parameters():
+        if "o_proj" in name or "down_proj" in name:
+            weight.data *= 1e-3
+    for norm in FAMILIES[family].behind:  # which would undo that
+        idle.get_submodule(norm).weight.data.fill_(1e-3 - 1)
     steps = [
         {"technique": "blocks", "sparsity": 0.5},
         {"technique": "channels", "sparsity": 0.25},
@@ -225,7 +275,8 @@ def test_blocks_of_a_language_model_go_by_what_they_are_worth(
     ]
     small: Any = lissom.compress_model(model, ids, steps=steps)
     assert (len(small.model.layers), small.config.num_hidden_layers) == (1, 1)
-    assert small.config.layer_types == [model.config.layer_types[1]]
+    for listed in ("layer_types", "no_rope_layers"):
+        assert getattr(small.config, listed, None) == (getattr(model.config, listed, [])[1:] or None)
     assert small.model.layers[0].self_attn.layer_idx == 0
     kept = model.model.layers[1].self_attn.q_proj.weight
     torch.testing.assert_close(small.model.layers[0].self_attn.q_proj.weight.dense(), kept.detach(), rtol=0, atol=0.02)
@@ -267,7 +318,7 @@ def test_blocks_of_any_module(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("family", ["llama", "qwen3"])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "phi3", "qwen3_moe"])
 def test_the_stream_of_a_language_model_gets_narrower(
     family: str, tied: bool, tiny: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -275,14 +326,16 @@ def test_the_stream_of_a_language_model_gets_narrower(
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
     with torch.no_grad():  # four channels of the stream say what four others say
         for name, p in model.named_parameters():
-            if name.endswith(("o_proj.weight", "down_proj.weight", "o_proj.bias")):
+            if name.endswith(("o_proj.weight", "down_proj.weight", "experts.down_proj")):
+                p[..., 28:, :] = p[..., :4, :]
+            elif name.endswith("o_proj.bias"):
                 p[28:] = p[:4]
             elif name.endswith("embed_tokens.weight"):
                 p[:, 28:] = p[:, :4]
     model.save_pretrained(tmp_path / "model")
     for file in source.glob("tokenizer*"):
         (tmp_path / "model" / file.name).write_bytes(file.read_bytes())
-    steps = [{"technique": "width", "sparsity": 0.125, "damp": 1e-6}, {"technique": "rtn", "layers": "*q_proj"}]
+    steps = [{"technique": "width", "sparsity": 0.125, "damp": 1e-6}, {"technique": "rtn", "layers": "*o_proj"}]
     out = lissom.compress_checkpoint(tmp_path / "model", lissom.Recipe.of(steps), ids, tmp_path / "out")
     small: Any = open_folder(out).model
     assert json.loads((out / "config.json").read_text())["hidden_size"] == 28

@@ -12,7 +12,7 @@ from lissom.engine import Engine
 from lissom.engine.decoder import CACHES, ROWS, Decoder, NativeRunner, cut, native_runner
 from lissom.engine.kernels import lower, native
 from lissom.engine.kernels.lowrank import LowRankLinear
-from lissom.engine.kernels.panels import PanelLinear
+from lissom.engine.kernels.panels import PanelEmbedding, PanelLinear
 from lissom.engine.kernels.signs import SignsLinear
 from lissom.engine.kernels.sum import SumLinear
 from lissom.engine.kernels.turned import TurnedLinear
@@ -20,6 +20,7 @@ from lissom.engine.pages import Pages
 from lissom.engine.runner import FAMILIES, Runner
 from lissom.engine.schedule import Slice
 from lissom.formats import freeze
+from lissom.models.experts import apart
 from tests.engine.test_runner import SMALL, WINDOWS, random_model, sequence
 
 pytestmark = pytest.mark.skipif(not native.kernels(), reason="the kernels in C were not built: there was no compiler")
@@ -32,7 +33,7 @@ def random(family: str = "qwen3", **options: Any) -> Any:
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
     for parameter in model.parameters():
         parameter.data = torch.randn_like(parameter) * 0.15 + (parameter.dim() == 1)
-    return model
+    return apart(model)
 
 
 def tokens(count: int, seed: int = 1) -> list[int]:
@@ -94,6 +95,18 @@ def test_a_smaller_cache_says_nearly_the_same(cache: str, within: float, kernel:
     (near,) = read(runner(model, cache, kernel), [tokens(90)], 90)
     assert 0 < (near - exact).norm() / exact.norm() < within
     assert runner(model, cache).cache_bytes < runner(model).cache_bytes
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_runs_as_a_program_compressed(family: str) -> None:
+    steps: list[dict[str, Any]] = [{"layers": "*_proj", "technique": "rtn", "bits": 8}]
+    steps += [{"layers": "model.embed_tokens", "technique": "rtn", "bits": 8}]
+    model: Any = lower(freeze(compress_model(random(family, tie_word_embeddings=True), steps=steps)).eval())
+    assert isinstance(model.model.embed_tokens, PanelEmbedding)
+    for found, wanted in zip(
+        read(runner(model), [tokens(50)], 20), read(Runner(model, pages=40), [tokens(50)], 20), strict=True
+    ):
+        assert (found - wanted).norm() / wanted.norm() < 0.03
 
 
 FORMATS: dict[str, tuple[list[dict[str, Any]], type]] = {

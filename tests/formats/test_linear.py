@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers.models.gemma2.modeling_gemma2 import Gemma2TextScaledWordEmbedding
 
 from lissom.formats import (
     Affine,
@@ -19,6 +20,7 @@ from lissom.formats import (
     unfreeze,
     wrap,
 )
+from lissom.formats.linear import compressed_kind
 
 LAYERS: dict[str, tuple[Any, tuple[int, ...]]] = {
     "linear": (lambda: nn.Linear(6, 5), (2, 3, 6)),
@@ -54,6 +56,23 @@ def test_a_wrapped_embedding_looks_up_the_same_rows(trainable: bool) -> None:
     wrapped = wrap(layer, Dense(values=matrix_of(layer)), trainable=trainable)
     index = torch.tensor([[1, 2, 9], [0, 0, 5]])
     assert torch.equal(wrapped(index), layer(index))
+
+
+@pytest.mark.parametrize("trainable", [False, True])
+def test_a_wrapped_embedding_scales_its_rows_as_the_layer_does(trainable: bool) -> None:
+    layer = Gemma2TextScaledWordEmbedding(10, 4, 2, embed_scale=3.0)
+    wrapped = wrap(layer, Dense(values=matrix_of(layer)), trainable=trainable)
+    again = wrap(wrapped, Dense(values=matrix_of(layer)))
+    index = torch.tensor([[1, 2, 9], [0, 0, 5]])
+    assert torch.equal(wrapped(index), layer(index))
+    assert torch.equal(again(index), layer(index))
+
+
+def test_embeddings_that_do_more_than_scaling_are_left_alone() -> None:
+    layer: Any = Gemma2TextScaledWordEmbedding(10, 4, 2, embed_scale=3.0)
+    assert compressed_kind(layer)
+    layer.end = nn.Parameter(torch.zeros(4))
+    assert not compressed_kind(layer)
 
 
 def test_the_padding_entry_of_an_embedding_is_not_trained() -> None:

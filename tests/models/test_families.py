@@ -9,7 +9,7 @@ from torch import nn
 
 from lissom.errors import ModelError
 from lissom.models import FAMILIES, Checkpoint, family_of
-from lissom.models.families import at, put
+from lissom.models.families import at, fused_sizes, put
 
 PARTS = ("embedding", "blocks", "rotary", "norm", "head")
 
@@ -31,10 +31,11 @@ def test_links_are_between_layers_of_a_block_that_fit(tiny: Callable[..., Path],
     checkpoint = Checkpoint(tiny(name))
     model, block = checkpoint.skeleton(), f"{checkpoint.family.blocks}.1"
     for link in (link.inside(block) for link in checkpoint.family.links):
-        channels = {at(model, maker).weight.shape[0] for maker in link.makers}
-        inputs = {at(model, reader).weight.shape[1] for reader in link.readers}
-        assert len(channels) == len(inputs) == 1
-        assert inputs.pop() % channels.pop() == 0
+        (inputs,) = {at(model, reader).weight.shape[1] for reader in link.readers}
+        made = [fused_sizes(at(model, maker).weight.shape[0], inputs, link.fused) for maker in link.makers]
+        assert [sum(sizes) for sizes in made] == [at(model, maker).weight.shape[0] for maker in link.makers]
+        (channels,) = {sizes[-1] for sizes in made}
+        assert inputs % channels == 0
         assert not link.unit or attrgetter(link.unit)(model) == 8
 
 

@@ -55,10 +55,10 @@ def test_the_bundled_model_is_foreseen_as_in_memory(demo_folder: Path, monkeypat
     same_as_in_memory(demo_folder, windows, blocks, ENDS, 1e-4)
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_every_statistic_that_a_candidate_reads_is_there(tiny: Callable[..., Path], tied: bool) -> None:
+@pytest.mark.parametrize(("family", "tied"), [("qwen3", True), ("qwen3", False), ("gemma2", True)])
+def test_every_statistic_that_a_candidate_reads_is_there(tiny: Callable[..., Path], family: str, tied: bool) -> None:
     windows = torch.randint(2048, (5, 16))
-    same_as_in_memory(tiny("qwen3", tied), windows, MANY, ENDS, 1e-3)
+    same_as_in_memory(tiny(family, tied), windows, MANY, ENDS, 1e-3)
 
 
 def test_of_one_part_nothing_is_left_when_the_next_is_at_work(

@@ -7,6 +7,7 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 from torch import Tensor, nn
+from transformers.models.gemma2.modeling_gemma2 import Gemma2TextScaledWordEmbedding
 
 from lissom.compress import compress_model
 from lissom.errors import DataError, ModelError, RecipeError
@@ -67,6 +68,15 @@ def test_the_figures_are_those_of_their_definitions(bag: tuple[Bag, Tensor]) -> 
     assert found.kl == pytest.approx(float(0.5 * (strength * off).sum()), rel=1e-3)
     assert found.error == pytest.approx(float(off.trace() / (x @ w.T).square().mean(0).sum()), rel=1e-3)
     assert found.nbytes == 16 * 16 // 2 + 2 * 16
+
+
+def test_an_embedding_that_is_scaled_counts_as_one_of_larger_weights() -> None:
+    plain, scaled = nn.Embedding(12, 16), Gemma2TextScaledWordEmbedding(12, 16, None, 8.0)
+    plain.weight.data = 8.0 * scaled.weight.data
+    data, tried = torch.randint(12, (64, 3)), {"0": [steps(bits=4)]}
+    head = nn.Linear(16, 5)
+    one, other = (sensitivity(nn.Sequential(words, head), data, tried)["0"][0] for words in (plain, scaled))
+    assert other.kl == pytest.approx(one.kl, rel=1e-4)
 
 
 def test_a_matrix_with_two_uses_counts_both(bag: tuple[Bag, Tensor]) -> None:

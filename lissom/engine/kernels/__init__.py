@@ -9,7 +9,7 @@ from lissom.engine.kernels.panels import PanelEmbedding, PanelLinear, panel_embe
 from lissom.engine.kernels.signs import signs_layer
 from lissom.engine.kernels.sum import sum_layer
 from lissom.engine.kernels.turned import turned_layer
-from lissom.formats import CompressedConv, CompressedEmbedding, CompressedLayer, CompressedLinear, Frozen
+from lissom.formats import CompressedConv, CompressedEmbedding, CompressedLayer, CompressedLinear, Frozen, scale_of
 from lissom.models.families import put
 
 
@@ -30,7 +30,7 @@ def lower(model: nn.Module) -> nn.Module:
     for name, layer in list(model.named_modules(remove_duplicate=False)):
         if isinstance(layer, CompressedEmbedding) and isinstance(layer.matrix, Frozen) and name:
             shared = panels.get(layer.matrix)
-            put(model, name, (PanelEmbedding(shared) if shared else panel_embedding(layer)) or layer)
+            put(model, name, (PanelEmbedding(shared, scale_of(layer)) if shared else panel_embedding(layer)) or layer)
     return fold_norms(model)
 
 

@@ -33,6 +33,7 @@ from lissom.formats import (
     Palette,
     Ternary,
     Weight,
+    scale_of,
 )
 from lissom.formats.plane import Plane
 
@@ -141,7 +142,7 @@ def panel_layer(layer: CompressedLinear) -> "PanelLinear | None":
 def panel_embedding(layer: CompressedEmbedding) -> "PanelEmbedding | None":
     """The embedding on panels, or None as above."""
     grid = grid_here(layer)
-    return None if grid is None else PanelEmbedding(PanelLinear(grid, None))
+    return None if grid is None else PanelEmbedding(PanelLinear(grid, None), scale_of(layer))
 
 
 def grid_here(layer: CompressedLayer) -> Grid | None:
@@ -279,13 +280,13 @@ class PanelLinear(nn.Module):
 class PanelEmbedding(nn.Module):
     """An embedding on the panels of a linear layer, which may be a model's head: they are held once."""
 
-    def __init__(self, panels: PanelLinear) -> None:
+    def __init__(self, panels: PanelLinear, scale: float) -> None:
         super().__init__()
-        self.panels = panels
+        self.panels, self.scale = panels, scale
 
     def forward(self, index: Int[Tensor, "*n"]) -> Float[Tensor, "*n i"]:
-        """The rows asked for."""
-        return self.panels.rows(index)
+        """The rows asked for, times a number."""
+        return self.panels.rows(index) * self.scale
 
 
 def halved(scale: Float[Tensor, "o g"]) -> tuple[Float[Tensor, " o"], Float[Tensor, "o g"]]:

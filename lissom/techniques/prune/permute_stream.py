@@ -14,6 +14,6 @@ def permute_stream(
     c: Coupling, x: tuple[Gram, ...], /, *, keep: int = 2, of: int = 4, power: float = 0.5, rounds: int = 4
 ) -> Coupling:
     """The stream's channels in the order of which `keep` of every `of` keep most; `x` has the Gram of each reader."""
-    if c.kind != "width":
+    if c.kind not in ("width", "order"):
         return c
     return permute(c, x, keep=keep, of=of, power=power, rounds=rounds)

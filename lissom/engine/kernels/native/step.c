@@ -33,7 +33,18 @@ typedef struct {
     float cap;
 } Bound;
 
-typedef enum { EMBED, ROTARY, MAKE, LINEAR, ATTENTION, BOUND } Code;
+/* Each token is given to the `top` experts with the largest scores, and what they say is added, by their softmax. */
+typedef struct {
+    const Linear *gates, *sums; /* of each expert: what its tokens become, and what is said of that */
+    const float *scores;        /* [rows][experts] */
+    Columns said, to;           /* rows of an expert's tokens; of all tokens */
+    ptrdiff_t experts, top, width;
+    float *weights;         /* [rows][experts], 0 where an expert is not asked */
+    int32_t *asked;         /* rows that an expert is asked about */
+    int whole;              /* the weights of those asked sum to 1 */
+} Experts;
+
+typedef enum { EMBED, ROTARY, MAKE, LINEAR, ATTENTION, BOUND, EXPERTS } Code;
 
 typedef struct {
     ptrdiff_t code;
@@ -158,6 +169,59 @@ static void attend(void *given, ptrdiff_t first, ptrdiff_t last, int thread) {
     }
 }
 
+/* The softmax of scores, of which the largest stay; the first of those that are equal. */
+static void route(void *given, ptrdiff_t first, ptrdiff_t last, int thread) {
+    const Task *task = given;
+    const Experts *x = task->what;
+    (void)thread;
+    for (ptrdiff_t m = first; m < last; m++) {
+        const float *scores = x->scores + m * x->experts;
+        float *weights = x->weights + m * x->experts, most = -INFINITY, all = 0, asked = 0;
+        memset(weights, 0, sizeof(float) * (size_t)x->experts);
+        for (ptrdiff_t e = 0; e < x->experts; e++) most = scores[e] > most ? scores[e] : most;
+        for (ptrdiff_t e = 0; e < x->experts; e++) all += expf(scores[e] - most);
+        for (ptrdiff_t i = 0; i < x->top; i++) {
+            ptrdiff_t best = -1;
+            for (ptrdiff_t e = 0; e < x->experts; e++)
+                if (weights[e] == 0 && (best < 0 || scores[e] > scores[best])) best = e;
+            weights[best] = expf(scores[best] - most) / all;
+            asked += weights[best];
+        }
+        for (ptrdiff_t e = 0; x->whole && e < x->experts; e++) weights[e] /= asked;
+    }
+}
+
+typedef struct {
+    const Experts *of;
+    ptrdiff_t expert;
+} Saying;
+
+static void add_said(void *given, ptrdiff_t first, ptrdiff_t last, int thread) {
+    const Saying *saying = given;
+    const Experts *x = saying->of;
+    (void)thread;
+    for (ptrdiff_t m = first; m < last; m++) {
+        const float weight = x->weights[x->asked[m] * x->experts + saying->expert], *said = x->said.at + m * x->said.stride;
+        float *to = x->to.at + x->asked[m] * x->to.stride;
+        for (ptrdiff_t j = 0; j < x->width; j++) to[j] += weight * said[j];
+    }
+}
+
+/* One expert after the other, so that the sum of a token has one order. All read the stream as it was: what is added goes
+   to another matrix. */
+static void ask(const Experts *x, ptrdiff_t rows, Machine on) {
+    for (ptrdiff_t e = 0; e < x->experts; e++) {
+        ptrdiff_t count = 0;
+        for (ptrdiff_t m = 0; m < rows; m++)
+            if (x->weights[m * x->experts + e] != 0) x->asked[count++] = (int32_t)m;
+        if (!count) continue;
+        lissom_multiply(x->gates + e, count, x->asked, on);
+        lissom_multiply(x->sums + e, count, NULL, on);
+        Saying saying = {x, e};
+        lissom_each(add_said, &saying, count, lissom_chunk(count, 4 * x->width, on.threads), on.threads);
+    }
+}
+
 static ptrdiff_t room_for(const Attention *a) {
     return TOKENS * (a->heads / a->groups) * (a->size + KEYS + wide_of(a) + 2);
 }
@@ -182,7 +246,8 @@ static ptrdiff_t work_of(const Task *task, const Attention *a, ptrdiff_t count) 
 }
 
 static void run(const Operation *o, Task *task, ptrdiff_t count, Machine on) {
-    static const Work WORK[] = {[EMBED] = embed, [ROTARY] = rotary, [MAKE] = make, [ATTENTION] = remember_rows};
+    static const Work WORK[] = {
+        [EMBED] = embed, [ROTARY] = rotary, [MAKE] = make, [ATTENTION] = remember_rows, [EXPERTS] = route};
     const Pass *pass = task->pass;
     const ptrdiff_t rows = pass->rows;
     task->what = o->what;
@@ -195,6 +260,7 @@ static void run(const Operation *o, Task *task, ptrdiff_t count, Machine on) {
     } else if (o->code != ATTENTION || !task->apart) {
         lissom_each(WORK[o->code], task, rows, lissom_chunk(rows, 1 << 16, on.threads), on.threads);
     }
+    if (o->code == EXPERTS) ask(o->what, rows, on);
     if (o->code == ATTENTION) {
         const Attention *a = o->what;
         const ptrdiff_t items = count * a->groups;

@@ -124,6 +124,18 @@ class CBound(ctypes.Structure):
     _fields_ = (("at", POINTER), ("width", SIZE), ("cap", c_float))
 
 
+class CExperts(ctypes.Structure):
+    """`Experts`."""
+
+    _fields_ = (
+        *((name, POINTER) for name in ("gates", "sums", "scores")),
+        *((name, CColumns) for name in ("said", "to")),
+        *((name, SIZE) for name in ("experts", "top", "width")),
+        *((name, POINTER) for name in ("weights", "asked")),
+        ("whole", c_int),
+    )
+
+
 class COperation(ctypes.Structure):
     """`Operation`."""
 

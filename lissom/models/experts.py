@@ -1,0 +1,97 @@
+"""Experts of a mixture as layers of their own; transformers keeps all those of a block in two tensors.
+
+On disk they are apart too, under the names that they have here.
+
+Shapes: t tokens, k experts that each is given to, h hidden.
+"""
+
+import copy
+from collections.abc import Callable, Iterable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from lissom.errors import RecipeError
+from lissom.models.families import FAMILIES, put
+
+
+class Expert(nn.Module):
+    """One expert: a gate, what is gated, and their sum."""
+
+    def __init__(self, gate_up: Tensor, down: Tensor, activation: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.gate_proj, self.up_proj, self.down_proj = map(linear, (*gate_up.chunk(2), down))
+        self.act_fn = activation
+
+    def forward(self, x: Float[Tensor, "n h"]) -> Float[Tensor, "n h"]:
+        """What it says to the tokens that it is given."""
+        made: Tensor = self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
+        return made
+
+
+class Experts(nn.Module):
+    """The experts of a block, named by their numbers. No list: none of them can stand for another, or go."""
+
+    def __init__(self, fused: nn.Module) -> None:
+        super().__init__()
+        pairs = zip(fused.get_parameter("gate_up_proj"), fused.get_parameter("down_proj"), strict=True)
+        for number, (gate_up, down) in enumerate(pairs):
+            self.add_module(str(number), Expert(gate_up, down, fused.act_fn))  # type: ignore[arg-type]
+        self.train(fused.training)
+
+    def forward(
+        self, x: Float[Tensor, "t h"], chosen: Int[Tensor, "t k"], weights: Float[Tensor, "t k"]
+    ) -> Float[Tensor, "t h"]:
+        """The weighted sum of what the experts of each token say."""
+        y = torch.zeros_like(x)
+        for number in chosen.unique().tolist():
+            token, place = torch.where(chosen == number)
+            said = self.get_submodule(str(number))(x[token]) * weights[token, place, None]
+            y.index_add_(0, token, said.to(y.dtype))
+        return y
+
+
+def linear(matrix: Tensor) -> nn.Linear:
+    """A layer with a matrix of its own, not a part of another."""
+    layer = nn.Linear(matrix.shape[1], matrix.shape[0], bias=False, device="meta")
+    layer.weight = nn.Parameter(matrix.detach().clone(), matrix.requires_grad)
+    return layer
+
+
+def together(model: nn.Module) -> dict[str, nn.Module]:
+    """The experts of a language model that transformers keeps together, block by block."""
+    family = FAMILIES.get(getattr(getattr(model, "config", None), "model_type", ""))
+    if family is None or not family.experts:
+        return {}
+    ends = f".{family.experts}"
+    return {name: part for name, part in model.named_modules() if name.endswith(ends) and not isinstance(part, Experts)}
+
+
+def apart(model: nn.Module) -> nn.Module:
+    """Set the experts of a language model apart, in place; any other model stays as it is."""
+    for name, fused in together(model).items():
+        put(model, name, Experts(fused))
+    return model
+
+
+def set_apart(model: nn.Module) -> nn.Module:
+    """The model itself, or, where its experts are together, one of the same tensors but for these."""
+    if not together(model):
+        return model
+    return apart(copy.deepcopy(model, {id(held): held for held in (*model.parameters(), *model.buffers())}))
+
+
+def check_unrouted(model: nn.Module, names: Iterable[str]) -> None:
+    """See that layers are given the same tokens whenever the data runs, so that they can be weighed one by one.
+
+    Raises:
+        RecipeError: one is an expert's; the choice of experts may tip with the last bit of a number.
+    """
+    experts = [f"{name}." for name, part in model.named_modules() if isinstance(part, Experts)]
+    for name in names:
+        if name.startswith(tuple(experts)):
+            raise RecipeError(
+                f"recipe: {name} is given other tokens each time the data runs, so that they cannot be weighed one by "
+                "one (as yaqa does, and guided); leave experts out of that step, e.g. layers='*self_attn*'"
+            )
