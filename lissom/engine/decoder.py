@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from lissom.engine.kernels import native
 from lissom.engine.kernels.panels import PanelEmbedding
-from lissom.engine.program import (
+from lissom.engine.operations import (
     GATES,
     Angles,
     Attention,
@@ -30,11 +30,11 @@ from lissom.engine.program import (
     Kind,
     Part,
     Product,
-    Program,
     Router,
     Source,
     outputs,
 )
+from lissom.engine.program import Program
 from lissom.engine.runner import check
 from lissom.engine.schedule import Slice
 from lissom.errors import ModelError
