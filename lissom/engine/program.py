@@ -40,7 +40,6 @@ from lissom.errors import LissomError, ModelError
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}
 T = TypeVar("T")
 LINE = 64
-SCALE_BYTES = 4  # of a token's and head's keys, or values, of 8 bits
 
 
 class Program:
@@ -118,23 +117,19 @@ class Program:
 
     def attention(self, what: Attention, angles: structs.CRotary | None, dtype: torch.dtype, pages: int) -> None:
         """Attention over a cache of its own, of so many pages."""
-        wide = -(-what.size // 16) * 16
-        scale = SCALE_BYTES if dtype == torch.int8 else 0
-        kept = untouched(pages * what.groups * PAGE * ((what.size + wide) * dtype.itemsize + 2 * scale))
-        self._caches.append(kept)
-        norms = [
-            None if norm is None else address(self._hold(norm.float().contiguous()))
-            for norm in (what.query_norm, what.key_norm)
-        ]
+        norms = [what.query_norm, what.key_norm]
         made = structs.CAttention(
             *(columns.given() for columns in (what.query, what.key, what.value, what.to)),
             *(what.heads, what.groups, what.size),
-            *norms,
+            *(None if norm is None else address(self._hold(norm.float().contiguous())) for norm in norms),
             None if angles is None else ctypes.addressof(angles),
-            address(kept),
+            None,
             *(what.window, TYPES[dtype]),
             *(what.eps, what.scale, what.cap),
         )
+        kept = untouched(pages * native.page_bytes(made))
+        made.pages = address(kept)
+        self._caches.append(kept)
         self._append(Code.ATTENTION, made)
 
     def experts(self, source: Source, router: Router, experts: Sequence[Expert], to: Columns) -> None:

@@ -24,7 +24,6 @@ from collections.abc import Iterator
 
 import torch
 from jaxtyping import Float, Int
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from lissom.coupling import Coupling, Reader
@@ -89,6 +88,8 @@ def permutation(score: Float[Tensor, "o i"], *, keep: int = 2, of: int = 4, roun
     Raises:
         RecipeError: the pattern does not fit.
     """
+    from scipy import optimize  # here, since it is slow to import
+
     inputs = score.shape[1]
     check(0.0, keep, of, inputs)
     groups = dealt(score, of)
@@ -97,7 +98,7 @@ def permutation(score: Float[Tensor, "o i"], *, keep: int = 2, of: int = 4, roun
         for place in range(of):
             others = torch.cat((groups[:, :place], groups[:, place + 1 :]), 1)
             gain = gains(score, groups[:, place], others, keep)
-            channel, group = linear_sum_assignment(gain.numpy(force=True), maximize=True)
+            channel, group = optimize.linear_sum_assignment(gain.numpy(force=True), maximize=True)
             groups[groups.new_tensor(group), place] = groups[groups.new_tensor(channel), place]
         if torch.equal(groups, before):
             break

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lissom.engine.kernels.native.structs import CLayout, CPanels
+from lissom.engine.kernels.native.structs import CAttention, CLayout, CPanels
 from lissom.errors import LissomError
 
 KERNELS = (
@@ -73,6 +73,7 @@ def library() -> ctypes.CDLL | None:
         ctypes.c_void_p,
         ctypes.c_int,
     ]
+    opened.lissom_page_bytes.argtypes, opened.lissom_page_bytes.restype = [ctypes.c_void_p], ctypes.c_ssize_t
     opened.lissom_step.argtypes = [ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_void_p, ctypes.c_int, ctypes.c_int]
     return opened
 
@@ -110,6 +111,13 @@ def panel_rows(layer: Given, index: Tensor, width: int) -> Tensor:
     which = index.to(torch.long).contiguous()
     opened.lissom_rows(*layer, which.data_ptr(), len(index), made.data_ptr())
     return made
+
+
+def page_bytes(attention: CAttention) -> int:
+    """Bytes of one page of keys and values."""
+    opened = library()
+    assert opened is not None
+    return int(opened.lissom_page_bytes(ctypes.addressof(attention)))
 
 
 def pack(words: Tensor, bits: int, layout: tuple[int, ...], to_bits: int, panels: Tensor) -> None:

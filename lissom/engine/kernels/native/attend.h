@@ -4,15 +4,12 @@
    corrected as larger scores come (Milakov and Gimelshein 2018, arXiv:1805.02867; Dao et al. 2022, arXiv:2205.14135).
    Blocks of keys begin at multiples of KEYS, so that what a query gives does not depend on what runs beside it.
 
-   Queries and weights are cells: a float, or two numbers of type BFLOAT16, that meet as many features, or tokens. */
+   Queries and weights are cells: a float, or two numbers of type BFLOAT16, or four integers with a scale for each query, that
+   meet as many features, or tokens. */
 
-enum { PAGES = KEYS / PAGE, LINE = 64 }; /* bytes that are fetched at once: those of the next block while this one is computed */
+enum { PAGES = KEYS / PAGE };
 
 typedef const uint8_t *const *Pages;
-
-INLINE Floats vector_at(const uint8_t *from, int type) {
-    return type == INT8 ? bytes((const int8_t *)from) : load_floats((const float *)from);
-}
 
 INLINE Floats add_cell(Floats sum, Floats v, int type, const float *cell) {
     uint32_t pair;
@@ -47,7 +44,7 @@ TARGET static void keep(const Attention *a, float *head, int value, uint8_t *pag
             const ptrdiff_t count = a->size - f < 16 ? a->size - f : 16;
             int8_t codes[16];
             round_block(head + f, some ? count : 0, 16, some ? 127 / most : 0, codes);
-            for (ptrdiff_t i = 0; i < count; i++) ((int8_t *)page)[AT(f + i)] = codes[i];
+            for (ptrdiff_t i = 0; i < count; i++) page[AT(f + i)] = (uint8_t)(codes[i] + 128);
         }
         ((float *)(page + (value ? value_codes(a) : key_codes(a))))[slot] = some || most <= 1e-30f ? most / 127 : NAN;
     }
@@ -55,19 +52,19 @@ TARGET static void keep(const Attention *a, float *head, int value, uint8_t *pag
 }
 
 /* Scores of `tall` queries against the tokens of ABREAST pages. */
-INLINE void score_tile(int tall, int type, const float *query, ptrdiff_t size, ptrdiff_t cells, Pages pages, Pages next,
+INLINE void score_tile(int tall, int type, const float *query, ptrdiff_t stride, ptrdiff_t cells, Pages pages, Pages next,
                        float *scores) {
-    const ptrdiff_t step = PAGE * cell_bytes(type);
+    const ptrdiff_t step = PAGE * CELL;
     Floats sums[TALL][ABREAST];
     UNROLL for (int q = 0; q < tall; q++)
         UNROLL for (int p = 0; p < ABREAST; p++) sums[q][p] = floats(0);
     for (ptrdiff_t c = 0, at = 0; c < cells; c++, at += step) {
         Floats keys[ABREAST];
-        if (next && at % LINE == 0)
+        if (next)
             for (int p = 0; p < ABREAST; p++) __builtin_prefetch(next[p] + at, 0, 2);
-        UNROLL for (int p = 0; p < ABREAST; p++) keys[p] = vector_at(pages[p] + at, type);
+        UNROLL for (int p = 0; p < ABREAST; p++) keys[p] = load_floats((const float *)(pages[p] + at));
         UNROLL for (int q = 0; q < tall; q++)
-            UNROLL for (int p = 0; p < ABREAST; p++) sums[q][p] = add_cell(sums[q][p], keys[p], type, query + q * size + c);
+            UNROLL for (int p = 0; p < ABREAST; p++) sums[q][p] = add_cell(sums[q][p], keys[p], type, query + q * stride + c);
     }
     UNROLL for (int q = 0; q < tall; q++)
         UNROLL for (int p = 0; p < ABREAST; p++) store_floats(scores + q * KEYS + p * PAGE, sums[q][p], 16);
@@ -76,19 +73,18 @@ INLINE void score_tile(int tall, int type, const float *query, ptrdiff_t size, p
 /* Sums of the values of `tokens`, `wide` vectors of their features, as `tall` queries weigh them. */
 INLINE void value_tile(int tall, int wide, int type, const float *weight, ptrdiff_t tokens, Pages pages, Pages next,
                        ptrdiff_t stride, ptrdiff_t feature, float *to) {
-    const ptrdiff_t two = together(type), rows = PAGE / two, vector = 16 * cell_bytes(type);
+    const ptrdiff_t two = together(type), rows = PAGE / two, vector = 16 * CELL;
     Floats sums[TALL][ABREAST];
     UNROLL for (int q = 0; q < tall; q++)
         UNROLL for (int v = 0; v < wide; v++) sums[q][v] = load_floats(to + q * stride + feature + v * 16);
     for (ptrdiff_t c = 0; c * two < tokens; c++) {
-        const ptrdiff_t at = (c % rows * stride + feature) * cell_bytes(type);
+        const ptrdiff_t at = (c % rows * stride + feature) * CELL;
         const int half = two == 2 && c * two + 1 == tokens; /* nobody's value stands beside the last */
         Floats values[ABREAST];
         if (next)
-            for (ptrdiff_t line = 0; line < wide * vector; line += LINE)
-                __builtin_prefetch(next[c / rows] + at + line, 0, 2);
+            for (int v = 0; v < wide; v++) __builtin_prefetch(next[c / rows] + at + v * vector, 0, 2);
         UNROLL for (int v = 0; v < wide; v++) {
-            values[v] = vector_at(pages[c / rows] + at + v * vector, type);
+            values[v] = load_floats((const float *)(pages[c / rows] + at + v * vector));
             if (half) values[v] = first_of_pairs(values[v]);
         }
         UNROLL for (int q = 0; q < tall; q++)
@@ -98,13 +94,75 @@ INLINE void value_tile(int tall, int wide, int type, const float *weight, ptrdif
         UNROLL for (int v = 0; v < wide; v++) store_floats(to + q * stride + feature + v * 16, sums[q][v], 16);
 }
 
-INLINE void score_all(int type, const Attention *a, const float *query, ptrdiff_t count, Pages pages, Pages next, float *scores) {
+/* What made integers of a query or of its weights: a factor, and their sum, which counts as often as zero is 128. */
+typedef struct {
+    float factor;
+    int32_t sum;
+} Rounded;
+
+INLINE Rounded to_integers(const float *x, ptrdiff_t count, int8_t *to) {
+    const uint32_t bits = largest(x, count);
+    float most;
+    memcpy(&most, &bits, 4);
+    const int some = most > 1e-30f && most < INFINITY;
+    const int32_t sum = round_block(x, some ? count : 0, (count + 15) / 16 * 16, some ? 127 / most : 0, to);
+    return (Rounded){some || most <= 1e-30f ? most / 127 : NAN, sum};
+}
+
+/* The same with four integers in a cell. */
+INLINE void score_tile_int8(int tall, const int8_t *query, const Rounded *rounded, ptrdiff_t stride, ptrdiff_t cells, Pages pages,
+                            Pages next, float *scores) {
+    Ints sums[TALL][ABREAST];
+    UNROLL for (int q = 0; q < tall; q++)
+        UNROLL for (int p = 0; p < ABREAST; p++) sums[q][p] = ints(-128 * rounded[q].sum);
+    for (ptrdiff_t c = 0, at = 0; c < cells; c++, at += PAGE * CELL) {
+        Codes keys[ABREAST];
+        if (next)
+            for (int p = 0; p < ABREAST; p++) __builtin_prefetch(next[p] + at, 0, 2);
+        UNROLL for (int p = 0; p < ABREAST; p++) keys[p] = load(pages[p] + at);
+        UNROLL for (int q = 0; q < tall; q++)
+            UNROLL for (int p = 0; p < ABREAST; p++) sums[q][p] = dot(sums[q][p], keys[p], four(query + q * stride + c * CELL));
+    }
+    UNROLL for (int q = 0; q < tall; q++)
+        UNROLL for (int p = 0; p < ABREAST; p++) {
+            Floats scale = times(load_floats((const float *)(pages[p] + cells * PAGE * CELL)), floats(rounded[q].factor));
+            store_floats(scores + q * KEYS + p * PAGE, times(to_floats(sums[q][p]), scale), 16);
+        }
+}
+
+INLINE void value_tile_int8(int tall, int wide, const int8_t *weight, const Rounded *rounded, ptrdiff_t tokens, Pages pages,
+                            Pages next, ptrdiff_t stride, ptrdiff_t feature, float *to) {
+    Ints sums[TALL][ABREAST];
+    UNROLL for (int q = 0; q < tall; q++)
+        UNROLL for (int v = 0; v < wide; v++) sums[q][v] = ints(-128 * rounded[q].sum);
+    for (ptrdiff_t c = 0; c * 4 < tokens; c++) {
+        const ptrdiff_t page = c * 4 / PAGE, at = (c % (PAGE / 4) * stride + feature) * CELL;
+        Codes values[ABREAST];
+        if (next)
+            for (int v = 0; v < wide; v++) __builtin_prefetch(next[page] + at + v * 64, 0, 2);
+        UNROLL for (int v = 0; v < wide; v++) values[v] = load(pages[page] + at + v * 64);
+        UNROLL for (int q = 0; q < tall; q++)
+            UNROLL for (int v = 0; v < wide; v++) sums[q][v] = dot(sums[q][v], values[v], four(weight + q * KEYS + c * 4));
+    }
+    UNROLL for (int q = 0; q < tall; q++)
+        UNROLL for (int v = 0; v < wide; v++) {
+            float *at = to + q * stride + feature + v * 16;
+            store_floats(at, add_product(load_floats(at), to_floats(sums[q][v]), floats(rounded[q].factor)), 16);
+        }
+}
+
+INLINE void score_all(int type, const Attention *a, const float *query, const Rounded *rounded, ptrdiff_t count, Pages pages,
+                      Pages next, float *scores) {
+    const ptrdiff_t stride = wide_of(a), cells = cells_of(a);
     for (ptrdiff_t q = 0; q < count;) {
         const ptrdiff_t tall = count - q < TALL ? count - q : TALL;
         for (int p = 0; p < PAGES; p += ABREAST) {
             Pages ahead = q == 0 && next ? next + p : NULL;
             float *to = scores + q * KEYS + p * PAGE;
-#define TILE(rows) if (tall == rows) score_tile(rows, type, query + q * a->size, a->size, cells_of(a), pages + p, ahead, to);
+#define TILE(rows)                                                                                                       \
+    if (tall == rows && type == INT8)                                                                                    \
+        score_tile_int8(rows, (const int8_t *)query + q * stride, rounded + q, stride, cells, pages + p, ahead, to);     \
+    if (tall == rows && type != INT8) score_tile(rows, type, query + q * stride, stride, cells, pages + p, ahead, to);
             UP_TO(TALL)(TILE)
 #undef TILE
         }
@@ -112,20 +170,29 @@ INLINE void score_all(int type, const Attention *a, const float *query, ptrdiff_
     }
 }
 
-INLINE void value_all(int type, const Attention *a, const float *weight, ptrdiff_t count, ptrdiff_t tokens, Pages pages,
-                      Pages next, float *to) {
+INLINE void value_all(int type, const Attention *a, const float *weight, const Rounded *rounded, ptrdiff_t count,
+                      ptrdiff_t tokens, Pages pages, Pages next, float *to) {
     const ptrdiff_t stride = wide_of(a);
     for (ptrdiff_t q = 0; q < count;) {
         const ptrdiff_t tall = count - q < TALL ? count - q : TALL;
-        const float *of = weight + q * KEYS;
         Pages ahead = q == 0 ? next : NULL;
         for (ptrdiff_t f = 0; f < stride;) {
             const int all = stride - f >= ABREAST * 16;
-#define TILE(rows)                                                                                                  \
-    if (tall == rows && all) value_tile(rows, ABREAST, type, of, tokens, pages, ahead, stride, f, to + q * stride); \
-    if (tall == rows && !all) value_tile(rows, 1, type, of, tokens, pages, ahead, stride, f, to + q * stride);
+            float *sums = to + q * stride;
+#define VALUES(rows, wide)                                                                                               \
+    if (type == INT8)                                                                                                    \
+        value_tile_int8(rows, wide, (const int8_t *)weight + q * KEYS, rounded + q, tokens, pages, ahead, stride, f, sums); \
+    else                                                                                                                 \
+        value_tile(rows, wide, type, weight + q * KEYS, tokens, pages, ahead, stride, f, sums);
+#define TILE(rows)                       \
+    if (tall == rows && all) {           \
+        VALUES(rows, ABREAST)            \
+    } else if (tall == rows) {           \
+        VALUES(rows, 1)                  \
+    }
             UP_TO(TALL)(TILE)
 #undef TILE
+#undef VALUES
             f += all ? ABREAST * 16 : 16;
         }
         q += tall;
@@ -133,18 +200,18 @@ INLINE void value_all(int type, const Attention *a, const float *weight, ptrdiff
 }
 
 #define ATTEND(type)                                                                                                     \
-    TARGET static void scores_##type(const Attention *a, const float *query, ptrdiff_t count, Pages pages, Pages next,  \
-                                     float *scores) {                                                                    \
-        score_all(type, a, query, count, pages, next, scores);                                                           \
+    TARGET static void scores_##type(const Attention *a, const float *query, const Rounded *rounded, ptrdiff_t count,   \
+                                     Pages pages, Pages next, float *scores) {                                           \
+        score_all(type, a, query, rounded, count, pages, next, scores);                                                  \
     }                                                                                                                    \
-    TARGET static void values_##type(const Attention *a, const float *weight, ptrdiff_t count, ptrdiff_t tokens,        \
-                                     Pages pages, Pages next, float *to) {                                               \
-        value_all(type, a, weight, count, tokens, pages, next, to);                                                      \
+    TARGET static void values_##type(const Attention *a, const float *weight, const Rounded *rounded, ptrdiff_t count,  \
+                                     ptrdiff_t tokens, Pages pages, Pages next, float *to) {                             \
+        value_all(type, a, weight, rounded, count, tokens, pages, next, to);                                             \
     }
 ATTEND(FLOAT32) ATTEND(BFLOAT16) ATTEND(INT8)
 
-typedef void (*Scores)(const Attention *, const float *, ptrdiff_t, Pages, Pages, float *);
-typedef void (*Values)(const Attention *, const float *, ptrdiff_t, ptrdiff_t, Pages, Pages, float *);
+typedef void (*Scores)(const Attention *, const float *, const Rounded *, ptrdiff_t, Pages, Pages, float *);
+typedef void (*Values)(const Attention *, const float *, const Rounded *, ptrdiff_t, ptrdiff_t, Pages, Pages, float *);
 
 /* Scores of a query become weights, those outside `first` up to `last` 0; what was summed before is corrected. */
 INLINE void soften(float *scores, ptrdiff_t first, ptrdiff_t last, float *most, float *sum, float *to, ptrdiff_t wide) {
@@ -171,13 +238,15 @@ INLINE void soften(float *scores, ptrdiff_t first, ptrdiff_t last, float *most, 
     *most = now;
 }
 
-/* Each query's numbers times the scales of the block's tokens, which follow `codes` bytes. */
-INLINE void rescale(float *of_tokens, ptrdiff_t count, Pages pages, ptrdiff_t codes) {
-    for (int p = 0; p < PAGES; p++) {
-        Floats scale = load_floats((const float *)(pages[p] + codes));
-        for (float *x = of_tokens + p * PAGE; x < of_tokens + count * KEYS; x += KEYS)
-            store_floats(x, times(load_floats(x), scale), 16);
+/* Weights times the scales of their values, which follow `codes` bytes, become integers in their place; those past `tokens`,
+   whose scales are nobody's, are 0. */
+INLINE Rounded weights_to_integers(float *weight, ptrdiff_t tokens, Pages pages, ptrdiff_t codes) {
+    float scaled[KEYS] = {0};
+    for (ptrdiff_t t = 0; t < tokens; t += PAGE) {
+        Floats scale = load_floats((const float *)(pages[t / PAGE] + codes));
+        store_floats(scaled + t, times(load_floats(weight + t), scale), tokens - t);
     }
+    return to_integers(scaled, KEYS, (int8_t *)weight);
 }
 
 typedef struct {
@@ -197,14 +266,20 @@ INLINE Block block_at(const Attention *a, const int32_t *pages, ptrdiff_t group,
 
 TARGET static void attend(const Attention *a, const Queries *of, float *scratch) {
     const ptrdiff_t share = a->heads / a->groups, count = of->count * share, wide = wide_of(a), size = a->size;
-    float *query = scratch, *scores = query + count * size, *to = scores + count * KEYS, *most = to + count * wide,
+    float *query = scratch, *scores = query + count * wide, *to = scores + count * KEYS, *most = to + count * wide,
           *sums = most + count;
+    Rounded *queries = (Rounded *)(sums + count), *weights = queries + count;
     const Scores scores_of = (Scores[]){scores_FLOAT32, scores_BFLOAT16, NULL, scores_INT8}[a->type];
     const Values values_of = (Values[]){values_FLOAT32, values_BFLOAT16, NULL, values_INT8}[a->type];
     for (ptrdiff_t q = 0; q < count; q++) {
         const float *from = a->query.at + (of->row + q / share) * a->query.stride + (of->group * share + q % share) * size;
-        float *own = query + q * size;
-        EACH_16(f, size) store_floats(own + f, times(some_floats(from + f, size - f), floats(a->scale)), size - f);
+        float *own = query + q * wide;
+        if (a->type == INT8) {
+            queries[q] = to_integers(from, size, (int8_t *)query + q * wide);
+            queries[q].factor *= a->scale;
+        } else {
+            EACH_16(f, size) store_floats(own + f, times(some_floats(from + f, size - f), floats(a->scale)), 16);
+        }
         if (a->type == BFLOAT16) to_cells(own, size);
         most[q] = -INFINITY;
         sums[q] = 0;
@@ -215,19 +290,23 @@ TARGET static void attend(const Attention *a, const Queries *of, float *scratch)
     const ptrdiff_t neighbour = of->group + 1 < a->groups ? of->group + 1 : of->group; /* comes next */
     for (ptrdiff_t base = start; base < end; base += KEYS) {
         const int more = base + KEYS < end;
+        const ptrdiff_t tokens = more ? KEYS : end - base;
         const Block block = block_at(a, of->pages, of->group, base, end);
         const Block next = more ? block_at(a, of->pages, of->group, base + KEYS, end)
                                 : block_at(a, of->pages, neighbour, start, end);
-        scores_of(a, query, count, block.keys, next.keys, scores);
-        if (a->type == INT8) rescale(scores, count, block.keys, key_codes(a));
+        scores_of(a, query, queries, count, block.keys, next.keys, scores);
         if (a->cap != 0) bound(scores, count * KEYS, a->cap);
         for (ptrdiff_t q = 0; q < count; q++) {
             const ptrdiff_t last = of->place + q / share + 1 - base, first = a->window ? last - a->window : 0;
-            soften(scores + q * KEYS, first < 0 ? 0 : first, last > KEYS ? KEYS : last, most + q, sums + q, to + q * wide, wide);
-            if (a->type == BFLOAT16) to_cells(scores + q * KEYS, KEYS);
+            float *own = scores + q * KEYS;
+            soften(own, first < 0 ? 0 : first, last > KEYS ? KEYS : last, most + q, sums + q, to + q * wide, wide);
+            if (a->type == BFLOAT16) to_cells(own, KEYS);
+            if (a->type == INT8) {
+                weights[q] = weights_to_integers(own, tokens, block.values, value_codes(a));
+                memmove((int8_t *)scores + q * KEYS, own, KEYS);
+            }
         }
-        if (a->type == INT8) rescale(scores, count, block.values, value_codes(a));
-        values_of(a, scores, count, more ? KEYS : end - base, block.values, next.values, to);
+        values_of(a, scores, weights, count, tokens, block.values, next.values, to);
     }
     for (ptrdiff_t q = 0; q < count; q++) {
         float *out = a->to.at + (of->row + q / share) * a->to.stride + (of->group * share + q % share) * size;

@@ -120,10 +120,6 @@ INLINE __m256 eight_brains(const uint16_t *from) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)from)), 16));
 }
 INLINE Floats brains(const uint16_t *from) { return (Floats){eight_brains(from), eight_brains(from + 8)}; }
-INLINE __m256 eight_signed(const int8_t *from) {
-    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)from)));
-}
-INLINE Floats bytes(const int8_t *from) { return (Floats){eight_signed(from), eight_signed(from + 8)}; }
 INLINE __m256i eight_to_brains(__m256 f) {
     __m256i bits = _mm256_castps_si256(f), odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
     return _mm256_srli_epi32(_mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7FFF))), 16);

@@ -70,9 +70,6 @@ INLINE Floats brains(const uint16_t *from) {
     __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)from));
     return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
 }
-INLINE Floats bytes(const int8_t *from) {
-    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)from)));
-}
 #if BF16
 INLINE void store_brains(uint16_t *to, Floats f) {
     const __m256bh made = _mm512_cvtneps_pbh(f);

@@ -89,11 +89,6 @@ INLINE Floats brains(const uint16_t *from) {
     }
     return made;
 }
-INLINE Floats bytes(const int8_t *from) {
-    Floats made;
-    for (int i = 0; i < 16; i++) made[i] = from[i];
-    return made;
-}
 INLINE void store_brains(uint16_t *to, Floats f) {
     for (int i = 0; i < 16; i++) {
         uint32_t bits;

@@ -223,7 +223,7 @@ static void ask(const Experts *x, ptrdiff_t rows, Machine on) {
 }
 
 static ptrdiff_t room_for(const Attention *a) {
-    return TOKENS * (a->heads / a->groups) * (a->size + KEYS + wide_of(a) + 2);
+    return TOKENS * (a->heads / a->groups) * (KEYS + 2 * wide_of(a) + 6);
 }
 
 static ptrdiff_t count_of(const Pass *pass) {
@@ -291,3 +291,6 @@ EXPORT int lissom_step(const Operation *operations, ptrdiff_t count, const Pass 
     free(task.scratch);
     return -failed;
 }
+
+/* Bytes that one page of keys and values takes. */
+EXPORT ptrdiff_t lissom_page_bytes(const Attention *a) { return page_bytes(a); }

@@ -6,7 +6,8 @@
        keys    [size][PAGE], so that a vector is one feature of all tokens
        values  [PAGE][wide], wide = size up to a multiple of 16
    Those of type BFLOAT16 stand two by two, as [size / 2][PAGE][2] and [PAGE / 2][wide][2], since two of them are multiplied
-   and summed at once. Integers of 8 bits are followed by PAGE scales. */
+   and summed at once, and those of type INT8 four by four. These are a byte each, 128 for zero, and are followed by PAGE
+   scales; queries and weights become integers too. */
 #ifndef LISSOM_STEP_H
 #define LISSOM_STEP_H
 
@@ -89,14 +90,14 @@ typedef struct {
 extern const Kernel lissom_portable, lissom_avx2, lissom_avxvnni, lissom_avx512, lissom_avx512bf16;
 
 static inline ptrdiff_t wide_of(const Attention *a) { return (a->size + 15) / 16 * 16; }
-/* How many features of a key, or tokens of a value, stand together, and the bytes of them. */
-static inline ptrdiff_t together(int type) { return type == BFLOAT16 ? 2 : 1; }
-static inline ptrdiff_t cell_bytes(int type) { return type == INT8 ? 1 : 4; }
+/* The bytes in which features of a key, or tokens of a value, stand together, and how many do. */
+enum { CELL = 4 };
+static inline ptrdiff_t together(int type) { return type == INT8 ? 4 : type == BFLOAT16 ? 2 : 1; }
 static inline ptrdiff_t cells_of(const Attention *a) { return (a->size + together(a->type) - 1) / together(a->type); }
 /* Bytes of one head's keys, or values, in a page, without their scales and with them. */
-static inline ptrdiff_t key_codes(const Attention *a) { return cells_of(a) * PAGE * cell_bytes(a->type); }
+static inline ptrdiff_t key_codes(const Attention *a) { return cells_of(a) * PAGE * CELL; }
 static inline ptrdiff_t value_codes(const Attention *a) {
-    return PAGE / together(a->type) * wide_of(a) * cell_bytes(a->type);
+    return PAGE / together(a->type) * wide_of(a) * CELL;
 }
 static inline ptrdiff_t scales_of(const Attention *a) { return a->type == INT8 ? PAGE * (ptrdiff_t)sizeof(float) : 0; }
 static inline ptrdiff_t keys_bytes(const Attention *a) { return key_codes(a) + scales_of(a); }
