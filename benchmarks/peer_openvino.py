@@ -2,9 +2,9 @@
 
     python peer_openvino.py FOLDER BATCHES PROMPT NEW
 
-Prints one JSON line: for each batch the seconds of the step that reads all prompts, and of the steps after it that write
-`new` tokens of each; the seconds from the start of this process to the first token of a first prompt; and the peak of its
-memory.
+Prints one JSON line: for each batch the seconds of the step that reads all prompts, and of the steps after it that
+write `new` tokens of each; the seconds from the start of this process to the first token of a first prompt; and the
+peak of its memory.
 """
 
 import json

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lissom.engine.kernels.lowrank import LowRankLinear
+from lissom.engine.kernels.masked import MaskedLinear
 from lissom.engine.kernels.native import structs
 from lissom.engine.kernels.panels import PanelLinear
 from lissom.engine.kernels.signs import SignsLinear
@@ -19,6 +20,7 @@ from lissom.engine.kernels.turned import TurnedLinear
 from lissom.errors import ModelError
 
 GATES = {"silu": 0, "swish": 0, "gelu_pytorch_tanh": 1, "gelu_new": 1, "relu": 2}  # as step.h counts them
+DENSE = MaskedLinear | nn.Linear  # what reads its input as floats
 
 
 class Code(IntEnum):
@@ -131,14 +133,14 @@ def plainly(product: Product) -> Product:
     Raises:
         ModelError: it cannot.
     """
-    if not isinstance(product.layer, PanelLinear | nn.Linear):
+    if not isinstance(product.layer, PanelLinear | DENSE):
         raise ModelError(f"engine: a head or an expert that is a {type(product.layer).__name__} runs in PyTorch only")
     return product
 
 
 def outputs(layer: nn.Module) -> int:
     """Outputs of a linear layer of any kind."""
-    if isinstance(layer, PanelLinear):
+    if isinstance(layer, PanelLinear | MaskedLinear):
         return layer.shape[0]
     if isinstance(layer, SumLinear | TurnedLinear):
         return outputs(layer.base)

@@ -15,12 +15,14 @@ from torch import Tensor, nn
 
 from lissom.engine.kernels import native
 from lissom.engine.kernels.lowrank import LowRankLinear
+from lissom.engine.kernels.masked import MaskedLinear
 from lissom.engine.kernels.native import structs
 from lissom.engine.kernels.panels import PanelEmbedding, PanelLinear
 from lissom.engine.kernels.signs import SignsLinear
 from lissom.engine.kernels.sum import SumLinear
 from lissom.engine.kernels.turned import TurnedLinear
 from lissom.engine.operations import (
+    DENSE,
     Angles,
     Attention,
     Code,
@@ -37,7 +39,6 @@ from lissom.engine.operations import (
 from lissom.engine.pages import PAGE
 from lissom.errors import LissomError, ModelError
 
-TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}
 T = TypeVar("T")
 LINE = 64
 
@@ -96,7 +97,7 @@ class Program:
 
     def linear(self, source: Source, *products: Product) -> None:
         """Layers that read the same input."""
-        plain = [product for product in products if isinstance(product.layer, PanelLinear | nn.Linear)]
+        plain = [product for product in products if isinstance(product.layer, PanelLinear | DENSE)]
         if plain:
             self._linear(source, plain)
         for product in products:
@@ -124,7 +125,7 @@ class Program:
             *(None if norm is None else address(self._hold(norm.float().contiguous())) for norm in norms),
             None if angles is None else ctypes.addressof(angles),
             None,
-            *(what.window, TYPES[dtype]),
+            *(what.window, native.TYPES[dtype]),
             *(what.eps, what.scale, what.cap),
         )
         kept = untouched(pages * native.page_bytes(made))
@@ -228,7 +229,7 @@ class Program:
         linear.source = self._source(source)
         linear.roundings, linear.products = (ctypes.addressof(self._hold(part)) for part in (roundings, made))
         linear.rounding_count, linear.product_count = len(layouts), len(products)
-        dense = any(isinstance(product.layer, nn.Linear) for product in products)
+        dense = any(isinstance(product.layer, DENSE) for product in products)
         self._made.append((linear, source.width * (self.rows if dense else self._threads)))
 
     def _product(self, product: Product, layouts: Sequence[object]) -> structs.CProduct:
@@ -271,10 +272,13 @@ class Program:
         return ctypes.addressof(self._hold(structs.CPanels.from_buffer_copy(layer.given().panels)))
 
     def _dense(self, layer: nn.Module) -> int:
+        if isinstance(layer, MaskedLinear):
+            self._hold(layer)
+            return ctypes.addressof(self._hold(layer.given()))
         weight, bias = layer.weight, getattr(layer, "bias", None)
         if (
             not isinstance(weight, Tensor)
-            or weight.dtype not in TYPES
+            or weight.dtype not in native.TYPES
             or not weight.is_contiguous()
             or weight.device.type != "cpu"
         ):
@@ -283,7 +287,9 @@ class Program:
             )
         held = None if bias is None else self._hold(bias.detach().float().contiguous())
         where = None if held is None else address(held)
-        given = structs.CDense(address(self._hold(weight)), where, *weight.shape, TYPES[weight.dtype])
+        given = structs.CDense(
+            address(self._hold(weight)), where, None, None, *weight.shape, native.TYPES[weight.dtype]
+        )
         return ctypes.addressof(self._hold(given))
 
     def _append(self, code: Code, what: ctypes.Structure) -> None:

@@ -12,6 +12,7 @@ from lissom.engine import Engine
 from lissom.engine.decoder import CACHES, ROWS, Decoder, NativeRunner, cut, native_runner
 from lissom.engine.kernels import lower, native
 from lissom.engine.kernels.lowrank import LowRankLinear
+from lissom.engine.kernels.masked import MaskedLinear
 from lissom.engine.kernels.panels import PanelEmbedding, PanelLinear
 from lissom.engine.kernels.signs import SignsLinear
 from lissom.engine.kernels.sum import SumLinear
@@ -119,6 +120,7 @@ FORMATS: dict[str, tuple[list[dict[str, Any]], type]] = {
     "integer inputs": ([{"technique": "rtn", "bits": 8}, {"technique": "dynamic"}], PanelLinear),
     "turned": ([{"technique": "hadamard"}, {"technique": "rtn", "bits": 4}], TurnedLinear),
     "corrected": ([{"technique": "rtn", "bits": 3}, {"technique": "residual", "rank": 4}], SumLinear),
+    "pruned": ([{"technique": "magnitude", "sparsity": 0.5}], MaskedLinear),
     "low rank": ([{"technique": "lowrank", "keep": 0.6}], LowRankLinear),
     "signs": ([{"technique": "nanoquant", "bits": 2.0}], SignsLinear),
 }

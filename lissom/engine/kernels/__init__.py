@@ -5,6 +5,7 @@ from torch import nn
 from lissom.engine.kernels.conv import conv_layer
 from lissom.engine.kernels.fold import fold_norms
 from lissom.engine.kernels.lowrank import low_rank_layer
+from lissom.engine.kernels.masked import masked_layer
 from lissom.engine.kernels.panels import PanelEmbedding, PanelLinear, panel_embedding, panel_layer
 from lissom.engine.kernels.signs import signs_layer
 from lissom.engine.kernels.sum import sum_layer
@@ -38,7 +39,7 @@ def fitting(layer: CompressedLinear | CompressedConv) -> nn.Module | None:
     """The layer on the kernel that takes its weight, or None."""
     if isinstance(layer, CompressedConv):
         return conv_layer(layer)
-    whole = panel_layer(layer) or signs_layer(layer) or low_rank_layer(layer, panel_layer)
+    whole = panel_layer(layer) or masked_layer(layer) or signs_layer(layer) or low_rank_layer(layer, panel_layer)
     return whole or sum_layer(layer, panel_layer) or turned_layer(layer, panel_layer)
 
 

@@ -13,9 +13,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lissom.engine.kernels.native.structs import CAttention, CLayout, CPanels
+from lissom.engine.kernels.native.structs import CAttention, CDense, CLayout, CPanels
 from lissom.errors import LissomError
 
+TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}  # as step.h counts them
 KERNELS = (
     "portable",
     "avx2",
@@ -73,6 +74,14 @@ def library() -> ctypes.CDLL | None:
         ctypes.c_void_p,
         ctypes.c_int,
     ]
+    opened.lissom_dense.argtypes = [
+        ctypes.c_void_p,
+        ctypes.c_void_p,
+        ctypes.c_void_p,
+        ctypes.c_ssize_t,
+        ctypes.c_int,
+        ctypes.c_int,
+    ]
     opened.lissom_page_bytes.argtypes, opened.lissom_page_bytes.restype = [ctypes.c_void_p], ctypes.c_ssize_t
     opened.lissom_step.argtypes = [ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_void_p, ctypes.c_int, ctypes.c_int]
     return opened
@@ -111,6 +120,17 @@ def panel_rows(layer: Given, index: Tensor, width: int) -> Tensor:
     which = index.to(torch.long).contiguous()
     opened.lissom_rows(*layer, which.data_ptr(), len(index), made.data_ptr())
     return made
+
+
+def dense(layer: CDense, rows: Tensor, kernel: str) -> Tensor:
+    """Rows (n, inputs) of float32, contiguous, times a matrix that is dense or masked: (n, outputs)."""
+    opened = library()
+    assert opened is not None
+    y = torch.empty(rows.shape[0], layer.outputs)
+    number, threads = KERNELS.index(kernel), torch.get_num_threads()
+    if len(rows):
+        opened.lissom_dense(ctypes.addressof(layer), rows.data_ptr(), y.data_ptr(), len(rows), number, threads)
+    return y
 
 
 def page_bytes(attention: CAttention) -> int:

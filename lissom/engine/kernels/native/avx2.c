@@ -89,6 +89,12 @@ INLINE Floats some_floats(const float *from, ptrdiff_t count) {
     if (count > 0) __builtin_memcpy(all, from, sizeof(float) * (size_t)count);
     return load_floats(all);
 }
+INLINE Floats spread(Floats packed, unsigned mask) {
+    float from[16], to[16];
+    store_floats(from, packed, 16);
+    for (int i = 0, next = 0; i < 16; i++) to[i] = mask >> i & 1 ? from[next++] : 0;
+    return load_floats(to);
+}
 INLINE Floats plus(Floats a, Floats b) { return (Floats){_mm256_add_ps(a.low, b.low), _mm256_add_ps(a.high, b.high)}; }
 INLINE Floats over(Floats a, Floats b) { return (Floats){_mm256_div_ps(a.low, b.low), _mm256_div_ps(a.high, b.high)}; }
 INLINE Floats larger(Floats a, Floats b) { return (Floats){_mm256_max_ps(a.low, b.low), _mm256_max_ps(a.high, b.high)}; }

@@ -56,6 +56,7 @@ INLINE Floats some_floats(const float *from, ptrdiff_t count) {
     if (count >= 16) return _mm512_loadu_ps(from);
     return count > 0 ? _mm512_maskz_loadu_ps((__mmask16)((1u << count) - 1), from) : _mm512_setzero_ps();
 }
+INLINE Floats spread(Floats packed, unsigned mask) { return _mm512_maskz_expand_ps((__mmask16)mask, packed); }
 INLINE Floats plus(Floats a, Floats b) { return _mm512_add_ps(a, b); }
 INLINE Floats over(Floats a, Floats b) { return _mm512_div_ps(a, b); }
 INLINE Floats larger(Floats a, Floats b) { return _mm512_max_ps(a, b); }

@@ -90,7 +90,7 @@ void lissom_multiply(const Linear *l, ptrdiff_t count, const int32_t *picked, Ma
         weights += outputs_of(l->products + p) * l->source.width * (l->products[p].panels ? 1 : 4);
         call.kept |= !l->products[p].panels;
     }
-    on.each(make_rows, &call, count, lissom_chunk(count, 64 * l->source.width, on.threads), on.threads);
+    if (!l->there) on.each(make_rows, &call, count, lissom_chunk(count, 64 * l->source.width, on.threads), on.threads);
     const ptrdiff_t work = weights / items * (count < 4 ? 4 : count);
     on.each(multiply_items, &call, items, lissom_chunk(items, work, on.threads), on.threads);
 }
@@ -142,4 +142,12 @@ EXPORT int lissom_linear(const Panels *w, const Layout *layout, const float *x, 
     free(rounding.xs);
     free(rounding.xt);
     return -failed;
+}
+
+/* y (count x outputs) = rows of x (count x inputs) times a matrix that is dense or masked. */
+EXPORT void lissom_dense(const Dense *w, const float *x, float *y, ptrdiff_t count, int kernel, int threads) {
+    const Product product = {.dense = w, .to = {y, w->outputs}};
+    const Source rows = {.from = {(float *)x, w->inputs}, .width = w->inputs, .kind = AS_IS};
+    const Linear linear = {.source = rows, .products = &product, .product_count = 1, .made = (float *)x, .there = 1};
+    lissom_multiply(&linear, count, NULL, (Machine){lissom_kernel(kernel), lissom_each_beside_torch, threads});
 }

@@ -62,6 +62,12 @@ INLINE Floats some_floats(const float *from, ptrdiff_t count) {
     if (count > 0) __builtin_memcpy(&made, from, sizeof(float) * (size_t)(count < 16 ? count : 16));
     return made;
 }
+INLINE Floats spread(Floats packed, unsigned mask) {
+    float from[16], to[16];
+    store_floats(from, packed, 16);
+    for (int i = 0, next = 0; i < 16; i++) to[i] = mask >> i & 1 ? from[next++] : 0;
+    return load_floats(to);
+}
 INLINE Floats plus(Floats a, Floats b) { return a + b; }
 INLINE Floats over(Floats a, Floats b) { return a / b; }
 INLINE Floats chosen(Ints where, Floats a, Floats b) { return (Floats)(((Ints)a & where) | ((Ints)b & ~where)); }

@@ -33,10 +33,12 @@ typedef struct {
     float eps;
 } Source;
 
-/* A matrix as PyTorch holds it, [outputs][inputs]. */
+/* A matrix as PyTorch holds it, [outputs][inputs]; or, where there is a mask, those of its weights that are not 0. */
 typedef struct {
     const void *weight;
-    const float *bias; /* or null */
+    const float *bias;     /* or null */
+    const uint8_t *mask;   /* or null: a bit for each weight, row by row, the lowest first */
+    const int64_t *starts; /* where the weights of each row begin, and where the last end */
     ptrdiff_t outputs, inputs;
     int type;
 } Dense;

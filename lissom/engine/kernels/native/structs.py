@@ -56,7 +56,11 @@ class CSource(ctypes.Structure):
 class CDense(ctypes.Structure):
     """`Dense`."""
 
-    _fields_ = (("weight", POINTER), ("bias", POINTER), ("outputs", SIZE), ("inputs", SIZE), ("type", c_int))
+    _fields_ = (
+        *((name, POINTER) for name in ("weight", "bias", "mask", "starts")),
+        *((name, SIZE) for name in ("outputs", "inputs")),
+        ("type", c_int),
+    )
 
 
 class CRounding(ctypes.Structure):
@@ -83,7 +87,7 @@ class CLinear(ctypes.Structure):
         *((name, POINTER) for name in ("roundings", "products")),
         *((name, SIZE) for name in ("rounding_count", "product_count")),
         ("made", POINTER),
-        ("picked", c_int),
+        *((name, c_int) for name in ("there", "picked")),
     )
 
 

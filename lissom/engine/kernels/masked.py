@@ -1,0 +1,78 @@
+"""A pruned matrix: the weights that were kept, in 16 or 32 bits, spread to their places as they are read.
+
+    y_o = Σ_{j kept in row o} w_oj x_j + b_o
+
+Any pattern will do: N of M, whole rows, none. In C where that was built, else by its definition in PyTorch, which
+decodes the weight at every call.
+
+Shapes: o outputs, i inputs, k weights kept, m bytes of the mask.
+"""
+
+from collections.abc import Callable
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from lissom.engine.kernels import native
+from lissom.engine.kernels.native.structs import CDense
+from lissom.errors import LissomError
+from lissom.formats import CompressedLinear, Masked
+
+
+def masked_layer(layer: CompressedLinear) -> "MaskedLinear | None":
+    """The layer on this kernel, or None where its weight has no mask, or is not on the CPU."""
+    weight = layer.weight
+    if not isinstance(weight, Masked) or weight.values.device.type != "cpu" or weight.values.dtype not in native.TYPES:
+        return None
+    return MaskedLinear(weight, layer.bias)
+
+
+class MaskedLinear(nn.Module):
+    """A linear layer of kept weights; it stays as it is and where it is when the model around it is moved or cast."""
+
+    values: Tensor
+    mask: Tensor
+    starts: Tensor
+    bias: Tensor | None
+
+    def __init__(self, weight: Masked, bias: nn.Parameter | None) -> None:
+        super().__init__()
+        self.shape = weight.shape
+        kept = weight.kept()
+        assert kept is not None
+        self.register_buffer("values", weight.values.contiguous())
+        self.register_buffer("mask", weight.mask.contiguous())
+        self.register_buffer("starts", F.pad(kept.sum(1).cumsum(0), (1, 0)))
+        self.register_buffer("bias", None if bias is None else bias.detach().float().clone())
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "MaskedLinear":
+        return self
+
+    def forward(self, x: Float[Tensor, "*n i"]) -> Float[Tensor, "*n o"]:
+        """x Wᵀ + b, by the best kernel there is.
+
+        Raises:
+            LissomError: another number of inputs, or inputs that are not on the CPU.
+        """
+        kernels = native.kernels()
+        return self.run(x, kernels[-1]) if kernels else self.definition(x)
+
+    def run(self, x: Float[Tensor, "*n i"], kernel: str) -> Float[Tensor, "*n o"]:
+        """x Wᵀ + b by one of native.kernels()."""
+        _, i = self.shape
+        if x.shape[-1] != i or x.device.type != "cpu":
+            raise LissomError(f"kernels: a layer of {i} inputs on the CPU was given {x.shape[-1]} on {x.device}")
+        rows = x.detach().reshape(-1, i).float().contiguous()
+        return native.dense(self.given(), rows, kernel).to(x.dtype).reshape(*x.shape[:-1], -1)
+
+    def given(self) -> CDense:
+        """What the library is given."""
+        bias = None if self.bias is None else self.bias.data_ptr()
+        places = (self.values.data_ptr(), bias, self.mask.data_ptr(), self.starts.data_ptr())
+        return CDense(*places, *self.shape, native.TYPES[self.values.dtype])
+
+    def definition(self, x: Float[Tensor, "*n i"]) -> Float[Tensor, "*n o"]:
+        """What the kernel computes, in PyTorch."""
+        weight = Masked(values=self.values, mask=self.mask, size=self.shape)
+        return F.linear(x.float(), weight.dense(), self.bias).to(x.dtype)

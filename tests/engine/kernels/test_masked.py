@@ -1,0 +1,65 @@
+"""Pruned matrices on their kernel against their definition, for every shape, pattern, type and kernel."""
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from lissom.compress import compress_model
+from lissom.engine.kernels import lower, native
+from lissom.engine.kernels.masked import MaskedLinear
+from lissom.errors import LissomError
+from lissom.formats import Masked, freeze
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def layer(o: int, i: int, share: float, dtype: torch.dtype, seed: int, bias: bool = True) -> MaskedLinear:
+    draw = torch.Generator().manual_seed(seed)
+    kept = torch.rand(o, i, generator=draw) < share
+    weight = Masked.of(torch.randn(o, i, generator=draw).to(dtype), kept)
+    return MaskedLinear(weight, nn.Parameter(torch.randn(o, generator=draw)) if bias else None)
+
+
+@pytest.mark.parametrize("kernel", native.kernels())
+@settings(max_examples=40, deadline=None)
+@given(
+    o=st.integers(1, 70),
+    i=st.integers(1, 90),
+    rows=st.integers(1, 60),
+    share=st.sampled_from([0.0, 0.1, 0.5, 1.0]),
+    dtype=st.sampled_from(DTYPES),
+    seed=st.integers(0, 99),
+)
+def test_a_kernel_computes_what_the_definition_says(
+    kernel: str, o: int, i: int, rows: int, share: float, dtype: torch.dtype, seed: int
+) -> None:
+    made, x = layer(o, i, share, dtype, seed), torch.randn(rows, i)
+    torch.testing.assert_close(made.run(x, kernel), made.definition(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kernel", native.kernels())
+def test_a_row_does_not_depend_on_those_beside_it(kernel: str) -> None:
+    made, x = layer(33, 50, 0.5, torch.float16, 1), torch.randn(13, 50)
+    together = made.run(x, kernel)
+    assert all(torch.equal(made.run(row[None], kernel)[0], both) for row, both in zip(x, together, strict=True))
+
+
+@pytest.mark.parametrize("pattern", [{"sparsity": 0.5}, {"keep": 2, "of": 4}])
+def test_pruned_layers_of_any_pattern_go_to_the_kernel(pattern: dict[str, Any]) -> None:
+    model = nn.Sequential(nn.Linear(64, 24), nn.ReLU(), nn.Linear(24, 8, bias=False))
+    pruned: Any = freeze(compress_model(model, steps=[{"technique": "magnitude", **pattern}])).eval()
+    x = torch.randn(5, 64)
+    before = pruned(x)
+    lowered: Any = lower(pruned)
+    assert [type(part) for part in lowered] == [MaskedLinear, nn.ReLU, MaskedLinear]
+    torch.testing.assert_close(lowered(x), before, rtol=1e-4, atol=1e-4)
+    assert lowered.to(torch.bfloat16)[0].values.dtype == lowered[0].values.dtype  # it stays as it is
+
+
+def test_inputs_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(LissomError, match="of 50 inputs on the CPU was given 49"):
+        layer(33, 50, 0.5, torch.float16, 1)(torch.randn(2, 49))
