@@ -9,7 +9,7 @@ READY = $(VENV)/ready
 NATIVE = lissom/engine/kernels/native
 CPU_WHEELS = https://download.pytorch.org/whl/cpu
 
-.PHONY: help demo test test-native lint bench bench-quality map clean
+.PHONY: help demo test test-native lint bench bench-engine bench-quality map clean
 
 help:
 	@echo 'make demo           optimize a classifier and a language model, serve the result, ask it for a story'
@@ -17,6 +17,7 @@ help:
 	@echo 'make test-native    the tests of the kernels in C, watched by AddressSanitizer and UBSan'
 	@echo 'make lint           ruff, mypy --strict, and the order of the rooms'
 	@echo 'make bench          speed: latency and tokens per second beside the limits of this machine'
+	@echo 'make bench-engine   speed of language models: prompts read and tokens written; PEERS names llama.cpp and OpenVINO'
 	@echo 'make bench-quality  quality: perplexity and accuracy of every technique, beside its peers'
 	@echo 'make map            write docs/map.md anew'
 	@echo 'make clean          remove the environment and the caches'
@@ -43,6 +44,9 @@ lint: $(READY)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/speed.py
+
+bench-engine: $(READY)
+	$(BIN)/python benchmarks/engine.py .bench $(PEERS)
 
 bench-quality: $(READY)
 	$(BIN)/python benchmarks/quality.py

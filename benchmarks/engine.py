@@ -1,13 +1,13 @@
 """How fast the engine reads and writes, beside llama.cpp and OpenVINO GenAI on the same checkpoint.
 
     python benchmarks/engine.py WORK [--shape qwen3-0.6b] [--rounds 3] [--llama PROGRAMS --llama-source FOLDER
-        --peer-python PYTHON] [--openvino PYTHON] [--write docs/engine.md]
+        --peer-python PYTHON] [--openvino PYTHON] [--write docs/speed.md]
 
 WORK is a folder for checkpoints with random weights and what each tool makes of them; what is there is used again.
 PROGRAMS holds llama.cpp's llama-batched-bench and llama-quantize, its source the converter, which PYTHON runs (torch,
 transformers and gguf); --openvino names an interpreter with openvino_genai and optimum-intel. Every contestant is a
-process of its own that loads, warms up, reads a prompt of 512 tokens for each of 1, 4, 8, 16 and 32 sequences, and
-writes 32 tokens more of each; rounds of all of them take turns. Then decoding again, of one sequence, while another
+process of its own that loads, warms up, reads a prompt of 512 tokens for each of so many sequences, and writes 32
+tokens more of each; rounds of all of them take turns. Then decoding again, of one sequence, while another
 process keeps one core busy. Prints tables with medians and spread, then one JSON line.
 """
 
@@ -147,7 +147,7 @@ def worker(folder: str, batches: str, prompt: str, new: str) -> None:
     found: Timed = {"first": time.clock_gettime(time.CLOCK_BOOTTIME) - started()}
     for size in map(int, batches.split(",")):
         running = engine(model, opened.tokenizer, size, int(prompt), int(new))
-        once(running, size, 16, 2)
+        once(running, size, int(prompt), 1)  # its memory is there then
         found[str(size)] = once(running, size, int(prompt), int(new))
     found["peak"] = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print(json.dumps(found))
@@ -275,7 +275,7 @@ def main() -> None:
     console.print(beginnings(found))
     print(json.dumps({"shape": asked.shape, "machine": machine, "found": found, "crowded": crowded}))
     if asked.write:
-        save(asked.write)
+        save(asked.write, f"The engine beside its peers: {asked.shape}")
 
 
 def beginnings(found: dict[str, list[Timed]]) -> Table:
@@ -288,13 +288,17 @@ def beginnings(found: dict[str, list[Timed]]) -> Table:
     return shown
 
 
-def save(file: Path) -> None:
-    """What was printed, and the command, as a page; the text above it is kept where there is one."""
-    above = file.read_text(encoding="utf-8").partition("```text")[0] if file.is_file() else "# The engine\n\n"
+def save(file: Path, title: str) -> None:
+    """What was printed, and the command, as a section of a page; the text above it stays where there is one."""
+    page = file.read_text(encoding="utf-8")
+    before, found, rest = page.partition(f"\n## {title}\n")
+    above = rest.partition("```text")[0] if found else "\n"
+    after = rest[rest.index("\n## ") :] if "\n## " in rest else ""
     command = " ".join(["python", "benchmarks/engine.py", *sys.argv[1:]])
     said = "\n".join(line.rstrip() for line in console.export_text().splitlines())
+    section = f"## {title}\n{above}```text\n{command}\n\n{said}\n```\n"
     made = file.with_suffix(".new")
-    made.write_text(f"{above}```text\n{command}\n\n{said}\n```\n", encoding="utf-8")
+    made.write_text(f"{before.rstrip()}\n\n{section}{after}", encoding="utf-8")
     made.rename(file)
 
 

@@ -29,7 +29,7 @@ def main(folder: str, batches: str, prompt: str, new: str) -> None:
     once(pipeline, vocabulary, 1, int(prompt), 1)
     found: dict[str, object] = {"first": time.clock_gettime(time.CLOCK_BOOTTIME) - started()}
     for size in sizes:
-        once(pipeline, vocabulary, size, 16, 2)
+        once(pipeline, vocabulary, size, int(prompt), 1)
         found[str(size)] = once(pipeline, vocabulary, size, int(prompt), int(new))
     found["peak"] = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print(json.dumps(found))

@@ -62,7 +62,6 @@ class Decoder:
         self._dtype = CACHES[cache]
         self._program = Program(ROWS, kernel or native.kernels()[-1])
         self._angles = self._every_angle()
-        self._matrices: dict[str, Columns] = {}
 
     def program(self) -> Program:
         """All of it."""
@@ -99,7 +98,7 @@ class Decoder:
         layer = nn.Linear(source.width, mlp.gate.num_experts, bias=False, device="meta")
         layer.weight = nn.Parameter(mlp.gate.weight, requires_grad=False)
         router = Router(layer=layer, top=mlp.gate.top_k, whole=mlp.gate.norm_topk_prob)
-        read = self._matrix("read", source.width)
+        read = self._program.shared("read", source.width)
         self._program.make(source, read)
         experts = list[Expert]()
         for expert in mlp.experts.children():
@@ -114,17 +113,17 @@ class Decoder:
             made = outputs(attention.qkv_proj)
             values = self._config.num_key_value_heads * size
             queries = made - 2 * values
-            query = self._matrix("query", made)
+            query = self._program.shared("query", made)
             key, value = query.after(queries), query.after(queries + values)
             program.linear(source, Product(attention.qkv_proj, query))
         else:
             queries, values = outputs(attention.q_proj), outputs(attention.k_proj)
-            query = self._matrix("query", queries + 2 * values)
+            query = self._program.shared("query", queries + 2 * values)
             key, value = query.after(queries), query.after(queries + values)
             layers = (attention.q_proj, attention.k_proj, attention.v_proj)
             program.linear(source, *(Product(layer, to) for layer, to in zip(layers, (query, key, value), strict=True)))
         norms = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
-        mixed = self._matrix("mixed", queries)
+        mixed = self._program.shared("mixed", queries)
         what = Attention(
             query=query,
             key=key,
@@ -150,7 +149,7 @@ class Decoder:
             raise ModelError(f"engine: activation {name!r} runs in PyTorch only")
         fused = hasattr(mlp, "gate_up_proj")
         width = outputs(mlp.gate_up_proj) // 2 if fused else outputs(mlp.up_proj)
-        gate = self._matrix("gate", 2 * width)
+        gate = self._program.shared("gate", 2 * width)
         up = gate.after(width)
         products = (
             [Product(mlp.gate_up_proj, gate)] if fused else [Product(mlp.gate_proj, gate), Product(mlp.up_proj, up)]
@@ -163,15 +162,9 @@ class Decoder:
             self._program.linear(source, Product(layer, stream, True))
         else:
             width = outputs(layer)
-            added = self._matrix("added", width)
+            added = self._program.shared("added", width)
             self._program.linear(source, Product(layer, added))
             self._program.make(self._normed(norm, added, width), stream, add=True)
-
-    def _matrix(self, name: str, width: int) -> Columns:
-        """A matrix that blocks share; made anew where a block needs a wider one."""
-        if name not in self._matrices or self._matrices[name].matrix.shape[1] < width:
-            self._matrices[name] = self._program.matrix(width)
-        return self._matrices[name]
 
     def _normed(self, norm: nn.Module, stream: Columns, width: int) -> Source:
         return Source(at=stream, width=width, kind=Kind.NORMED, weight=self._weight(norm), eps=eps(norm))

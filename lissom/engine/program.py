@@ -59,6 +59,7 @@ class Program:
         self._roundings: list[list[structs.CRounding]] = []  # the first of each operation, the second, ...
         self._made: list[tuple[structs.CLinear | structs.CMake, int]] = []  # who needs room, for so many floats
         self._ends: list[structs.CProduct | structs.CBound] = []  # who is told where the logits go
+        self._shared: dict[str, Columns] = {}
         self._caches: list[Tensor] = []
         self._vocabulary = 0
         self._logits = torch.empty(0, 0)
@@ -66,6 +67,12 @@ class Program:
     def matrix(self, width: int) -> Columns:
         """A new matrix of floats."""
         return Columns(self._hold(torch.zeros(self.rows, width)))
+
+    def shared(self, name: str, width: int) -> Columns:
+        """A matrix for what is read at once, which layers share; made anew where one needs it wider."""
+        if name not in self._shared or self._shared[name].matrix.shape[1] < width:
+            self._shared[name] = self.matrix(width)
+        return self._shared[name]
 
     @property
     def cache_bytes(self) -> int:
@@ -135,13 +142,13 @@ class Program:
 
     def experts(self, source: Source, router: Router, experts: Sequence[Expert], to: Columns) -> None:
         """Adds to columns what the experts of each token say; all of them read one source, which is not these."""
-        scores, said = self.matrix(len(experts)), self.matrix(source.width)
+        scores, said = self.shared(f"scores of {len(experts)}", len(experts)), self.shared("said", source.width)
         self.linear(source, Product(router.layer, scores))
         gates, sums = ((structs.CLinear * len(experts))() for _ in range(2))
         for expert, gate, sum_ in zip(experts, gates, sums, strict=True):
             self._fill(gate, source, [plainly(one) for one in expert.products])
             self._fill(sum_, expert.between, [plainly(Product(expert.layer, said))])
-        weights = self.matrix(len(experts))
+        weights = self.shared(f"weights of {len(experts)}", len(experts))
         asked = self._hold(torch.zeros(self.rows, dtype=torch.int32))
         made = structs.CExperts(
             *(ctypes.addressof(self._hold(part)) for part in (gates, sums)),
@@ -246,15 +253,15 @@ class Program:
             self.linear(source, Product(layer.base, to, add))
             self.linear(source, Product(layer.correction, to, True))
         elif isinstance(layer, LowRankLinear):
-            between = self.matrix(outputs(layer.right))
+            between = self.shared("between", outputs(layer.right))
             self.linear(source, Product(layer.right, between))
             self.linear(Source(at=between, width=outputs(layer.right)), Product(layer.left, to, add))
         elif isinstance(layer, TurnedLinear):
-            turned = self.matrix(source.width)
+            turned = self.shared("turned", source.width)
             self.make(source, turned, turn=layer.size)
             self.linear(Source(at=turned, width=source.width), Product(layer.base, to, add))
         elif isinstance(layer, SignsLinear):
-            given, between = self.matrix(source.width), self.matrix(outputs(layer.right))
+            given, between = self.shared("given", source.width), self.shared("between", outputs(layer.right))
             self.make(source, given)
             scaled = Source(at=given, width=source.width, kind=Kind.SCALED, weight=layer.columns)
             self.linear(scaled, Product(layer.right, between))
