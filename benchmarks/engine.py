@@ -168,7 +168,7 @@ def llama(asked: argparse.Namespace, model: Path, kind: str) -> Run:
         subprocess.run([*converter, "--outtype", "bf16", "--outfile", whole], check=True, env=gguf)
         subprocess.run([asked.llama / "llama-quantize", "--pure", whole, file, kind], check=True, env=programs)
 
-    def bench(sizes: list[int], new: int) -> tuple[str, int]:
+    def bench(sizes: list[int], new: int) -> str:
         flags = ["-t", 2, "-tb", 2, "-c", max(sizes) * (PROMPT + NEW), "-b", 2048, "-ub", 512]
         command = [asked.llama / "llama-batched-bench", "-m", file, *flags, "-npp", PROMPT, "-ntg", new]
         return output([*command, "-npl", ",".join(map(str, sizes))], programs)
@@ -177,11 +177,11 @@ def llama(asked: argparse.Namespace, model: Path, kind: str) -> Run:
         begun = time.perf_counter()
         bench([1], 1)
         first = time.perf_counter() - begun
-        said, peak = bench(sizes, NEW)
+        said = bench(sizes, NEW)
         rows = re.findall(
             r"^\|\s*\d+ \|\s*\d+ \|\s*(\d+) \|\s*\d+ \|\s*([\d.]+) \|\s*[\d.]+ \|\s*([\d.]+) ", said, re.M
         )
-        return {"first": first, "peak": peak, **{size: [float(read), float(write)] for size, read, write in rows}}
+        return {"first": first, **{size: [float(read), float(write)] for size, read, write in rows}}
 
     return run
 
@@ -203,17 +203,15 @@ def words(sizes: list[int]) -> list[str]:
 
 def spoken(command: list[Any]) -> Timed:
     """The last line that a process prints, as JSON."""
-    said, _ = output(command, dict(os.environ))
-    return json.loads(said.splitlines()[-1])  # type: ignore[no-any-return]
+    return json.loads(output(command, dict(os.environ)).splitlines()[-1])  # type: ignore[no-any-return]
 
 
-def output(command: list[Any], environment: dict[str, str]) -> tuple[str, int]:
-    """What a process prints, and the peak of its memory."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+def output(command: list[Any], environment: dict[str, str]) -> str:
+    """What a process prints."""
     done = subprocess.run([str(word) for word in command], env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{command[0]} failed:\n{(done.stdout + done.stderr)[-2000:]}")
-    return done.stdout, 1024 * max(before, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+    return done.stdout
 
 
 @contextmanager
@@ -279,12 +277,11 @@ def main() -> None:
 
 
 def beginnings(found: dict[str, list[Timed]]) -> Table:
-    """From the start of a process to its first token after a prompt, and the peak of its memory in all that it did."""
-    shown = Table("", "s to the first token", "peak MB", box=None, pad_edge=False)
+    """From the start of a process to its first token after a prompt."""
+    shown = Table("", "s from the start of a process to its first token", box=None, pad_edge=False)
     for name, rounds in found.items():
         first = median_estimate([each["first"] for each in rounds])
-        peak = max(each["peak"] for each in rounds) / 1e6
-        shown.add_row(name, f"{first.value:.2f} [{first.low:.2f}, {first.high:.2f}]", f"{peak:.0f}")
+        shown.add_row(name, f"{first.value:.2f} [{first.low:.2f}, {first.high:.2f}]")
     return shown
 
 
