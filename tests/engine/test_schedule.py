@@ -31,12 +31,13 @@ def sequence(prompt: int, limit: int = 4, *, token: int | None = None) -> Sequen
 
 def run(schedule: Schedule, slices: list[Slice]) -> None:
     """What the engine does around a forward pass."""
+    complete = [piece.sequence for piece in slices if piece.completes]
+    for one in complete:
+        one.accept(Choice(token=1, logprob=0.0), end=())
     schedule.record(slices)
-    for piece in slices:
-        if piece.sequence.pending == 0:
-            piece.sequence.accept(Choice(token=1, logprob=0.0), end=())
-            if piece.sequence.finish is not None:
-                schedule.remove(piece.sequence)
+    for one in complete:
+        if one.finish is not None:
+            schedule.remove(one)
 
 
 def attend(memory: dict[int, list[int]], slices: list[Slice]) -> None:
