@@ -132,8 +132,8 @@ def worthwhile(offers: SequenceOf[Offer], line: Line, draft: Line | None) -> lis
     """
     counts = [0] * len(offers)
     tokens, seconds = float(len(offers)), line.at(len(offers))
-    for source in (None, draft):
-        mine = [at for at, offer in enumerate(offers) if bool(offer.found) == (source is None)]
+    for found, source in ((True, None), (False, draft)):
+        mine = [at for at, offer in enumerate(offers) if bool(offer.found) == found]
         for depth in range(1, MOST + 1):
             gains = {at: offers[at].chance.rate ** depth for at in mine if depth <= offers[at].most}
             worth = {at: gain for at, gain in gains.items() if gain * seconds > line.slope * tokens}
