@@ -4,10 +4,10 @@
 
 A tiny Llama of random weights writes a few texts, each alone in an engine of its own: the most probable tokens, drawn
 ones, with penalties, by a grammar; many of their prompts begin alike. Then they are written together, in engines drawn
-at random: how many pages, how large a batch, how long a chunk, whether tokens are guessed ahead and by whom, which texts
-arrive at which step, how long they become, which are cancelled and when. Prints what happened, then one JSON line. A
-text that differs, or a page that is not given back, is an error. The model has two blocks, since what the first one
-caches depends on a token and its place alone. Drafts are the model itself, mostly right, and another one, mostly wrong.
+at random: how many pages, how large a batch, how long a chunk, who guesses tokens ahead, which texts arrive at which
+step, how long they become, which are cancelled and when. Prints what happened, then one JSON line. A text that differs,
+or a page that is not given back, is an error. The model has two blocks, since what the first one caches depends on a
+token and its place alone. Drafts are the model itself, mostly right, and another one, mostly wrong.
 """
 
 import argparse
@@ -109,7 +109,7 @@ def written_alone(model: Any, tokenizer: Any) -> list[Text]:
 def together(
     model: Any, tokenizer: Any, drafts: tuple[Any, ...], texts: list[Text], random: np.random.Generator
 ) -> dict[str, int]:
-    """Run one schedule, and count what happened in it. Its clock goes as it likes: some passes seem dear, others cheap."""
+    """Run one schedule, and count what happened. By its clock some passes are dear and others cheap, at random."""
     arrivals = [arrival(texts, random) for _ in range(random.integers(2, 8))]
     largest = max(pages_for(len(one.text.prompt) + one.length) for one in arrivals)
     engine = Engine(
