@@ -48,7 +48,7 @@ def serve(
             name=called,
             evidence=opened.evidence,
             cache=kv_cache,
-            draft=None if draft is None else cast(Any, lower(open_folder(draft).model)),
+            draft=None if draft is None else _draft(draft),
             speculate=speculate,
         )
     elif draft is not None:
@@ -58,3 +58,14 @@ def serve(
     else:
         service = TensorService(module=running, name=called, signature=opened.signature, evidence=opened.evidence)
     run([service], host=host, port=port, api_key=api_key, announce=lambda url: print(f"{called} at {url}", flush=True))
+
+
+def _draft(folder: str) -> Any:
+    """A language model that guesses for another one."""
+    from lissom.artifact import open_folder
+    from lissom.engine.kernels import lower
+
+    opened = open_folder(folder)
+    if opened.tokenizer is None:
+        raise DataError(f"--draft {folder} is no language model; give a compressed copy of the one that is served")
+    return lower(opened.model)

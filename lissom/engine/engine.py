@@ -41,10 +41,10 @@ class Engine:
     thread-safe: one thread owns it, and the model while it steps. The cache holds keys and values as they are
     ("float"), as "bfloat16", in "int8" or in "int4"; "auto" is one of the first two, as the model was trained.
 
-    Tokens are guessed from what the text repeats, and run in the same pass; those that the model would have chosen are
-    kept (speculate.py), so that texts are the same and come sooner. `speculate` "auto" guesses where that pays by the
-    `clock`, "always" wherever it can, "off" never. A `draft`, the model compressed for instance, guesses better: its
-    speed and the model's own words.
+    Further tokens are guessed from what the text repeats and run in the same pass; those that the model chooses as well
+    are kept (speculate.py), so that texts are the same and come sooner. `speculate` "auto" guesses where that pays by
+    the `clock`, "always" wherever it can, "off" never. A `draft` of the same vocabulary guesses better. With the model
+    itself, compressed, that is zero-drop mode: nearly the speed of the small one, every word of the large one.
 
     Raises:
         ModelError: a model of a family that the engine does not know.

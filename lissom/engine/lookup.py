@@ -23,19 +23,20 @@ class Lookup:
 
         If that is near the end, so that fewer than `most` tokens are known, the text repeats itself and goes on so.
         """
-        self._read_on(sequence)
+        recent = self._read_on(sequence)
         for run in RUNS:
-            behind = self._behind.get(tuple(sequence.tokens(max(sequence.length - run, 0), sequence.length)))
+            behind = self._behind.get(recent[-run:])
             if behind is not None:
                 return list(islice(cycle(sequence.tokens(behind, min(behind + most, sequence.length))), most))
         return []
 
-    def _read_on(self, sequence: Sequence) -> None:
-        """Remember all runs but those that the sequence ends with."""
+    def _read_on(self, sequence: Sequence) -> tuple[int, ...]:
+        """Remember all runs but those that the sequence ends with; the last tokens, those at least."""
         first = max(self._read - max(RUNS), 0)
-        tokens = sequence.tokens(first, sequence.length)
+        tokens = tuple(sequence.tokens(first, sequence.length))
         for end in range(self._read, sequence.length):
             for run in RUNS:
                 if run <= end:
-                    self._behind[tuple(tokens[end - run - first : end - first])] = end
+                    self._behind[tokens[end - run - first : end - first]] = end
         self._read = sequence.length
+        return tokens
