@@ -4,9 +4,10 @@
 
 A tiny Llama of random weights writes a few texts, each alone in an engine of its own: the most probable tokens, drawn
 ones, with penalties, by a grammar; many of their prompts begin alike. Then they are written together, in engines drawn
-at random: how many pages, how large a batch, how long a chunk, which texts arrive at which step, how long they become,
-which are cancelled and when. Prints what happened, then one JSON line. A text that differs, or a page that is not given
-back, is an error. The model has two blocks, since what the first one caches depends on a token and its place alone.
+at random: how many pages, how large a batch, how long a chunk, who guesses tokens ahead, which texts arrive at which
+step, how long they become, which are cancelled and when. Prints what happened, then one JSON line. A text that differs,
+or a page that is not given back, is an error. The model has two blocks, since what the first one caches depends on a
+token and its place alone. Drafts are the model itself, mostly right, and another one, mostly wrong.
 """
 
 import argparse
@@ -72,19 +73,20 @@ def main() -> None:
 def many(count: int, seed: int) -> Counter[str]:
     """What happened in so many schedules, all together."""
     model, tokenizer = tiny(), AutoTokenizer.from_pretrained(DEMO)
+    drafts = (None, model, tiny(seed=8))
     texts = written_alone(model, tokenizer)
     happened = Counter[str]()
     for number in range(count):
-        happened.update(together(model, tokenizer, texts, np.random.default_rng([seed, number])))
+        happened.update(together(model, tokenizer, drafts, texts, np.random.default_rng([seed, number])))
     return happened
 
 
-def tiny(context: int = 128) -> Any:
+def tiny(context: int = 128, seed: int = 7) -> Any:
     """A Llama of two blocks, 32 wide, with random weights, for the tokenizer of the bundled model."""
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "vocab_size": 2048}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": context}
     with torch.random.fork_rng():
-        torch.manual_seed(7)
+        torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **sizes, **heads))
         for parameter in model.parameters():
             parameter.data = torch.randn_like(parameter) * 0.2 + (parameter.dim() == 1)
@@ -98,14 +100,16 @@ def written_alone(model: Any, tokenizer: Any) -> list[Text]:
     texts = list[Text]()
     for beginning, sampling in itertools.product(([], a, [*a, *b], [*b, *b]), MANNERS):
         prompt = [*beginning, *random.integers(2, 2048, random.integers(1, PAGE)).tolist()]
-        engine = Engine(model, tokenizer, max_tokens_in_cache=4 * PAGE)
+        engine = Engine(model, tokenizer, max_tokens_in_cache=4 * PAGE, speculate="off")
         (found,) = engine.generate([prompt], replace(sampling, max_tokens=LONGEST))
         texts.append(Text(prompt=prompt, sampling=sampling, alone=found.generated))
     return texts
 
 
-def together(model: Any, tokenizer: Any, texts: list[Text], random: np.random.Generator) -> dict[str, int]:
-    """Run one schedule, and count what happened in it."""
+def together(
+    model: Any, tokenizer: Any, drafts: tuple[Any, ...], texts: list[Text], random: np.random.Generator
+) -> dict[str, int]:
+    """Run one schedule, and count what happened. By its clock some passes are dear and others cheap, at random."""
     arrivals = [arrival(texts, random) for _ in range(random.integers(2, 8))]
     largest = max(pages_for(len(one.text.prompt) + one.length) for one in arrivals)
     engine = Engine(
@@ -114,6 +118,9 @@ def together(model: Any, tokenizer: Any, texts: list[Text], random: np.random.Ge
         max_tokens_in_cache=PAGE * int(random.integers(largest, largest + 3)),
         max_batch=int(random.integers(1, 9)),
         prefill_chunk=int(random.integers(5, 100)),
+        draft=drafts[random.integers(len(drafts))],
+        speculate=str(random.choice(["auto", "always"])),
+        clock=itertools.accumulate(random.exponential() for _ in itertools.count()).__next__,
     )
     last = max(one.at for one in arrivals)
     for step in itertools.count():
@@ -131,6 +138,8 @@ def together(model: Any, tokenizer: Any, texts: list[Text], random: np.random.Ge
         "cancelled": sum(one.sequence is not None and one.sequence.finish == "cancelled" for one in arrivals),
         "preemptions": engine.schedule.preemptions,
         "reused tokens": engine.schedule.reused_tokens,
+        "guessed tokens": engine.speculation.guessed,
+        "accepted tokens": engine.speculation.accepted,
         "steps": step + 1,
     }
 

@@ -17,6 +17,7 @@ from lissom.engine.kernels.masked import MaskedLinear
 from lissom.engine.kernels.panels import PanelEmbedding, PanelLinear
 from lissom.engine.pages import PAGE
 from lissom.engine.sequence import Sampling
+from lissom.engine.speculate import NEVER
 from lissom.errors import DataError
 from lissom.estimate import Estimate, median_estimate
 from lissom.formats import CompressedEmbedding, CompressedLayer
@@ -83,7 +84,14 @@ def rates(
 def engine(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sequences: int, prompt: int, new: int) -> Engine:
     """An engine that reads so many prompts in one step, and has room for what is written after them."""
     room = sequences * (prompt + new + 2 * PAGE)
-    return Engine(model, tokenizer, max_tokens_in_cache=room, max_batch=sequences, prefill_chunk=sequences * prompt)
+    return Engine(
+        model,
+        tokenizer,
+        max_tokens_in_cache=room,
+        max_batch=sequences,
+        prefill_chunk=sequences * prompt,
+        speculate=NEVER,  # so that a step is a token
+    )
 
 
 def once(running: Engine, sequences: int, prompt: int, new: int) -> tuple[float, float]:

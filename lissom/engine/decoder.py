@@ -7,7 +7,7 @@
 
 Gemma norms what is added as well, and bounds scores and logits. Blocks may differ in width, heads and formats.
 
-Shapes: r sequences whose next token is wanted, v vocabulary.
+Shapes: r tokens after which the logits are wanted, v vocabulary.
 """
 
 from collections.abc import Iterator, Sequence
@@ -231,15 +231,15 @@ class NativeRunner:
         return self._program.cache_bytes
 
     def forward(self, slices: Sequence[Slice]) -> Float[Tensor, "r v"]:
-        """Run the slices; return the logits after the last token of each slice that completes its sequence."""
+        """Run the slices; return the logits after the last known token of each sequence and after each guess."""
         passes = list(cut(slices, self._program.rows))
         if len(passes) == 1:
             return self._run(passes[0])
         return torch.cat([self._run(pieces).clone() for pieces in passes])
 
     def _run(self, pieces: Sequence[Slice]) -> Float[Tensor, "r v"]:
-        ends = accumulate(piece.count for piece in pieces)
-        picked = [end - 1 for end, piece in zip(ends, pieces, strict=True) if piece.completes]
+        firsts = accumulate((piece.count for piece in pieces), initial=0)
+        picked = [first + at for first, piece in zip(firsts, pieces, strict=False) for at in piece.wanted]
         return torch.from_numpy(self._program.run([part_of(piece) for piece in pieces], picked))
 
 

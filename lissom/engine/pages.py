@@ -57,6 +57,12 @@ class Pages:
             self._owners[page] = 1
             sequence.pages.append(page)
 
+    def stretch(self, sequence: Sequence, guesses: int) -> int:
+        """Give the sequence pages for so many more tokens, as far as there are free ones; for how many there are."""
+        room = min(guesses, (len(sequence.pages) + self.free) * PAGE - sequence.length)
+        self.grow(sequence, sequence.length + room)
+        return room
+
     def missing(self, sequence: Sequence) -> list[bytes]:
         """The keys of the sequence's beginning that no page has."""
         return [key for key in filled(sequence, 0, sequence.length - 1) if key not in self._page]
@@ -86,15 +92,19 @@ class Pages:
                 self._page[key], self._key[page] = page, key
 
     def release(self, sequence: Sequence) -> None:
-        """Take the sequence's part in its pages back; its end will be the first to be emptied."""
-        for page in reversed(sequence.pages):
+        """Take the sequence's part in all its pages back."""
+        self.shrink(sequence, 0)
+        sequence.cached = sequence.drafted = 0
+
+    def shrink(self, sequence: Sequence, tokens: int) -> None:
+        """Take the sequence's part in the pages behind so many tokens back; its end will be the first to be emptied."""
+        while len(sequence.pages) > pages_for(tokens):
+            page = sequence.pages.pop()
             self._owners[page] -= 1
             if not self._owners[page] and page in self._key:
                 self._idle[page] = None
             elif not self._owners[page]:
                 self._blank.append(page)
-        sequence.pages.clear()
-        sequence.cached = 0
 
     def _emptied(self) -> int:
         page, _ = self._idle.popitem(last=False)

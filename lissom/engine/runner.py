@@ -3,11 +3,12 @@
 The model is run by its own code; only its attention is exchanged, and only for the length of a pass. Outside of it
 the model is as it was, and can be evaluated or trained.
 
-Shapes: t packed tokens, r sequences whose next token is wanted, v vocabulary.
+Shapes: t packed tokens, r tokens after which the logits are wanted, v vocabulary.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 
 import torch
 from jaxtyping import Float, Int
@@ -46,13 +47,13 @@ class Runner:
         return self._cache.nbytes
 
     def forward(self, slices: Sequence[Slice]) -> Float[Tensor, "r v"]:
-        """Run the slices; return the logits after the last token of each slice that completes its sequence."""
+        """Run the slices; return the logits after the last known token of each sequence and after each guess."""
         ordered = sorted(slices, key=lambda piece: piece.count > 1)
         tokens = [token for piece in ordered for token in piece.sequence.tokens(piece.start, piece.start + piece.count)]
         places = [place for piece in ordered for place in range(piece.start, piece.start + piece.count)]
-        ends = torch.tensor([piece.count for piece in ordered]).cumsum(0) - 1
-        wanted = {id(piece): row for piece, row in zip(ordered, ends.tolist(), strict=True)}
-        rows = [wanted[id(piece)] for piece in slices if piece.completes]
+        firsts = accumulate((piece.count for piece in ordered), initial=0)
+        first = {id(piece): row for piece, row in zip(ordered, firsts, strict=False)}
+        rows = [first[id(piece)] + at for piece in slices for at in piece.wanted]
         with torch.no_grad(), _paged(self._model):
             out = self._model(
                 input_ids=self._tensor(tokens)[None],

@@ -16,7 +16,7 @@ from lissom.engine.sequence import Sequence
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slice:
-    """Tokens `start` up to `start + count` of a sequence, to be run now."""
+    """Tokens `start` up to `start + count` of a sequence and its guesses, to be run now."""
 
     sequence: Sequence
     start: int
@@ -24,8 +24,13 @@ class Slice:
 
     @property
     def completes(self) -> bool:
-        """Whether this is the last token known, so that the next one can be chosen."""
-        return self.start + self.count == self.sequence.length
+        """Whether the last token known is among them, or one behind it, so that the next one can be chosen."""
+        return self.start + self.count >= self.sequence.length
+
+    @property
+    def wanted(self) -> range:
+        """Which of its tokens the logits are wanted after: the last one known, and every guess."""
+        return range(max(self.sequence.length - 1 - self.start, 0), self.count)
 
     @property
     def keys(self) -> list[bytes]:
@@ -72,11 +77,22 @@ class Schedule:
             budget -= count
         return slices
 
+    def stretch(self, sequence: Sequence, guesses: int) -> int:
+        """Give the sequence room for so many guesses, or for fewer, so that no other has to give way; for how many."""
+        return self._pages.stretch(sequence, guesses)
+
     def record(self, slices: list[Slice]) -> None:
-        """Note that the slices have been run: what they cached can be reused."""
+        """Note that the slices have been run and tokens chosen: what they cached of those can be reused.
+
+        The last token chosen has not been run; guesses that were wrong leave nothing behind.
+        """
         for piece in slices:
-            piece.sequence.cached += piece.count
-            self._pages.keep(piece.sequence, piece.start)
+            sequence = piece.sequence
+            sequence.guesses.clear()
+            sequence.cached = min(piece.start + piece.count, sequence.length - 1)
+            sequence.drafted = min(sequence.drafted, sequence.length - 1)
+            self._pages.keep(sequence, piece.start)
+            self._pages.shrink(sequence, sequence.length)
 
     def _admit(self, slices: list[Slice]) -> bool:
         """Let the oldest that waits run, unless it waits for one of the slices to compute its beginning.

@@ -97,7 +97,8 @@ class Sequence:
     `cached` counts the leading tokens whose keys and values lie in `pages`; it falls back to 0 when the sequence has
     to give its pages up, and the tokens are then run again, but for those whose pages are still there. `keys` are
     those of its full pages, as far as they have been asked for. `text` is what may be shown: whole characters, and no
-    part of a stop string.
+    part of a stop string. `guesses` are tokens that may follow: they are run with what is known, and forgotten when
+    the pass has told which of them do follow. `drafted` counts the leading tokens that a draft has cached.
     """
 
     prompt: tuple[int, ...]
@@ -111,6 +112,8 @@ class Sequence:
     pages: list[int] = field(default_factory=list)
     keys: list[bytes] = field(default_factory=list)
     cached: int = 0
+    guesses: list[int] = field(default_factory=list)
+    drafted: int = 0
     text: str = ""
     finish: Finish | None = None
 
@@ -125,9 +128,12 @@ class Sequence:
         return self.length - self.cached
 
     def tokens(self, start: int, stop: int) -> list[int]:
-        """Tokens `start` up to `stop` of prompt and continuation."""
-        cut = len(self.prompt)
-        return [*self.prompt[start:stop], *self.generated[max(start - cut, 0) : max(stop - cut, 0)]]
+        """Tokens `start` up to `stop` of prompt, continuation and guesses."""
+        found, begin = list[int](), 0
+        for part in (self.prompt, self.generated, self.guesses):
+            found += part[max(start - begin, 0) : max(stop - begin, 0)]
+            begin += len(part)
+        return found
 
     def accept(self, choice: Choice, end: Collection[int]) -> None:
         """Take a chosen token, release the text that has become certain, and notice the end."""

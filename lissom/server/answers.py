@@ -104,8 +104,8 @@ class Answer:
 
     @property
     def usage(self) -> dict[str, int]:
-        """Token counts: a piece is a token."""
-        new = sum(map(len, self.pieces))
+        """Token counts."""
+        new = sum(piece.tokens for pieces in self.pieces for piece in pieces)
         return {
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": new,

@@ -92,6 +92,8 @@ class Application:
             "lissom_kv_cache_usage_ratio": {name: engine.usage for name, engine in engines.items()},
             "lissom_preemptions": {name: engine.schedule.preemptions for name, engine in engines.items()},
             "lissom_reused_tokens": {name: engine.schedule.reused_tokens for name, engine in engines.items()},
+            "lissom_guessed_tokens": {name: engine.speculation.guessed for name, engine in engines.items()},
+            "lissom_accepted_tokens": {name: engine.speculation.accepted for name, engine in engines.items()},
         }
         return Response(self._metrics.render(gauges), media_type="text/plain; version=0.0.4")
 

@@ -135,11 +135,12 @@ class Language:
             if piece is not None:
                 now = time.monotonic()
                 if piece.index in last:
-                    self._metrics.next_token.observe(now - last[piece.index], self.service.name)
+                    for _ in range(piece.tokens):  # those of one pass have shared its time
+                        self._metrics.next_token.observe((now - last[piece.index]) / piece.tokens, self.service.name)
                 else:
                     self._metrics.first_token.observe(now - arrived, self.service.name)
                 last[piece.index] = now
-                self._metrics.generated_tokens.add(self.service.name)
+                self._metrics.generated_tokens.add(self.service.name, amount=piece.tokens)
             yield piece
 
     def _spell(self, token: int) -> str:

@@ -27,7 +27,8 @@ class Limits:
 class LanguageService:
     """A causal language model under a name. `evidence` is its certificate, shown to clients as it is.
 
-    `cache` says how keys and values are held: "auto", "float", "bfloat16", "int8" or "int4".
+    `cache` says how keys and values are held: "auto", "float", "bfloat16", "int8" or "int4". A `draft` of the same
+    vocabulary guesses tokens ahead; without one, and with `speculate` "auto", what the text repeats is guessed.
     """
 
     model: PreTrainedModel
@@ -37,6 +38,8 @@ class LanguageService:
     max_tokens_in_cache: int = 16_384
     max_batch: int = 16
     cache: str = "auto"
+    draft: PreTrainedModel | None = None
+    speculate: str = "auto"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,10 +25,11 @@ PING_SECONDS = 15.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Piece:
-    """News of sequence `index` of a job: text that has become certain, one token, and perhaps the end."""
+    """News of sequence `index` of a job: text that has become certain, so many tokens, and perhaps the end."""
 
     index: int
     text: str
+    tokens: int
     choices: tuple[Choice, ...]
     finish: Finish | None
 
@@ -71,7 +72,7 @@ class Job:
 
 @dataclass(slots=True, kw_only=True)
 class _Ticket:
-    """Whom a sequence belongs to and how much of it has been told; touched by the thread only."""
+    """Whose a sequence is, and how many of its characters and tokens have been told; touched by the thread only."""
 
     job: Job
     index: int
@@ -93,6 +94,8 @@ class Worker:
             max_tokens_in_cache=service.max_tokens_in_cache,
             max_batch=service.max_batch,
             cache=service.cache,
+            draft=service.draft,
+            speculate=service.speculate,
         )
         self._room = service.max_batch + limits.waiting
         self._taken = 0  # sequences submitted or about to be; touched by the event loop only
@@ -217,8 +220,9 @@ def _news(sequence: EngineSequence, ticket: _Ticket) -> Piece:
     piece = Piece(
         index=ticket.index,
         text=sequence.text[ticket.shown :],
+        tokens=len(sequence.generated) - ticket.told,
         choices=tuple(sequence.choices[ticket.told :]),
         finish=sequence.finish,
     )
-    ticket.shown, ticket.told = len(sequence.text), len(sequence.choices)
+    ticket.shown, ticket.told = len(sequence.text), len(sequence.generated)
     return piece

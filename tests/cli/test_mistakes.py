@@ -214,6 +214,16 @@ def test_a_module_that_does_not_say_what_goes_in_is_not_served(run: Run, tmp_pat
         refused(run(verb, folder), "save it with example=a batch", tmp_path, before)
 
 
+def test_a_draft_guesses_for_language_models_only(run: Run, module: Path, tmp_path: Path) -> None:
+    before = set(tmp_path.rglob("*"))
+    refused(run("serve", module, "--draft", module, "--port", 0), "leave it out", tmp_path, before)
+
+
+def test_a_draft_must_be_a_language_model(run: Run, tiny: Tiny, module: Path, tmp_path: Path) -> None:
+    before = set(tmp_path.rglob("*"))
+    refused(run("serve", tiny("llama"), "--draft", module, "--port", 0), "is no language model", tmp_path, before)
+
+
 def test_beyond_this_machine_only_with_a_key(run: Run, module: Path, tmp_path: Path) -> None:
     before = set(tmp_path.rglob("*"))
     refused(run("serve", module, "--host", "0.0.0.0", "--port", 0), "key", tmp_path, before)

@@ -106,3 +106,18 @@ def test_a_cache_that_there_is_not_is_refused_before_the_model_is_read(run: Run,
     told = run("serve", tmp_path, "--kv-cache", "int3")
     assert (told.code, told.error.count("\n")) == (2, 1)
     assert "choose auto, float, bfloat16, int8, int4" in told.error
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (("--speculate", "always"), "'always' is not possible; choose auto or off"),
+        (("--speculate", "off", "--draft", "small"), "leave one of them out"),
+    ],
+)
+def test_ways_to_guess_that_cannot_be_are_refused_before_the_model_is_read(
+    run: Run, tmp_path: Path, words: tuple[str, ...], reason: str
+) -> None:
+    told = run("serve", tmp_path, *words)
+    assert (told.code, told.error.count("\n")) == (2, 1)
+    assert reason in told.error

@@ -1,6 +1,7 @@
 """Pages and schedule without a model: batching is only bookkeeping, so thousands of runs take a moment."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 from hypothesis import given, settings
@@ -31,12 +32,26 @@ def sequence(prompt: int, limit: int = 4, *, token: int | None = None) -> Sequen
 
 def run(schedule: Schedule, slices: list[Slice]) -> None:
     """What the engine does around a forward pass."""
+    complete = [piece.sequence for piece in slices if piece.completes]
+    for one in complete:
+        for guess in (*one.guesses, None):
+            one.accept(Choice(token=1, logprob=0.0), end=())
+            if guess != 1 or one.finish is not None:
+                break
     schedule.record(slices)
+    for one in complete:
+        if one.finish is not None:
+            schedule.remove(one)
+
+
+def guessed(schedule: Schedule, slices: list[Slice], right: int, wrong: int) -> list[Slice]:
+    """So many right guesses behind each token, and wrong ones behind them, as far as there is room."""
     for piece in slices:
-        if piece.sequence.pending == 0:
-            piece.sequence.accept(Choice(token=1, logprob=0.0), end=())
-            if piece.sequence.finish is not None:
-                schedule.remove(piece.sequence)
+        sequence = piece.sequence
+        most = sequence.limit - len(sequence.generated) - 1
+        room = schedule.stretch(sequence, min(right + wrong, most)) if piece.count == 1 and piece.completes else 0
+        sequence.guesses.extend(([1] * right + [0] * wrong)[:room])
+    return [replace(piece, count=piece.count + len(piece.sequence.guesses)) for piece in slices]
 
 
 def attend(memory: dict[int, list[int]], slices: list[Slice]) -> None:
@@ -50,9 +65,11 @@ def attend(memory: dict[int, list[int]], slices: list[Slice]) -> None:
 
 
 @settings(deadline=None, max_examples=100)
-@given(LENGTHS, st.integers(1, 5), st.integers(1, 40), st.sampled_from([None, 0]))
+@given(
+    LENGTHS, st.integers(1, 5), st.integers(1, 40), st.sampled_from([None, 0]), st.integers(0, 20), st.integers(0, 20)
+)
 def test_every_sequence_finishes_within_the_limits(
-    lengths: list[tuple[int, int]], batch: int, chunk: int, token: int | None
+    lengths: list[tuple[int, int]], batch: int, chunk: int, token: int | None, right: int, wrong: int
 ) -> None:
     pages, memory = Pages(TOTAL), dict[int, list[int]]()
     schedule = Schedule(pages, max_batch=batch, chunk=chunk)
@@ -62,6 +79,8 @@ def test_every_sequence_finishes_within_the_limits(
     while any(one.finish is None for one in sequences):
         slices = schedule.plan()
         prompts = sum(piece.count for piece in slices if piece.sequence.pending > 1)
+        before, slices = schedule.preemptions, guessed(schedule, slices, right, wrong)
+        assert schedule.preemptions == before, "nobody gives way to a guess"
         owned = {page for one in sequences for page in one.pages}
         assert slices, "the oldest sequence always makes progress"
         assert prompts <= chunk
@@ -71,6 +90,7 @@ def test_every_sequence_finishes_within_the_limits(
         attend(memory, slices)
         attend(memory, slices)  # nothing that one slice needs has been written over by another
         run(schedule, slices)
+        assert all(len(one.pages) <= pages_for(one.length) for one in schedule.running)
     assert pages.free == TOTAL
     assert [len(one.generated) for one in sequences] == [limit for _, limit in lengths]
 

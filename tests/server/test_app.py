@@ -157,6 +157,29 @@ def test_metrics_count_what_happened(start: Any, stories: LanguageService) -> No
     assert 'lissom_reused_tokens{model="stories"} 32' in text
 
 
+def test_with_a_draft_answers_are_the_same_and_guesses_are_counted(start: Any, model: Any, tokenizer: Any) -> None:
+    services = [
+        LanguageService(model=model, tokenizer=tokenizer, name="plain", speculate="off"),
+        LanguageService(model=model, tokenizer=tokenizer, name="drafted", speculate="always", draft=model),
+    ]
+    asked = {"prompt": "Once upon a time", "max_tokens": 50, "temperature": 0, "ignore_eos": True, "logprobs": 1}
+    with start(create_app(services)) as url, httpx.Client(base_url=url, timeout=PATIENCE) as client:
+        plain, drafted = (
+            client.post("/v1/completions", json={**asked, "model": service.name}).json() for service in services
+        )
+        text = client.get("/metrics").text
+    assert drafted["usage"] == plain["usage"]
+    for name in ("text", "finish_reason"):
+        assert drafted["choices"][0][name] == plain["choices"][0][name]
+    assert drafted["choices"][0]["logprobs"]["tokens"] == plain["choices"][0]["logprobs"]["tokens"]
+    counts = {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in text.splitlines() if line[0] != "#"}
+    guessed, accepted = (counts[f'lissom_{name}_tokens{{model="drafted"}}'] for name in ("guessed", "accepted"))
+    assert guessed >= accepted > 30
+    assert counts['lissom_guessed_tokens{model="plain"}'] == 0
+    assert counts['lissom_generated_tokens_total{model="drafted"}'] == 50
+    assert counts['lissom_time_per_token_seconds_count{model="drafted"}'] == 49
+
+
 def test_a_port_in_use_is_one_clear_line(stories: LanguageService) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
