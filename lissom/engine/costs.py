@@ -1,7 +1,7 @@
 """What passes cost, learned while they run."""
 
 WARM = 2  # passes that do not count: they touch memory for the first time
-MEMORY = 0.95  # what is kept of what was known, pass by pass
+MEMORY = 0.98  # what is kept of what was known, pass by pass
 
 
 class Line:

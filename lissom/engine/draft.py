@@ -7,9 +7,6 @@ keeps accounts twice. The draft may be behind; what it has not seen it reads whe
 from collections.abc import Callable, Mapping
 from itertools import takewhile
 
-from jaxtyping import Float
-from torch import Tensor
-
 from lissom.engine.costs import Line
 from lissom.engine.decoder import NativeRunner
 from lissom.engine.pages import PAGE
@@ -34,11 +31,10 @@ class Draft:
             sequence.drafted = sequence.drafted or self._found(sequence)
         starts = {sequence: sequence.drafted for sequence in wanted}
         ready = [sequence for sequence in wanted if sequence.length - sequence.drafted <= self._chunk]
-        if behind := [sequence for sequence in wanted if sequence not in ready]:
-            self._run([_ahead(sequence, self._chunk) for sequence in behind])
+        if behind := [_ahead(sequence, self._chunk) for sequence in wanted if sequence not in ready]:
+            self._run(behind)
         while ready := [sequence for sequence in ready if len(sequence.guesses) < wanted[sequence]]:
-            said = self._run([_ahead(sequence) for sequence in ready])
-            for sequence, token in zip(ready, said.argmax(-1).tolist(), strict=True):
+            for sequence, token in zip(ready, self._run([_ahead(sequence) for sequence in ready]), strict=True):
                 sequence.guesses.append(token)
         for sequence, start in starts.items():
             first, last = start // PAGE, min(sequence.drafted, sequence.length) // PAGE
@@ -50,16 +46,17 @@ class Draft:
         known = sum(1 for _ in takewhile(lambda pair: self._held.get(pair[0]) == pair[1], pairs))
         return min(known * PAGE, sequence.length - 1)
 
-    def _run(self, slices: list[Slice]) -> Float[Tensor, "r v"]:
-        """One pass; the logits after each sequence that it completes."""
+    def _run(self, slices: list[Slice]) -> list[int]:
+        """One pass; the most probable token after each sequence that it completes."""
         begun = self._clock()
-        logits = self._runner.forward(slices)
+        logits = self._runner.forward(slices).cpu().numpy()
+        tokens = [int(row.argmax()) for row in logits]
         rows = sum(piece.count for piece in slices)
         if rows <= 2 * len(slices):  # more where there was something to be read first
             self.line.see(rows, self._clock() - begun)
         for piece in slices:
             piece.sequence.drafted = piece.start + piece.count
-        return logits
+        return tokens
 
 
 def _ahead(sequence: Sequence, most: int | None = None) -> Slice:

@@ -27,10 +27,14 @@ MEMORY = 0.9  # what a chance keeps of what it knew, pass by pass
 
 @dataclass(slots=True)
 class Chance:
-    """How often a guess comes true when those before it did: of late, beginning with one of two."""
+    """How often a guess comes true when those before it did: of late, beginning with one of two.
+
+    That of one sequence begins as that `of` all is, and adds to it.
+    """
 
     true: float = 1.0
     tried: float = 2.0
+    of: "Chance | None" = None
 
     @property
     def rate(self) -> float:
@@ -41,15 +45,21 @@ class Chance:
         """So many guesses were made; the first that was wrong ended the trial."""
         self.true = MEMORY * self.true + accepted
         self.tried = MEMORY * self.tried + min(accepted + 1, guesses)
+        if self.of is not None:
+            self.of.see(guesses, accepted)
+
+    def of_one(self) -> "Chance":
+        """That of a new sequence."""
+        return Chance(2 * self.rate, 2.0, self)
 
 
 @dataclass(slots=True)
 class Habit:
     """What is known of a sequence that decodes."""
 
+    found: Chance
+    drafted: Chance
     lookup: Lookup = field(default_factory=Lookup)
-    found: Chance = field(default_factory=Chance)
-    drafted: Chance = field(default_factory=Chance)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +81,7 @@ class Speculation:
         self._draft = draft
         self._mode = mode
         self._line = Line()  # what a pass of the model costs
+        self._found, self._drafted = Chance(), Chance()  # of all sequences
         self._habits = dict[Sequence, Habit]()
         self._taken = dict[Sequence, Chance]()  # of the guesses that are being run
         self._passes = 0
@@ -80,7 +91,7 @@ class Speculation:
         self._taken = {}
         if self._mode == NEVER or not all(piece.count == 1 and piece.completes for piece in slices):
             return slices
-        self._habits = {piece.sequence: self._habits.get(piece.sequence) or Habit() for piece in slices}
+        self._habits = {piece.sequence: self._habits.get(piece.sequence) or self._habit() for piece in slices}
         offers = [self._offer(piece.sequence) for piece in slices]
         wanted = dict[Sequence, int]()
         for piece, offer, count in zip(slices, offers, self._counts(offers), strict=True):
@@ -104,6 +115,9 @@ class Speculation:
                 self._taken[piece.sequence].see(guesses, accepted)
                 self.guessed += guesses
                 self.accepted += accepted
+
+    def _habit(self) -> Habit:
+        return Habit(self._found.of_one(), self._drafted.of_one())
 
     def _offer(self, sequence: Sequence) -> Offer:
         """What could be guessed: from the text where that is as good as the draft, since it is for nothing."""

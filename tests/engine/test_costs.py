@@ -29,7 +29,7 @@ def test_as_long_as_rows_are_the_same_the_slope_is_what_it_was() -> None:
 
 
 def test_what_was_long_ago_is_forgotten() -> None:
-    line = seen([*[(1, 50.0), (2, 90.0)] * 20, *[(1, 4.0), (5, 6.0)] * 200])
+    line = seen([*[(1, 50.0), (2, 90.0)] * 20, *[(1, 4.0), (5, 6.0)] * 400])
     assert (line.slope, line.at(1)) == (pytest.approx(0.5, rel=1e-3), pytest.approx(4, rel=1e-3))
 
 
