@@ -8,7 +8,7 @@ INLINE Floats weights(const void *from, int type, ptrdiff_t at, ptrdiff_t left) 
     uint16_t tail[16] = {0};
     const uint16_t *whole = (const uint16_t *)from + at;
     if (left < 16) {
-        __builtin_memcpy(tail, whole, sizeof(uint16_t) * (size_t)left);
+        if (left > 0) __builtin_memcpy(tail, whole, sizeof(uint16_t) * (size_t)left);
         whole = tail;
     }
     return type == FLOAT16 ? halves(whole) : brains(whole);
