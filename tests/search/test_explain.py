@@ -90,7 +90,7 @@ def test_the_kernel_is_the_one_that_runs() -> None:
         {"layers": "4", "technique": "magnitude"},
     ]
     found = {layer.name: layer.kernel for layer in explain(model, Recipe.of(steps)).layers}
-    assert found == {"0": "panels", "2": "panels", "4": "decoded"}
+    assert found == {"0": "panels", "2": "panels", "4": "masked"}
 
 
 def test_an_embedding_that_is_the_head_has_two_ways_to_run(demo_folder: Path) -> None:
