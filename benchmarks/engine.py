@@ -24,6 +24,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from cost import SHAPE
 from rich.console import Console
 from rich.table import Table
 
@@ -33,20 +34,7 @@ from lissom.hardware import describe, limits
 HERE = Path(__file__).parent
 PROMPT, NEW = 512, 32
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
-    "qwen3-0.6b": (
-        "qwen3",
-        {
-            "vocab_size": 151_936,
-            "hidden_size": 1024,
-            "intermediate_size": 3072,
-            "num_hidden_layers": 28,
-            "num_attention_heads": 16,
-            "num_key_value_heads": 8,
-            "head_dim": 128,
-            "tie_word_embeddings": True,
-            "max_position_embeddings": 40_960,
-        },
-    ),
+    "qwen3-0.6b": ("qwen3", SHAPE),
     "llama-3.2-1b": (
         "llama",
         {

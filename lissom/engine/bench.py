@@ -13,8 +13,8 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lissom.engine.engine import Engine
-from lissom.engine.kernels.masked import MaskedLinear
-from lissom.engine.kernels.panels import PanelEmbedding, PanelLinear
+from lissom.engine.kernels.layer import KernelLinear
+from lissom.engine.kernels.panels import PanelEmbedding
 from lissom.engine.pages import PAGE
 from lissom.engine.sequence import Sampling
 from lissom.engine.speculate import NEVER
@@ -109,7 +109,7 @@ def once(running: Engine, sequences: int, prompt: int, new: int) -> tuple[float,
 
 def multiplying(model: nn.Module) -> list[nn.Module]:
     """The layers that every token passes: all with a matrix but embeddings."""
-    kinds = (nn.Linear, PanelLinear, MaskedLinear, CompressedLayer)
+    kinds = (nn.Linear, KernelLinear, CompressedLayer)
     tables = (CompressedEmbedding, PanelEmbedding)
     head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
     looked_up = {part for table in model.modules() if isinstance(table, tables) for part in (table, *table.children())}
@@ -132,6 +132,6 @@ def size(layer: nn.Module) -> int:
     """Inputs times outputs."""
     if isinstance(layer, nn.Linear):
         return layer.weight.numel()
-    assert isinstance(layer, PanelLinear | MaskedLinear | CompressedLayer)
-    o, i = layer.shape if isinstance(layer, PanelLinear | MaskedLinear) else layer.weight.shape
+    assert isinstance(layer, KernelLinear | CompressedLayer)
+    o, i = layer.shape if isinstance(layer, KernelLinear) else layer.weight.shape
     return o * i

@@ -10,6 +10,7 @@ from enum import IntEnum
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from lissom.engine.kernels.layer import KernelLinear
 from lissom.engine.kernels.lowrank import LowRankLinear
 from lissom.engine.kernels.masked import MaskedLinear
 from lissom.engine.kernels.native import structs
@@ -140,7 +141,7 @@ def plainly(product: Product) -> Product:
 
 def outputs(layer: nn.Module) -> int:
     """Outputs of a linear layer of any kind."""
-    if isinstance(layer, PanelLinear | MaskedLinear):
+    if isinstance(layer, KernelLinear):
         return layer.shape[0]
     if isinstance(layer, SumLinear | TurnedLinear):
         return outputs(layer.base)

@@ -8,15 +8,13 @@ decodes the weight at every call.
 Shapes: o outputs, i inputs, k weights kept, m bytes of the mask.
 """
 
-from collections.abc import Callable
-
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from lissom.engine.kernels import native
+from lissom.engine.kernels.layer import KernelLinear
 from lissom.engine.kernels.native.structs import CDense
-from lissom.errors import LissomError
 from lissom.formats import CompressedLinear, Masked
 
 
@@ -28,8 +26,8 @@ def masked_layer(layer: CompressedLinear) -> "MaskedLinear | None":
     return MaskedLinear(weight, layer.bias)
 
 
-class MaskedLinear(nn.Module):
-    """A linear layer of kept weights; it stays as it is and where it is when the model around it is moved or cast."""
+class MaskedLinear(KernelLinear):
+    """A linear layer of kept weights."""
 
     values: Tensor
     mask: Tensor
@@ -46,25 +44,9 @@ class MaskedLinear(nn.Module):
         self.register_buffer("starts", F.pad(kept.sum(1).cumsum(0), (1, 0)))
         self.register_buffer("bias", None if bias is None else bias.detach().float().clone())
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "MaskedLinear":
-        return self
-
-    def forward(self, x: Float[Tensor, "*n i"]) -> Float[Tensor, "*n o"]:
-        """x Wᵀ + b, by the best kernel there is.
-
-        Raises:
-            LissomError: another number of inputs, or inputs that are not on the CPU.
-        """
-        kernels = native.kernels()
-        return self.run(x, kernels[-1]) if kernels else self.definition(x)
-
-    def run(self, x: Float[Tensor, "*n i"], kernel: str) -> Float[Tensor, "*n o"]:
-        """x Wᵀ + b by one of native.kernels()."""
-        _, i = self.shape
-        if x.shape[-1] != i or x.device.type != "cpu":
-            raise LissomError(f"kernels: a layer of {i} inputs on the CPU was given {x.shape[-1]} on {x.device}")
-        rows = x.detach().reshape(-1, i).float().contiguous()
-        return native.dense(self.given(), rows, kernel).to(x.dtype).reshape(*x.shape[:-1], -1)
+    def multiply(self, rows: Float[Tensor, "n i"], kernel: str) -> Float[Tensor, "n o"]:
+        """Rows times what was kept, and the bias."""
+        return native.dense(self.given(), rows, kernel)
 
     def given(self) -> CDense:
         """What the library is given."""

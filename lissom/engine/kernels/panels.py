@@ -22,7 +22,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from lissom.engine.kernels import native
-from lissom.errors import LissomError
+from lissom.engine.kernels.layer import KernelLinear
 from lissom.formats import (
     Affine,
     Binary,
@@ -151,11 +151,8 @@ def grid_here(layer: CompressedLayer) -> Grid | None:
     return grid_of(layer.weight) if on_cpu else None
 
 
-class PanelLinear(nn.Module):
-    """A linear layer on panels (native/panels.h): codes, scales and zeros as the kernel reads them.
-
-    It stays as it is and where it is when the model around it is moved or cast: what kernels read has one type.
-    """
+class PanelLinear(KernelLinear):
+    """A linear layer on panels (native/panels.h): codes, scales and zeros as the kernel reads them."""
 
     codes: Tensor
     scale: Tensor
@@ -193,25 +190,9 @@ class PanelLinear(nn.Module):
         native.pack(grid.codes.words, grid.codes.bits, self.layout, grid.bits, panels)
         return panels
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PanelLinear":
-        return self
-
-    def forward(self, x: Float[Tensor, "*n i"]) -> Float[Tensor, "*n o"]:
-        """x Wᵀ + b, by the best kernel there is.
-
-        Raises:
-            LissomError: another number of inputs, or inputs that are not on the CPU.
-        """
-        kernels = native.kernels()
-        return self.run(x, kernels[-1]) if kernels else self.definition(x)
-
-    def run(self, x: Float[Tensor, "*n i"], kernel: str) -> Float[Tensor, "*n o"]:
-        """x Wᵀ + b by one of native.kernels()."""
-        o, i = self.shape
-        if x.shape[-1] != i or x.device.type != "cpu":
-            raise LissomError(f"kernels: a layer of {i} inputs on the CPU was given {x.shape[-1]} on {x.device}")
-        rows = x.detach().reshape(-1, i).float().contiguous()
-        return native.linear(self.given(), rows, o, kernel).to(x.dtype).reshape(*x.shape[:-1], o)
+    def multiply(self, rows: Float[Tensor, "n i"], kernel: str) -> Float[Tensor, "n o"]:
+        """Rows times panels, and the bias."""
+        return native.linear(self.given(), rows, self.shape[0], kernel)
 
     @property
     def layout(self) -> tuple[int, int, int, int]:
