@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from lissom.engine.kernels import native
 from lissom.engine.kernels.layer import KernelLinear
+from lissom.errors import LissomError
 from lissom.formats import (
     Affine,
     Binary,
@@ -236,8 +237,15 @@ class PanelLinear(KernelLinear):
         return self.panels(slice(None))[: self.shape[0]]
 
     def rows(self, index: Int[Tensor, "*n"]) -> Float[Tensor, "*n i"]:
-        """Some rows of the weight."""
+        """Some rows of the weight.
+
+        Raises:
+            LissomError: one that there is not.
+        """
         which, place = index.flatten().unique(return_inverse=True)
+        if len(which) and not (which[0] >= 0 and which[-1] < self.shape[0]):
+            asked = f"{int(which[0])} to {int(which[-1])}"
+            raise LissomError(f"kernels: rows {asked} were asked for; possible are 0 to {self.shape[0] - 1}")
         if native.kernels():
             rows = native.panel_rows(self.given(), which, self.shape[1])
         else:

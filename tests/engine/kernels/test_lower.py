@@ -10,6 +10,7 @@ from torch import nn
 from lissom.compress import compress_model, quantize_model
 from lissom.engine.kernels import lower
 from lissom.engine.kernels.panels import PanelEmbedding, PanelLinear
+from lissom.errors import LissomError
 from lissom.formats import CompressedConv, CompressedLinear, freeze
 
 
@@ -56,6 +57,15 @@ def test_an_embedding_gives_the_rows_of_its_panels(tied: bool) -> None:
     assert [type(part) for part in lowered] == [PanelEmbedding, PanelLinear]
     assert (lowered[0].panels is lowered[1]) == tied  # held once
     torch.testing.assert_close(lowered[0](index), before, rtol=2e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("index", [-1, 37])
+def test_an_embedding_refuses_rows_that_there_are_not(index: int) -> None:
+    lowered: Any = lower(freeze(quantize_model(nn.Sequential(nn.Embedding(37, 32)))))
+    assert type(lowered[0]) is PanelEmbedding
+    with pytest.raises(LissomError, match="possible are 0 to 36"):
+        lowered(torch.tensor([3, index]))
+    assert lowered(torch.empty(0, dtype=torch.long)).shape == (0, 32)
 
 
 def test_a_layer_in_two_places_is_lowered_once() -> None:
