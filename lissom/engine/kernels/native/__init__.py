@@ -5,6 +5,7 @@ Without a compiler at installation there are none.
 
 import ctypes
 import os
+from ctypes import c_int
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
@@ -13,18 +14,25 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lissom.engine.kernels.native.structs import CAttention, CDense, CLayout, CPanels
+from lissom.engine.kernels.native.structs import POINTER, SIZE, CAttention, CDense, CLayout, CPanels
 from lissom.errors import LissomError
 
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}  # as step.h counts them
-KERNELS = (
-    "portable",
-    "avx2",
-    "avxvnni",
-    "avx512",
-    "avx512bf16",
-)  # as native.c counts them; the last that runs is the best
+# As native.c counts them; the last that runs is the best.
+KERNELS = ("portable", "avx2", "avxvnni", "avx512", "avx512bf16")
 INSTEAD = "LISSOM_NATIVE"  # the environment may name another build of the library, such as one that checks itself
+
+BYTES = ctypes.c_char_p
+ARGUMENTS = {  # of the functions of the library, as they are declared in C
+    "lissom_conv": [BYTES, BYTES, POINTER, POINTER, POINTER, SIZE, c_int, c_int],
+    "lissom_dense": [POINTER, POINTER, POINTER, SIZE, c_int, c_int],
+    "lissom_linear": [BYTES, BYTES, POINTER, POINTER, SIZE, c_int, c_int],
+    "lissom_pack": [POINTER, SIZE, SIZE, c_int, POINTER, c_int, POINTER, c_int],
+    "lissom_page_bytes": [POINTER],
+    "lissom_rows": [BYTES, BYTES, POINTER, SIZE, POINTER],
+    "lissom_share": [POINTER],
+    "lissom_step": [POINTER, SIZE, POINTER, c_int, c_int],
+}
 
 
 @cache
@@ -36,54 +44,10 @@ def library() -> ctypes.CDLL | None:
     if found is None:
         return None
     opened = ctypes.CDLL(found)
-    opened.lissom_share.argtypes = [ctypes.c_void_p]
+    for name, arguments in ARGUMENTS.items():
+        getattr(opened, name).argtypes = arguments
+    opened.lissom_page_bytes.restype = SIZE
     opened.lissom_share(openmp())
-    opened.lissom_linear.argtypes = [
-        ctypes.c_char_p,
-        ctypes.c_char_p,
-        ctypes.c_void_p,
-        ctypes.c_void_p,
-        ctypes.c_ssize_t,
-        ctypes.c_int,
-        ctypes.c_int,
-    ]
-    opened.lissom_conv.argtypes = [
-        ctypes.c_char_p,
-        ctypes.c_char_p,
-        ctypes.c_void_p,
-        ctypes.c_void_p,
-        ctypes.c_void_p,
-        ctypes.c_ssize_t,
-        ctypes.c_int,
-        ctypes.c_int,
-    ]
-    opened.lissom_rows.argtypes = [
-        ctypes.c_char_p,
-        ctypes.c_char_p,
-        ctypes.c_void_p,
-        ctypes.c_ssize_t,
-        ctypes.c_void_p,
-    ]
-    opened.lissom_pack.argtypes = [
-        ctypes.c_void_p,
-        ctypes.c_ssize_t,
-        ctypes.c_ssize_t,
-        ctypes.c_int,
-        ctypes.c_void_p,
-        ctypes.c_int,
-        ctypes.c_void_p,
-        ctypes.c_int,
-    ]
-    opened.lissom_dense.argtypes = [
-        ctypes.c_void_p,
-        ctypes.c_void_p,
-        ctypes.c_void_p,
-        ctypes.c_ssize_t,
-        ctypes.c_int,
-        ctypes.c_int,
-    ]
-    opened.lissom_page_bytes.argtypes, opened.lissom_page_bytes.restype = [ctypes.c_void_p], ctypes.c_ssize_t
-    opened.lissom_step.argtypes = [ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_void_p, ctypes.c_int, ctypes.c_int]
     return opened
 
 
