@@ -43,7 +43,6 @@ from lissom.models.experts import Experts
 from lissom.models.families import at, family_of
 
 ROWS = 512  # tokens of a pass; what is between the layers of so many stays near the processor
-FROM_ONE = ("gemma2", "gemma3_text")  # whose norms multiply by 1 + weight
 CACHES = {"float": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
 
 
@@ -79,7 +78,7 @@ class Decoder:
         return self._program.finish()
 
     def _block(self, block: Any, stream: Columns, width: int) -> None:
-        four = hasattr(block, "pre_feedforward_layernorm")  # Gemma's: before and behind both parts
+        four = bool(self._family.behind)  # norms: before and behind both parts
         before = block.pre_feedforward_layernorm if four else block.post_attention_layernorm
         mixed = self._attend(block.self_attn, self._normed(block.input_layernorm, stream, width))
         self._add(block.self_attn.o_proj, mixed, stream, block.post_attention_layernorm if four else None)
@@ -173,7 +172,7 @@ class Decoder:
         if norm is None:
             return None
         weight: Tensor = norm.weight.detach().float()
-        return 1 + weight if self._config.model_type in FROM_ONE else weight
+        return weight + max(link.offset for link in self._family.links)  # Gemma's norms multiply by 1 + weight
 
     def _window(self, attention: Any) -> int:
         usual = getattr(self._config, "sliding_window", None)
