@@ -31,7 +31,7 @@ from transformers import AutoTokenizer
 from turns import Arrays, batches, turn
 
 from lissom.compress import compress_model
-from lissom.engine.kernels import lower
+from lissom.engine.lower import lower
 from lissom.estimate import Estimate, median_estimate
 from lissom.formats import freeze
 from lissom.hardware import describe

@@ -21,7 +21,7 @@ def serve(
     """Serve a model: OpenAI's API for language models, the Open Inference Protocol for others."""
     from lissom.artifact import open_folder
     from lissom.engine.cache import AUTO, STORES
-    from lissom.engine.kernels import lower
+    from lissom.engine.lower import lower
     from lissom.server import LanguageService, TensorService
     from lissom.server import serve as run
 

@@ -27,7 +27,7 @@ from lissom.engine.pages import PAGE
 from lissom.errors import LissomError, ModelError
 
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}
-GATES = {"silu": 0, "swish": 0, "gelu_pytorch_tanh": 1, "gelu_new": 1, "relu": 2}
+GATES = {"silu": 0, "swish": 0, "gelu_pytorch_tanh": 1, "gelu_new": 1, "relu": 2, "gelu": 3}
 T = TypeVar("T")
 LINE = 64
 SCALE_BYTES = 4  # of a token's and head's keys, or values, of 8 bits
@@ -42,7 +42,7 @@ class Code(IntEnum):
 class Kind(IntEnum):
     """How the input of a layer is made of a row, as step.h counts it."""
 
-    AS_IS, NORMED, SCALED, GATED = range(4)
+    AS_IS, NORMED, SCALED, GATED, CENTRED, ACTIVE = range(6)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +63,13 @@ class Columns:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """The input of a layer: columns, normed or scaled by a weight, or times what another row's gate lets through."""
+    """The input of a layer: columns, normed or scaled by a weight, times what a gate lets through, or activated."""
 
     at: Columns
     width: int
     kind: Kind = Kind.AS_IS
     weight: Float[Tensor, " n"] | None = None
+    bias: Float[Tensor, " n"] | None = None
     eps: float = 0.0
     gate: Columns | None = None
     shape: int = 0
@@ -108,6 +109,7 @@ class Attention:
     eps: float = 0.0
     window: int = 0
     cap: float = 0.0
+    both: bool = False  # ways: what is behind a token as well, of the same pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +139,7 @@ class Program:
         self._ends: list[structs.CProduct | structs.CBound] = []  # who is told where the logits go
         self._angles: dict[int, structs.CRotary] = {}
         self._caches: list[Tensor] = []
+        self._passing: list[tuple[structs.CAttention, int]] = []  # who needs pages for a pass, of so many bytes
         self._vocabulary = 0
         self._logits = torch.empty(0, 0)
 
@@ -196,24 +199,25 @@ class Program:
             self._append(Code.BOUND, bound)
 
     def attention(self, what: Attention, angles: structs.CRotary | None, dtype: torch.dtype, pages: int) -> None:
-        """Attention over a cache of its own, of so many pages."""
+        """Attention over so many pages: a cache of its own, or, where nothing is seen later, room that layers share."""
         wide = -(-what.size // 16) * 16
         scale = SCALE_BYTES if dtype == torch.int8 else 0
-        kept = untouched(pages * what.groups * PAGE * ((what.size + wide) * dtype.itemsize + 2 * scale))
-        self._caches.append(kept)
-        norms = [
-            None if norm is None else address(self._hold(norm.float().contiguous()))
-            for norm in (what.query_norm, what.key_norm)
-        ]
+        nbytes = pages * what.groups * PAGE * ((what.size + wide) * dtype.itemsize + 2 * scale)
         made = structs.CAttention(
             *(columns.given() for columns in (what.query, what.key, what.value, what.to)),
             *(what.heads, what.groups, what.size),
-            *norms,
+            *(self._floats(norm) for norm in (what.query_norm, what.key_norm)),
             None if angles is None else ctypes.addressof(angles),
-            address(kept),
+            None,
             *(what.window, TYPES[dtype]),
             *(what.eps, what.scale, what.cap),
+            what.both,
         )
+        if what.both:
+            self._passing.append((made, nbytes))
+        else:
+            self._caches.append(untouched(nbytes))
+            made.pages = address(self._caches[-1])
         self._append(Code.ATTENTION, made)
 
     def finish(self) -> "Program":
@@ -227,6 +231,9 @@ class Program:
         room = self._hold(torch.empty(max((size for _, size in self._made), default=0)))
         for made, _ in self._made:
             made.made = address(room)
+        pages = self._hold(untouched(max((size for _, size in self._passing), default=0)))
+        for attention, _ in self._passing:
+            attention.pages = address(pages)
         self._all = (structs.COperation * len(self._operations))(*self._operations)
         return self
 
@@ -325,9 +332,14 @@ class Program:
             raise ModelError(f"engine: a layer that is a {type(layer).__name__} runs in PyTorch only")
 
     def _source(self, source: Source) -> structs.CSource:
-        weight = None if source.weight is None else address(self._hold(source.weight.float().contiguous()))
+        weight, bias = (self._floats(values) for values in (source.weight, source.bias))
         gate = structs.CColumns() if source.gate is None else source.gate.given()
-        return structs.CSource(source.at.given(), gate, weight, source.width, source.kind, source.shape, source.eps)
+        sizes = (source.width, source.kind, source.shape, source.eps)
+        return structs.CSource(source.at.given(), gate, weight, bias, *sizes)
+
+    def _floats(self, values: Float[Tensor, " n"] | None) -> int | None:
+        """Where they are, as floats."""
+        return None if values is None else address(self._hold(values.detach().float().contiguous()))
 
     def _panels(self, layer: PanelLinear) -> int:
         self._hold(layer)
@@ -344,9 +356,7 @@ class Program:
             raise ModelError(
                 f"engine: a {type(layer).__name__} whose weight is {type(weight).__name__} runs in PyTorch only"
             )
-        held = None if bias is None else self._hold(bias.detach().float().contiguous())
-        where = None if held is None else address(held)
-        given = structs.CDense(address(self._hold(weight)), where, *weight.shape, TYPES[weight.dtype])
+        given = structs.CDense(address(self._hold(weight)), self._floats(bias), *weight.shape, TYPES[weight.dtype])
         return ctypes.addressof(self._hold(given))
 
     def _append(self, code: Code, what: ctypes.Structure) -> None:

@@ -18,10 +18,22 @@ INLINE Floats sigmoid(Floats x) {
     return over(floats(1), plus(floats(1), below));
 }
 
+/* x / 2 (1 + erf(x / sqrt(2))), erf within 1.5e-7 (Abramowitz and Stegun 1964, 7.1.26). */
+INLINE Floats gelu(Floats x) {
+    Floats size = larger(x, times(x, floats(-1)));
+    Floats t = over(floats(1), add_product(floats(1), size, floats(0.3275911f * 0.70710678f)));
+    Floats p = floats(1.061405429f);
+    const float series[] = {-1.453152027f, 1.421413741f, -0.284496736f, 0.254829592f};
+    UNROLL for (int i = 0; i < 4; i++) p = add_product(floats(series[i]), p, t);
+    Floats beyond = times(times(p, t), exponential(times(times(x, x), floats(-0.5f))));
+    return add_product(larger(floats(0), x), times(size, floats(-0.5f)), beyond);
+}
+
 /* x / (1 + e^-x); GELU by its tanh form is the same with another argument (Hendrycks and Gimpel 2016, arXiv:1606.08415). */
 INLINE Floats gated(int shape, Floats x) {
     if (shape == RELU) return larger(floats(0), x);
     if (shape == SILU) return times(x, sigmoid(x));
+    if (shape == GELU) return gelu(x);
     Floats cube = times(times(x, x), x);
     return times(x, sigmoid(times(floats(1.59576912f), add_product(x, floats(0.044715f), cube))));
 }
@@ -36,14 +48,29 @@ INLINE float inverse_norm(const float *x, ptrdiff_t count, float eps) {
     return 1 / sqrtf(total(squares) / (float)count + eps);
 }
 
+/* x less its mean */
+INLINE void centre(const float *x, ptrdiff_t count, float *to) {
+    Floats sum = floats(0);
+    EACH_16(j, count) sum = plus(sum, some_floats(x + j, count - j));
+    const Floats less = floats(-total(sum) / (float)count);
+    EACH_16(j, count) store_floats(to + j, plus(some_floats(x + j, count - j), less), count - j);
+}
+
 TARGET static void make(const Source *s, ptrdiff_t row, float *to) {
     const float *from = s->from.at + row * s->from.stride, *gate = s->gate.at + row * s->gate.stride;
-    const float factor = s->kind == NORMED ? inverse_norm(from, s->width, s->eps) : 1;
+    const int normed = s->kind == NORMED || s->kind == CENTRED;
+    if (s->kind == CENTRED) {
+        centre(from, s->width, to);
+        from = to;
+    }
+    const float factor = normed ? inverse_norm(from, s->width, s->eps) : 1;
     EACH_16(j, s->width) {
         Floats x = some_floats(from + j, s->width - j);
-        if (s->kind == NORMED) x = times(x, floats(factor));
-        if (s->kind == NORMED || s->kind == SCALED) x = times(x, some_floats(s->weight + j, s->width - j));
+        if (normed) x = times(x, floats(factor));
+        if (normed || s->kind == SCALED) x = times(x, some_floats(s->weight + j, s->width - j));
+        if (s->bias) x = plus(x, some_floats(s->bias + j, s->width - j));
         if (s->kind == GATED) x = times(x, gated(s->shape, some_floats(gate + j, s->width - j)));
+        if (s->kind == ACTIVE) x = gated(s->shape, x);
         store_floats(to + j, x, s->width - j);
     }
 }

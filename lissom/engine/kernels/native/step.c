@@ -172,12 +172,12 @@ static void list(const Pass *pass, Queries *to) {
     for (const Part *p = pass->part; p < pass->part + pass->parts; p++)
         for (ptrdiff_t at = 0; at < p->count; at += TOKENS)
             *to++ = (Queries){.row = p->row + at, .count = p->count - at < TOKENS ? p->count - at : TOKENS,
-                              .place = p->place + at, .pages = p->pages};
+                              .place = p->place + at, .end = p->place + p->count, .pages = p->pages};
 }
 
 static ptrdiff_t work_of(const Task *task, const Attention *a, ptrdiff_t count) {
     ptrdiff_t pairs = 0;
-    for (ptrdiff_t i = 0; i < count; i++) pairs += task->queries[i].count * (task->queries[i].place + KEYS);
+    for (ptrdiff_t i = 0; i < count; i++) pairs += task->queries[i].count * (task->queries[i].end + KEYS);
     return pairs / count * (a->heads / a->groups) * a->size * 8;
 }
 

@@ -46,6 +46,7 @@ class CSource(ctypes.Structure):
         ("from_", CColumns),
         ("gate", CColumns),
         ("weight", POINTER),
+        ("bias", POINTER),
         ("width", SIZE),
         ("kind", c_int),
         ("shape", c_int),
@@ -103,6 +104,7 @@ class CAttention(ctypes.Structure):
         ("window", SIZE),
         ("type", c_int),
         *((name, c_float) for name in ("eps", "scale", "cap")),
+        ("both", c_int),
     )
 
 
