@@ -68,7 +68,8 @@ class NativeEncoder(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "NativeEncoder":
         self._idle = []
-        return super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
 
     def forward(
         self, hidden_states: Float[Tensor, "n t h"], attention_mask: Tensor | None = None, **others: Any
@@ -94,9 +95,10 @@ class NativeEncoder(nn.Module):
         if max(lengths, default=0) > blocks.rows:
             blocks = Blocks(self.encoder, max(lengths), self._kernel)
         for counts in cut(lengths, ROWS):
-            which = where[begin : begin + sum(counts)]
+            end = begin + sum(counts)
+            which = slice(begin, end) if len(where) == len(rows) else where[begin:end]
             made[which] = blocks.run(rows[which], counts).to(made.dtype)
-            begin += len(which)
+            begin = end
         self._idle.append(blocks)
         return made.view_as(hidden)
 
@@ -105,7 +107,7 @@ class Blocks:
     """The blocks of an encoder as a program for at most `rows` tokens."""
 
     def __init__(self, encoder: Any, rows: int, kernel: str) -> None:
-        self.rows, self._program, self._config = rows, Program(rows, kernel), encoder.config
+        self.rows, self._program, self._config = rows, Program(rows, kernel, beside_torch=True), encoder.config
         self._dtype = torch.bfloat16 if kernel == PAIRS else torch.float32
         layers = list(encoder.layer)
         self._width = outputs(layers[0].output.dense)

@@ -124,14 +124,16 @@ class Part:
 class Program:
     """Operations are appended, `finish` makes the room that they share, and then it runs: at most `rows` tokens.
 
-    The tensors of the model are read where they lie: it must stay as it is.
+    The tensors of the model are read where they lie: it must stay as it is. Between operators of PyTorch, whose threads
+    look for work for a while, it runs on these.
 
     Raises:
         ModelError: a layer that the library cannot run.
     """
 
-    def __init__(self, rows: int, kernel: str) -> None:
+    def __init__(self, rows: int, kernel: str, *, beside_torch: bool = False) -> None:
         self.rows, self._kernel, self._threads = rows, native.KERNELS.index(kernel), torch.get_num_threads()
+        self._beside_torch = beside_torch
         self._held: list[object] = []  # what the library is given the addresses of
         self._operations: list[structs.COperation] = []
         self._roundings: list[list[structs.CRounding]] = []  # the first of each operation, the second, ...
@@ -266,7 +268,8 @@ class Program:
             *(array.ctypes.data for array in (tokens, places, slots, wanted)),
             ctypes.addressof(listed),
         )
-        if opened.lissom_step(self._all, len(self._all), ctypes.addressof(given), self._kernel, self._threads):
+        how = (self._kernel, self._threads, self._beside_torch)
+        if opened.lissom_step(self._all, len(self._all), ctypes.addressof(given), *how):
             raise LissomError(f"engine: no memory for a pass of {len(tokens)} tokens; use smaller chunks")
         return self._logits[: len(picked)].numpy()
 

@@ -11,7 +11,7 @@
 typedef struct {
     const Linear *linear;
     const int32_t *picked;
-    ptrdiff_t count;
+    ptrdiff_t first, count; /* rows that are multiplied */
     const Kernel *kernel;
     int kept; /* whether made rows are read again */
 } Call;
@@ -56,21 +56,36 @@ static void make_rows(void *given, ptrdiff_t first, ptrdiff_t last, int thread) 
 static ptrdiff_t outputs_of(const Product *p) { return p->panels ? p->panels->outputs : p->dense->outputs; }
 static ptrdiff_t items_of(const Product *p) { return (outputs_of(p) + LANES - 1) / LANES; }
 
+static ptrdiff_t all_items(const Linear *l) {
+    ptrdiff_t items = 0;
+    for (ptrdiff_t p = 0; p < l->product_count; p++) items += items_of(l->products + p);
+    return items;
+}
+
+static int has_dense(const Linear *l) {
+    int found = 0;
+    for (ptrdiff_t p = 0; p < l->product_count; p++) found |= !l->products[p].panels;
+    return found;
+}
+
 /* Items are LANES outputs, those of the first product first. */
 static void multiply_items(void *given, ptrdiff_t first, ptrdiff_t last, int thread) {
     const Call *call = given;
     const Linear *l = call->linear;
+    const ptrdiff_t row = call->first;
     (void)thread;
     for (const Product *p = l->products; p < l->products + l->product_count && last > 0; p++) {
         const ptrdiff_t items = items_of(p), begin = first > 0 ? first : 0, end = last < items ? last : items;
+        const Columns to = {p->to.at + row * p->to.stride, p->to.stride};
         if (begin < end && p->panels) {
             const Rounding *r = l->roundings + p->rounding;
-            const Rows rows = {.count = call->count, .x = r->x, .xs = r->xs, .xt = r->xt,
-                               .y = p->to.at, .stride = p->to.stride, .add = p->add};
+            const ptrdiff_t block = row * (r->width / r->block);
+            const Rows rows = {.count = call->count, .x = r->x + row * r->width, .xs = r->xs + block, .xt = r->xt + block,
+                               .y = to.at, .stride = to.stride, .add = p->add};
             call->kernel->multiply(p->panels, &rows, begin, end);
         } else if (begin < end) {
             const ptrdiff_t outputs = p->dense->outputs, stop = end * LANES < outputs ? end * LANES : outputs;
-            call->kernel->dense(p->dense, l->made, call->count, p->to, p->add, begin * LANES, stop);
+            call->kernel->dense(p->dense, l->made + row * l->source.width, call->count, to, p->add, begin * LANES, stop);
         }
         first -= items;
         last -= items;
@@ -82,14 +97,18 @@ ptrdiff_t lissom_chunk(ptrdiff_t items, ptrdiff_t work, int threads) {
     return items <= 2 * least ? items : least < shared ? shared : least;
 }
 
+void lissom_multiply_rows(const Linear *l, const Kernel *kernel, ptrdiff_t first, ptrdiff_t last, int thread) {
+    Call call = {.linear = l, .first = first, .count = last - first, .kernel = kernel, .kept = has_dense(l)};
+    make_rows(&call, first, last, thread);
+    multiply_items(&call, 0, all_items(l), thread);
+}
+
 void lissom_multiply(const Linear *l, ptrdiff_t count, const int32_t *picked, Machine on) {
-    Call call = {.linear = l, .picked = picked, .count = count, .kernel = on.kernel};
-    ptrdiff_t items = 0, weights = 0;
-    for (ptrdiff_t p = 0; p < l->product_count; p++) {
-        items += items_of(l->products + p);
-        weights += outputs_of(l->products + p) * l->source.width * (l->products[p].panels ? 1 : 4);
-        call.kept |= !l->products[p].panels;
-    }
+    Call call = {.linear = l, .picked = picked, .count = count, .kernel = on.kernel, .kept = has_dense(l)};
+    const ptrdiff_t items = all_items(l);
+    ptrdiff_t weights = 0;
+    for (const Product *p = l->products; p < l->products + l->product_count; p++)
+        weights += outputs_of(p) * l->source.width * (p->panels ? 1 : 4);
     on.each(make_rows, &call, count, lissom_chunk(count, 64 * l->source.width, on.threads), on.threads);
     const ptrdiff_t work = weights / items * (count < 4 ? 4 : count);
     on.each(multiply_items, &call, items, lissom_chunk(items, work, on.threads), on.threads);
