@@ -3,9 +3,9 @@
     python benchmarks/modules.py --peer-python PYTHON [--only encoder,resnet] [--rounds 7] [--write docs/modules.md]
 
 Modules: the sentence encoder all-MiniLM-L6-v2, on texts of 128 tokens and on sentences that are filled up to as many,
-and ResNet-20 on the images of CIFAR-10. All forms take turns in one run, each with all cores; the peers in a process of their own, which waits meanwhile. Quality is
-measured on the same compiled models. It needs the shared models and data: the folder that LISSOM_SHARED names, or
-`shared` beside the repository. Prints a table, then one JSON line.
+and ResNet-20 on the images of CIFAR-10. All forms take turns in one run, each with all cores; the peers in a process of
+their own, which waits meanwhile. Quality is measured on the same compiled models. It needs the shared models and data:
+the folder that LISSOM_SHARED names, or `shared` beside the repository. Prints a table, then one JSON line.
 """
 
 import argparse
@@ -223,8 +223,9 @@ def page(tables: Sequence[str], command: str, facts: Mapping[str, str]) -> str:
         "",
         "Written from what the command below printed. Times of one batch are medians with their 95 % intervals, all",
         "forms taking turns in one run. Weights of ours are rounded to the nearest without calibration; inputs become",
-        "integers of 8 bits as they come. Of a text encoder we compute only the tokens that are no padding. Peers are quantized to 8 bits: onnxruntime dynamically for the encoder and",
-        f"statically for convolutions, OpenVINO by NNCF; both with {CALIBRATION} examples for calibration.",
+        "integers of 8 bits as they come. Of an encoder's tokens we compute those that are no padding, and the peers",
+        "all. These are quantized to 8 bits: onnxruntime dynamically for the encoder and statically for convolutions,",
+        f"OpenVINO by NNCF; both with {CALIBRATION} examples for calibration.",
         "",
         "```text",
         command,

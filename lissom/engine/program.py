@@ -137,7 +137,9 @@ class Program:
         self._held: list[object] = []  # what the library is given the addresses of
         self._operations: list[structs.COperation] = []
         self._roundings: list[list[structs.CRounding]] = []  # the first of each operation, the second, ...
-        self._made: list[tuple[structs.CLinear | structs.CMake, int]] = []  # who needs room, for so many floats
+        self._made: list[
+            tuple[structs.CLinear | structs.CMake, int, int]
+        ] = []  # who needs so many rows of such a width
         self._ends: list[structs.CProduct | structs.CBound] = []  # who is told where the logits go
         self._angles: dict[int, structs.CRotary] = {}
         self._caches: list[Tensor] = []
@@ -174,7 +176,7 @@ class Program:
     def make(self, source: Source, to: Columns, *, add: bool = False, turn: int = 0) -> None:
         """to = source, or to += source; turned by Hadamard matrices of `turn` features."""
         made = structs.CMake(source=self._source(source), to=to.given(), turn=turn, add=add)
-        self._made.append((made, self._threads * source.width))
+        self._made.append((made, self._threads, source.width))
         self._append(Code.MAKE, made)
 
     def linear(self, source: Source, *products: Product) -> None:
@@ -226,13 +228,16 @@ class Program:
         """Make the room that operations share."""
         for same in self._roundings:
             sizes = [(rounding.width, rounding.width // rounding.block) for rounding in same]
-            codes = torch.empty(self.rows * max(width for width, _ in sizes) + 64, dtype=torch.int8)
-            scales, sums = (torch.empty(self.rows * max(blocks for _, blocks in sizes) + 64) for _ in range(2))
+            width, blocks = (max(size) for size in zip(*sizes, strict=True))
+            codes = torch.empty(self.rows * width + 64, dtype=torch.int8)
+            scales, sums = (torch.empty(self.rows * blocks + 64) for _ in range(2))
             for rounding in same:
                 rounding.x, rounding.xs, rounding.xt = (address(self._hold(part)) for part in (codes, scales, sums))
-        room = self._hold(torch.empty(max((size for _, size in self._made), default=0)))
-        for made, _ in self._made:
-            made.made = address(room)
+                rounding.room, rounding.blocks = width, blocks
+        rows, wide = (max((made[at] for made in self._made), default=0) for at in (1, 2))
+        room = self._hold(torch.empty(rows, wide))
+        for made, *_ in self._made:
+            made.made, made.room = address(room), wide
         pages = self._hold(untouched(max((size for _, size in self._passing), default=0)))
         for attention, _ in self._passing:
             attention.pages = address(pages)
@@ -300,7 +305,7 @@ class Program:
             product_count=len(products),
         )
         dense = any(isinstance(product.layer, nn.Linear) for product in products)
-        self._made.append((linear, source.width * (self.rows if dense else self._threads)))
+        self._made.append((linear, self.rows if dense else self._threads, source.width))
         self._append(Code.LINEAR, linear)
         return linear, list(made)
 

@@ -168,6 +168,19 @@ def test_threads_do_not_share_a_program() -> None:
             assert torch.equal(found, wanted)
 
 
+def test_any_number_of_threads_gives_the_same() -> None:
+    before, (ids, mask) = torch.get_num_threads(), batch((100, 150, 250))
+    found = []
+    try:
+        for threads in (1, 2, 4):
+            torch.set_num_threads(threads)
+            model = lowered(INT8)
+            found += [hidden(model, ids, mask) for _ in range(5)]
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(found[0], other) for other in found)
+
+
 def test_passes_are_cut_between_sequences() -> None:
     assert list(cut([100, 100, 100, 300, 1], 256)) == [[100, 100], [100], [300], [1]]
     assert list(cut([], 256)) == []

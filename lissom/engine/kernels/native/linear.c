@@ -22,20 +22,24 @@ static float as_float(uint32_t bits) {
     return value;
 }
 
-static void round_row(const Kernel *kernel, const Rounding *r, const float *row, ptrdiff_t m) {
+/* Row m of those that begin with row `first`. */
+static void round_row(const Kernel *kernel, const Rounding *r, const float *row, ptrdiff_t first, ptrdiff_t m) {
     const Layout *l = &r->layout;
     const ptrdiff_t block = r->block, blocks = r->width / block;
+    int8_t *x = r->x + first * r->room + (m - first) * r->width;
+    float *xs = r->xs + first * r->blocks + (m - first) * blocks;
+    int32_t *xt = r->xt + first * r->blocks + (m - first) * blocks;
     const float whole = l->levels ? as_float(kernel->largest(row, l->inputs)) : 0;
     for (ptrdiff_t b = 0; b < blocks; b++) {
         const ptrdiff_t group = b * block / l->wide, inside = b * block % l->wide, at = group * l->group + inside;
         const ptrdiff_t left = l->group - inside, count = left < 0 ? 0 : left < block ? left : block;
         const float most = l->levels ? whole : as_float(kernel->largest(row + at, count));
         const float levels = l->levels ? (float)l->levels : 127;
-        int8_t *to = r->x + m * r->width + b * block;
+        int8_t *to = x + b * block;
         const int some = most > TINY && most < INFINITY;
         if (!some) memset(to, 0, (size_t)block);
-        r->xt[m * blocks + b] = some ? kernel->round(row + at, count, block, levels / most, to) : 0;
-        r->xs[m * blocks + b] = some || most <= TINY ? most / levels : NAN;
+        xt[b] = some ? kernel->round(row + at, count, block, levels / most, to) : 0;
+        xs[b] = some || most <= TINY ? most / levels : NAN;
     }
 }
 
@@ -45,11 +49,11 @@ static void make_rows(void *given, ptrdiff_t first, ptrdiff_t last, int thread) 
     const Source *s = &l->source;
     for (ptrdiff_t m = first; m < last; m++) {
         const ptrdiff_t from = call->picked ? call->picked[m] : m;
-        float *made = l->made + (call->kept ? m : thread) * s->width;
+        float *made = call->kept ? l->made + call->first * l->room + (m - call->first) * s->width : l->made + thread * l->room;
         const int there = s->kind == AS_IS && !call->kept;
         if (!there) call->kernel->make(s, from, made);
         const float *row = there ? s->from.at + from * s->from.stride : made;
-        for (ptrdiff_t r = 0; r < l->rounding_count; r++) round_row(call->kernel, l->roundings + r, row, m);
+        for (ptrdiff_t r = 0; r < l->rounding_count; r++) round_row(call->kernel, l->roundings + r, row, call->first, m);
     }
 }
 
@@ -79,13 +83,12 @@ static void multiply_items(void *given, ptrdiff_t first, ptrdiff_t last, int thr
         const Columns to = {p->to.at + row * p->to.stride, p->to.stride};
         if (begin < end && p->panels) {
             const Rounding *r = l->roundings + p->rounding;
-            const ptrdiff_t block = row * (r->width / r->block);
-            const Rows rows = {.count = call->count, .x = r->x + row * r->width, .xs = r->xs + block, .xt = r->xt + block,
+            const Rows rows = {.count = call->count, .x = r->x + row * r->room, .xs = r->xs + row * r->blocks, .xt = r->xt + row * r->blocks,
                                .y = to.at, .stride = to.stride, .add = p->add};
             call->kernel->multiply(p->panels, &rows, begin, end);
         } else if (begin < end) {
             const ptrdiff_t outputs = p->dense->outputs, stop = end * LANES < outputs ? end * LANES : outputs;
-            call->kernel->dense(p->dense, l->made + row * l->source.width, call->count, to, p->add, begin * LANES, stop);
+            call->kernel->dense(p->dense, l->made + row * l->room, call->count, to, p->add, begin * LANES, stop);
         }
         first -= items;
         last -= items;

@@ -17,6 +17,7 @@ typedef struct {
     int8_t *x;
     float *xs;
     int32_t *xt;
+    ptrdiff_t room, blocks; /* of a row at most: rows `first` and those behind it begin at first times so many */
 } Rounding;
 
 typedef struct {
@@ -33,6 +34,7 @@ typedef struct {
     const Product *products;
     ptrdiff_t rounding_count, product_count;
     float *made; /* room for the inputs of all rows if a product is dense, else for one row of each thread */
+    ptrdiff_t room; /* floats of such a row at most */
     int picked;  /* only the rows that the pass picks, which become rows 0, 1, ... */
 } Linear;
 

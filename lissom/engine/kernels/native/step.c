@@ -26,7 +26,8 @@ typedef struct {
     Source source;
     Columns to;
     ptrdiff_t turn;
-    float *made; /* room for a row of each thread */
+    float *made; /* room for a row of each thread, */
+    ptrdiff_t room; /* of so many floats at most */
     int add;
 } Make;
 
@@ -121,7 +122,7 @@ static void make(void *given, ptrdiff_t first, ptrdiff_t last, int thread) {
     const Task *task = given;
     const Make *m = task->what;
     for (ptrdiff_t row = first; row < last; row++) {
-        float *to = m->to.at + row * m->to.stride, *made = m->add ? m->made + thread * m->source.width : to;
+        float *to = m->to.at + row * m->to.stride, *made = m->add ? m->made + thread * m->room : to;
         task->kernel->make(&m->source, row, made);
         if (m->turn)
             for (ptrdiff_t j = 0; j < m->source.width; j += m->turn) turn(made + j, m->turn);

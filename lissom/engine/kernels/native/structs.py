@@ -67,6 +67,7 @@ class CRounding(ctypes.Structure):
         ("layout", CLayout),
         *((name, SIZE) for name in ("block", "width")),
         *((name, POINTER) for name in ("x", "xs", "xt")),
+        *((name, SIZE) for name in ("room", "blocks")),
     )
 
 
@@ -84,6 +85,7 @@ class CLinear(ctypes.Structure):
         *((name, POINTER) for name in ("roundings", "products")),
         *((name, SIZE) for name in ("rounding_count", "product_count")),
         ("made", POINTER),
+        ("room", SIZE),
         ("picked", c_int),
     )
 
@@ -117,7 +119,14 @@ class CEmbed(ctypes.Structure):
 class CMake(ctypes.Structure):
     """`Make`."""
 
-    _fields_ = (("source", CSource), ("to", CColumns), ("turn", SIZE), ("made", POINTER), ("add", c_int))
+    _fields_ = (
+        ("source", CSource),
+        ("to", CColumns),
+        ("turn", SIZE),
+        ("made", POINTER),
+        ("room", SIZE),
+        ("add", c_int),
+    )
 
 
 class CBound(ctypes.Structure):
