@@ -234,7 +234,8 @@ class Program:
             for rounding in same:
                 rounding.x, rounding.xs, rounding.xt = (address(self._hold(part)) for part in (codes, scales, sums))
                 rounding.room, rounding.blocks = width, blocks
-        rows, wide = (max((made[at] for made in self._made), default=0) for at in (1, 2))
+        rows = max((rows for _, rows, _ in self._made), default=0)
+        wide = max((width for *_, width in self._made), default=0)
         room = self._hold(torch.empty(rows, wide))
         for made, *_ in self._made:
             made.made, made.room = address(room), wide
