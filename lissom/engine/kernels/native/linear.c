@@ -83,8 +83,8 @@ static void multiply_items(void *given, ptrdiff_t first, ptrdiff_t last, int thr
         const Columns to = {p->to.at + row * p->to.stride, p->to.stride};
         if (begin < end && p->panels) {
             const Rounding *r = l->roundings + p->rounding;
-            const Rows rows = {.count = call->count, .x = r->x + row * r->room, .xs = r->xs + row * r->blocks, .xt = r->xt + row * r->blocks,
-                               .y = to.at, .stride = to.stride, .add = p->add};
+            const Rows rows = {.count = call->count, .x = r->x + row * r->room, .xs = r->xs + row * r->blocks,
+                               .xt = r->xt + row * r->blocks, .y = to.at, .stride = to.stride, .add = p->add};
             call->kernel->multiply(p->panels, &rows, begin, end);
         } else if (begin < end) {
             const ptrdiff_t outputs = p->dense->outputs, stop = end * LANES < outputs ? end * LANES : outputs;
