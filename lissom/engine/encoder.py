@@ -1,9 +1,10 @@
 """A text encoder as a program: what its blocks do in PyTorch, in C, and only for the tokens that are no padding.
 
+    h = norm(words + positions + types)
     h = norm(h + o(attention(q h, k h, v h)))       in each block; tokens see all others of their sequence
     h = norm(h + down(act(up h)))
 
-Embeddings and poolers stay in PyTorch. Blocks may differ in heads, width and formats.
+Tables and the pooler stay in PyTorch. Blocks may differ in heads, width and formats.
 
 Shapes: n sequences, t tokens of each with padding, h hidden, r tokens that are no padding.
 """
@@ -13,7 +14,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from lissom.engine.kernels import native
@@ -24,7 +25,7 @@ from lissom.engine.program import Program
 from lissom.errors import ModelError
 
 if TYPE_CHECKING:
-    from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+    from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 
 FAMILIES = ("bert", "camembert", "roberta", "xlm-roberta")
 PAIRS = (
@@ -34,36 +35,49 @@ ROWS = 256  # tokens of a pass, if no sequence is longer; what is between the la
 
 
 def native_encoders(model: nn.Module) -> nn.Module:
-    """Let the text encoders in a model run as programs, in place: those that have lowered layers."""
-    for part in list(model.modules()):
-        if getattr(getattr(part, "config", None), "model_type", None) in FAMILIES and hasattr(part, "encoder"):
-            part.encoder = native_encoder(part.encoder) or part.encoder
+    """Let the text encoders in a model run as programs, or the model that is one: those that have lowered layers."""
+    if isinstance(model, NativeEncoder):
+        return model
+    made = native_encoder(model)
+    if made is not None:
+        return made
+    for name, part in list(model.named_children()):
+        setattr(model, name, native_encoders(part))
     return model
 
 
-def native_encoder(encoder: Any) -> "NativeEncoder | None":
-    """The blocks as a program, or None where the library, or a part of them, is not there for it."""
-    lowered = any(isinstance(layer, PanelLinear) for layer in encoder.modules())
-    if not native.kernels() or not lowered or encoder.config.is_decoder:
+def native_encoder(model: Any) -> "NativeEncoder | None":
+    """A text encoder as a program, or None where it is none, or the library, or a part of it, is not there for it."""
+    config: Any = getattr(model, "config", None)
+    known = getattr(config, "model_type", None) in FAMILIES and hasattr(model, "encoder") and not config.is_decoder
+    lowered = known and any(isinstance(layer, PanelLinear) for layer in model.encoder.modules())
+    if not native.kernels() or not lowered:
         return None
     try:
-        return NativeEncoder(encoder)
+        return NativeEncoder(model)
     except ModelError:
         return None
 
 
 class NativeEncoder(nn.Module):
-    """The blocks of a text encoder; what a program does not know they do in PyTorch.
+    """A text encoder; what a program does not know it does in PyTorch, and it has all attributes of the original.
 
     Raises:
         ModelError: a layer, or an activation, that the library cannot run.
     """
 
-    def __init__(self, encoder: nn.Module, kernel: str | None = None) -> None:
+    def __init__(self, model: Any, kernel: str | None = None) -> None:
         super().__init__()
-        self.encoder, self._kernel = encoder, kernel or native.kernels()[-1]
-        self.training = encoder.training
-        self._idle = [Blocks(encoder, ROWS, self._kernel)]  # each thread that calls has its own
+        self.model, self._kernel = model, kernel or native.kernels()[-1]
+        self.training = model.training
+        self._idle = [Blocks(model, ROWS, self._kernel)]  # each thread that calls has its own
+
+    def __getattr__(self, name: str) -> Any:
+        own = super().__getattr__
+        try:
+            return own(name)
+        except AttributeError:
+            return getattr(own("model"), name)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_idle": []}
@@ -74,50 +88,83 @@ class NativeEncoder(nn.Module):
         return self
 
     def forward(
-        self, hidden_states: Float[Tensor, "n t h"], attention_mask: Tensor | None = None, **others: Any
-    ) -> "BaseModelOutputWithPastAndCrossAttentions":
-        """The hidden states after the last block; 0 where there is padding."""
-        from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+        self,
+        input_ids: Int[Tensor, "n t"] | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Int[Tensor, "n t"] | None = None,
+        position_ids: Int[Tensor, "_ t"] | None = None,
+        **others: Any,
+    ) -> "BaseModelOutputWithPoolingAndCrossAttentions":
+        """The hidden states after the last block, 0 where there is padding, and what the pooler makes of them."""
+        from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 
-        real = real_tokens(hidden_states, attention_mask)
-        if real is None or self._asks_more(others) or self.training or hidden_states.device.type != "cpu":
-            found: BaseModelOutputWithPastAndCrossAttentions = self.encoder(hidden_states, attention_mask, **others)
-            return found
-        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=self._run(hidden_states.detach(), real))
+        if input_ids is None or self._asks_more(input_ids, attention_mask, others):
+            return self.model(input_ids, attention_mask, token_type_ids, position_ids, **others)  # type: ignore[no-any-return]
+        last = self._run(input_ids, attention_mask, token_type_ids, position_ids)
+        pooled = None if self.model.pooler is None else self.model.pooler(last)
+        return BaseModelOutputWithPoolingAndCrossAttentions(last_hidden_state=last, pooler_output=pooled)
 
-    def _asks_more(self, others: Mapping[str, Any]) -> bool:
+    def _asks_more(self, ids: Tensor, mask: Tensor | None, others: Mapping[str, Any]) -> bool:
         """Whether something else than the last hidden states is wanted, or something else is seen."""
-        config: Any = self.encoder.config
-        given = {name for name, value in others.items() if value is not None and value is not False}
-        return bool(given - {"position_ids"} or config.output_hidden_states or config.output_attentions)
+        config: Any = self.model.config
+        more = any(value is not None and value is not False for name, value in others.items() if name != "return_dict")
+        return bool(
+            more
+            or self.training
+            or ids.device.type != "cpu"
+            or (mask is not None and mask.shape != ids.shape)
+            or not others.get("return_dict", config.return_dict)
+            or config.output_hidden_states
+            or config.output_attentions
+        )
 
-    def _run(self, hidden: Float[Tensor, "n t h"], real: Bool[Tensor, "n t"]) -> Float[Tensor, "n t h"]:
-        lengths = [length for length in real.sum(1).tolist() if length]
-        rows, where = hidden.flatten(0, 1), real.flatten().nonzero().squeeze(1)
-        made, begin = torch.zeros_like(rows), 0
-        blocks = self._idle.pop() if self._idle else Blocks(self.encoder, ROWS, self._kernel)
+    @torch.no_grad()
+    def _run(
+        self, ids: Int[Tensor, "n t"], mask: Tensor | None, types: Tensor | None, places: Tensor | None
+    ) -> Float[Tensor, "n t h"]:
+        tables: Any = self.model.embeddings
+        n, t = ids.shape
+        if places is None and hasattr(tables, "create_position_ids_from_input_ids"):  # the families of RoBERTa
+            places = tables.create_position_ids_from_input_ids(ids, tables.padding_idx)
+        types = torch.zeros(1, 1, dtype=torch.long) if types is None else types
+        places = torch.arange(t) if places is None else places
+        real = None if mask is None or mask.all() else mask.bool()
+        lengths = [t] * n if real is None else [length for length in real.sum(1).tolist() if length]
+        tokens, places, types = (
+            each.expand(n, t)[slice(None) if real is None else real] for each in (ids, places, types)
+        )
+        rows = tables.word_embeddings(tokens) + tables.position_embeddings(places) + tables.token_type_embeddings(types)
+        last = self._blocks(rows.flatten(0, -2), lengths)
+        if real is None:
+            return last.view(n, t, -1)
+        return last.new_zeros(n, t, last.shape[1]).masked_scatter(real.unsqueeze(-1), last)
+
+    def _blocks(self, rows: Float[Tensor, "r h"], lengths: Sequence[int]) -> Float[Tensor, "r h"]:
+        """What the blocks make of sequences of such lengths, one after the other."""
+        blocks = self._idle.pop() if self._idle else Blocks(self.model, ROWS, self._kernel)
         if max(lengths, default=0) > blocks.rows:
-            blocks = Blocks(self.encoder, max(lengths), self._kernel)
+            blocks = Blocks(self.model, max(lengths), self._kernel)
+        made, begin = torch.empty_like(rows), 0
         for counts in cut(lengths, ROWS):
-            end = begin + sum(counts)
-            which = slice(begin, end) if len(where) == len(rows) else where[begin:end]
-            made[which] = blocks.run(rows[which], counts).to(made.dtype)
-            begin = end
+            which = slice(begin, begin + sum(counts))
+            made[which] = blocks.run(rows[which], counts)
+            begin = which.stop
         self._idle.append(blocks)
-        return made.view_as(hidden)
+        return made
 
 
 class Blocks:
-    """The blocks of an encoder as a program for at most `rows` tokens."""
+    """A text encoder behind its tables, as a program for at most `rows` tokens."""
 
-    def __init__(self, encoder: Any, rows: int, kernel: str) -> None:
-        self.rows, self._program, self._config = rows, Program(rows, kernel, beside_torch=True), encoder.config
+    def __init__(self, model: Any, rows: int, kernel: str) -> None:
+        self.rows, self._program, self._config = rows, Program(rows, kernel, beside_torch=True), model.config
         self._dtype = torch.bfloat16 if kernel == PAIRS else torch.float32
-        layers = list(encoder.layer)
+        layers = list(model.encoder.layer)
         self._width = outputs(layers[0].output.dense)
         self._stream = self._program.matrix(self._width)
         self._heads = self._program.matrix(4 * max(outputs(layer.attention.self.query) for layer in layers))
         self._hidden = self._program.matrix(max(outputs(layer.intermediate.dense) for layer in layers))
+        self._norm(model.embeddings.LayerNorm)
         for layer in layers:
             self._attend(layer.attention)
             self._feed(layer)
@@ -165,22 +212,14 @@ class Blocks:
     def _add(self, last: Any, source: Source) -> None:
         """What the last layer of a part gives, to what the part was given; and that normed."""
         self._program.linear(source, Product(last.dense, self._stream, True))
-        norm = last.LayerNorm
+        self._norm(last.LayerNorm)
+
+    def _norm(self, norm: Any) -> None:
         normed = replace(self._given(), kind=Kind.CENTRED, weight=norm.weight, bias=norm.bias, eps=norm.eps)
         self._program.make(normed, self._stream)
 
     def _given(self) -> Source:
         return Source(at=self._stream, width=self._width)
-
-
-def real_tokens(hidden: Float[Tensor, "n t h"], mask: Tensor | None) -> Bool[Tensor, "n t"] | None:
-    """Which tokens are no padding, or None where the mask says more than that."""
-    n, t = hidden.shape[:2]
-    if mask is None:
-        return torch.ones(n, t, dtype=torch.bool)
-    if mask.dtype != torch.bool or mask.shape != (n, 1, t, t) or not torch.equal(mask, mask[:, :, :1].expand_as(mask)):
-        return None
-    return mask[:, 0, 0]
 
 
 def cut(lengths: Sequence[int], rows: int) -> Iterator[list[int]]:

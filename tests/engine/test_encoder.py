@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel
 
 from lissom.compress import compress_model
-from lissom.engine.encoder import FAMILIES, ROWS, NativeEncoder, cut, native_encoder, real_tokens
+from lissom.engine.encoder import FAMILIES, ROWS, NativeEncoder, cut, native_encoder
 from lissom.engine.kernels import native
 from lissom.engine.lower import lower
 from lissom.formats import freeze
@@ -51,17 +51,15 @@ def compressed(*steps: dict[str, Any], **options: Any) -> Any:
 
 
 def lowered(*steps: dict[str, Any], **options: Any) -> Any:
-    """A model on the kernels, whose encoder is a program."""
+    """A model on the kernels that is a program."""
     model: Any = lower(compressed(*steps, **options))
-    assert isinstance(model.encoder, NativeEncoder)
+    assert isinstance(model, NativeEncoder)
     return model
 
 
 def in_pytorch(model: Any) -> Any:
     """The same layers, one after the other in PyTorch."""
-    plain = copy.deepcopy(model)
-    plain.encoder = plain.encoder.encoder
-    return plain
+    return copy.deepcopy(model).model
 
 
 def hidden(model: Any, ids: Tensor, mask: Tensor | None) -> Tensor:
@@ -80,7 +78,7 @@ def distance(found: Tensor, wanted: Tensor, mask: Tensor) -> float:
 def test_hidden_states_are_those_of_transformers(family: str, kernel: str) -> None:
     model, (ids, mask) = random(family), batch()
     wanted = hidden(model, ids, mask)
-    model.encoder = NativeEncoder(model.encoder, kernel)
+    model = NativeEncoder(model, kernel)
     found = hidden(model, ids, mask)
     assert distance(found, wanted, mask) < (0.01 if kernel == "avx512bf16" else 1e-5)
     assert not found[mask == 0].any()
@@ -89,7 +87,7 @@ def test_hidden_states_are_those_of_transformers(family: str, kernel: str) -> No
 @pytest.mark.parametrize("kernel", native.kernels())
 def test_what_a_sequence_gives_does_not_depend_on_what_runs_beside_it(kernel: str) -> None:
     model, (ids, mask) = random(), batch()
-    model.encoder = NativeEncoder(model.encoder, kernel)
+    model = NativeEncoder(model, kernel)
     together = hidden(model, ids, mask)
     for found, tokens, length in zip(together, ids, LENGTHS, strict=True):
         alone = hidden(model, tokens[None, :length], None)
@@ -123,6 +121,28 @@ def test_padding_may_be_anywhere_and_everything() -> None:
     assert not hidden(model, ids, torch.zeros_like(mask)).any()
 
 
+@pytest.mark.parametrize("family", ["bert", "roberta"])
+def test_types_and_positions_are_those_that_are_given(family: str) -> None:
+    model, (ids, mask) = random(family, type_vocab_size=3), batch((20, 11))
+    ids[0, 4] = 1  # the padding of RoBERTa, which it does not count
+    types = torch.randint(3, ids.shape, generator=torch.Generator().manual_seed(2))
+    own, program = torch.randperm(20).unsqueeze(0), NativeEncoder(model, "portable")
+    for given in ({}, {"token_type_ids": types}, {"position_ids": own}, {"token_type_ids": types, "position_ids": own}):
+        with torch.no_grad():
+            wanted, found = (one(ids, mask, **given).last_hidden_state for one in (model, program))
+        assert distance(found, wanted, mask) < 1e-5
+
+
+def test_it_has_the_attributes_of_the_original_and_is_lowered_once() -> None:
+    model = lowered(INT8)
+    assert model.config.hidden_size == SMALL["hidden_size"]
+    assert lower(model) is model
+    with pytest.raises(AttributeError, match="nonsense"):
+        _ = model.nonsense
+    inside = lower(nn.ModuleDict({"text": compressed(INT8)}))
+    assert isinstance(inside["text"], NativeEncoder)
+
+
 def test_a_sequence_longer_than_a_pass_is_a_pass() -> None:
     model, (ids, mask) = lowered(INT8), batch((5, ROWS + 30))
     assert distance(hidden(model, ids, mask), hidden(in_pytorch(model), ids, mask), mask) < 0.02
@@ -150,14 +170,14 @@ def test_what_the_program_does_not_know_runs_in_pytorch() -> None:
 
 def test_encoders_that_the_program_does_not_know_stay() -> None:
     whole: Any = lower(random())
-    assert not isinstance(whole.encoder, NativeEncoder)  # no layer of it is on a kernel
+    assert not isinstance(whole, NativeEncoder)  # no layer of it is on a kernel
     strange: Any = compressed(INT8, hidden_act="quick_gelu")
     decoder: Any = compressed(INT8, is_decoder=True)
     several: Any = compressed(INT8)
     several.encoder.layer[1].output.dense = nn.Sequential(several.encoder.layer[1].output.dense)
     for model in (strange, decoder, several):
-        assert not isinstance(lower(model).encoder, NativeEncoder)
-    assert native_encoder(random().encoder) is None
+        assert not isinstance(lower(model), NativeEncoder)
+    assert native_encoder(random()) is None
 
 
 def test_threads_do_not_share_a_program() -> None:
@@ -184,15 +204,3 @@ def test_any_number_of_threads_gives_the_same() -> None:
 def test_passes_are_cut_between_sequences() -> None:
     assert list(cut([100, 100, 100, 300, 1], 256)) == [[100, 100], [100], [300], [1]]
     assert list(cut([], 256)) == []
-
-
-def test_which_tokens_are_real() -> None:
-    states = torch.zeros(2, 3, 4)
-    padding = torch.tensor([[True, True, False], [True, True, True]])
-    everything = real_tokens(states, None)
-    assert everything is not None
-    assert everything.all()
-    found = real_tokens(states, padding[:, None, None].expand(2, 1, 3, 3))
-    assert found is not None
-    assert torch.equal(found, padding)
-    assert real_tokens(states, torch.zeros(2, 1, 3, 3)) is None
