@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lissom.engine.cache import AUTO
 from lissom.engine.engine import Engine
 from lissom.engine.kernels.layer import KernelLinear
 from lissom.engine.kernels.panels import PanelEmbedding
@@ -81,7 +82,15 @@ def rates(
     )
 
 
-def engine(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sequences: int, prompt: int, new: int) -> Engine:
+def engine(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    sequences: int,
+    prompt: int,
+    new: int,
+    *,
+    cache: str = AUTO,
+) -> Engine:
     """An engine that reads so many prompts in one step, and has room for what is written after them."""
     room = sequences * (prompt + new + 2 * PAGE)
     return Engine(
@@ -90,6 +99,7 @@ def engine(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sequences
         max_tokens_in_cache=room,
         max_batch=sequences,
         prefill_chunk=sequences * prompt,
+        cache=cache,
         speculate=NEVER,  # so that a step is a token
     )
 

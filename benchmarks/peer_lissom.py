@@ -1,0 +1,34 @@
+"""lissom's engine, timed as its peers are.
+
+    python peer_lissom.py FOLDER BATCHES PROMPT NEW CACHE
+
+Prints one JSON line (turns.py); the seconds of a step that reads all prompts and gives each its first token, and of the
+steps after it.
+"""
+
+import sys
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from turns import time_batches
+
+from lissom.artifact import open_folder
+from lissom.engine import Engine
+from lissom.engine.bench import engine, once
+from lissom.engine.kernels import lower
+
+
+def main(folder: str, batches: str, prompt: str, new: str, cache: str) -> None:
+    """All batches, each by an engine of its own."""
+    opened = open_folder(Path(folder))
+    model: Any = lower(opened.model)
+
+    @lru_cache(maxsize=1)
+    def running(size: int) -> Engine:
+        return engine(model, opened.tokenizer, size, int(prompt), int(new), cache=cache)
+
+    time_batches(lambda size, more: once(running(size), size, int(prompt), more), batches, int(new))
+
+
+main(*sys.argv[1:])
