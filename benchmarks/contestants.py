@@ -165,7 +165,7 @@ def ortgenai(asked: argparse.Namespace, model: Path) -> Run:
     """onnxruntime-genai, all sequences in one batch; of a prompt only the last token's logits are computed."""
     folder = beside(model, "onnxruntime-genai")
     if not folder.exists():
-        making = folder.with_suffix(".making")
+        making = folder.with_name(f"{folder.name}.making")
         build = [asked.ortgenai, "-m", "onnxruntime_genai.models.builder", "-i", model, "-o", making, "-c", making]
         options = ["--extra_options", "block_size=128", "shared_embeddings=true", "prune_lm_head=true"]
         subprocess.run([*build, "-p", "int4", "-e", "cpu", *options], check=True)
