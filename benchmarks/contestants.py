@@ -50,7 +50,7 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 FORMATS: dict[str, dict[str, Any] | None] = {
-    "bfloat16": None,  # as it was
+    "original": None,
     "int8": {"technique": "rtn", "bits": 8},
     "int4 g128": {"technique": "rtn", "bits": 4, "group": 128},
     "int3 g128": {"technique": "rtn", "bits": 3, "group": 128},

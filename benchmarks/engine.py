@@ -148,8 +148,8 @@ def table(title: str, found: dict[str, list[Timed]], sizes: list[int], part: int
 
 
 def savings(model: Path, found: dict[str, list[Timed]], sizes: list[int]) -> Table:
-    """Bytes of each format's folder and the time of writing, times int4's of the same round; and where it is smaller,
-    the part of the bytes saved that is saved in time."""
+    """Bytes of each format's folder and the time of writing, times int4's of the same round; and where a tenth of the
+    bytes is saved or more, the part of that which is saved in time."""
     columns = (column for size in sizes for column in (f"{size} at once: time", "saved"))
     shown = titled(f"written, beside {BASE}", "", "MB", "bytes", *columns)
     whole = nbytes(model, BASE)
@@ -159,7 +159,7 @@ def savings(model: Path, found: dict[str, list[Timed]], sizes: list[int]) -> Tab
             time = median_estimate(
                 [a[str(size)][1] / b[str(size)][1] for a, b in zip(rounds, found[BASE], strict=True)]
             )
-            cells += [spread(time, 2), f"{(1 - time.value) / (1 - part):.0%}" if part < 1 else ""]
+            cells += [spread(time, 2), f"{(1 - time.value) / (1 - part):.0%}" if part < 0.9 else ""]
         shown.add_row(name, f"{part * whole / 1e6:.0f}", f"{part:.2f}", *cells)
     return shown
 
