@@ -148,25 +148,24 @@ def table(title: str, found: dict[str, list[Timed]], sizes: list[int], part: int
 
 
 def savings(model: Path, found: dict[str, list[Timed]], sizes: list[int]) -> Table:
-    """Bytes of each format's folder and the time of writing, times int4's of the same round; and where a tenth of the
-    bytes is saved or more, the part of that which is saved in time."""
-    columns = (column for size in sizes for column in (f"{size} at once: time", "saved"))
-    shown = titled(f"written, beside {BASE}", "", "MB", "bytes", *columns)
-    whole = nbytes(model, BASE)
+    """Of each format the bytes of its folder, and those that a step of writing reads and its time, times int4's; and
+    where a tenth of the bytes is saved or more, the part of that which is saved in time."""
+    columns = (f"{size} at once: {what}" for size in sizes for what in ("bytes", "time", "saved"))
+    shown = titled(f"written, beside {BASE}", "", "MB", *columns)
     for name, rounds in found.items():
-        part, cells = nbytes(model, name) / whole, list[str]()
+        cells = list[str]()
         for size in sizes:
-            time = median_estimate(
-                [a[str(size)][1] / b[str(size)][1] for a, b in zip(rounds, found[BASE], strict=True)]
-            )
-            cells += [spread(time, 2), f"{(1 - time.value) / (1 - part):.0%}" if part < 0.9 else ""]
-        shown.add_row(name, f"{part * whole / 1e6:.0f}", f"{part:.2f}", *cells)
+            pairs = [(a[str(size)], b[str(size)]) for a, b in zip(rounds, found[BASE], strict=True)]
+            read, time = (median_estimate([a[part] / b[part] for a, b in pairs]) for part in (2, 1))
+            saved = f"{(1 - time.value) / (1 - read.value):.0%}" if read.value < 0.9 else ""
+            cells += [f"{read.value:.2f}", spread(time, 2), saved]
+        shown.add_row(name, f"{nbytes(compressed(model, form(name))) / 1e6:.0f}", *cells)
     return shown
 
 
-def nbytes(model: Path, name: str) -> int:
-    """What a format's folder takes on the disk."""
-    return sum(file.stat().st_size for file in compressed(model, form(name)).iterdir())
+def nbytes(folder: Path) -> int:
+    """What a folder takes on the disk."""
+    return sum(file.stat().st_size for file in folder.iterdir())
 
 
 def beginnings(found: dict[str, list[Timed]]) -> Table:

@@ -3,7 +3,7 @@
     python peer_lissom.py FOLDER BATCHES PROMPT NEW CACHE
 
 Prints one JSON line (turns.py); the seconds of a step that reads all prompts and gives each its first token, and of the
-steps after it.
+steps after it; and the bytes that one of these reads, weights and keys and values, in the middle of them.
 """
 
 import sys
@@ -15,7 +15,7 @@ from turns import time_batches
 
 from lissom.artifact import open_folder
 from lissom.engine import Engine
-from lissom.engine.bench import engine, once
+from lissom.engine.bench import engine, once, step_bytes
 from lissom.engine.kernels import lower
 
 
@@ -28,7 +28,12 @@ def main(folder: str, batches: str, prompt: str, new: str, cache: str) -> None:
     def running(size: int) -> Engine:
         return engine(model, opened.tokenizer, size, int(prompt), int(new), cache=cache)
 
-    time_batches(lambda size, more: once(running(size), size, int(prompt), more), batches, int(new))
+    def timed(size: int, more: int) -> list[float]:
+        seconds = once(running(size), size, int(prompt), more)
+        context = size * (int(prompt) + more / 2)
+        return [*seconds, step_bytes(model) + context * running(size).token_bytes]
+
+    time_batches(timed, batches, int(new))
 
 
 main(*sys.argv[1:])

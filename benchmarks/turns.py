@@ -35,9 +35,9 @@ def batches(file: Path, size: int) -> Iterator[Arrays]:
 
 
 def time_batches(once: Callable[[int, int], Sequence[float]], batches: str, new: int) -> None:
-    """Print one JSON line: for each number of sequences the two seconds of reading their prompts and of writing `new`
-    tokens more of each, as `once` tells them, after a call of one token that is not counted; the seconds from the start
-    of this process to the first token of one sequence ("first"); and the peak of its memory in bytes."""
+    """Print one JSON line: for each number of sequences what `once` tells, the seconds of reading their prompts and of
+    writing `new` tokens more of each before all, after a call of one token that is not counted; the seconds from the
+    start of this process to the first token of one sequence ("first"); and the peak of its memory in bytes."""
     once(1, 1)
     found: dict[str, object] = {"first": age()}
     for size in map(int, batches.split(",")):
