@@ -17,7 +17,7 @@ help:
 	@echo 'make test-native    the tests of the kernels in C, watched by AddressSanitizer and UBSan'
 	@echo 'make lint           ruff, mypy --strict, and the order of the rooms'
 	@echo 'make bench          speed: latency and tokens per second beside the limits of this machine'
-	@echo 'make bench-engine   speed of language models: prompts read and tokens written; PEERS names llama.cpp and OpenVINO'
+	@echo 'make bench-engine   speed of language models in every format; with PEERS="--llama ..." beside other engines'
 	@echo 'make bench-quality  quality: perplexity and accuracy of every technique, beside its peers'
 	@echo 'make map            write docs/map.md anew'
 	@echo 'make clean          remove the environment and the caches'

@@ -2,13 +2,10 @@
 
     python peer_openvino.py FOLDER BATCHES PROMPT NEW
 
-Prints one JSON line: for each batch the seconds of the step that reads all prompts, and of the steps after it that
-write `new` tokens of each; the seconds from the start of this process to the first token of a first prompt; and the
-peak of its memory.
+Prints one JSON line (turns.py); the seconds of the step that reads all prompts, and of the steps after it.
 """
 
 import json
-import resource
 import sys
 import time
 from pathlib import Path
@@ -16,23 +13,18 @@ from pathlib import Path
 import numpy as np
 import openvino
 import openvino_genai as genai
+from turns import time_batches
 
 
 def main(folder: str, batches: str, prompt: str, new: str) -> None:
-    """All batches, after a warming one."""
+    """All batches, by one pipeline."""
     sizes = [int(size) for size in batches.split(",")]
     scheduler = genai.SchedulerConfig()
     scheduler.cache_size, scheduler.max_num_batched_tokens, scheduler.max_num_seqs = 4, max(sizes) * int(prompt), 64
     scheduler.enable_prefix_caching = False
     pipeline = genai.ContinuousBatchingPipeline(folder, scheduler, "CPU", {"INFERENCE_NUM_THREADS": 2})
     vocabulary = json.loads((Path(folder) / "config.json").read_text())["vocab_size"]
-    once(pipeline, vocabulary, 1, int(prompt), 1)
-    found: dict[str, object] = {"first": time.clock_gettime(time.CLOCK_BOOTTIME) - started()}
-    for size in sizes:
-        once(pipeline, vocabulary, size, int(prompt), 1)
-        found[str(size)] = once(pipeline, vocabulary, size, int(prompt), int(new))
-    found["peak"] = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(json.dumps(found))
+    time_batches(lambda size, more: once(pipeline, vocabulary, size, int(prompt), more), batches, int(new))
 
 
 def once(pipeline: genai.ContinuousBatchingPipeline, vocabulary: int, size: int, prompt: int, new: int) -> list[float]:
@@ -51,12 +43,6 @@ def once(pipeline: genai.ContinuousBatchingPipeline, vocabulary: int, size: int,
     written = [sum(map(len, (one.generated_ids for one in handle.read_all()))) for handle in handles]
     assert written == [new + 1] * size, written
     return [middle - begun, end - middle]
-
-
-def started() -> float:
-    """When this process began, in seconds after the machine did."""
-    ticks = int(Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()[19])
-    return ticks / 100
 
 
 main(*sys.argv[1:])

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lissom.engine.cache import AUTO
 from lissom.engine.engine import Engine
-from lissom.engine.kernels.layer import KernelLinear
-from lissom.engine.kernels.panels import PanelEmbedding
+from lissom.engine.kernels.layer import KernelEmbedding, KernelLinear
 from lissom.engine.pages import PAGE
 from lissom.engine.sequence import Sampling
 from lissom.engine.speculate import NEVER
@@ -81,7 +81,15 @@ def rates(
     )
 
 
-def engine(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sequences: int, prompt: int, new: int) -> Engine:
+def engine(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    sequences: int,
+    prompt: int,
+    new: int,
+    *,
+    cache: str = AUTO,
+) -> Engine:
     """An engine that reads so many prompts in one step, and has room for what is written after them."""
     room = sequences * (prompt + new + 2 * PAGE)
     return Engine(
@@ -90,6 +98,7 @@ def engine(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sequences
         max_tokens_in_cache=room,
         max_batch=sequences,
         prefill_chunk=sequences * prompt,
+        cache=cache,
         speculate=NEVER,  # so that a step is a token
     )
 
@@ -110,7 +119,7 @@ def once(running: Engine, sequences: int, prompt: int, new: int) -> tuple[float,
 def multiplying(model: nn.Module) -> list[nn.Module]:
     """The layers that every token passes: all with a matrix but embeddings."""
     kinds = (nn.Linear, KernelLinear, CompressedLayer)
-    tables = (CompressedEmbedding, PanelEmbedding)
+    tables = (CompressedEmbedding, KernelEmbedding)
     head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
     looked_up = {part for table in model.modules() if isinstance(table, tables) for part in (table, *table.children())}
     return [layer for layer in model.modules() if isinstance(layer, kinds) and layer not in looked_up - {head}]

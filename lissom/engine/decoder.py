@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lissom.engine.kernels import native
-from lissom.engine.kernels.panels import PanelEmbedding
+from lissom.engine.kernels.layer import KernelEmbedding
 from lissom.engine.operations import (
     GATES,
     Angles,
@@ -69,7 +69,7 @@ class Decoder:
         width = len(norm.weight)  # type: ignore[arg-type]
         stream = self._program.matrix(width)
         self._program.embed(
-            embedding, stream, embedding.scale if isinstance(embedding, PanelEmbedding) else scale_of(embedding)
+            embedding, stream, embedding.scale if isinstance(embedding, KernelEmbedding) else scale_of(embedding)
         )
         for block in at(model, family.blocks).children():
             self._block(block, stream, width)

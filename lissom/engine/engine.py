@@ -95,6 +95,11 @@ class Engine:
         """The fraction of the cache that is in use; what is only kept to be reused does not count."""
         return 1 - self._pages.free / self._pages.total
 
+    @property
+    def token_bytes(self) -> float:
+        """Bytes of the keys and values of a token, in all layers; to be asked after a first step."""
+        return self._runner.cache_bytes / (self._pages.total * PAGE)
+
     def add(self, prompt: SequenceOf[int], sampling: Sampling | None = None) -> Sequence:
         """Prepare a prompt and queue it.
 

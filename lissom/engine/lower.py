@@ -5,9 +5,10 @@ from torch import nn
 from lissom.engine.encoder import native_encoders
 from lissom.engine.kernels.conv import conv_layer
 from lissom.engine.kernels.fold import fold_norms
+from lissom.engine.kernels.layer import KernelEmbedding, KernelLinear
 from lissom.engine.kernels.lowrank import low_rank_layer
 from lissom.engine.kernels.masked import masked_layer
-from lissom.engine.kernels.panels import PanelEmbedding, PanelLinear, panel_embedding, panel_layer
+from lissom.engine.kernels.panels import panel_layer
 from lissom.engine.kernels.signs import signs_layer
 from lissom.engine.kernels.sum import sum_layer
 from lissom.engine.kernels.turned import turned_layer
@@ -19,21 +20,21 @@ def lower(model: nn.Module) -> nn.Module:
     """Swap, in place, each frozen compressed linear layer, convolution and embedding for the first kernel that fits it.
 
     A layer that none fits stays as it is and decodes its weight at every call. An embedding and a head that share a
-    matrix share it as panels too, batch norms behind convolutions that were swapped are folded into them, and text
-    encoders of layers that were swapped run as programs.
+    matrix share it here too, batch norms behind convolutions that were swapped are folded into them, and text encoders
+    of layers that were swapped run as programs.
     """
     lowered: dict[nn.Module, nn.Module] = {}  # a layer in several places is lowered once
-    panels: dict[nn.Module, PanelLinear] = {}  # by the matrix that they hold
+    tables: dict[nn.Module, KernelLinear] = {}  # by the matrix that they hold
     for name, layer in list(model.named_modules(remove_duplicate=False)):
         if isinstance(layer, CompressedLinear | CompressedConv) and isinstance(layer.matrix, Frozen) and name:
             if layer not in lowered:
                 lowered[layer] = fitting(layer) or layer
             put(model, name, lowered[layer])
-            _remember(panels, layer, lowered[layer])
+            _remember(tables, layer, lowered[layer])
     for name, layer in list(model.named_modules(remove_duplicate=False)):
         if isinstance(layer, CompressedEmbedding) and isinstance(layer.matrix, Frozen) and name:
-            shared = panels.get(layer.matrix)
-            put(model, name, (PanelEmbedding(shared, scale_of(layer)) if shared else panel_embedding(layer)) or layer)
+            table = tables.get(layer.matrix) or panel_layer(layer) or masked_layer(layer)
+            put(model, name, KernelEmbedding(table, scale_of(layer)) if table else layer)
     return native_encoders(fold_norms(model))
 
 
@@ -45,6 +46,6 @@ def fitting(layer: CompressedLinear | CompressedConv) -> nn.Module | None:
     return whole or sum_layer(layer, panel_layer) or turned_layer(layer, panel_layer)
 
 
-def _remember(panels: dict[nn.Module, PanelLinear], layer: CompressedLayer, lowered: nn.Module) -> None:
-    if isinstance(lowered, PanelLinear):
-        panels[layer.matrix] = lowered
+def _remember(tables: dict[nn.Module, KernelLinear], layer: CompressedLayer, lowered: nn.Module) -> None:
+    if isinstance(lowered, KernelLinear):
+        tables[layer.matrix] = lowered

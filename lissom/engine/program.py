@@ -14,10 +14,11 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from lissom.engine.kernels import native
+from lissom.engine.kernels.layer import KernelEmbedding
 from lissom.engine.kernels.lowrank import LowRankLinear
 from lissom.engine.kernels.masked import MaskedLinear
 from lissom.engine.kernels.native import structs
-from lissom.engine.kernels.panels import PanelEmbedding, PanelLinear
+from lissom.engine.kernels.panels import PanelLinear
 from lissom.engine.kernels.signs import SignsLinear
 from lissom.engine.kernels.sum import SumLinear
 from lissom.engine.kernels.turned import TurnedLinear
@@ -87,10 +88,11 @@ class Program:
     def embed(self, table: nn.Module, to: Columns, scale: float = 1.0) -> None:
         """Rows of an embedding, times a number."""
         made = structs.CEmbed(to=to.given(), scale=scale)
-        if isinstance(table, PanelEmbedding):
-            made.panels, made.layout = self._panels(table.panels), structs.CLayout(*table.panels.layout)
+        held = table.layer if isinstance(table, KernelEmbedding) else table
+        if isinstance(held, PanelLinear):
+            made.panels, made.layout = self._panels(held), structs.CLayout(*held.layout)
         else:
-            made.dense, made.layout = self._dense(table), structs.CLayout(inputs=to.matrix.shape[1])
+            made.dense, made.layout = self._dense(held), structs.CLayout(inputs=to.matrix.shape[1])
         self._append(Code.EMBED, made)
 
     def angles(self, angles: Angles) -> structs.CRotary:

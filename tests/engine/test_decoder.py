@@ -11,9 +11,10 @@ from lissom.compress import compress_model
 from lissom.engine import Engine
 from lissom.engine.decoder import CACHES, ROWS, Decoder, NativeRunner, cut, native_runner
 from lissom.engine.kernels import native
+from lissom.engine.kernels.layer import KernelEmbedding
 from lissom.engine.kernels.lowrank import LowRankLinear
 from lissom.engine.kernels.masked import MaskedLinear
-from lissom.engine.kernels.panels import PanelEmbedding, PanelLinear
+from lissom.engine.kernels.panels import PanelLinear
 from lissom.engine.kernels.signs import SignsLinear
 from lissom.engine.kernels.sum import SumLinear
 from lissom.engine.kernels.turned import TurnedLinear
@@ -104,11 +105,20 @@ def test_every_family_runs_as_a_program_compressed(family: str) -> None:
     steps: list[dict[str, Any]] = [{"layers": "*_proj", "technique": "rtn", "bits": 8}]
     steps += [{"layers": "model.embed_tokens", "technique": "rtn", "bits": 8}]
     model: Any = lower(freeze(compress_model(random(family, tie_word_embeddings=True), steps=steps)).eval())
-    assert isinstance(model.model.embed_tokens, PanelEmbedding)
+    assert isinstance(model.model.embed_tokens, KernelEmbedding)
     for found, wanted in zip(
         read(runner(model), [tokens(50)], 20), read(Runner(model, pages=40), [tokens(50)], 20), strict=True
     ):
         assert (found - wanted).norm() / wanted.norm() < 0.03
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_pruned_embedding_is_a_part_of_the_program(tied: bool) -> None:
+    steps = [{"technique": "magnitude", "sparsity": 0.5}]
+    model: Any = lower(freeze(compress_model(random(tie_word_embeddings=tied), steps=steps)).eval())
+    assert isinstance(model.model.embed_tokens, KernelEmbedding)
+    (found,), (wanted,) = (read(one, [tokens(50)], 20) for one in (runner(model), Runner(model, pages=40)))
+    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3)
 
 
 FORMATS: dict[str, tuple[list[dict[str, Any]], type]] = {

@@ -50,6 +50,14 @@ def test_alone_equals_transformers(
     assert [one.generate([prompt], GREEDY)[0].generated for prompt in prompts] == reference
 
 
+@pytest.mark.parametrize(("cache", "nbytes"), [("float", 4), ("bfloat16", 2)])
+def test_a_token_takes_the_bytes_of_its_keys_and_values(model: Any, tokenizer: Any, cache: str, nbytes: int) -> None:
+    one, config = Engine(model, tokenizer, max_tokens_in_cache=2048, cache=cache), model.config
+    one.generate([[1, 2, 3]], Sampling(max_tokens=1))
+    features = config.num_key_value_heads * config.head_dim
+    assert one.token_bytes == 2 * config.num_hidden_layers * features * nbytes
+
+
 @pytest.mark.parametrize(
     "options",
     [{}, {"prefill_chunk": 3}, {"max_batch": 2}, {"max_tokens_in_cache": 96}],

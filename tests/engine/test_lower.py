@@ -8,7 +8,9 @@ import torch
 from torch import nn
 
 from lissom.compress import compress_model, quantize_model
-from lissom.engine.kernels.panels import PanelEmbedding, PanelLinear
+from lissom.engine.kernels.layer import KernelEmbedding
+from lissom.engine.kernels.masked import MaskedLinear
+from lissom.engine.kernels.panels import PanelLinear
 from lissom.engine.lower import lower
 from lissom.errors import LissomError
 from lissom.formats import CompressedConv, CompressedLinear, freeze
@@ -54,15 +56,30 @@ def test_an_embedding_gives_the_rows_of_its_panels(tied: bool) -> None:
     index = torch.tensor([[5, 36, 5], [0, 31, 32]])
     before = quantized[0](index)
     lowered: Any = lower(quantized)
-    assert [type(part) for part in lowered] == [PanelEmbedding, PanelLinear]
-    assert (lowered[0].panels is lowered[1]) == tied  # held once
+    assert [type(part) for part in lowered] == [KernelEmbedding, PanelLinear]
+    assert (lowered[0].layer is lowered[1]) == tied  # held once
     torch.testing.assert_close(lowered[0](index), before, rtol=2e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("sparsity", [0.5, 0.99])  # of which the second leaves rows without any weight
+@pytest.mark.parametrize("tied", [True, False])
+def test_an_embedding_gives_the_rows_that_were_pruned(tied: bool, sparsity: float) -> None:
+    model = nn.Sequential(nn.Embedding(37, 31), nn.Linear(31, 37, bias=False))
+    if tied:
+        model[1].weight = model[0].weight
+    pruned: Any = freeze(compress_model(model, steps=[{"technique": "magnitude", "sparsity": sparsity}]))
+    index = torch.tensor([[5, 36, 5], [0, 31, 32]])
+    before = pruned[0](index)
+    lowered: Any = lower(pruned)
+    assert [type(part) for part in lowered] == [KernelEmbedding, MaskedLinear]
+    assert (lowered[0].layer is lowered[1]) == tied  # held once
+    assert torch.equal(lowered[0](index), before)
 
 
 @pytest.mark.parametrize("index", [-1, 37])
 def test_an_embedding_refuses_rows_that_there_are_not(index: int) -> None:
     lowered: Any = lower(freeze(quantize_model(nn.Sequential(nn.Embedding(37, 32)))))
-    assert type(lowered[0]) is PanelEmbedding
+    assert type(lowered[0]) is KernelEmbedding
     with pytest.raises(LissomError, match="possible are 0 to 36"):
         lowered(torch.tensor([3, index]))
     assert lowered(torch.empty(0, dtype=torch.long)).shape == (0, 32)

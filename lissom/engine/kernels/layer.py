@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from lissom.engine.kernels import native
@@ -42,6 +42,35 @@ class KernelLinear(nn.Module, ABC):
     def multiply(self, rows: Float[Tensor, "n i"], kernel: str) -> Float[Tensor, "n o"]:
         """The same for rows as the library takes them."""
 
+    def rows(self, index: Int[Tensor, "*n"]) -> Float[Tensor, "*n i"]:
+        """Some rows of the weight.
+
+        Raises:
+            LissomError: one that there is not.
+        """
+        which, place = index.flatten().unique(return_inverse=True)
+        if len(which) and not (which[0] >= 0 and which[-1] < self.shape[0]):
+            asked = f"{int(which[0])} to {int(which[-1])}"
+            raise LissomError(f"kernels: rows {asked} were asked for; possible are 0 to {self.shape[0] - 1}")
+        found: Tensor = self.look_up(which)[place].unflatten(0, index.shape)
+        return found
+
+    @abstractmethod
+    def look_up(self, which: Int[Tensor, " n"]) -> Float[Tensor, "n i"]:
+        """The same for rows that there are, each once."""
+
     @abstractmethod
     def definition(self, x: Float[Tensor, "*n i"]) -> Float[Tensor, "*n o"]:
         """What the kernels compute, in PyTorch."""
+
+
+class KernelEmbedding(nn.Module):
+    """An embedding on the matrix of a linear layer, which may be a model's head: it is held once."""
+
+    def __init__(self, layer: KernelLinear, scale: float) -> None:
+        super().__init__()
+        self.layer, self.scale = layer, scale
+
+    def forward(self, index: Int[Tensor, "*n"]) -> Float[Tensor, "*n i"]:
+        """The rows asked for, times a number."""
+        return self.layer.rows(index) * self.scale

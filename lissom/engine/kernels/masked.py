@@ -8,17 +8,18 @@ decodes the weight at every call.
 Shapes: o outputs, i inputs, k weights kept, m bytes of the mask.
 """
 
+import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from lissom.engine.kernels import native
 from lissom.engine.kernels.layer import KernelLinear
 from lissom.engine.kernels.native.structs import CDense
-from lissom.formats import CompressedLinear, Masked
+from lissom.formats import CompressedLayer, Masked
 
 
-def masked_layer(layer: CompressedLinear) -> "MaskedLinear | None":
+def masked_layer(layer: CompressedLayer) -> "MaskedLinear | None":
     """The layer on this kernel, or None where its weight has no mask, or is not on the CPU."""
     weight = layer.weight
     if not isinstance(weight, Masked) or weight.values.device.type != "cpu" or weight.values.dtype not in native.TYPES:
@@ -47,6 +48,14 @@ class MaskedLinear(KernelLinear):
     def multiply(self, rows: Float[Tensor, "n i"], kernel: str) -> Float[Tensor, "n o"]:
         """Rows times what was kept, and the bias."""
         return native.dense(self.given(), rows, kernel)
+
+    def look_up(self, which: Int[Tensor, " n"]) -> Float[Tensor, "n i"]:
+        """Some rows of the matrix."""
+        at = which.unsqueeze(1) * self.shape[1] + torch.arange(self.shape[1])
+        kept = (self.mask[at // 8] >> (at % 8).byte() & 1).bool()
+        values = F.pad(self.values, (0, 1)).float()  # so that there is one where all were pruned
+        place = self.starts[which].unsqueeze(1) + kept.cumsum(1) - kept.long()
+        return torch.where(kept, values[place], 0.0)
 
     def given(self) -> CDense:
         """What the library is given."""

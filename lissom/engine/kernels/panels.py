@@ -19,22 +19,18 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
-from torch import Tensor, nn
+from torch import Tensor
 
 from lissom.engine.kernels import native
 from lissom.engine.kernels.layer import KernelLinear
-from lissom.errors import LissomError
 from lissom.formats import (
     Affine,
     Binary,
-    CompressedEmbedding,
     CompressedLayer,
-    CompressedLinear,
     Dynamic,
     Palette,
     Ternary,
     Weight,
-    scale_of,
 )
 from lissom.formats.plane import Plane
 
@@ -134,16 +130,10 @@ def grid_of(weight: Weight) -> Grid | None:
     return None if make is None else make(weight)
 
 
-def panel_layer(layer: CompressedLinear) -> "PanelLinear | None":
+def panel_layer(layer: CompressedLayer) -> "PanelLinear | None":
     """The layer on this kernel, or None where its weight is no grid of codes, or is not on the CPU."""
     grid = grid_here(layer)
     return None if grid is None else PanelLinear(grid, layer.bias)
-
-
-def panel_embedding(layer: CompressedEmbedding) -> "PanelEmbedding | None":
-    """The embedding on panels, or None as above."""
-    grid = grid_here(layer)
-    return None if grid is None else PanelEmbedding(PanelLinear(grid, None), scale_of(layer))
 
 
 def grid_here(layer: CompressedLayer) -> Grid | None:
@@ -236,22 +226,11 @@ class PanelLinear(KernelLinear):
         """The weight again."""
         return self.panels(slice(None))[: self.shape[0]]
 
-    def rows(self, index: Int[Tensor, "*n"]) -> Float[Tensor, "*n i"]:
-        """Some rows of the weight.
-
-        Raises:
-            LissomError: one that there is not.
-        """
-        which, place = index.flatten().unique(return_inverse=True)
-        if len(which) and not (which[0] >= 0 and which[-1] < self.shape[0]):
-            asked = f"{int(which[0])} to {int(which[-1])}"
-            raise LissomError(f"kernels: rows {asked} were asked for; possible are 0 to {self.shape[0] - 1}")
+    def look_up(self, which: Int[Tensor, " n"]) -> Float[Tensor, "n i"]:
+        """Some rows of the weight."""
         if native.kernels():
-            rows = native.panel_rows(self.given(), which, self.shape[1])
-        else:
-            rows = self.panels(which // LANES)[torch.arange(len(which)) * LANES + which % LANES]
-        found: Tensor = rows[place].unflatten(0, index.shape)
-        return found
+            return native.panel_rows(self.given(), which, self.shape[1])
+        return self.panels(which // LANES)[torch.arange(len(which)) * LANES + which % LANES]
 
     def panels(self, which: slice | Int[Tensor, " p"]) -> Float[Tensor, "o i"]:
         """All rows of some panels, with the outputs that they were filled up with."""
@@ -264,18 +243,6 @@ class PanelLinear(KernelLinear):
         scale = (by_output(self.scale[which]).float() * by_output(self.unit[which])).repeat_interleave(self.block, 1)
         rows: Tensor = ((codes.float() - zero) * scale).unflatten(1, (-1, self.wide))[..., : self.group].flatten(1)
         return rows
-
-
-class PanelEmbedding(nn.Module):
-    """An embedding on the panels of a linear layer, which may be a model's head: they are held once."""
-
-    def __init__(self, panels: PanelLinear, scale: float) -> None:
-        super().__init__()
-        self.panels, self.scale = panels, scale
-
-    def forward(self, index: Int[Tensor, "*n"]) -> Float[Tensor, "*n i"]:
-        """The rows asked for, times a number."""
-        return self.panels.rows(index) * self.scale
 
 
 def halved(scale: Float[Tensor, "o g"]) -> tuple[Float[Tensor, " o"], Float[Tensor, "o g"]]:

@@ -88,6 +88,13 @@ static float dense_at(const Dense *d, ptrdiff_t at) {
     return value;
 }
 
+static void dense_row(const Dense *d, ptrdiff_t row, float *to) {
+    ptrdiff_t next = d->mask ? d->starts[row] : 0;
+    for (ptrdiff_t j = 0, at = row * d->inputs; j < d->inputs; j++, at++)
+        if (!d->mask) to[j] = dense_at(d, at);
+        else to[j] = d->mask[at / 8] >> at % 8 & 1 ? dense_at(d, next++) : 0;
+}
+
 static void embed(void *given, ptrdiff_t first, ptrdiff_t last, int thread) {
     const Task *task = given;
     const Embed *e = task->what;
@@ -97,8 +104,7 @@ static void embed(void *given, ptrdiff_t first, ptrdiff_t last, int thread) {
         float *to = e->to.at + m * e->to.stride;
         const ptrdiff_t token = task->pass->tokens[m];
         if (e->panels) lissom_panel_row(e->panels, &e->layout, token, to);
-        else
-            for (ptrdiff_t j = 0; j < width; j++) to[j] = dense_at(e->dense, token * width + j);
+        else dense_row(e->dense, token, to);
         if (e->scale != 1)
             for (ptrdiff_t j = 0; j < width; j++) to[j] *= e->scale;
     }
