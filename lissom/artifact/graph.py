@@ -1,24 +1,30 @@
 """The exported graph of a module: what it computes, without its class and without its weights.
 
 torch.export's own archive keeps a copy of the weights and pickles the example, so only its serialized program, which is
-JSON, is written; the weights come from the folder's safetensors.
+JSON, is written; the weights come from the folder's safetensors. A compressed layer is one operator in it, by its name,
+and a layer again where the graph is read, so that it runs on the kernel that fits it.
 """
 
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim
+from torch.func import functional_call
 
 from lissom.calibrate import Batch
 from lissom.calibrate.data import TARGETS
 from lissom.errors import ArtifactError, reason
+from lissom.formats import CompressedLayer
+from lissom.models.families import put
 
 GRAPH = "graph.json"
+LAYER = "lissom::layer"  # the operator that a compressed layer is
 BESIDE = ("serialize_state_dict", "serialize_constants", "serialize_example_inputs")  # not to be made; older torch must
 DATATYPES = {
     torch.float32: "FP32",
@@ -74,8 +80,37 @@ def tensor_signature(name: str, tensor: Tensor) -> dict[str, Any]:
     return {"name": name, "datatype": DATATYPES[tensor.dtype], "shape": [-1, *tensor.shape[1:]]}
 
 
-def export(model: nn.Module, example: Batch, file: Path) -> dict[str, Tensor]:
+torch.library.define(LAYER, "(Tensor x, str name) -> Tensor")
+_exported: ContextVar[dict[str, nn.Module]] = ContextVar("exported")
+
+
+@torch.library.register_fake(LAYER)  # type: ignore[untyped-decorator]
+def _shaped(x: Any, name: str) -> Tensor:
+    """What the layer of a name gives, without numbers."""
+    layer = _exported.get()[name]
+    state = {own: x.fake_mode.from_tensor(tensor) for own, tensor in layer.state_dict(keep_vars=True).items()}
+    return functional_call(layer, state, (x,))  # type: ignore[no-any-return]
+
+
+class Called(nn.Module):
+    """Stands for a compressed layer while a module is exported."""
+
+    def __init__(self, name: str, layer: CompressedLayer) -> None:
+        super().__init__()
+        self.name, self.layer = name, (layer,)  # in a tuple: its tensors are none of the graph's
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["layer"][0], name)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """One operator."""
+        return torch.ops.lissom.layer(x, self.name)  # type: ignore[no-any-return]
+
+
+def export(model: nn.Module, example: Batch, file: Path, layers: Collection[str]) -> dict[str, Tensor]:
     """Write the graph; returns the constants that it needs beside the module's state, to be stored with the weights.
+
+    The compressed layers of these names become operators, in place.
 
     Raises:
         ArtifactError: torch.export cannot follow the module.
@@ -89,6 +124,11 @@ def export(model: nn.Module, example: Batch, file: Path) -> dict[str, Tensor]:
             f"save: the example has {', '.join(inputs)}; to export, give forward's first ones: {', '.join(leading)}"
         )
     batch = tuple(grown(inputs[name]) for name in leading)
+    _exported.set(called := {name: model.get_submodule(name) for name in layers})
+    for name, part in list(model.named_modules(remove_duplicate=False)):
+        for own, layer in called.items():
+            if part is layer:
+                put(model, name, Called(own, layer))
     try:
         program = torch.export.export(model, batch, dynamic_shapes=tuple({0: Dim.AUTO} for _ in batch))
         unwanted: dict[str, Any] = {name: False for name in BESIDE if name in inspect.signature(serialize).parameters}
@@ -122,20 +162,31 @@ def parameters(written: bytes) -> list[str]:
 
 
 class Program(nn.Module):
-    """An exported graph that can stand where a module stands; it only ever evaluates."""
+    """An exported graph that can stand where a module stands."""
 
-    def __init__(self, program: torch.export.ExportedProgram) -> None:
+    def __init__(self, program: torch.export.ExportedProgram, layers: Mapping[str, CompressedLayer]) -> None:
         super().__init__()
-        self.graph = [program.module(check_guards=False)]  # in a list: a graph refuses to be switched between modes
         self.inputs = program.graph_signature.user_inputs
+        whole: Any = program.module(check_guards=False)
+        self.graph = torch.fx.GraphModule(whole, whole.graph)  # a plain one, which may be switched between modes
+        for name, layer in layers.items():
+            self.graph.add_submodule(name, layer)
+        for node in self.graph.graph.find_nodes(op="call_function", target=torch.ops.lissom.layer.default):
+            x, name = node.args
+            with self.graph.graph.inserting_before(node):
+                node.replace_all_uses_with(self.graph.graph.call_module(name, (x,)))
+            self.graph.graph.erase_node(node)
+        self.graph.recompile()
 
     def forward(self, *arguments: Any, **named: Any) -> Any:
         """Run the graph on its inputs, given in order or by name."""
-        return self.graph[0](*arguments, *(named[str(name)] for name in self.inputs[len(arguments) :]))
+        return self.graph(*arguments, *(named[str(name)] for name in self.inputs[len(arguments) :]))
 
 
-def run_graph(file: Path, stored: tuple[dict[str, Tensor], dict[str, Tensor]]) -> nn.Module:
-    """The module of a written graph.
+def run_graph(
+    file: Path, stored: tuple[dict[str, Tensor], dict[str, Tensor]], layers: Mapping[str, CompressedLayer]
+) -> nn.Module:
+    """The module of a written graph, of what is stored as its state and constants, and its compressed layers.
 
     Raises:
         ArtifactError: this torch does not read it.
@@ -151,4 +202,4 @@ def run_graph(file: Path, stored: tuple[dict[str, Tensor], dict[str, Tensor]]) -
         raise ArtifactError(
             f"{file} cannot be run by torch {torch.__version__} ({reason(error)}); load it with model="
         ) from None
-    return Program(program)
+    return Program(program, layers).eval()

@@ -21,7 +21,7 @@ from lissom.calibrate import Batch
 from lissom.calibrate.data import moved
 from lissom.compress import replace
 from lissom.errors import ArtifactError
-from lissom.formats import CompressedLayer, Frozen, Weight, freeze
+from lissom.formats import CompressedLayer, Frozen, Trainable, Weight, freeze, wrap
 from lissom.models import compressible
 from lissom.models.checkpoint import check_shapes
 from lissom.models.experts import apart
@@ -69,7 +69,9 @@ def save(
         if example is not None:
             content["signature"] = signature_of(frozen, example)
         if example is not None and architecture is None:
-            tensors |= export(frozen, example, building_folder / GRAPH)
+            described = {name: describe(layer) for name, layer in compressed(frozen).items()}
+            content["layers"] = {name: layer for name, layer in described.items() if layer is not None}
+            tensors |= export(frozen, example, building_folder / GRAPH, content["layers"])
         write_tensors(building_folder / FILE, tensors, entropy_coding)
         write_manifest(building_folder, "module", {**content, **notes})
     return Path(folder)
@@ -86,7 +88,9 @@ def build_module(folder: Path, manifest: Mapping[str, Any], base: nn.Module | No
     if base is None and "architecture" in manifest:
         base = construct(manifest["architecture"])
     if base is None and (folder / GRAPH).is_file():
-        return run_graph(folder / GRAPH, graph_state(manifest, tensors))
+        weights = read_weights(manifest, tensors)
+        layers = graph_layers(manifest.get("layers", {}), weights, tensors)
+        return run_graph(folder / GRAPH, graph_state(weights, tensors), layers)
     if base is None:
         name = manifest.get("class", "a class of your own")
         raise ArtifactError(
@@ -177,10 +181,28 @@ def stored_state(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in named_state(model).items() if name not in same}
 
 
-def graph_state(manifest: Mapping[str, Any], tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The state and the constants of the exported graph, from what is stored."""
+def graph_layers(
+    descriptions: Mapping[str, Any], weights: dict[str, Weight], tensors: dict[str, Tensor]
+) -> dict[str, CompressedLayer]:
+    """The layers that are operators in the exported graph; their weights and tensors are taken out of those given."""
+    layers: dict[str, CompressedLayer] = {}
+    held: dict[int, Frozen | Trainable] = {}
+    for name, description in descriptions.items():
+        with torch.device("meta"):
+            base = construct(description)
+        weight = weights.pop(name)
+        layers[name] = layer = wrap(base, weight)
+        layer.matrix = held.setdefault(id(weight), layer.matrix)
+        if layer.bias is not None:
+            layer.bias = nn.Parameter(tensors.pop(f"{name}.bias"), requires_grad=False)
+    return layers
+
+
+def graph_state(
+    weights: Mapping[str, Weight], tensors: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The state and the constants of the exported graph, from what is stored beside its layers."""
     constants = {n.removeprefix(CONSTANT): t for n, t in tensors.items() if n.startswith(CONSTANT)}
-    weights = read_weights(manifest, tensors)
     state = {name: tensor for name, tensor in tensors.items() if not name.startswith(CONSTANT)}
     for name, weight in weights.items():
         state |= {f"{name}.matrix.part{part}": tensor for part, tensor in weight.parts().items()}

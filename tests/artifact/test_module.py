@@ -14,8 +14,12 @@ from torch import Tensor, nn
 from lissom.artifact import MANIFEST, load, open_folder, save
 from lissom.artifact.module import FILE, stored_state
 from lissom.compress import compress_model, quantize_model
+from lissom.engine.kernels import native
+from lissom.engine.kernels.conv import PanelConv
+from lissom.engine.kernels.panels import PanelLinear
+from lissom.engine.lower import lower
 from lissom.errors import ArtifactError
-from lissom.formats import Trainable
+from lissom.formats import CompressedConv, CompressedLinear, Trainable
 
 
 class Own(nn.Module):
@@ -110,6 +114,36 @@ def test_an_own_class_loads_by_its_class_or_by_its_graph(change: str, tmp_path: 
     assert torch.equal(by_graph(index), before)
     longer = torch.randint(32, (7, 3))
     assert torch.equal(by_graph(longer), answers(model, longer))
+
+
+class Pictures(nn.Module):
+    """A class of its own with one layer that is used twice, and one whose attributes are asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 32, 3, padding=1)
+        self.again = nn.Conv2d(32, 32, 3, padding=1, bias=False)
+        self.head = nn.Linear(32, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.again(torch.relu(self.again(self.first(x)))))
+        return self.head(x.mean((2, 3)).view(-1, self.head.in_features))
+
+
+@pytest.mark.skipif(not native.kernels(), reason="the kernels in C were not built: there was no compiler")
+def test_a_graph_runs_on_the_kernels(tmp_path: Path) -> None:
+    model, x = quantize_model(Pictures()).eval(), torch.randn(3, 3, 8, 8)
+    opened = open_folder(save(model, tmp_path / "saved", example=x)).model
+    kinds = [type(part) for part in opened.modules()]
+    assert (kinds.count(CompressedConv), kinds.count(CompressedLinear)) == (2, 1)
+    with torch.no_grad():
+        before = model(x)
+        assert torch.equal(opened(x), before)
+        lowered = lower(opened)
+        kinds = [type(part) for part in lowered.modules()]
+        assert (kinds.count(PanelConv), kinds.count(PanelLinear)) == (2, 1)
+        torch.testing.assert_close(lowered(x), before, rtol=0.05, atol=0.05)
+        assert torch.equal(lowered(x), lower(model)(x))
 
 
 def test_tied_weights_are_stored_once_and_stay_tied(tmp_path: Path) -> None:
