@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -112,12 +112,13 @@ def form(name: str) -> str:
 
 def llama(asked: argparse.Namespace, model: Path, kind: str) -> Run:
     """llama.cpp's own benchmark of batches."""
-    return batched_bench(asked.llama, gguf(asked, model, kind), ["-tb", THREADS])
+    return batched_bench(asked.llama, gguf(asked, model, kind))
 
 
 def ik_llama(asked: argparse.Namespace, model: Path, kind: str) -> Run:
-    """The same of ik_llama.cpp, with weights put in its own order and its fused operations, as far as it has them."""
-    return batched_bench(asked.ik, gguf(asked, model, kind), ["-tb", THREADS, "-fa", "on", "-rtr"])
+    """The same of ik_llama.cpp: weights in an order of its own, and keys and values of 8 bits, at its fastest."""
+    flags = ["-fa", "on", "-rtr", "-ctk", "q8_0", "-ctv", "q8_0"]
+    return batched_bench(asked.ik, gguf(asked, model, kind), flags)
 
 
 def gguf(asked: argparse.Namespace, model: Path, kind: str) -> Path:
@@ -128,17 +129,31 @@ def gguf(asked: argparse.Namespace, model: Path, kind: str) -> Path:
         path = {**os.environ, "PYTHONPATH": f"{asked.llama_source / 'gguf-py'}"}
         subprocess.run([*converter, "--outtype", "bf16", "--outfile", whole], check=True, env=path)
     if not file.exists():
-        output([asked.llama / "llama-quantize", "--pure", whole, file, kind], LD_LIBRARY_PATH=str(asked.llama))
+        ran([asked.llama / "llama-quantize", "--pure", whole, file, kind], LD_LIBRARY_PATH=str(asked.llama))
     return file
 
 
-def batched_bench(programs: Path, file: Path, flags: list[Any]) -> Run:
+def batched_bench(programs: Path, file: Path, flags: Sequence[str] = ()) -> Run:
     """llama-batched-bench: one process that writes one token of one sequence, and one for all the rest."""
 
     def bench(sizes: list[int], new: int) -> str:
         room = ["-c", max(sizes) * (PROMPT + NEW), "-b", 2048, "-ub", 512, "-npp", PROMPT, "-ntg", new]
-        command = [programs / "llama-batched-bench", "-m", file, "-t", THREADS, *flags, *room]
-        return output([*command, "-npl", ",".join(map(str, sizes))], LD_LIBRARY_PATH=str(programs))
+        command = [
+            programs.resolve() / "llama-batched-bench",
+            "-m",
+            file.resolve(),
+            "-t",
+            THREADS,
+            "-tb",
+            THREADS,
+            *flags,
+            *room,
+        ]
+        command += ["-npl", ",".join(map(str, sizes))]
+        done = ran(
+            command, where=file.parent, LD_LIBRARY_PATH=str(programs.resolve())
+        )  # one of them leaves a log there
+        return done.stdout + done.stderr  # llama.cpp's table is in one, ik_llama.cpp's in the other
 
     def run(sizes: list[int]) -> Timed:
         begun = time.perf_counter()
@@ -156,8 +171,8 @@ def openvino(asked: argparse.Namespace, model: Path) -> Run:
     folder = beside(model, "openvino")
     if not folder.exists():
         export = [asked.openvino.with_name("optimum-cli"), "export", "openvino", "--model", model]
-        form = ["--weight-format", "int4", "--group-size", "128", "--sym", "--ratio", "1.0"]
-        subprocess.run([*export, *form, "--task", "text-generation-with-past", folder], check=True)
+        weights = ["--weight-format", "int4", "--group-size", "128", "--sym", "--ratio", "1.0"]
+        subprocess.run([*export, *weights, "--task", "text-generation-with-past", folder], check=True)
     return process(asked.openvino, "peer_openvino.py", folder)
 
 
@@ -175,14 +190,18 @@ def ortgenai(asked: argparse.Namespace, model: Path) -> Run:
 
 def process(python: Path | str, script: str, folder: Path, *more: str) -> Run:
     """A script of this folder, run by an interpreter that has what it needs; its last line is JSON."""
-    command = [python, HERE / script, folder]
-    return lambda sizes: json.loads(output([*command, ",".join(map(str, sizes)), PROMPT, NEW, *more]).splitlines()[-1])
+
+    def run(sizes: list[int]) -> Timed:
+        done = ran([python, HERE / script, folder, ",".join(map(str, sizes)), PROMPT, NEW, *more])
+        return json.loads(done.stdout.splitlines()[-1])  # type: ignore[no-any-return]
+
+    return run
 
 
-def output(command: list[Any], **environment: str) -> str:
-    """What a process prints."""
+def ran(command: list[Any], where: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A process that did what it should."""
     words, around = [str(word) for word in command], {**os.environ, **environment}
-    done = subprocess.run(words, env=around, capture_output=True, text=True, check=False)
+    done = subprocess.run(words, cwd=where, env=around, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{' '.join(words)} failed:\n{(done.stdout + done.stderr)[-2000:]}")
-    return done.stdout
+    return done

@@ -84,7 +84,7 @@ def peers(asked: argparse.Namespace, model: Path) -> dict[str, Run]:
     if asked.llama:
         runs["llama.cpp Q4_0"] = llama(asked, model, "Q4_0")
     if asked.ik:
-        runs["ik_llama.cpp Q4_0"] = ik_llama(asked, model, "Q4_0")
+        runs["ik_llama.cpp Q4_0 + cache q8_0"] = ik_llama(asked, model, "Q4_0")
     if asked.openvino:
         runs["OpenVINO int4"] = openvino(asked, model)
     if asked.ortgenai:
