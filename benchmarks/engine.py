@@ -15,7 +15,6 @@ import argparse
 import json
 import os
 import re
-import resource
 import subprocess
 import sys
 import time
@@ -120,30 +119,7 @@ def compressed(model: Path, name: str) -> Path:
 
 def ours(folder: Path) -> Run:
     """The engine, in a process of its own."""
-    return lambda sizes: spoken([sys.executable, __file__, "worker", folder, *words(sizes)])
-
-
-def worker(folder: str, batches: str, prompt: str, new: str) -> None:
-    """What such a process does."""
-    from lissom.artifact import open_folder
-    from lissom.engine.bench import engine, once
-    from lissom.engine.kernels import lower
-
-    opened = open_folder(Path(folder))
-    model: Any = lower(opened.model)
-    once(engine(model, opened.tokenizer, 1, int(prompt), 1), 1, int(prompt), 1)
-    found: Timed = {"first": time.clock_gettime(time.CLOCK_BOOTTIME) - started()}
-    for size in map(int, batches.split(",")):
-        running = engine(model, opened.tokenizer, size, int(prompt), int(new))
-        once(running, size, int(prompt), 1)  # its memory is there then
-        found[str(size)] = once(running, size, int(prompt), int(new))
-    found["peak"] = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(json.dumps(found))
-
-
-def started() -> float:
-    """When this process began, in seconds after the machine did."""
-    return int(Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()[19]) / 100
+    return lambda sizes: spoken([sys.executable, HERE / "contestant.py", folder, *words(sizes)])
 
 
 def llama(asked: argparse.Namespace, model: Path, kind: str) -> Run:
@@ -288,4 +264,4 @@ def save(file: Path, title: str) -> None:
 
 
 if __name__ == "__main__":
-    worker(*sys.argv[2:]) if sys.argv[1:2] == ["worker"] else main()
+    main()
