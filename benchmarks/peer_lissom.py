@@ -1,4 +1,4 @@
-"""lissom's engine, timed as its peers are.
+"""lissom's engine, timed as its peers are, in a process that begins as `lissom serve` does.
 
     python peer_lissom.py FOLDER BATCHES PROMPT NEW CACHE
 
@@ -6,26 +6,33 @@ Prints one JSON line (turns.py); the seconds of a step that reads all prompts an
 steps after it; and the bytes that one of these reads, weights and keys and values, in the middle of them.
 """
 
+import gc
 import sys
 from functools import lru_cache
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from turns import time_batches
 
 from lissom.artifact import open_folder
-from lissom.engine import Engine
-from lissom.engine.bench import engine, once, step_bytes
-from lissom.engine.lower import lower
+
+if TYPE_CHECKING:
+    from lissom.engine import Engine
 
 
 def main(folder: str, batches: str, prompt: str, new: str, cache: str) -> None:
     """All batches, each by an engine of its own."""
-    opened = open_folder(Path(folder))
+    gc.disable()
+    opened = open_folder(folder, bare=True)
+
+    from lissom.engine.bench import engine, once, step_bytes
+    from lissom.engine.lower import lower
+
     model: Any = lower(opened.model)
+    gc.freeze()
+    gc.enable()
 
     @lru_cache(maxsize=1)
-    def running(size: int) -> Engine:
+    def running(size: int) -> "Engine":
         return engine(model, opened.tokenizer, size, int(prompt), int(new), cache=cache)
 
     def timed(size: int, more: int) -> list[float]:

@@ -28,7 +28,6 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from jaxtyping import Float
 from numpy.typing import ArrayLike
-from scipy.special import logsumexp, stdtrit
 
 from lissom.errors import DataError
 from lissom.types import Budget
@@ -250,6 +249,8 @@ def _growth(d: Float[Array, " n"], drop: float) -> Float[Array, "c n"]:
 
 def _ruled_out(d: Float[Array, " n"], alpha: float) -> float:
     """The smallest mean drop against which the wealth has reached 1/α at some time; it grows with the drop."""
+    from scipy.special import logsumexp  # here, since it is slow to import
+
     low, high = -1.0, 1.0
     for _ in range(40):
         middle = (low + high) / 2
@@ -260,6 +261,8 @@ def _ruled_out(d: Float[Array, " n"], alpha: float) -> float:
 
 def _enough(growth: Float[Array, "c n"], alpha: float) -> int | None:
     """How many examples bring the wealth to 1/α, if it goes on growing as on these."""
+    from scipy.special import logsumexp  # here, since it is slow to import
+
     rate, target = growth.mean(axis=1), math.log(BETS.size / alpha)
     if rate.max() * OUT_OF_REACH < target:
         return None
@@ -288,4 +291,6 @@ def _expm1(x: float) -> float:
 
 def _student(probability: float, n: int) -> float:
     """The quantile of Student's t for the mean of n samples."""
+    from scipy.special import stdtrit  # here, since it is slow to import
+
     return float(stdtrit(n - 1, probability))

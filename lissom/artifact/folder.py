@@ -2,28 +2,27 @@
 
 import copy
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
-from transformers import PreTrainedTokenizerBase
-
-from lissom.artifact.language import build_language_model
 from lissom.artifact.manifest import MANIFEST, read_manifest
-from lissom.artifact.module import build_module
-from lissom.models.checkpoint import find, read_tokenizer
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Opened:
     """A model ready to run, with what is known of it.
 
-    `tokenizer` is None unless it is a language model; `manifest` is empty for a checkpoint that is not lissom's.
+    `tokenizer` is None unless it is a language model: one of transformers, or, of a bare model, a `Tokenizer`.
+    `manifest` is empty for a checkpoint that is not lissom's.
     """
 
-    model: nn.Module
-    tokenizer: PreTrainedTokenizerBase | None
+    model: "nn.Module"
+    tokenizer: Any
     manifest: Mapping[str, Any]
     folder: Path
 
@@ -38,23 +37,38 @@ class Opened:
         return {name: self.manifest[name] for name in ("certificate", "recipe", "files") if name in self.manifest}
 
 
-def open_folder(model: str | Path, *, base: nn.Module | None = None) -> Opened:
+def open_folder(model: str | Path, *, base: "nn.Module | None" = None, bare: bool = False) -> Opened:
     """Open a lissom folder or a Hugging Face checkpoint; the hashes of a lissom folder are checked first.
+
+    Args:
+        model: the folder, or the name of a checkpoint on the hub.
+        base: an instance of the class of a module that is not a language model.
+        bare: for the engine alone, which needs no code of transformers: a language model, where the folder says all
+            of it, is a `Bare` one, and opens sooner.
 
     Raises:
         ModelError: there is no model in it.
         ArtifactError: a file is missing or altered, or the module's class is needed and `base` not given.
     """
     folder = Path(model)
-    manifest = read_manifest(folder) if (folder / MANIFEST).is_file() else {}
+    with ThreadPoolExecutor(1) as thread:  # hashes are computed while PyTorch is imported
+        read = thread.submit(read_manifest, folder) if (folder / MANIFEST).is_file() else None
+        from lissom.artifact.reading import build_language_model
+        from lissom.models.checkpoint import find, read_tokenizer
+        from lissom.models.tokenizer import Tokenizer
+    manifest = {} if read is None else read.result()
     if manifest.get("kind") == "module":
+        from lissom.artifact.module import build_module  # here, for it brings every technique
+
         return Opened(model=build_module(folder, manifest, base), tokenizer=None, manifest=manifest, folder=folder)
     folder = find(model)
-    language_model = build_language_model(folder, manifest)
-    return Opened(model=language_model, tokenizer=read_tokenizer(folder), manifest=manifest, folder=folder)
+    bare = bare and "form" in manifest
+    language_model = build_language_model(folder, manifest, bare=bare)
+    tokenizer = Tokenizer.read(folder, manifest["tokenizer"]) if bare else read_tokenizer(folder)
+    return Opened(model=language_model, tokenizer=tokenizer, manifest=manifest, folder=folder)
 
 
-def load(folder: str | Path, *, model: nn.Module | None = None, trainable: bool = False) -> nn.Module:
+def load(folder: str | Path, *, model: "nn.Module | None" = None, trainable: bool = False) -> "nn.Module":
     """The model that a folder holds, in evaluation mode, bit for bit as it was saved.
 
     Args:

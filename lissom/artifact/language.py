@@ -1,4 +1,4 @@
-"""Language models: written part by part as they are compressed, read back layer by layer."""
+"""Language models: written part by part as they are compressed."""
 
 import itertools
 import json
@@ -8,19 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from jaxtyping import Int
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from lissom.artifact.coding import check as check_coding
 from lissom.artifact.manifest import building, write_json, write_manifest
-from lissom.artifact.tensors import check_layers, parts_of, read_tensors, take_weight, write_tensors
-from lissom.compress import replace
+from lissom.artifact.tensors import parts_of, write_tensors
 from lissom.compress.resident import conduct
-from lissom.errors import ArtifactError
-from lissom.models import Checkpoint, compressible
-from lissom.models.checkpoint import INDEX, MARK, check_shapes, possible, read_config, skeleton
-from lissom.models.families import at, family_of
-from lissom.models.resize import matrix_shapes, resize, uniform
+from lissom.errors import ModelError
+from lissom.models import Checkpoint
+from lissom.models.checkpoint import INDEX, MARK, possible, read_config, skeleton
+from lissom.models.form import form_of
+from lissom.models.resize import matrix_shapes, uniform
+from lissom.models.tokenizer import tokenizer_of
 from lissom.types import Recipe
 
 CARRIED = (
@@ -87,8 +87,19 @@ def compress_checkpoint(
         told |= uniform(checkpoint.config, checkpoint.family, shapes)
         carry(checkpoint.folder, folder, told)
         write_json(folder / INDEX, {"metadata": {"total_size": size}, "weight_map": index})
-        write_manifest(folder, "language_model", {"recipe": recipe.as_dict(), "weights": weights, "aliases": aliases})
+        content = {"recipe": recipe.as_dict(), "weights": weights, "aliases": aliases, **alone(checkpoint, folder)}
+        write_manifest(folder, "language_model", content)
     return out
+
+
+def alone(checkpoint: Checkpoint, folder: Path) -> dict[str, Any]:
+    """What serves the model of a folder without transformers; nothing where its tokenizer needs that."""
+    try:
+        tokenizer = tokenizer_of(checkpoint.tokenizer(), folder)
+    except (ModelError, ImportError):  # there is none, or it needs a package that is not here
+        return {}
+    form = form_of(skeleton(read_config(folder, compressed=True)))
+    return {} if tokenizer is None else {"form": form, "tokenizer": tokenizer}
 
 
 def once(
@@ -113,35 +124,3 @@ def carry(source: Path, folder: Path, told: Mapping[str, Any]) -> None:
     if not possible({**config, **told}):
         told = {name: value for name, value in told.items() if name not in SIZES}
     write_json(folder / "config.json", {**config, **told, "quantization_config": MARK})
-
-
-def build_language_model(folder: Path, manifest: Mapping[str, Any]) -> nn.Module:
-    """The model of a folder, in float32 but for its compressed layers; `manifest` is empty for a plain checkpoint.
-
-    Raises:
-        ArtifactError: tensors are missing.
-    """
-    specs = manifest.get("weights", {})
-    config = read_config(folder, compressed="weights" in manifest)
-    model, family = skeleton(config), family_of(config.model_type)
-    tensors = read_tensors(folder)
-    tensors |= {name: tensors[same] for name, same in manifest.get("aliases", {}).items()}
-    weights = {name: take_weight(name, spec, tensors) for name, spec in specs.items()}
-    state = {name: tensor.float() for name, tensor in tensors.items()}
-    if config.tie_word_embeddings and family.embedding in weights:
-        weights[family.head] = weights[family.embedding]
-    elif config.tie_word_embeddings:
-        state[f"{family.head}.weight"] = state[f"{family.embedding}.weight"]
-    if manifest:  # layers of one model may differ in shape: the tensors say in which
-        resize(model, {name: tuple(tensor.shape) for name, tensor in state.items()} | matrix_shapes(weights))
-    layers = compressible(model)
-    check_layers(folder, "config.json", weights, layers)
-    replace(model, weights, layers, trainable=False)
-    check_shapes(folder, "config.json", state, model)
-    missing, _ = model.load_state_dict(state, strict=False, assign=True)
-    missing = [name for name in missing if ".matrix." not in name]
-    if missing:
-        raise ArtifactError(f"{folder} has no tensor {missing[0]!r}; the checkpoint is incomplete")
-    if config.tie_word_embeddings and family.embedding not in weights:
-        at(model, family.head).weight = at(model, family.embedding).weight  # one parameter, not two of one tensor
-    return model.eval()

@@ -19,10 +19,9 @@ from lissom.artifact.manifest import building, write_manifest
 from lissom.artifact.tensors import check_layers, parts_of, read_tensors, take_weight, write_tensors
 from lissom.calibrate import Batch
 from lissom.calibrate.data import moved
-from lissom.compress import replace
 from lissom.errors import ArtifactError
 from lissom.formats import CompressedLayer, Frozen, Trainable, Weight, freeze, wrap
-from lissom.models import compressible
+from lissom.models import compressible, replace
 from lissom.models.checkpoint import check_shapes
 from lissom.models.experts import apart
 from lissom.models.families import put

@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lissom.artifact.coding import decode, encode
-from lissom.compress import weight_of
 from lissom.errors import ArtifactError
 from lissom.formats import FORMATS, Weight, read_weight
+from lissom.models import weight_of
 from lissom.models.checkpoint import opened
 
 

@@ -8,14 +8,16 @@ Shapes: n windows, t tokens of a window.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
 
 from lissom.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Batch = Tensor | tuple[Tensor, ...] | Mapping[str, Tensor]
 TARGETS = ("labels", "label", "targets")
@@ -72,7 +74,7 @@ def moved(batch: Batch, device: torch.device) -> Batch:
     return each(batch, lambda part: part.to(device))
 
 
-def token_windows(text: str, tokenizer: PreTrainedTokenizerBase, length: int) -> Int[Tensor, "n t"]:
+def token_windows(text: str, tokenizer: "PreTrainedTokenizerBase", length: int) -> Int[Tensor, "n t"]:
     """The text without special tokens, cut into whole windows of `length` tokens.
 
     Raises:

@@ -62,7 +62,7 @@ def bench(
 
     sizes = counts(batch)
     begun = time.perf_counter()
-    opened = open_folder(model)
+    opened = open_folder(model, bare=True)
     running = lower(opened.model)
     loading = {"load_ms": round(1000 * (time.perf_counter() - begun))}
     if opened.tokenizer is None:

@@ -82,8 +82,8 @@ def read_lot(file: Path, opened: "Opened", length: int, most: int) -> Any:
 def read_subject(model: str, data: Path, length: int, windows: int) -> tuple[Any, Any]:
     """What to optimize, and the examples: a module with arrays, or a language model with windows of a text."""
     from lissom.artifact import MANIFEST, open_folder
+    from lissom.files import read_json
     from lissom.models import Checkpoint
-    from lissom.models.checkpoint import read_json
 
     folder = Path(model)
     if (folder / MANIFEST).is_file() and read_json(folder / MANIFEST).get("kind") == "module":

@@ -1,11 +1,18 @@
 """The verb that serves a model."""
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any, cast
 
 import typer
 
 from lissom.cli.options import Model
 from lissom.errors import DataError
+
+# As the engine names them: to ask it would take a second.
+KV_CACHES = ("auto", "float", "bfloat16", "int8", "int4")
+SPECULATE = ("auto", "off")
 
 
 def serve(
@@ -25,24 +32,44 @@ def serve(
     ] = "auto",
 ) -> None:
     """Serve a model: OpenAI's API for language models, the Open Inference Protocol for others."""
-    from lissom.artifact import open_folder
-    from lissom.engine.cache import AUTO, STORES
-    from lissom.engine.lower import lower
-    from lissom.engine.speculate import NEVER, WHERE_IT_PAYS
-    from lissom.server import LanguageService, TensorService
-    from lissom.server import serve as run
-
-    if kv_cache not in (AUTO, *STORES):
-        raise DataError(f"--kv-cache {kv_cache!r} is no kind of cache; choose {', '.join([AUTO, *STORES])}")
-    if speculate not in (WHERE_IT_PAYS, NEVER):
-        raise DataError(f"--speculate {speculate!r} is not possible; choose {WHERE_IT_PAYS} or {NEVER}")
-    if draft is not None and speculate == NEVER:
+    if kv_cache not in KV_CACHES:
+        raise DataError(f"--kv-cache {kv_cache!r} is no kind of cache; choose {', '.join(KV_CACHES)}")
+    if speculate not in SPECULATE:
+        raise DataError(f"--speculate {speculate!r} is not possible; choose {' or '.join(SPECULATE)}")
+    if draft is not None and speculate == "off":
         raise DataError("--draft guesses tokens ahead, which --speculate off forbids; leave one of them out")
-    opened = open_folder(model)
+    with starting():
+        service = _service(model, name, kv_cache=kv_cache, draft=draft, speculate=speculate)
+
+        from lissom.server import serve as run
+    called = service.name
+    run([service], host=host, port=port, api_key=api_key, announce=lambda url: print(f"{called} at {url}", flush=True))
+
+
+@contextmanager
+def starting() -> Iterator[None]:
+    """What is imported and loaded meanwhile stays: to look through it for garbage would take a fifth of a second."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+def _service(model: str, name: str | None, *, kv_cache: str, draft: str | None, speculate: str) -> Any:
+    """What is served of a folder."""
+    from lissom.artifact import open_folder
+
+    opened = open_folder(model, bare=True)  # first, since it checks the files while PyTorch is imported
+
+    from lissom.engine.lower import lower
+    from lissom.server import LanguageService, TensorService
+
     called = name or opened.folder.resolve().name
     running = lower(opened.model)
     if opened.tokenizer is not None:
-        service: Any = LanguageService(
+        return LanguageService(
             model=cast(Any, running),
             tokenizer=opened.tokenizer,
             name=called,
@@ -51,13 +78,11 @@ def serve(
             draft=None if draft is None else _draft(draft),
             speculate=speculate,
         )
-    elif draft is not None:
+    if draft is not None:
         raise DataError(f"--draft guesses the tokens of a language model, which {model} is not; leave it out")
-    elif opened.signature is None:
+    if opened.signature is None:
         raise DataError(f"{model} does not say what goes in and out; save it with example=a batch to serve it")
-    else:
-        service = TensorService(module=running, name=called, signature=opened.signature, evidence=opened.evidence)
-    run([service], host=host, port=port, api_key=api_key, announce=lambda url: print(f"{called} at {url}", flush=True))
+    return TensorService(module=running, name=called, signature=opened.signature, evidence=opened.evidence)
 
 
 def _draft(folder: str) -> Any:
@@ -65,7 +90,7 @@ def _draft(folder: str) -> Any:
     from lissom.artifact import open_folder
     from lissom.engine.lower import lower
 
-    opened = open_folder(folder)
+    opened = open_folder(folder, bare=True)
     if opened.tokenizer is None:
         raise DataError(f"--draft {folder} is no language model; give a compressed copy of the one that is served")
     return lower(opened.model)

@@ -39,8 +39,8 @@ def report_of(result: "Result", model: str, out: Path) -> "Report":
 
     from lissom.artifact import MANIFEST
     from lissom.artifact.manifest import package_version
+    from lissom.files import read_json
     from lissom.hardware import describe
-    from lissom.models.checkpoint import read_json
     from lissom.report.content import Report
 
     files = read_json(out / MANIFEST)["files"] if result.best else {}

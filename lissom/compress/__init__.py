@@ -1,6 +1,5 @@
 """The conductor: look at what goes through the layers, act on their weights, pass on."""
 
-from lissom.compress.layers import replace, weight_of
 from lissom.compress.memory import compress_model, quantize_model, quantizing
 from lissom.compress.plan import match
 from lissom.compress.stream import Piece, stream_checkpoint
@@ -11,7 +10,5 @@ __all__ = [
     "match",
     "quantize_model",
     "quantizing",
-    "replace",
     "stream_checkpoint",
-    "weight_of",
 ]

@@ -13,10 +13,9 @@ from lissom.calibrate.gradients import Heard, end_loss, hear, outputs
 from lissom.calibrate.observe import Collected, looks_up
 from lissom.compress.plan import Phase, Plan
 from lissom.errors import DataError, RecipeError
-from lissom.formats import CompressedLayer, Dense, Frozen, Trainable, Weight, matrix_of, share_base, wrap
-from lissom.models import compressible
+from lissom.formats import CompressedLayer, Weight
+from lissom.models import compressible, weight_of
 from lissom.models.experts import check_unrouted
-from lissom.models.families import put
 from lissom.statistics import Fisher, Gram, Guided, Statistic
 from lissom.techniques import SEVERAL
 from lissom.techniques.contract import apply, needed
@@ -160,29 +159,6 @@ def blank(kind: type[S], weight: Weight) -> S:
     return kind.blank(outputs if kind is Fisher else inputs, weight.device)
 
 
-def weight_of(layer: nn.Module) -> Weight:
-    """A layer's weight in the format it has."""
-    return layer.weight if isinstance(layer, CompressedLayer) else Dense(values=matrix_of(layer))
-
-
 def matrix_id(layer: nn.Module) -> int:
     """Equal for layers that share a matrix."""
     return id(layer.matrix if isinstance(layer, CompressedLayer) else layer.weight)
-
-
-def replace(
-    model: nn.Module, weights: Mapping[str, Weight], layers: Mapping[str, nn.Module], *, trainable: bool
-) -> None:
-    """Put compressed layers in place, under every name they have; one weight of several layers stays one module."""
-    held: dict[int, Frozen | Trainable] = {}
-    bases: dict[int, Trainable] = {}
-    names: dict[nn.Module, list[str]] = {}
-    for name, module in model.named_modules(remove_duplicate=False):
-        names.setdefault(module, []).append(name)
-    for name, weight in weights.items():
-        compressed = wrap(layers[name], weight, trainable=trainable)
-        compressed.matrix = held.setdefault(id(weight), compressed.matrix)
-        if isinstance(compressed.matrix, Trainable):
-            share_base(compressed.matrix, weight, bases)
-        for same in names[layers[name]]:
-            put(model, same, compressed)

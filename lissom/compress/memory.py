@@ -11,7 +11,7 @@ from torch import nn
 from lissom.calibrate import Batch, batches
 from lissom.calibrate.observe import Collected
 from lissom.compress.couple import check_coupled, couple, links_of
-from lissom.compress.layers import act, act_together, back, evaluating, look, matrices, replace, weight_of
+from lissom.compress.layers import act, act_together, back, evaluating, look, matrices
 from lissom.compress.plan import Phase, Plan, phases, wanted
 from lissom.compress.reshape import check_joined, joints_of, reshape
 from lissom.compress.taught import Taught
@@ -20,7 +20,7 @@ from lissom.compress.turn import turn
 from lissom.compress.whole import at_once, check_whole, settle
 from lissom.errors import ModelError, RecipeError
 from lissom.formats import LowRank, Palette, Sum, Weight, unfreeze
-from lissom.models import compressible
+from lissom.models import compressible, replace, weight_of
 from lissom.models.experts import apart, set_apart
 from lissom.types import Recipe, Step
 

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from lissom.calibrate import Batch, call
 from lissom.calibrate.data import TARGETS, device_of, moved
 from lissom.compress.couple import Look, reordered
-from lissom.compress.layers import weight_of
 from lissom.compress.plan import Phase
 from lissom.coupling import Coupling, Reader
 from lissom.errors import ModelError, RecipeError
 from lissom.formats import Weight
 from lissom.formats.linear import compressed_kind
+from lissom.models import weight_of
 from lissom.models.couplings import Axis, Joint, Reads, block_joints, traced_joints, width_joints
 from lissom.models.families import FAMILIES
 from lissom.models.resize import replace_tensors

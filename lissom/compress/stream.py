@@ -15,13 +15,13 @@ from lissom.calibrate.observe import Collected
 from lissom.calibrate.spill import Spill
 from lissom.calibrate.stream import Stream
 from lissom.compress.couple import block_links, check_coupled, couple
-from lissom.compress.layers import act, back, matrices, replace, with_fisher
+from lissom.compress.layers import act, back, matrices, with_fisher
 from lissom.compress.plan import Phase, Plan, phases, wanted
 from lissom.compress.ram import room_for, runs_in, tunes
 from lissom.compress.reshape import check_joined, reshape
 from lissom.compress.tune import tune
 from lissom.formats import CompressedLayer, Dense, Masked, Sum, Turned, Weight
-from lissom.models import Checkpoint, compressible
+from lissom.models import Checkpoint, compressible, replace
 from lissom.models.couplings import block_joints
 from lissom.models.experts import check_unrouted
 from lissom.models.families import at

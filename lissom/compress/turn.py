@@ -9,10 +9,10 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from lissom.compress.layers import weight_of
 from lissom.compress.reshape import as_it_is, check_free, tensor_of
 from lissom.errors import RecipeError
 from lissom.formats import Weight
+from lissom.models import weight_of
 from lissom.models.couplings import Axis, Joint, width_joints
 from lissom.models.families import FAMILIES, Family, at
 from lissom.models.resize import replace_tensors

@@ -7,10 +7,10 @@ token that is read needs two operations a weight: multiplying integers is the li
 import time
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lissom.engine.cache import AUTO
 from lissom.engine.engine import Engine
@@ -22,6 +22,8 @@ from lissom.errors import DataError
 from lissom.estimate import Estimate, median_estimate
 from lissom.formats import CompressedEmbedding, CompressedLayer
 from lissom.hardware import Limits
+from lissom.models.families import FAMILIES, at
+from lissom.models.form import LanguageModel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,8 +38,8 @@ class Served:
 
 
 def bench_engine(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    model: LanguageModel,
+    tokenizer: Any,
     limits: Limits,
     *,
     batches: SequenceOf[int] = (1,),
@@ -67,7 +69,7 @@ def bench_engine(
 
 
 def rates(
-    model: nn.Module, limits: Limits, sequences: int, prompt: int, new: int, spent: SequenceOf[tuple[float, float]]
+    model: Any, limits: Limits, sequences: int, prompt: int, new: int, spent: SequenceOf[tuple[float, float]]
 ) -> Served:
     """The rates of some rounds, of which the seconds of both parts are given."""
     read, write = (median_estimate([seconds[part] for seconds in spent]) for part in (0, 1))
@@ -81,15 +83,7 @@ def rates(
     )
 
 
-def engine(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    sequences: int,
-    prompt: int,
-    new: int,
-    *,
-    cache: str = AUTO,
-) -> Engine:
+def engine(model: LanguageModel, tokenizer: Any, sequences: int, prompt: int, new: int, *, cache: str = AUTO) -> Engine:
     """An engine that reads so many prompts in one step, and has room for what is written after them."""
     room = sequences * (prompt + new + 2 * PAGE)
     return Engine(
@@ -120,7 +114,7 @@ def multiplying(model: nn.Module) -> list[nn.Module]:
     """The layers that every token passes: all with a matrix but embeddings."""
     kinds = (nn.Linear, KernelLinear, CompressedLayer)
     tables = (CompressedEmbedding, KernelEmbedding)
-    head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
+    head = head_of(model)
     looked_up = {part for table in model.modules() if isinstance(table, tables) for part in (table, *table.children())}
     return [layer for layer in model.modules() if isinstance(layer, kinds) and layer not in looked_up - {head}]
 
@@ -133,8 +127,14 @@ def step_bytes(model: nn.Module) -> int:
 
 def weights(model: nn.Module) -> int:
     """Weights that a token of a prompt is multiplied with; the head is asked only about the last one."""
-    head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
+    head = head_of(model)
     return sum(size(layer) for layer in multiplying(model) if layer is not head)
+
+
+def head_of(model: nn.Module) -> nn.Module | None:
+    """The last layer of a language model."""
+    family = FAMILIES.get(getattr(getattr(model, "config", None), "model_type", ""))
+    return None if family is None else at(model, family.head)
 
 
 def size(layer: nn.Module) -> int:

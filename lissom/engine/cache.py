@@ -11,11 +11,11 @@ Shapes: t tokens, k key-value heads, e features of a head, d sequences, p pages 
 """
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import PretrainedConfig
 
 from lissom.engine.pages import PAGE
 from lissom.errors import DataError
@@ -133,7 +133,7 @@ STORES: dict[str, type[Store]] = {
 AUTO = "auto"
 
 
-def kind_of_cache(given: str, config: PretrainedConfig) -> str:
+def kind_of_cache(given: str, config: Any) -> str:
     """The kind that is meant: "auto" is bfloat16 for a model whose weights are of that type, and float for others.
 
     Raises:

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from lissom.engine.kernels import native
 from lissom.engine.kernels.layer import KernelEmbedding
@@ -39,8 +38,8 @@ from lissom.engine.runner import check
 from lissom.engine.schedule import Slice
 from lissom.errors import ModelError
 from lissom.formats import scale_of
-from lissom.models.experts import Experts
 from lissom.models.families import at, family_of
+from lissom.models.form import LanguageModel
 
 ROWS = 512  # tokens of a pass; what is between the layers of so many stays near the processor
 CACHES = {"float": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
@@ -55,8 +54,9 @@ class Decoder:
         ModelError: a layer, or an activation, that the library cannot run.
     """
 
-    def __init__(self, model: PreTrainedModel, *, pages: int, cache: str, kernel: str | None = None) -> None:
-        self._model, self._config, self._pages = model, model.config, pages
+    def __init__(self, model: LanguageModel, *, pages: int, cache: str, kernel: str | None = None) -> None:
+        self._model: Any = model
+        self._config, self._pages = model.config, pages
         self._family = family_of(model.config.model_type)
         self._dtype = CACHES[cache]
         self._program = Program(ROWS, kernel or native.kernels()[-1])
@@ -84,23 +84,24 @@ class Decoder:
         self._add(block.self_attn.o_proj, mixed, stream, block.post_attention_layernorm if four else None)
         source = self._normed(before, stream, width)
         if hasattr(block.mlp, "experts"):
-            self._ask(block.mlp, source, stream)
+            self._ask(block, source, stream)
         else:
             products, gate = self._gate(block.mlp)
             self._program.linear(source, *products)
             self._add(block.mlp.down_proj, gate, stream, block.post_feedforward_layernorm if four else None)
 
-    def _ask(self, mlp: Any, source: Source, stream: Columns) -> None:
+    def _ask(self, block: Any, source: Source, stream: Columns) -> None:
         """A mixture of experts. They read what lies before them until the last has spoken, so that is copied first."""
-        if not isinstance(mlp.experts, Experts):
+        names, gate = self._family.experts_of(block), block.mlp.gate
+        if not names:
             raise ModelError("engine: experts that are held together run in PyTorch only")
-        layer = nn.Linear(source.width, mlp.gate.num_experts, bias=False, device="meta")
-        layer.weight = nn.Parameter(mlp.gate.weight, requires_grad=False)
-        router = Router(layer=layer, top=mlp.gate.top_k, whole=mlp.gate.norm_topk_prob)
+        layer = nn.Linear(source.width, gate.num_experts, bias=False, device="meta")
+        layer.weight = nn.Parameter(gate.weight, requires_grad=False)
+        router = Router(layer=layer, top=gate.top_k, whole=gate.norm_topk_prob)
         read = self._program.shared("read", source.width)
         self._program.make(source, read)
         experts = list[Expert]()
-        for expert in mlp.experts.children():
+        for expert in (at(block, name) for name in names):
             products, between = self._gate(expert)
             experts.append(Expert(products=products, between=between, layer=expert.get_submodule("down_proj")))
         self._program.experts(Source(at=read, width=source.width), router, experts, stream)
@@ -203,7 +204,7 @@ def eps(norm: Any) -> float:
     return float(norm.variance_epsilon if hasattr(norm, "variance_epsilon") else norm.eps)
 
 
-def native_runner(model: PreTrainedModel, *, pages: int, cache: str) -> "NativeRunner | None":
+def native_runner(model: LanguageModel, *, pages: int, cache: str) -> "NativeRunner | None":
     """The model as a program, or None where the library, or a part of the model, is not there for it.
 
     Raises:

@@ -10,10 +10,9 @@ from collections.abc import Callable, Iterable
 from collections.abc import Sequence as SequenceOf
 from functools import cached_property
 from itertools import zip_longest
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lissom.engine.cache import AUTO, kind_of_cache
 from lissom.engine.decoder import NativeRunner, native_runner
@@ -27,6 +26,7 @@ from lissom.engine.sequence import Sampling, Sequence
 from lissom.engine.speculate import MODES, NEVER, WHERE_IT_PAYS, Speculation
 from lissom.engine.text import Detokenizer
 from lissom.errors import DataError
+from lissom.models.form import Bare, LanguageModel
 
 if TYPE_CHECKING:
     from llguidance import LLTokenizer
@@ -54,14 +54,14 @@ class Engine:
 
     def __init__(
         self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
+        model: LanguageModel,
+        tokenizer: Any,
         *,
         max_tokens_in_cache: int,
         max_batch: int = 16,
         prefill_chunk: int = 512,
         cache: str = AUTO,
-        draft: PreTrainedModel | None = None,
+        draft: LanguageModel | None = None,
         speculate: str = WHERE_IT_PAYS,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
@@ -202,13 +202,16 @@ class Engine:
         return sampling.max_tokens or room
 
 
-def _runner(model: PreTrainedModel, pages: int, cache: str) -> Runner | NativeRunner:
+def _runner(model: LanguageModel, pages: int, cache: str) -> Runner | NativeRunner:
     """The fastest there is for the model."""
     kind = kind_of_cache(cache, model.config)
-    return native_runner(model, pages=pages, cache=kind) or Runner(model, pages=pages, cache=kind)
+    if fast := native_runner(model, pages=pages, cache=kind):
+        return fast
+    whole: Any = model.whole() if isinstance(model, Bare) else model
+    return Runner(whole, pages=pages, cache=kind)
 
 
-def _check(model: PreTrainedModel, draft: PreTrainedModel | None, speculate: str) -> None:
+def _check(model: LanguageModel, draft: LanguageModel | None, speculate: str) -> None:
     if speculate not in MODES:
         raise DataError(f"engine: speculate={speculate!r} is not possible; choose {', '.join(MODES)}")
     if draft is None:
@@ -222,7 +225,7 @@ def _check(model: PreTrainedModel, draft: PreTrainedModel | None, speculate: str
         )
 
 
-def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+def _end_tokens(model: LanguageModel, tokenizer: Any) -> frozenset[int]:
     """Every token that ends a text, as the generation config and the tokenizer declare them."""
     declared = getattr(model.generation_config, "eos_token_id", None)
     listed = declared if isinstance(declared, list) else [declared]

@@ -6,14 +6,15 @@ Shapes: v vocabulary.
 """
 
 from collections.abc import Collection
+from copy import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from jaxtyping import Bool
-from transformers import PreTrainedTokenizerBase
 
 from lissom.errors import DataError
+from lissom.models.tokenizer import unpadded
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
@@ -65,20 +66,20 @@ class Constraint:
         return "stop" if self._matcher.is_stopped() else None
 
 
-def spelling(tokenizer: PreTrainedTokenizerBase, vocabulary: int, end: Collection[int]) -> "LLTokenizer":
+def spelling(tokenizer: Any, vocabulary: int, end: Collection[int]) -> "LLTokenizer":
     """How the tokens of a model are spelled and which of them end a text, as `constrain` wants it.
 
     Raises:
         DataError: llguidance is not installed, or the tokenizer is none that it can read.
     """
     try:
-        from llguidance.hf import from_tokenizer
+        from llguidance import LLTokenizer
     except ImportError as error:
         raise DataError("grammar: llguidance is not installed; pip install 'lissom[structured]'") from error
     ends = [token for token in sorted(end) if token < len(tokenizer)]
     try:
-        return from_tokenizer(tokenizer, n_vocab=vocabulary, eos_token=ends)  # type: ignore[arg-type]  # it looks itself
-    except ValueError as error:
+        return LLTokenizer(unpadded(copy(tokenizer.backend_tokenizer)).to_str(), n_vocab=vocabulary, eos_token=ends)
+    except (AttributeError, ValueError) as error:  # a tokenizer without a backend is written in Python
         raise DataError(f"grammar: the tokenizer cannot be used: {error}; leave the grammar out") from error
 
 

@@ -9,17 +9,21 @@ Shapes: t packed tokens, r tokens after which the logits are wanted, v vocabular
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import accumulate
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import AttentionInterface, PreTrainedModel
 
 from lissom.engine.attention import Chunk, Decoding, Ragged, attend
 from lissom.engine.cache import Cache
 from lissom.engine.pages import PAGE, pages_for
 from lissom.engine.schedule import Slice
 from lissom.errors import ModelError
+from lissom.models.form import LanguageModel
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "smollm3", "qwen3_moe")
 SHIFTING_ROPE = ("dynamic", "longrope")  # their angles depend on the longest sequence of the batch
@@ -34,7 +38,9 @@ class Runner:
         DataError: a kind of cache that there is not.
     """
 
-    def __init__(self, model: PreTrainedModel, *, pages: int, cache: str = "float") -> None:
+    def __init__(self, model: "PreTrainedModel", *, pages: int, cache: str = "float") -> None:
+        from transformers import AttentionInterface
+
         check(model)
         AttentionInterface.register(PAGED, attend)
         self._model = model
@@ -93,7 +99,7 @@ class Runner:
 
 
 @contextmanager
-def _paged(model: PreTrainedModel) -> Iterator[None]:
+def _paged(model: "PreTrainedModel") -> Iterator[None]:
     usual = model.config._attn_implementation
     model.config._attn_implementation = PAGED
     try:
@@ -102,7 +108,7 @@ def _paged(model: PreTrainedModel) -> Iterator[None]:
         model.config._attn_implementation = usual
 
 
-def check(model: PreTrainedModel) -> None:
+def check(model: LanguageModel) -> None:
     """Whether the engine knows the model.
 
     Raises:

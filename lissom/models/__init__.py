@@ -2,6 +2,15 @@
 
 from lissom.models.checkpoint import Checkpoint, is_checkpoint
 from lissom.models.families import FAMILIES, Family, family_of
-from lissom.models.layers import compressible
+from lissom.models.layers import compressible, replace, weight_of
 
-__all__ = ["FAMILIES", "Checkpoint", "Family", "compressible", "family_of", "is_checkpoint"]
+__all__ = [
+    "FAMILIES",
+    "Checkpoint",
+    "Family",
+    "compressible",
+    "family_of",
+    "is_checkpoint",
+    "replace",
+    "weight_of",
+]

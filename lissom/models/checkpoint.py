@@ -1,21 +1,25 @@
-"""A Hugging Face checkpoint on disk, read tensor by tensor; the whole model is never in memory."""
+"""A Hugging Face checkpoint on disk, read tensor by tensor; the whole model is never in memory.
+
+Transformers is imported where it is needed: that takes seconds, and a model that is served may need none of it.
+"""
 
 import copy
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from lissom.errors import ArtifactError, ModelError, reason
+from lissom.files import read_json
 from lissom.formats import scale_of
 from lissom.models.experts import apart
 from lissom.models.families import Family, at, family_of, put
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 INDEX = "model.safetensors.index.json"
 MARK = {
@@ -95,7 +99,7 @@ class Checkpoint:
             found: Tensor = tensors.get_tensor(name)
             return found
 
-    def tokenizer(self) -> PreTrainedTokenizerBase:
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
         """The tokenizer of the folder."""
         return read_tokenizer(self.folder)
 
@@ -116,8 +120,10 @@ class Checkpoint:
         return part.eval()
 
 
-def skeleton(config: PretrainedConfig) -> nn.Module:
+def skeleton(config: "PretrainedConfig") -> nn.Module:
     """A causal language model on the meta device, but for what no checkpoint holds: angles, an embedding's scale."""
+    from transformers import AutoModelForCausalLM
+
     family = family_of(config.model_type)
     with torch.device("meta"):
         model: nn.Module = AutoModelForCausalLM.from_config(config, attn_implementation=family.attends_by)
@@ -154,27 +160,15 @@ def opened(file: Path) -> Any:
         raise ArtifactError(f"{file} cannot be read: {error}; copy or download it again") from None
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-        ArtifactError: it is missing or no JSON object.
-    """
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{file} cannot be read: {error}") from None
-    if not isinstance(found, dict):
-        raise ArtifactError(f"{file} holds no JSON object")
-    return found
-
-
-def read_config(folder: Path, *, compressed: bool = False) -> PretrainedConfig:
+def read_config(folder: Path, *, compressed: bool = False) -> "PretrainedConfig":
     """The config of a folder; `compressed` says that it may be one that lissom wrote.
 
     Raises:
         ModelError: the architecture is unknown or its sizes impossible, or the model is quantized already.
     """
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoConfig
+
     raw = read_json(folder / "config.json")
     family_of(str(raw.get("model_type", "")))
     quantized = raw.pop("quantization_config", None)
@@ -189,6 +183,9 @@ def read_config(folder: Path, *, compressed: bool = False) -> PretrainedConfig:
 
 def possible(raw: Mapping[str, Any]) -> bool:
     """Whether transformers takes a config of these entries."""
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoConfig
+
     try:
         AutoConfig.for_model(**copy.deepcopy(dict(raw)))
     except StrictDataclassError:
@@ -196,12 +193,14 @@ def possible(raw: Mapping[str, Any]) -> bool:
     return True
 
 
-def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+def read_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     """The tokenizer of a folder.
 
     Raises:
         ModelError: there is none.
     """
+    from transformers import AutoTokenizer
+
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:

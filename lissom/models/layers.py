@@ -1,9 +1,12 @@
-"""Which modules of a model hold a matrix that can be compressed."""
+"""Which modules of a model hold a matrix that can be compressed, and putting compressed ones in their place."""
+
+from collections.abc import Mapping
 
 from torch import nn
 
-from lissom.formats import CompressedLayer
+from lissom.formats import CompressedLayer, Dense, Frozen, Trainable, Weight, matrix_of, share_base, wrap
 from lissom.formats.linear import compressed_kind
+from lissom.models.families import put
 
 
 def compressible(model: nn.Module, prefix: str = "") -> dict[str, nn.Module]:
@@ -24,3 +27,26 @@ def weighs(layer: nn.Module) -> bool:
     weight = layer._parameters.get("weight")
     renormalized = getattr(layer, "max_norm", None) is not None  # such an embedding rewrites its rows as it is used
     return weight is not None and weight.is_floating_point() and weight.numel() > 0 and not renormalized
+
+
+def weight_of(layer: nn.Module) -> Weight:
+    """A layer's weight in the format it has."""
+    return layer.weight if isinstance(layer, CompressedLayer) else Dense(values=matrix_of(layer))
+
+
+def replace(
+    model: nn.Module, weights: Mapping[str, Weight], layers: Mapping[str, nn.Module], *, trainable: bool
+) -> None:
+    """Put compressed layers in place, under every name they have; one weight of several layers stays one module."""
+    held: dict[int, Frozen | Trainable] = {}
+    bases: dict[int, Trainable] = {}
+    names: dict[nn.Module, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        names.setdefault(module, []).append(name)
+    for name, weight in weights.items():
+        compressed = wrap(layers[name], weight, trainable=trainable)
+        compressed.matrix = held.setdefault(id(weight), compressed.matrix)
+        if isinstance(compressed.matrix, Trainable):
+            share_base(compressed.matrix, weight, bases)
+        for same in names[layers[name]]:
+            put(model, same, compressed)

@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 
 from torch import nn
 
-from lissom.compress import quantizing, weight_of
+from lissom.compress import quantizing
 from lissom.errors import ModelError
 from lissom.formats import CompressedEmbedding
-from lissom.models import Checkpoint, compressible
+from lissom.models import Checkpoint, compressible, weight_of
 from lissom.models.experts import set_apart
 from lissom.types import Recipe, Step
 

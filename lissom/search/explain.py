@@ -25,16 +25,15 @@ from torch import Tensor, nn
 
 from lissom.artifact import MANIFEST, open_folder
 from lissom.artifact.module import stored_state
-from lissom.compress import weight_of
 from lissom.compress.layers import steps_on
 from lissom.compress.plan import phases
 from lissom.compress.stream import layer_names, stored_like
 from lissom.compress.turn import family_in
 from lissom.engine.lower import lower
 from lissom.errors import ModelError
+from lissom.files import read_json
 from lissom.formats import CompressedEmbedding, CompressedLinear, Dense, Frozen, Weight, freeze, wrap
-from lissom.models import Checkpoint, compressible
-from lissom.models.checkpoint import read_json
+from lissom.models import Checkpoint, compressible, weight_of
 from lissom.models.experts import apart
 from lissom.techniques.contract import grain, knobs
 from lissom.types import Recipe, Step

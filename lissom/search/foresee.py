@@ -22,13 +22,13 @@ from lissom.calibrate.gradients import Heard, Pull
 from lissom.calibrate.observe import looks_up
 from lissom.calibrate.spill import Spill
 from lissom.calibrate.stream import Stream
-from lissom.compress.layers import back, weight_of
+from lissom.compress.layers import back
 from lissom.compress.plan import Phase
 from lissom.compress.ram import first_below, ways_back
 from lissom.compress.stream import seen_in
 from lissom.errors import DataError, RecipeError
-from lissom.models import Checkpoint, compressible
-from lissom.models.checkpoint import read_json
+from lissom.files import read_json
+from lissom.models import Checkpoint, compressible, weight_of
 from lissom.models.experts import check_unrouted
 from lissom.models.families import at
 from lissom.search.sensitivity import Found, Option, Seen, Steps, fitting, kinds_of, options

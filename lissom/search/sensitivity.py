@@ -23,13 +23,13 @@ from lissom.calibrate import batches
 from lissom.calibrate.data import device_of
 from lissom.calibrate.gradients import Pull, end_loss, hear, outputs
 from lissom.calibrate.observe import Collected
-from lissom.compress.layers import evaluating, steps_on, weight_of
+from lissom.compress.layers import evaluating, steps_on
 from lissom.compress.layers import look as inputs_of
 from lissom.compress.stream import stored_like
 from lissom.compress.taught import answer
 from lissom.errors import DataError, ModelError, RecipeError
 from lissom.formats import CompressedLayer, Weight
-from lissom.models import compressible
+from lissom.models import compressible, weight_of
 from lissom.models.experts import set_apart
 from lissom.statistics import Gram, Statistic
 from lissom.techniques.contract import grain, needed

@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from lissom.compress import weight_of
 from lissom.errors import RecipeError
-from lissom.models import compressible
+from lissom.models import compressible, weight_of
 from lissom.models.experts import set_apart
 from lissom.search.sensitivity import sensitivity
 from lissom.techniques.contract import check, knobs

@@ -58,7 +58,7 @@ class Language:
         sampling = _sampling(asked, asked.max_tokens or COMPLETION_TOKENS, asked.logprobs)
 
         def encode() -> list[list[int]]:
-            return tokens or [list(self.service.tokenizer(text).input_ids) for text in texts]
+            return tokens or [list(self.service.tokenizer.encode(text)) for text in texts]
 
         return await self._answer(request, asked, Completion(), sampling, len(texts) + len(tokens), encode)
 
@@ -71,7 +71,7 @@ class Language:
     def _encode_chat(self, asked: ChatRequest) -> list[int]:
         tokenizer = self.service.tokenizer
         if not tokenizer.chat_template:
-            return list(tokenizer("\n".join(message.text for message in asked.messages)).input_ids)
+            return list(tokenizer.encode("\n".join(message.text for message in asked.messages)))
         messages = [{"role": message.role, "content": message.text} for message in asked.messages]
         try:
             return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))

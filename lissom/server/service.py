@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from lissom.models.form import LanguageModel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,14 +31,14 @@ class LanguageService:
     vocabulary guesses tokens ahead; without one, and with `speculate` "auto", what the text repeats is guessed.
     """
 
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
+    model: LanguageModel
+    tokenizer: Any
     name: str
     evidence: Mapping[str, Any] | None = None
     max_tokens_in_cache: int = 16_384
     max_batch: int = 16
     cache: str = "auto"
-    draft: PreTrainedModel | None = None
+    draft: LanguageModel | None = None
     speculate: str = "auto"
 
 

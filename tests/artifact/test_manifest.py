@@ -1,5 +1,6 @@
 """What is on disk is what was written, or it is refused by name; what was not finished is not there."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -8,9 +9,9 @@ import pytest
 from torch import nn
 
 from lissom.artifact import MANIFEST, annotate, load, open_folder, read_manifest, save
-from lissom.artifact.manifest import building, write_manifest
+from lissom.artifact.manifest import building, fingerprint, write_manifest
 from lissom.errors import ArtifactError
-from lissom.models.checkpoint import read_json
+from lissom.files import read_json
 
 
 @pytest.fixture
@@ -87,6 +88,13 @@ def test_an_existing_folder_is_refused_and_left_as_it_is(tmp_path: Path) -> None
     assert [file.name for file in (tmp_path / "saved").iterdir()] == ["thesis.tex"]
     with pytest.raises(ArtifactError, match="exists already"):
         save(nn.Sequential(nn.Linear(2, 2)), tmp_path / "saved" / "thesis.tex")
+
+
+@pytest.mark.parametrize("content", [b"", b"words", bytes(3 * 2**20)])
+def test_a_file_is_hashed_as_hashlib_hashes_its_bytes(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "file").write_bytes(content)
+    expected = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    assert fingerprint(tmp_path / "file") == expected
 
 
 def test_an_empty_folder_will_do(tmp_path: Path) -> None:

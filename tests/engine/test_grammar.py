@@ -121,7 +121,7 @@ def test_a_tokenizer_of_which_no_token_ends_a_text_is_refused(tokenizer: Any) ->
 
 
 def test_without_the_library_it_is_named(model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "llguidance.hf", None)
+    monkeypatch.setitem(sys.modules, "llguidance", None)
     one = Engine(model, tokenizer, max_tokens_in_cache=64)
     with pytest.raises(DataError, match=r"llguidance is not installed; pip install 'lissom\[structured\]'"):
         one.add([5], Sampling(grammar=Grammar(kind="regex", text="a")))

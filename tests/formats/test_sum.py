@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from lissom.artifact import load, save
 from lissom.compress import compress_model, quantize_model
-from lissom.compress.layers import replace
 from lissom.formats import Affine, Dense, LowRank, Sum, Weight, freeze, unfreeze
-from lissom.models import compressible
+from lissom.models import compressible, replace
 from lissom.statistics import Moments
 from lissom.techniques.quantize.rtn import rtn
 from lissom.techniques.share.residual import written

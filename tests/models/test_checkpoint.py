@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from lissom.errors import ArtifactError, ModelError
 from lissom.models import FAMILIES, Checkpoint, is_checkpoint
-from lissom.models.checkpoint import INDEX, find, read_json, read_tokenizer
+from lissom.models.checkpoint import INDEX, find, read_tokenizer
 from lissom.models.families import at
 
 Tiny = Callable[..., Path]
@@ -141,13 +141,6 @@ def test_an_index_that_is_none_is_named(folder: Path) -> None:
     (folder / INDEX).write_text("{}")
     with pytest.raises(ArtifactError, match="weight_map"):
         Checkpoint(folder)
-
-
-@pytest.mark.parametrize(("text", "message"), [("{", "cannot be read"), ("[]", "holds no JSON object")])
-def test_what_is_no_json_is_named(tmp_path: Path, text: str, message: str) -> None:
-    (tmp_path / "config.json").write_text(text)
-    with pytest.raises(ArtifactError, match=message):
-        read_json(tmp_path / "config.json")
 
 
 def test_a_folder_without_a_tokenizer_is_named(folder: Path) -> None:

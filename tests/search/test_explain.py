@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from lissom.artifact import compress_checkpoint, open_folder, save
-from lissom.compress import compress_model, weight_of
+from lissom.compress import compress_model
 from lissom.errors import ModelError, RecipeError
-from lissom.models import compressible
+from lissom.models import compressible, weight_of
 from lissom.search import explain as room
 from lissom.search.explain import Source, explain, period, sized, tried
 from lissom.types import Recipe, Step

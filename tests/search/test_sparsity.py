@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lissom.compress import compress_model, weight_of
+from lissom.compress import compress_model
 from lissom.errors import RecipeError
-from lissom.models import compressible
+from lissom.models import compressible, weight_of
 from lissom.search.sparsity import allocate_sparsity
 
 

@@ -1,0 +1,58 @@
+"""Language models, read back layer by layer: as transformers builds them, or bare."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from torch import nn
+
+from lissom.artifact.tensors import check_layers, read_tensors, take_weight
+from lissom.errors import ArtifactError
+from lissom.models import compressible, replace
+from lissom.models.checkpoint import check_shapes, read_config, skeleton
+from lissom.models.families import at, family_of
+from lissom.models.form import Bare
+from lissom.models.resize import matrix_shapes, resize
+
+
+def build_language_model(folder: Path, manifest: Mapping[str, Any], *, bare: bool = False) -> nn.Module:
+    """The model of a folder, in float32 but for its compressed layers.
+
+    `manifest` is empty for a plain checkpoint. Where it says the form of the model, that can be built `bare`.
+
+    Raises:
+        ArtifactError: tensors are missing.
+    """
+    ours = "weights" in manifest
+    config: Any = SimpleNamespace(**manifest["form"]["config"]) if bare else read_config(folder, compressed=ours)
+    family = family_of(config.model_type)
+    tensors = read_tensors(folder)
+    tensors |= {name: tensors[same] for name, same in manifest.get("aliases", {}).items()}
+    weights = {name: take_weight(name, spec, tensors) for name, spec in manifest.get("weights", {}).items()}
+    state = {name: tensor.float() for name, tensor in tensors.items()}
+    if config.tie_word_embeddings and family.embedding in weights:
+        weights[family.head] = weights[family.embedding]
+    elif config.tie_word_embeddings:
+        state[f"{family.head}.weight"] = state[f"{family.embedding}.weight"]
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()} | matrix_shapes(weights)
+
+    def empty() -> nn.Module:
+        """What transformers builds; layers of one model may differ in shape, and the tensors say in which."""
+        made = skeleton(read_config(folder, compressed=ours))
+        if manifest:
+            resize(made, shapes)
+        return made
+
+    model = Bare(manifest["form"], shapes, empty) if bare else empty()
+    layers = compressible(model)
+    check_layers(folder, "config.json", weights, layers)
+    replace(model, weights, layers, trainable=False)
+    check_shapes(folder, "config.json", state, model)
+    missing, _ = model.load_state_dict(state, strict=False, assign=True)
+    missing = [name for name in missing if ".matrix." not in name]
+    if missing:
+        raise ArtifactError(f"{folder} has no tensor {missing[0]!r}; the checkpoint is incomplete")
+    if config.tie_word_embeddings and family.embedding not in weights:
+        at(model, family.head).weight = at(model, family.embedding).weight  # one parameter, not two of one tensor
+    return model.eval()
