@@ -31,7 +31,7 @@ ARGUMENTS = {  # of the functions of the library, as they are declared in C
     "lissom_page_bytes": [POINTER],
     "lissom_rows": [BYTES, BYTES, POINTER, SIZE, POINTER],
     "lissom_share": [POINTER],
-    "lissom_step": [POINTER, SIZE, POINTER, c_int, c_int],
+    "lissom_step": [POINTER, SIZE, POINTER, c_int, c_int, c_int],
 }
 
 

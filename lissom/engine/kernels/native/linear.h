@@ -17,6 +17,7 @@ typedef struct {
     int8_t *x;
     float *xs;
     int32_t *xt;
+    ptrdiff_t room, blocks; /* of a row at most: rows `first` and those behind it begin at first times so many */
 } Rounding;
 
 typedef struct {
@@ -33,6 +34,7 @@ typedef struct {
     const Product *products;
     ptrdiff_t rounding_count, product_count;
     float *made; /* room for the inputs of all rows if a product is dense, else for one row of each thread */
+    ptrdiff_t room; /* floats of such a row at most */
     int there;   /* the inputs of all rows lie there already, and only dense products read them */
     int picked;  /* only the rows that the pass picks, which become rows 0, 1, ... */
 } Linear;
@@ -46,6 +48,9 @@ typedef struct {
 
 /* `count` rows; row m is made of row picked[m], where that is not null. */
 void lissom_multiply(const Linear *, ptrdiff_t count, const int32_t *picked, Machine);
+
+/* Rows `first` up to `last` by this thread alone. */
+void lissom_multiply_rows(const Linear *, const Kernel *, ptrdiff_t first, ptrdiff_t last, int thread);
 
 /* One row of a compressed matrix. */
 void lissom_panel_row(const Panels *, const Layout *, ptrdiff_t output, float *to);
