@@ -79,6 +79,17 @@ def test_logits_are_those_of_transformers(family: str, kernel: str) -> None:
 
 
 @pytest.mark.parametrize("kernel", native.kernels())
+@torch.no_grad()
+def test_scores_that_grow_far_along_a_context(kernel: str) -> None:
+    model = random()
+    for block in model.model.layers:
+        block.self_attn.q_norm.weight *= 8
+    prompt = tokens(200)
+    (found,) = read(runner(model, kernel=kernel), [prompt], 200)
+    torch.testing.assert_close(found, model(torch.tensor([prompt])).logits[0, -1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kernel", native.kernels())
 @pytest.mark.parametrize("cache", CACHES)
 def test_what_a_sequence_gives_does_not_depend_on_what_runs_beside_it(cache: str, kernel: str) -> None:
     model = random("mistral")

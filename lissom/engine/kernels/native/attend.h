@@ -7,7 +7,10 @@
    Queries and weights are cells: a float, or two numbers of type BFLOAT16, or four integers with a scale for each query, that
    meet as many features, or tokens. */
 
-enum { PAGES = KEYS / PAGE };
+enum {
+    PAGES = KEYS / PAGE,
+    SLACK = 8, /* weights may be up to 2^SLACK before those summed so far are corrected, which is then seldom */
+};
 
 typedef const uint8_t *const *Pages;
 
@@ -16,11 +19,6 @@ INLINE Floats add_cell(Floats sum, Floats v, int type, const float *cell) {
     if (type != BFLOAT16) return add_product(sum, v, floats(*cell));
     __builtin_memcpy(&pair, cell, 4);
     return add_pairs(sum, v, pair);
-}
-
-/* Floats become cells, in place. */
-INLINE void to_cells(float *x, ptrdiff_t count) {
-    EACH_16(j, count) store_brains((uint16_t *)x + j, some_floats(x + j, count - j));
 }
 
 TARGET static void keep(const Attention *a, float *head, int value, uint8_t *page, ptrdiff_t slot) {
@@ -33,7 +31,11 @@ TARGET static void keep(const Attention *a, float *head, int value, uint8_t *pag
         for (ptrdiff_t f = 0; f < a->size; f += 16) {
             uint16_t rounded[16];
             store_brains(rounded, some_floats(head + f, a->size - f));
-            for (ptrdiff_t i = 0; i < 16 && f + i < a->size; i++) ((uint16_t *)page)[AT(f + i)] = rounded[i];
+            if (value)
+                for (ptrdiff_t i = 0; i < 16; i++) ((uint16_t *)page)[AT(f + i)] = rounded[i];
+            else
+                for (ptrdiff_t i = 0; i < 16 && f + i < a->size; i += 2)
+                    memcpy((uint16_t *)page + AT(f + i), rounded + i, CELL);
         }
     if (a->type == INT8) {
         const uint32_t bits = largest(head, a->size);
@@ -213,29 +215,34 @@ ATTEND(FLOAT32) ATTEND(BFLOAT16) ATTEND(INT8)
 typedef void (*Scores)(const Attention *, const float *, const Rounded *, ptrdiff_t, Pages, Pages, float *);
 typedef void (*Values)(const Attention *, const float *, const Rounded *, ptrdiff_t, ptrdiff_t, Pages, Pages, float *);
 
-/* Scores of a query become weights, those outside `first` up to `last` 0; what was summed before is corrected. */
-INLINE void soften(float *scores, ptrdiff_t first, ptrdiff_t last, float *most, float *sum, float *to, ptrdiff_t wide) {
+/* Scores of a query become weights, or pairs of them, those outside `first` up to `last` 0. What was summed before is
+   corrected: the weights so far, lane by lane, in `all`, and what they gave in `to`. `most` is the score, times log2(e),
+   whose weight is 1. */
+INLINE void soften(int pairs, float *scores, ptrdiff_t first, ptrdiff_t last, float *most, float *all, float *to,
+                   ptrdiff_t wide) {
     if (first >= last) {
         memset(scores, 0, sizeof(float) * KEYS);
         return;
     }
-    for (ptrdiff_t t = 0; t < first; t++) scores[t] = -INFINITY;
-    for (ptrdiff_t t = last; t < KEYS; t++) scores[t] = -INFINITY;
-    Floats top = floats(*most), all = floats(0);
-    EACH_16(t, KEYS) top = larger(top, load_floats(scores + t));
-    const float now = greatest(top);
-    EACH_16(t, KEYS) {
-        Floats weight = exponential(plus(load_floats(scores + t), floats(-now)));
-        all = plus(all, weight);
-        store_floats(scores + t, weight, 16);
+    for (ptrdiff_t t = 0; t < first; t += 16) store_floats(scores + t, floats(-INFINITY), first - t);
+    for (ptrdiff_t t = last; t < KEYS; t += 16 - t % 16) store_floats(scores + t, floats(-INFINITY), 16 - t % 16);
+    Floats top = load_floats(scores), sum = load_floats(all);
+    for (ptrdiff_t t = 16; t < KEYS; t += 16) top = larger(top, load_floats(scores + t));
+    const float now = greatest(top) * LOG2_E;
+    if (!(now <= *most + SLACK)) {
+        const Floats before = power_of_two(floats(*most - now));
+        sum = times(sum, before);
+        EACH_16(f, wide) store_floats(to + f, times(load_floats(to + f), before), 16);
+        *most = now;
     }
-    if (now != *most) {
-        const float before = expf(*most - now);
-        *sum *= before;
-        EACH_16(f, wide) store_floats(to + f, times(load_floats(to + f), floats(before)), 16);
+    const Floats shift = floats(-*most);
+    UNROLL EACH_16(t, KEYS) {
+        Floats weight = power_of_two(add_product(shift, load_floats(scores + t), floats(LOG2_E)));
+        sum = plus(sum, weight);
+        if (pairs) store_brains((uint16_t *)scores + t, weight);
+        else store_floats(scores + t, weight, 16);
     }
-    *sum += total(all);
-    *most = now;
+    store_floats(all, sum, 16);
 }
 
 /* Weights times the scales of their values, which follow `codes` bytes, become integers in their place; those past `tokens`,
@@ -267,22 +274,30 @@ INLINE Block block_at(const Attention *a, const int32_t *pages, ptrdiff_t group,
 TARGET static void attend(const Attention *a, const Queries *of, float *scratch) {
     const ptrdiff_t share = a->heads / a->groups, count = of->count * share, wide = wide_of(a), size = a->size;
     float *query = scratch, *scores = query + count * wide, *to = scores + count * KEYS, *most = to + count * wide,
-          *sums = most + count;
-    Rounded *queries = (Rounded *)(sums + count), *weights = queries + count;
+          *all = most + count;
+    Rounded *queries = (Rounded *)(all + 16 * count), *weights = queries + count;
     const Scores scores_of = (Scores[]){scores_FLOAT32, scores_BFLOAT16, NULL, scores_INT8}[a->type];
     const Values values_of = (Values[]){values_FLOAT32, values_BFLOAT16, NULL, values_INT8}[a->type];
     for (ptrdiff_t q = 0; q < count; q++) {
-        const float *from = a->query.at + (of->row + q / share) * a->query.stride + (of->group * share + q % share) * size;
+        const ptrdiff_t row = of->row + q / share, column = (of->group * share + q % share) * size;
+        const float *from = a->query.at + row * a->query.stride + column, *out = a->to.at + row * a->to.stride + column;
+        EACH_16(f, size) { /* what the next group reads, and where this one writes */
+            __builtin_prefetch(from + share * size + f, 0, 2);
+            __builtin_prefetch(out + f, 1, 2);
+        }
         float *own = query + q * wide;
         if (a->type == INT8) {
             queries[q] = to_integers(from, size, (int8_t *)query + q * wide);
             queries[q].factor *= a->scale;
         } else {
-            EACH_16(f, size) store_floats(own + f, times(some_floats(from + f, size - f), floats(a->scale)), 16);
+            EACH_16(f, size) {
+                Floats scaled = times(some_floats(from + f, size - f), floats(a->scale));
+                if (a->type == BFLOAT16) store_brains((uint16_t *)own + f, scaled);
+                else store_floats(own + f, scaled, 16);
+            }
         }
-        if (a->type == BFLOAT16) to_cells(own, size);
         most[q] = -INFINITY;
-        sums[q] = 0;
+        store_floats(all + 16 * q, floats(0), 16);
     }
     memset(to, 0, sizeof(float) * (size_t)(count * wide));
     const ptrdiff_t end = a->both ? of->end : of->place + of->count, seen = of->place + 1 - a->window;
@@ -299,8 +314,8 @@ TARGET static void attend(const Attention *a, const Queries *of, float *scratch)
         for (ptrdiff_t q = 0; q < count; q++) {
             const ptrdiff_t last = (a->both ? of->end : of->place + q / share + 1) - base, first = a->window ? last - a->window : 0;
             float *own = scores + q * KEYS;
-            soften(own, first < 0 ? 0 : first, last > KEYS ? KEYS : last, most + q, sums + q, to + q * wide, wide);
-            if (a->type == BFLOAT16) to_cells(own, KEYS);
+            soften(a->type == BFLOAT16, own, first < 0 ? 0 : first, last > KEYS ? KEYS : last, most + q, all + q * 16,
+                   to + q * wide, wide);
             if (a->type == INT8) {
                 weights[q] = weights_to_integers(own, tokens, block.values, value_codes(a));
                 memmove((int8_t *)scores + q * KEYS, own, KEYS);
@@ -310,6 +325,7 @@ TARGET static void attend(const Attention *a, const Queries *of, float *scratch)
     }
     for (ptrdiff_t q = 0; q < count; q++) {
         float *out = a->to.at + (of->row + q / share) * a->to.stride + (of->group * share + q % share) * size;
-        EACH_16(f, size) store_floats(out + f, times(some_floats(to + q * wide + f, size - f), floats(1 / sums[q])), size - f);
+        const Floats whole = floats(1 / total(load_floats(all + 16 * q)));
+        EACH_16(f, size) store_floats(out + f, times(some_floats(to + q * wide + f, size - f), whole), size - f);
     }
 }

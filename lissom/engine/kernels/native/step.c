@@ -234,7 +234,7 @@ static void ask(const Experts *x, ptrdiff_t rows, Machine on) {
 }
 
 static ptrdiff_t room_for(const Attention *a) {
-    return TOKENS * (a->heads / a->groups) * (KEYS + 2 * wide_of(a) + 6);
+    return TOKENS * (a->heads / a->groups) * (KEYS + 2 * wide_of(a) + 21);
 }
 
 static ptrdiff_t count_of(const Pass *pass) {
@@ -243,9 +243,10 @@ static ptrdiff_t count_of(const Pass *pass) {
     return count;
 }
 
+/* The last of a sequence come first, which see most: then threads end together. */
 static void list(const Pass *pass, Queries *to) {
     for (const Part *p = pass->part; p < pass->part + pass->parts; p++)
-        for (ptrdiff_t at = 0; at < p->count; at += TOKENS)
+        for (ptrdiff_t at = (p->count - 1) / TOKENS * TOKENS; at >= 0; at -= TOKENS)
             *to++ = (Queries){.row = p->row + at, .count = p->count - at < TOKENS ? p->count - at : TOKENS,
                               .place = p->place + at, .end = p->place + p->count, .pages = p->pages};
 }
