@@ -46,18 +46,21 @@ LINE = 64
 class Program:
     """Operations are appended, `finish` makes the room that they share, and then it runs: at most `rows` tokens.
 
-    The tensors of the model are read where they lie: it must stay as it is.
+    The tensors of the model are read where they lie: it must stay as it is. Layers of bfloat16 in a model of that `dtype`
+    have their inputs rounded to it, as PyTorch has; all others read floats.
 
     Raises:
         ModelError: a layer that the library cannot run.
     """
 
-    def __init__(self, rows: int, kernel: str) -> None:
+    def __init__(self, rows: int, kernel: str, dtype: torch.dtype) -> None:
+        self._dtype = dtype
         self.rows, self._kernel, self._threads = rows, native.KERNELS.index(kernel), torch.get_num_threads()
         self._held: list[object] = []  # what the library is given the addresses of
         self._operations: list[structs.COperation] = []
         self._roundings: list[list[structs.CRounding]] = []  # the first of each operation, the second, ...
         self._made: list[tuple[structs.CLinear | structs.CMake, int]] = []  # who needs room, for so many floats
+        self._narrow: list[tuple[structs.CLinear, int]] = []  # and for so many numbers of 16 bits
         self._ends: list[structs.CProduct | structs.CBound] = []  # who is told where the logits go
         self._shared: dict[str, Columns] = {}
         self._caches: list[Tensor] = []
@@ -171,6 +174,9 @@ class Program:
         room = self._hold(torch.empty(max((size for _, size in self._made), default=0)))
         for made, _ in self._made:
             made.made = address(room)
+        narrow = self._hold(torch.empty(max((size for _, size in self._narrow), default=0), dtype=torch.bfloat16))
+        for linear, _ in self._narrow:
+            linear.narrow = address(narrow)
         self._all = (structs.COperation * len(self._operations))(*self._operations)
         return self
 
@@ -236,8 +242,10 @@ class Program:
         linear.source = self._source(source)
         linear.roundings, linear.products = (ctypes.addressof(self._hold(part)) for part in (roundings, made))
         linear.rounding_count, linear.product_count = len(layouts), len(products)
-        dense = any(isinstance(product.layer, DENSE) for product in products)
-        self._made.append((linear, source.width * (self.rows if dense else self._threads)))
+        read = {self._read_as(product.layer) for product in products if isinstance(product.layer, DENSE)}
+        self._made.append((linear, source.width * (self.rows if torch.float32 in read else self._threads)))
+        if torch.bfloat16 in read:
+            self._narrow.append((linear, source.width * self.rows))
 
     def _product(self, product: Product, layouts: Sequence[object]) -> structs.CProduct:
         layer = product.layer
@@ -278,10 +286,15 @@ class Program:
         self._hold(layer)
         return ctypes.addressof(self._hold(structs.CPanels.from_buffer_copy(layer.given().panels)))
 
+    def _read_as(self, layer: nn.Module) -> torch.dtype:
+        """The type in which a dense layer reads its inputs."""
+        weight = layer.values if isinstance(layer, MaskedLinear) else layer.weight
+        return native.read_as(weight.dtype, self._dtype)  # type: ignore[arg-type]
+
     def _dense(self, layer: nn.Module) -> int:
         if isinstance(layer, MaskedLinear):
             self._hold(layer)
-            return ctypes.addressof(self._hold(layer.given()))
+            return ctypes.addressof(self._hold(layer.given(self._read_as(layer))))
         weight, bias = layer.weight, getattr(layer, "bias", None)
         if (
             not isinstance(weight, Tensor)
@@ -295,7 +308,8 @@ class Program:
         held = None if bias is None else self._hold(bias.detach().float().contiguous())
         where = None if held is None else address(held)
         given = structs.CDense(
-            address(self._hold(weight)), where, None, None, *weight.shape, native.TYPES[weight.dtype]
+            *(address(self._hold(weight)), where, None, None, *weight.shape),
+            *(native.TYPES[dtype] for dtype in (weight.dtype, self._read_as(layer))),
         )
         return ctypes.addressof(self._hold(given))
 

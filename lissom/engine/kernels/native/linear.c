@@ -49,6 +49,7 @@ static void make_rows(void *given, ptrdiff_t first, ptrdiff_t last, int thread) 
         const int there = s->kind == AS_IS && !call->kept;
         if (!there) call->kernel->make(s, from, made);
         const float *row = there ? s->from.at + from * s->from.stride : made;
+        if (l->narrow) call->kernel->narrow(row, s->width, l->narrow + m * s->width);
         for (ptrdiff_t r = 0; r < l->rounding_count; r++) round_row(call->kernel, l->roundings + r, row, m);
     }
 }
@@ -70,7 +71,8 @@ static void multiply_items(void *given, ptrdiff_t first, ptrdiff_t last, int thr
             call->kernel->multiply(p->panels, &rows, begin, end);
         } else if (begin < end) {
             const ptrdiff_t outputs = p->dense->outputs, stop = end * LANES < outputs ? end * LANES : outputs;
-            call->kernel->dense(p->dense, l->made, call->count, p->to, p->add, begin * LANES, stop);
+            const void *x = p->dense->from == BFLOAT16 ? (const void *)l->narrow : l->made;
+            call->kernel->dense(p->dense, x, call->count, p->to, p->add, begin * LANES, stop);
         }
         first -= items;
         last -= items;
@@ -88,7 +90,7 @@ void lissom_multiply(const Linear *l, ptrdiff_t count, const int32_t *picked, Ma
     for (ptrdiff_t p = 0; p < l->product_count; p++) {
         items += items_of(l->products + p);
         weights += outputs_of(l->products + p) * l->source.width * (l->products[p].panels ? 1 : 4);
-        call.kept |= !l->products[p].panels;
+        call.kept |= !l->products[p].panels && l->products[p].dense->from == FLOAT32;
     }
     if (!l->there) on.each(make_rows, &call, count, lissom_chunk(count, 64 * l->source.width, on.threads), on.threads);
     const ptrdiff_t work = weights / items * (count < 4 ? 4 : count);
@@ -144,10 +146,11 @@ EXPORT int lissom_linear(const Panels *w, const Layout *layout, const float *x, 
     return -failed;
 }
 
-/* y (count x outputs) = rows of x (count x inputs) times a matrix that is dense or masked. */
-EXPORT void lissom_dense(const Dense *w, const float *x, float *y, ptrdiff_t count, int kernel, int threads) {
+/* y (count x outputs) = rows of x (count x inputs), of the type it reads, times a matrix that is dense or masked. */
+EXPORT void lissom_dense(const Dense *w, const void *x, float *y, ptrdiff_t count, int kernel, int threads) {
     const Product product = {.dense = w, .to = {y, w->outputs}};
     const Source rows = {.from = {(float *)x, w->inputs}, .width = w->inputs, .kind = AS_IS};
-    const Linear linear = {.source = rows, .products = &product, .product_count = 1, .made = (float *)x, .there = 1};
+    const Linear linear = {.source = rows, .products = &product, .product_count = 1,
+                           .made = (float *)x, .narrow = (uint16_t *)x, .there = 1};
     lissom_multiply(&linear, count, NULL, (Machine){lissom_kernel(kernel), lissom_each_beside_torch, threads});
 }

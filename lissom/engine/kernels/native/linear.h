@@ -32,7 +32,8 @@ typedef struct {
     const Rounding *roundings;
     const Product *products;
     ptrdiff_t rounding_count, product_count;
-    float *made; /* room for the inputs of all rows if a product is dense, else for one row of each thread */
+    float *made;      /* room for the inputs of all rows if a product is dense, else for one row of each thread */
+    uint16_t *narrow; /* the same as bfloat16 if a product is dense and reads them so, or null */
     int there;   /* the inputs of all rows lie there already, and only dense products read them */
     int picked;  /* only the rows that the pass picks, which become rows 0, 1, ... */
 } Linear;
