@@ -127,7 +127,7 @@ def worker(folder: str, batches: str, prompt: str, new: str) -> None:
     """What such a process does."""
     from lissom.artifact import open_folder
     from lissom.engine.bench import engine, once
-    from lissom.engine.kernels import lower
+    from lissom.engine.lower import lower
 
     opened = open_folder(Path(folder))
     model: Any = lower(opened.model)

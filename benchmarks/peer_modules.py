@@ -26,7 +26,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from turns import Arrays, batches, turn
 
 THREADS = torch.get_num_threads()
-TRANSFORMERS = ("encoder",)
+TRANSFORMERS = ("encoder", "padded")
 
 Run = Callable[[Arrays], np.ndarray]
 

@@ -27,7 +27,7 @@ import lissom
 from lissom.artifact import Opened, open_folder
 from lissom.calibrate import token_windows
 from lissom.engine import Engine, Sampling
-from lissom.engine.kernels import lower
+from lissom.engine.lower import lower
 from lissom.engine.pages import PAGE
 from lissom.estimate import Estimate, median_estimate
 from lissom.hardware import describe

@@ -26,7 +26,7 @@ import lissom
 from lissom.artifact import open_folder
 from lissom.calibrate import token_windows
 from lissom.compress import compress_model
-from lissom.engine.kernels import lower
+from lissom.engine.lower import lower
 from lissom.estimate import Estimate, median_estimate
 from lissom.formats import freeze
 from lissom.hardware import describe, interleave, limits, rounds_ms

@@ -23,7 +23,7 @@ import lissom
 from lissom.artifact import Opened, open_folder
 from lissom.calibrate import token_windows
 from lissom.engine import Engine, Sampling
-from lissom.engine.kernels import lower
+from lissom.engine.lower import lower
 from lissom.evaluate import paired
 from lissom.evaluate.language import predict
 from lissom.search.mixed import mixed

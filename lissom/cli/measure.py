@@ -22,7 +22,7 @@ def evaluate(
 ) -> None:
     """Measure quality: accuracy or perplexity, and against the original KL divergence, agreement and flips."""
     from lissom.artifact import open_folder
-    from lissom.engine.kernels import lower
+    from lissom.engine.lower import lower
     from lissom.evaluate import compare, metric
 
     opened = open_folder(model)
@@ -57,7 +57,7 @@ def bench(
 
     from lissom.artifact import open_folder
     from lissom.engine.bench import bench_engine
-    from lissom.engine.kernels import lower
+    from lissom.engine.lower import lower
     from lissom.hardware import bench_module, limits, peak_memory
 
     sizes = counts(batch)

@@ -27,7 +27,7 @@ def serve(
     """Serve a model: OpenAI's API for language models, the Open Inference Protocol for others."""
     from lissom.artifact import open_folder
     from lissom.engine.cache import AUTO, STORES
-    from lissom.engine.kernels import lower
+    from lissom.engine.lower import lower
     from lissom.engine.speculate import NEVER, WHERE_IT_PAYS
     from lissom.server import LanguageService, TensorService
     from lissom.server import serve as run
@@ -63,7 +63,7 @@ def serve(
 def _draft(folder: str) -> Any:
     """A language model that guesses for another one."""
     from lissom.artifact import open_folder
-    from lissom.engine.kernels import lower
+    from lissom.engine.lower import lower
 
     opened = open_folder(folder)
     if opened.tokenizer is None:

@@ -20,7 +20,7 @@ from lissom.engine.kernels.sum import SumLinear
 from lissom.engine.kernels.turned import TurnedLinear
 from lissom.errors import ModelError
 
-GATES = {"silu": 0, "swish": 0, "gelu_pytorch_tanh": 1, "gelu_new": 1, "relu": 2}  # as step.h counts them
+GATES = {"silu": 0, "swish": 0, "gelu_pytorch_tanh": 1, "gelu_new": 1, "relu": 2, "gelu": 3}  # as step.h counts them
 DENSE = MaskedLinear | nn.Linear  # what reads its input as floats
 
 
@@ -33,7 +33,7 @@ class Code(IntEnum):
 class Kind(IntEnum):
     """How the input of a layer is made of a row, as step.h counts it."""
 
-    AS_IS, NORMED, SCALED, GATED = range(4)
+    AS_IS, NORMED, SCALED, GATED, CENTRED, ACTIVE = range(6)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +54,13 @@ class Columns:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """The input of a layer: columns, normed or scaled by a weight, or times what another row's gate lets through."""
+    """The input of a layer: columns, normed or scaled by a weight, times what a gate lets through, or activated."""
 
     at: Columns
     width: int
     kind: Kind = Kind.AS_IS
     weight: Float[Tensor, " n"] | None = None
+    bias: Float[Tensor, " n"] | None = None
     eps: float = 0.0
     gate: Columns | None = None
     shape: int = 0
@@ -99,6 +100,7 @@ class Attention:
     eps: float = 0.0
     window: int = 0
     cap: float = 0.0
+    both: bool = False  # ways: what is behind a token as well, of the same pass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -46,24 +46,29 @@ LINE = 64
 class Program:
     """Operations are appended, `finish` makes the room that they share, and then it runs: at most `rows` tokens.
 
-    The tensors of the model are read where they lie: it must stay as it is. Layers of bfloat16 in a model of that `dtype`
-    have their inputs rounded to it, as PyTorch has; all others read floats.
+    The tensors of the model are read where they lie: it must stay as it is. Layers of bfloat16 in a model of that
+    `dtype` round their inputs to it, as in PyTorch; all others read floats. Between operators of PyTorch, whose threads
+    look for work for a while, it runs on these.
 
     Raises:
         ModelError: a layer that the library cannot run.
     """
 
-    def __init__(self, rows: int, kernel: str, dtype: torch.dtype) -> None:
+    def __init__(self, rows: int, kernel: str, dtype: torch.dtype, *, beside_torch: bool = False) -> None:
         self._dtype = dtype
         self.rows, self._kernel, self._threads = rows, native.KERNELS.index(kernel), torch.get_num_threads()
+        self._beside_torch = beside_torch
         self._held: list[object] = []  # what the library is given the addresses of
         self._operations: list[structs.COperation] = []
         self._roundings: list[list[structs.CRounding]] = []  # the first of each operation, the second, ...
-        self._made: list[tuple[structs.CLinear | structs.CMake, int]] = []  # who needs room, for so many floats
-        self._narrow: list[tuple[structs.CLinear, int]] = []  # and for so many numbers of 16 bits
+        self._made: list[
+            tuple[structs.CLinear | structs.CMake, int, int]
+        ] = []  # who needs so many rows of such a width
+        self._narrow: list[structs.CLinear] = []  # and who needs all rows in bfloat16
         self._ends: list[structs.CProduct | structs.CBound] = []  # who is told where the logits go
         self._shared: dict[str, Columns] = {}
         self._caches: list[Tensor] = []
+        self._passing: list[tuple[structs.CAttention, int]] = []  # who needs pages for a pass, of so many bytes
         self._vocabulary = 0
         self._logits = torch.empty(0, 0)
 
@@ -102,7 +107,7 @@ class Program:
     def make(self, source: Source, to: Columns, *, add: bool = False, turn: int = 0) -> None:
         """to = source, or to += source; turned by Hadamard matrices of `turn` features."""
         made = structs.CMake(source=self._source(source), to=to.given(), turn=turn, add=add)
-        self._made.append((made, self._threads * source.width))
+        self._made.append((made, self._threads, source.width))
         self._append(Code.MAKE, made)
 
     def linear(self, source: Source, *products: Product) -> None:
@@ -127,20 +132,23 @@ class Program:
             self._append(Code.BOUND, bound)
 
     def attention(self, what: Attention, angles: structs.CRotary | None, dtype: torch.dtype, pages: int) -> None:
-        """Attention over a cache of its own, of so many pages."""
-        norms = [what.query_norm, what.key_norm]
+        """Attention over so many pages: a cache of its own, or, where nothing is seen later, room that layers share."""
         made = structs.CAttention(
             *(columns.given() for columns in (what.query, what.key, what.value, what.to)),
             *(what.heads, what.groups, what.size),
-            *(None if norm is None else address(self._hold(norm.float().contiguous())) for norm in norms),
+            *(self._floats(norm) for norm in (what.query_norm, what.key_norm)),
             None if angles is None else ctypes.addressof(angles),
             None,
             *(what.window, native.TYPES[dtype]),
             *(what.eps, what.scale, what.cap),
+            what.both,
         )
-        kept = untouched(pages * native.page_bytes(made))
-        made.pages = address(kept)
-        self._caches.append(kept)
+        nbytes = pages * native.page_bytes(made)
+        if what.both:
+            self._passing.append((made, nbytes))
+        else:
+            self._caches.append(untouched(nbytes))
+            made.pages = address(self._caches[-1])
         self._append(Code.ATTENTION, made)
 
     def experts(self, source: Source, router: Router, experts: Sequence[Expert], to: Columns) -> None:
@@ -167,16 +175,23 @@ class Program:
         """Make the room that operations share."""
         for same in self._roundings:
             sizes = [(rounding.width, rounding.width // rounding.block) for rounding in same]
-            codes = torch.empty(self.rows * max(width for width, _ in sizes) + 64, dtype=torch.int8)
-            scales, sums = (torch.empty(self.rows * max(blocks for _, blocks in sizes) + 64) for _ in range(2))
+            width, blocks = (max(size) for size in zip(*sizes, strict=True))
+            codes = torch.empty(self.rows * width + 64, dtype=torch.int8)
+            scales, sums = (torch.empty(self.rows * blocks + 64) for _ in range(2))
             for rounding in same:
                 rounding.x, rounding.xs, rounding.xt = (address(self._hold(part)) for part in (codes, scales, sums))
-        room = self._hold(torch.empty(max((size for _, size in self._made), default=0)))
-        for made, _ in self._made:
-            made.made = address(room)
-        narrow = self._hold(torch.empty(max((size for _, size in self._narrow), default=0), dtype=torch.bfloat16))
-        for linear, _ in self._narrow:
+                rounding.room, rounding.blocks = width, blocks
+        rows = max((rows for _, rows, _ in self._made), default=0)
+        wide = max((width for *_, width in self._made), default=0)
+        room = self._hold(torch.empty(rows, wide))
+        for made, *_ in self._made:
+            made.made, made.room = address(room), wide
+        narrow = self._hold(torch.empty(self.rows if self._narrow else 0, wide, dtype=torch.bfloat16))
+        for linear in self._narrow:
             linear.narrow = address(narrow)
+        pages = self._hold(untouched(max((size for _, size in self._passing), default=0)))
+        for attention, _ in self._passing:
+            attention.pages = address(pages)
         self._all = (structs.COperation * len(self._operations))(*self._operations)
         return self
 
@@ -209,7 +224,8 @@ class Program:
             *(array.ctypes.data for array in (tokens, places, slots, wanted)),
             ctypes.addressof(listed),
         )
-        if opened.lissom_step(self._all, len(self._all), ctypes.addressof(given), self._kernel, self._threads):
+        how = (self._kernel, self._threads, self._beside_torch)
+        if opened.lissom_step(self._all, len(self._all), ctypes.addressof(given), *how):
             raise LissomError(f"engine: no memory for a pass of {len(tokens)} tokens; use smaller chunks")
         return self._logits[: len(picked)].numpy()
 
@@ -243,9 +259,9 @@ class Program:
         linear.roundings, linear.products = (ctypes.addressof(self._hold(part)) for part in (roundings, made))
         linear.rounding_count, linear.product_count = len(layouts), len(products)
         read = {self._read_as(product.layer) for product in products if isinstance(product.layer, DENSE)}
-        self._made.append((linear, source.width * (self.rows if torch.float32 in read else self._threads)))
+        self._made.append((linear, self.rows if torch.float32 in read else self._threads, source.width))
         if torch.bfloat16 in read:
-            self._narrow.append((linear, source.width * self.rows))
+            self._narrow.append(linear)
 
     def _product(self, product: Product, layouts: Sequence[object]) -> structs.CProduct:
         layer = product.layer
@@ -278,9 +294,14 @@ class Program:
             raise ModelError(f"engine: a layer that is a {type(layer).__name__} runs in PyTorch only")
 
     def _source(self, source: Source) -> structs.CSource:
-        weight = None if source.weight is None else address(self._hold(source.weight.float().contiguous()))
+        weight, bias = (self._floats(values) for values in (source.weight, source.bias))
         gate = structs.CColumns() if source.gate is None else source.gate.given()
-        return structs.CSource(source.at.given(), gate, weight, source.width, source.kind, source.shape, source.eps)
+        sizes = (source.width, source.kind, source.shape, source.eps)
+        return structs.CSource(source.at.given(), gate, weight, bias, *sizes)
+
+    def _floats(self, values: Float[Tensor, " n"] | None) -> int | None:
+        """Where they are, as floats."""
+        return None if values is None else address(self._hold(values.detach().float().contiguous()))
 
     def _panels(self, layer: PanelLinear) -> int:
         self._hold(layer)
@@ -305,11 +326,9 @@ class Program:
             raise ModelError(
                 f"engine: a {type(layer).__name__} whose weight is {type(weight).__name__} runs in PyTorch only"
             )
-        held = None if bias is None else self._hold(bias.detach().float().contiguous())
-        where = None if held is None else address(held)
         given = structs.CDense(
-            *(address(self._hold(weight)), where, None, None, *weight.shape),
-            *(native.TYPES[dtype] for dtype in (weight.dtype, self._read_as(layer))),
+            *(address(self._hold(weight)), self._floats(bias), None, None),
+            *(*weight.shape, *(native.TYPES[dtype] for dtype in (weight.dtype, self._read_as(layer)))),
         )
         return ctypes.addressof(self._hold(given))
 

@@ -30,7 +30,7 @@ from lissom.compress.layers import steps_on
 from lissom.compress.plan import phases
 from lissom.compress.stream import layer_names, stored_like
 from lissom.compress.turn import family_in
-from lissom.engine.kernels import lower
+from lissom.engine.lower import lower
 from lissom.errors import ModelError
 from lissom.formats import CompressedEmbedding, CompressedLinear, Dense, Frozen, Weight, freeze, wrap
 from lissom.models import Checkpoint, compressible

@@ -21,7 +21,7 @@ from lissom.artifact.module import stored_state
 from lissom.calibrate import Batch, call
 from lissom.calibrate.data import device_of, each
 from lissom.compress import compress_model
-from lissom.engine.kernels import lower
+from lissom.engine.lower import lower
 from lissom.estimate import Estimate
 from lissom.formats import freeze
 from lissom.hardware.bench import Answer

@@ -11,13 +11,14 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from lissom.compress import compress_model
 from lissom.engine import Engine
 from lissom.engine.decoder import CACHES, ROWS, Decoder, NativeRunner, cut, native_runner
-from lissom.engine.kernels import lower, native
+from lissom.engine.kernels import native
 from lissom.engine.kernels.lowrank import LowRankLinear
 from lissom.engine.kernels.masked import MaskedLinear
 from lissom.engine.kernels.panels import PanelEmbedding, PanelLinear
 from lissom.engine.kernels.signs import SignsLinear
 from lissom.engine.kernels.sum import SumLinear
 from lissom.engine.kernels.turned import TurnedLinear
+from lissom.engine.lower import lower
 from lissom.engine.pages import Pages
 from lissom.engine.runner import FAMILIES, Runner
 from lissom.engine.schedule import Slice

@@ -14,8 +14,8 @@ import lissom
 from lissom.artifact import open_folder
 from lissom.calibrate.stream import Stream, calls_of
 from lissom.engine import Engine, Sampling
-from lissom.engine.kernels import lower
 from lissom.engine.kernels.panels import PanelLinear
+from lissom.engine.lower import lower
 from lissom.errors import DataError, RecipeError
 from lissom.formats import CompressedLinear
 from lissom.models import FAMILIES, Checkpoint, compressible

@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 
 from lissom.artifact import load, open_folder, read_manifest
 from lissom.calibrate import token_windows
-from lissom.engine.kernels import lower
+from lissom.engine.lower import lower
 from lissom.errors import DataError, LissomError, RecipeError
 from lissom.estimate import Certificate, Verdict
 from lissom.evaluate import Paired, metric

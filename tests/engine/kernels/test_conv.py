@@ -11,9 +11,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from lissom.engine.kernels import lower, native
+from lissom.engine.kernels import native
 from lissom.engine.kernels.conv import PanelConv, conv_layer
 from lissom.engine.kernels.panels import by_output
+from lissom.engine.lower import lower
 from lissom.errors import LissomError
 from lissom.formats import Affine, Binary, CompressedConv, Dynamic, Palette, Ternary, Weight, wrap
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lissom.compress import quantize_model
-from lissom.engine.kernels import lower
+from lissom.engine.lower import lower
 from lissom.formats import freeze
 
 

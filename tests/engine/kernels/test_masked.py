@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lissom.compress import compress_model
-from lissom.engine.kernels import lower, native
+from lissom.engine.kernels import native
 from lissom.engine.kernels.masked import MaskedLinear
+from lissom.engine.lower import lower
 from lissom.errors import LissomError
 from lissom.formats import Masked, freeze
 

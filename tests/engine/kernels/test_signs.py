@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from lissom.compress import compress_model
-from lissom.engine.kernels import lower
 from lissom.engine.kernels.signs import SignsLinear, signs_layer
+from lissom.engine.lower import lower
 from lissom.formats import CompressedLinear, Signs, freeze
 
 

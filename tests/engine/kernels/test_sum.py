@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from lissom.compress import compress_model
-from lissom.engine.kernels import lower
 from lissom.engine.kernels.panels import PanelLinear
 from lissom.engine.kernels.sum import SumLinear, sum_layer
+from lissom.engine.lower import lower
 from lissom.formats import CompressedLinear, Dynamic, Sum, freeze, wrap
 
 

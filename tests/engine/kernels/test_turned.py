@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from lissom.compress import compress_model
-from lissom.engine.kernels import lower
 from lissom.engine.kernels.panels import PanelLinear
 from lissom.engine.kernels.turned import TurnedLinear
+from lissom.engine.lower import lower
 from lissom.formats import CompressedLinear, freeze
 from lissom.formats.turned import hadamard
 

@@ -31,7 +31,7 @@ ARGUMENTS = {  # of the functions of the library, as they are declared in C
     "lissom_page_bytes": [POINTER],
     "lissom_rows": [BYTES, BYTES, POINTER, SIZE, POINTER],
     "lissom_share": [POINTER],
-    "lissom_step": [POINTER, SIZE, POINTER, c_int, c_int],
+    "lissom_step": [POINTER, SIZE, POINTER, c_int, c_int, c_int],
 }
 
 
@@ -98,7 +98,7 @@ def dense(layer: CDense, rows: Tensor, kernel: str) -> Tensor:
 
 
 def read_as(weights: torch.dtype, inputs: torch.dtype) -> torch.dtype:
-    """The type in which a dense or masked matrix reads inputs: bfloat16 where both are, which loses nothing, or float32."""
+    """The type in which a dense or masked matrix reads inputs: float32, or bfloat16 where both are of that."""
     return torch.bfloat16 if weights == inputs == torch.bfloat16 else torch.float32
 
 

@@ -101,7 +101,7 @@ INLINE void spread_16(uint16_t *to, const uint16_t *from, uint32_t mask) {
     }
 }
 #endif
-#define SPREADS /* by an instruction */
+#define SPREADS
 INLINE void spread_32(uint32_t *to, const uint32_t *from, uint32_t mask) {
     const __m512i low = _mm512_loadu_si512(from), high = _mm512_loadu_si512(from + __builtin_popcount(mask & 0xFFFF));
     _mm512_storeu_si512(to, _mm512_maskz_expand_epi32((__mmask16)mask, low));

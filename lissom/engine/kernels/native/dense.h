@@ -3,7 +3,11 @@
 /* Both are read along the inputs: a tile is WIDE outputs times a few rows, each with a vector of sums. Rows of bfloat16 are
    multiplied with weights of bfloat16 as they are, two by two; else both become floats. Of a masked matrix the weights are
    first spread to their places, some inputs at a time. */
-enum { WIDE = 4, SOME_ROWS = 48, SOME_INPUTS = 2048, SPREAD = 32, FETCH = 8192 };
+enum {
+    WIDE = 4, SOME_ROWS = 48, SOME_INPUTS = 2048,
+    SPREAD = 32,  /* weights that are spread at once */
+    FETCH = 8192, /* bytes of kept weights that are fetched before they are needed, into the second cache */
+};
 
 INLINE Floats weights(const void *from, int type, ptrdiff_t at, ptrdiff_t left) {
     if (type == FLOAT32) return some_floats((const float *)from + at, left);
@@ -19,7 +23,7 @@ INLINE Floats weights(const void *from, int type, ptrdiff_t at, ptrdiff_t left) 
 INLINE ptrdiff_t bytes_of(int type) { return type == FLOAT32 ? 4 : 2; }
 INLINE const void *moved(const void *from, int type, ptrdiff_t count) { return (const char *)from + count * bytes_of(type); }
 
-#ifndef SPREADS
+#ifndef SPREADS /* there is no instruction for it */
 #define SPREAD_OF(bits)                                                                         \
     INLINE void spread_##bits(uint##bits##_t *to, const uint##bits##_t *from, uint32_t mask) {  \
         for (int i = 0; i < SPREAD; i++) {                                                      \
@@ -53,8 +57,8 @@ INLINE ptrdiff_t spread(const Dense *d, int type, ptrdiff_t at, ptrdiff_t count,
     for (ptrdiff_t j = 0; j < count; j += SPREAD) {
         const uint32_t mask = bits_at(bits, at + j, count - j);
         const void *from = moved(kept, type, next);
-        __builtin_prefetch((const char *)from + FETCH, 0, 2);
-        if (end - next < SPREAD) from = end > next ? __builtin_memcpy(last, from, (size_t)((end - next) * bytes_of(type))) : last;
+        if (end - next >= SPREAD) __builtin_prefetch((const char *)from + FETCH, 0, 2);
+        else from = end > next ? __builtin_memcpy(last, from, (size_t)((end - next) * bytes_of(type))) : last;
         if (type == FLOAT32) spread_32((uint32_t *)to + j, from, mask);
         else spread_16((uint16_t *)to + j, from, mask);
         next += __builtin_popcount(mask);

@@ -11,7 +11,7 @@
 typedef struct {
     const Linear *linear;
     const int32_t *picked;
-    ptrdiff_t count;
+    ptrdiff_t first, count; /* rows that are multiplied */
     const Kernel *kernel;
     int kept; /* whether made rows are read again */
 } Call;
@@ -22,20 +22,24 @@ static float as_float(uint32_t bits) {
     return value;
 }
 
-static void round_row(const Kernel *kernel, const Rounding *r, const float *row, ptrdiff_t m) {
+/* Row m of those that begin with row `first`. */
+static void round_row(const Kernel *kernel, const Rounding *r, const float *row, ptrdiff_t first, ptrdiff_t m) {
     const Layout *l = &r->layout;
     const ptrdiff_t block = r->block, blocks = r->width / block;
+    int8_t *x = r->x + first * r->room + (m - first) * r->width;
+    float *xs = r->xs + first * r->blocks + (m - first) * blocks;
+    int32_t *xt = r->xt + first * r->blocks + (m - first) * blocks;
     const float whole = l->levels ? as_float(kernel->largest(row, l->inputs)) : 0;
     for (ptrdiff_t b = 0; b < blocks; b++) {
         const ptrdiff_t group = b * block / l->wide, inside = b * block % l->wide, at = group * l->group + inside;
         const ptrdiff_t left = l->group - inside, count = left < 0 ? 0 : left < block ? left : block;
         const float most = l->levels ? whole : as_float(kernel->largest(row + at, count));
         const float levels = l->levels ? (float)l->levels : 127;
-        int8_t *to = r->x + m * r->width + b * block;
+        int8_t *to = x + b * block;
         const int some = most > TINY && most < INFINITY;
         if (!some) memset(to, 0, (size_t)block);
-        r->xt[m * blocks + b] = some ? kernel->round(row + at, count, block, levels / most, to) : 0;
-        r->xs[m * blocks + b] = some || most <= TINY ? most / levels : NAN;
+        xt[b] = some ? kernel->round(row + at, count, block, levels / most, to) : 0;
+        xs[b] = some || most <= TINY ? most / levels : NAN;
     }
 }
 
@@ -45,34 +49,50 @@ static void make_rows(void *given, ptrdiff_t first, ptrdiff_t last, int thread) 
     const Source *s = &l->source;
     for (ptrdiff_t m = first; m < last; m++) {
         const ptrdiff_t from = call->picked ? call->picked[m] : m;
-        float *made = l->made + (call->kept ? m : thread) * s->width;
+        float *made = call->kept ? l->made + call->first * l->room + (m - call->first) * s->width : l->made + thread * l->room;
         const int there = s->kind == AS_IS && !call->kept;
         if (!there) call->kernel->make(s, from, made);
         const float *row = there ? s->from.at + from * s->from.stride : made;
-        if (l->narrow) call->kernel->narrow(row, s->width, l->narrow + m * s->width);
-        for (ptrdiff_t r = 0; r < l->rounding_count; r++) round_row(call->kernel, l->roundings + r, row, m);
+        if (l->narrow) call->kernel->narrow(row, s->width, l->narrow + call->first * l->room + (m - call->first) * s->width);
+        for (ptrdiff_t r = 0; r < l->rounding_count; r++) round_row(call->kernel, l->roundings + r, row, call->first, m);
     }
 }
 
 static ptrdiff_t outputs_of(const Product *p) { return p->panels ? p->panels->outputs : p->dense->outputs; }
 static ptrdiff_t items_of(const Product *p) { return (outputs_of(p) + LANES - 1) / LANES; }
 
+static ptrdiff_t all_items(const Linear *l) {
+    ptrdiff_t items = 0;
+    for (ptrdiff_t p = 0; p < l->product_count; p++) items += items_of(l->products + p);
+    return items;
+}
+
+static int reads_floats(const Linear *l) {
+    int found = 0;
+    for (const Product *p = l->products; p < l->products + l->product_count; p++)
+        found |= !p->panels && p->dense->from == FLOAT32;
+    return found;
+}
+
 /* Items are LANES outputs, those of the first product first. */
 static void multiply_items(void *given, ptrdiff_t first, ptrdiff_t last, int thread) {
     const Call *call = given;
     const Linear *l = call->linear;
+    const ptrdiff_t row = call->first;
     (void)thread;
     for (const Product *p = l->products; p < l->products + l->product_count && last > 0; p++) {
         const ptrdiff_t items = items_of(p), begin = first > 0 ? first : 0, end = last < items ? last : items;
+        const Columns to = {p->to.at + row * p->to.stride, p->to.stride};
         if (begin < end && p->panels) {
             const Rounding *r = l->roundings + p->rounding;
-            const Rows rows = {.count = call->count, .x = r->x, .xs = r->xs, .xt = r->xt,
-                               .y = p->to.at, .stride = p->to.stride, .add = p->add};
+            const Rows rows = {.count = call->count, .x = r->x + row * r->room, .xs = r->xs + row * r->blocks,
+                               .xt = r->xt + row * r->blocks, .y = to.at, .stride = to.stride, .add = p->add};
             call->kernel->multiply(p->panels, &rows, begin, end);
         } else if (begin < end) {
             const ptrdiff_t outputs = p->dense->outputs, stop = end * LANES < outputs ? end * LANES : outputs;
-            const void *x = p->dense->from == BFLOAT16 ? (const void *)l->narrow : l->made;
-            call->kernel->dense(p->dense, x, call->count, p->to, p->add, begin * LANES, stop);
+            const ptrdiff_t at = row * l->room;
+            const void *x = p->dense->from == BFLOAT16 ? (const void *)(l->narrow + at) : l->made + at;
+            call->kernel->dense(p->dense, x, call->count, to, p->add, begin * LANES, stop);
         }
         first -= items;
         last -= items;
@@ -84,14 +104,18 @@ ptrdiff_t lissom_chunk(ptrdiff_t items, ptrdiff_t work, int threads) {
     return items <= 2 * least ? items : least < shared ? shared : least;
 }
 
+void lissom_multiply_rows(const Linear *l, const Kernel *kernel, ptrdiff_t first, ptrdiff_t last, int thread) {
+    Call call = {.linear = l, .first = first, .count = last - first, .kernel = kernel, .kept = reads_floats(l)};
+    make_rows(&call, first, last, thread);
+    multiply_items(&call, 0, all_items(l), thread);
+}
+
 void lissom_multiply(const Linear *l, ptrdiff_t count, const int32_t *picked, Machine on) {
-    Call call = {.linear = l, .picked = picked, .count = count, .kernel = on.kernel};
-    ptrdiff_t items = 0, weights = 0;
-    for (ptrdiff_t p = 0; p < l->product_count; p++) {
-        items += items_of(l->products + p);
-        weights += outputs_of(l->products + p) * l->source.width * (l->products[p].panels ? 1 : 4);
-        call.kept |= !l->products[p].panels && l->products[p].dense->from == FLOAT32;
-    }
+    Call call = {.linear = l, .picked = picked, .count = count, .kernel = on.kernel, .kept = reads_floats(l)};
+    const ptrdiff_t items = all_items(l);
+    ptrdiff_t weights = 0;
+    for (const Product *p = l->products; p < l->products + l->product_count; p++)
+        weights += outputs_of(p) * l->source.width * (p->panels ? 1 : 4);
     if (!l->there) on.each(make_rows, &call, count, lissom_chunk(count, 64 * l->source.width, on.threads), on.threads);
     const ptrdiff_t work = weights / items * (count < 4 ? 4 : count);
     on.each(multiply_items, &call, items, lissom_chunk(items, work, on.threads), on.threads);

@@ -17,6 +17,7 @@ typedef struct {
     int8_t *x;
     float *xs;
     int32_t *xt;
+    ptrdiff_t room, blocks; /* of a row at most: rows `first` and those behind it begin at first times so many */
 } Rounding;
 
 typedef struct {
@@ -32,8 +33,9 @@ typedef struct {
     const Rounding *roundings;
     const Product *products;
     ptrdiff_t rounding_count, product_count;
-    float *made;      /* room for the inputs of all rows if a product is dense, else for one row of each thread */
-    uint16_t *narrow; /* the same as bfloat16 if a product is dense and reads them so, or null */
+    float *made; /* room for the inputs of all rows if a product reads them as floats, else for one row of each thread */
+    uint16_t *narrow; /* room for those of all rows as bfloat16 if a product reads them so, or null */
+    ptrdiff_t room;   /* numbers of such a row at most */
     int there;   /* the inputs of all rows lie there already, and only dense products read them */
     int picked;  /* only the rows that the pass picks, which become rows 0, 1, ... */
 } Linear;
@@ -47,6 +49,9 @@ typedef struct {
 
 /* `count` rows; row m is made of row picked[m], where that is not null. */
 void lissom_multiply(const Linear *, ptrdiff_t count, const int32_t *picked, Machine);
+
+/* Rows `first` up to `last` by this thread alone. */
+void lissom_multiply_rows(const Linear *, const Kernel *, ptrdiff_t first, ptrdiff_t last, int thread);
 
 /* One row of a compressed matrix. */
 void lissom_panel_row(const Panels *, const Layout *, ptrdiff_t output, float *to);

@@ -7,7 +7,10 @@
 #include "native.h"
 #include "pool.h"
 
-enum { TOKENS = 16 }; /* of one sequence that attend together */
+enum {
+    TOKENS = 16, /* of one sequence that attend together */
+    SOME = 32, MANY = 64, /* rows for which a thread runs operations one after the other: at least, and at most */
+};
 
 /* Rows of a table become rows of a matrix. */
 typedef struct {
@@ -23,7 +26,8 @@ typedef struct {
     Source source;
     Columns to;
     ptrdiff_t turn;
-    float *made; /* room for a row of each thread */
+    float *made; /* room for a row of each thread, */
+    ptrdiff_t room; /* of so many floats at most */
     int add;
 } Make;
 
@@ -66,6 +70,7 @@ typedef struct {
 typedef struct {
     const Pass *pass;
     const void *what;
+    const Operation *first, *last; /* those that run one after the other */
     const Kernel *kernel;
     const Queries *queries;
     float *scratch;
@@ -128,7 +133,7 @@ static void make(void *given, ptrdiff_t first, ptrdiff_t last, int thread) {
     const Task *task = given;
     const Make *m = task->what;
     for (ptrdiff_t row = first; row < last; row++) {
-        float *to = m->to.at + row * m->to.stride, *made = m->add ? m->made + thread * m->source.width : to;
+        float *to = m->to.at + row * m->to.stride, *made = m->add ? m->made + thread * m->room : to;
         task->kernel->make(&m->source, row, made);
         if (m->turn)
             for (ptrdiff_t j = 0; j < m->source.width; j += m->turn) turn(made + j, m->turn);
@@ -218,7 +223,7 @@ static void ask(const Experts *x, ptrdiff_t rows, Machine on) {
         lissom_multiply(x->gates + e, count, x->asked, on);
         lissom_multiply(x->sums + e, count, NULL, on);
         Saying saying = {x, e};
-        lissom_each(add_said, &saying, count, lissom_chunk(count, 4 * x->width, on.threads), on.threads);
+        on.each(add_said, &saying, count, lissom_chunk(count, 4 * x->width, on.threads), on.threads);
     }
 }
 
@@ -236,18 +241,37 @@ static void list(const Pass *pass, Queries *to) {
     for (const Part *p = pass->part; p < pass->part + pass->parts; p++)
         for (ptrdiff_t at = 0; at < p->count; at += TOKENS)
             *to++ = (Queries){.row = p->row + at, .count = p->count - at < TOKENS ? p->count - at : TOKENS,
-                              .place = p->place + at, .pages = p->pages};
+                              .place = p->place + at, .end = p->place + p->count, .pages = p->pages};
 }
 
 static ptrdiff_t work_of(const Task *task, const Attention *a, ptrdiff_t count) {
     ptrdiff_t pairs = 0;
-    for (ptrdiff_t i = 0; i < count; i++) pairs += task->queries[i].count * (task->queries[i].place + KEYS);
+    for (ptrdiff_t i = 0; i < count; i++) pairs += task->queries[i].count * (task->queries[i].end + KEYS);
     return pairs / count * (a->heads / a->groups) * a->size * 8;
 }
 
+static const Work WORK[] = {
+    [EMBED] = embed, [ROTARY] = rotary, [MAKE] = make, [ATTENTION] = remember_rows, [EXPERTS] = route};
+
+/* Whether a row asks nothing of others. */
+static int by_rows(const Operation *o) {
+    return o->code == LINEAR ? !((const Linear *)o->what)->picked : o->code < LINEAR;
+}
+
+/* Several operations for a few rows, whose numbers stay near the processor from one to the next. */
+static void chain(void *given, ptrdiff_t first, ptrdiff_t last, int thread) {
+    Task task = *(const Task *)given;
+    for (ptrdiff_t end; first < last; first = end) {
+        end = last - first < MANY ? last : first + MANY;
+        for (const Operation *o = task.first; o < task.last; o++) {
+            task.what = o->what;
+            if (o->code == LINEAR) lissom_multiply_rows(o->what, task.kernel, first, end, thread);
+            else WORK[o->code](&task, first, end, thread);
+        }
+    }
+}
+
 static void run(const Operation *o, Task *task, ptrdiff_t count, Machine on) {
-    static const Work WORK[] = {
-        [EMBED] = embed, [ROTARY] = rotary, [MAKE] = make, [ATTENTION] = remember_rows, [EXPERTS] = route};
     const Pass *pass = task->pass;
     const ptrdiff_t rows = pass->rows;
     task->what = o->what;
@@ -258,19 +282,33 @@ static void run(const Operation *o, Task *task, ptrdiff_t count, Machine on) {
         const Bound *b = o->what;
         on.kernel->bound(b->at, pass->picks * b->width, b->cap);
     } else if (o->code != ATTENTION || !task->apart) {
-        lissom_each(WORK[o->code], task, rows, lissom_chunk(rows, 1 << 16, on.threads), on.threads);
+        on.each(WORK[o->code], task, rows, lissom_chunk(rows, 1 << 16, on.threads), on.threads);
     }
     if (o->code == EXPERTS) ask(o->what, rows, on);
     if (o->code == ATTENTION) {
         const Attention *a = o->what;
         const ptrdiff_t items = count * a->groups;
-        lissom_each(attend, task, items, lissom_chunk(items, work_of(task, a, count), on.threads), on.threads);
+        on.each(attend, task, items, lissom_chunk(items, work_of(task, a, count), on.threads), on.threads);
     }
 }
 
+/* Operations in a chain if there are rows enough for all threads, else the next one; returns where to go on. */
+static const Operation *run_some(const Operation *o, const Operation *end, Task *task, ptrdiff_t count, Machine on) {
+    const ptrdiff_t rows = task->pass->rows, shares = (rows + MANY * on.threads - 1) / (MANY * on.threads) * on.threads;
+    task->first = task->last = o;
+    while (rows >= SOME * on.threads && task->last < end && by_rows(task->last)) task->last++;
+    if (task->last == o) {
+        run(o, task, count, on);
+        return o + 1;
+    }
+    on.each(chain, task, rows, (rows + shares - 1) / shares, on.threads);
+    return task->last;
+}
+
 /* The operations in order; 0, or -1 where memory is short. */
-EXPORT int lissom_step(const Operation *operations, ptrdiff_t count, const Pass *pass, int kernel, int threads) {
-    const Machine on = {lissom_kernel(kernel), lissom_each, threads};
+EXPORT int lissom_step(const Operation *operations, ptrdiff_t count, const Pass *pass, int kernel, int threads,
+                       int beside_torch) {
+    const Machine on = {lissom_kernel(kernel), beside_torch ? lissom_each_beside_torch : lissom_each, threads};
     Task task = {.pass = pass, .kernel = on.kernel};
     for (ptrdiff_t i = 0; i < count; i++)
         if (operations[i].code == ATTENTION) {
@@ -285,7 +323,7 @@ EXPORT int lissom_step(const Operation *operations, ptrdiff_t count, const Pass 
         list(pass, queries);
         task.queries = queries;
         task.apart = pieces == pass->parts;
-        for (ptrdiff_t i = 0; i < count; i++) run(operations + i, &task, pieces, on);
+        for (const Operation *o = operations, *end = o + count; o < end;) o = run_some(o, end, &task, pieces, on);
     }
     free(queries);
     free(task.scratch);

@@ -16,18 +16,19 @@
 enum { PAGE = 16, KEYS = 64 }; /* tokens of a page, and those that attention takes at once */
 
 typedef enum { FLOAT32, BFLOAT16, FLOAT16, INT8 } Type;
-typedef enum { AS_IS, NORMED, SCALED, GATED } Kind;
-typedef enum { SILU, GELU_TANH, RELU } Gate;
+typedef enum { AS_IS, NORMED, SCALED, GATED, CENTRED, ACTIVE } Kind;
+typedef enum { SILU, GELU_TANH, RELU, GELU } Gate;
 
 typedef struct {
     float *at; /* of the first row */
     ptrdiff_t stride;
 } Columns;
 
-/* How the input of a layer is made of what lies in a row: x, norm(x) * weight, x * weight, or gate(y) * x. */
+/* How the input of a layer is made of what lies in a row: x, norm(x) * weight, x * weight, gate(y) * x,
+   norm(x - its mean) * weight + bias, or gate(x). */
 typedef struct {
     Columns from, gate;
-    const float *weight;
+    const float *weight, *bias;
     ptrdiff_t width;
     int kind, shape; /* a Kind and a Gate */
     float eps;
@@ -60,11 +61,13 @@ typedef struct {
     ptrdiff_t window; /* the last tokens that are seen, or 0: all */
     int type;         /* of keys and values: FLOAT32, BFLOAT16 or INT8 */
     float eps, scale, cap; /* of norms; of scores; scores stay within ±cap, where it is not 0 */
+    int both;              /* tokens see those behind them as well, of the same part */
 } Attention;
 
-/* Some tokens of one sequence, of which the first is at position `place`, for the heads that share keys of `group`. */
+/* Some tokens of one sequence, of which the first is at position `place`, for the heads that share keys of `group`; `end` is
+   the position behind the last token of the part that they belong to. */
 typedef struct {
-    ptrdiff_t row, count, place, group;
+    ptrdiff_t row, count, place, end, group;
     const int32_t *pages; /* of the sequence */
 } Queries;
 

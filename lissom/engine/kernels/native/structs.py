@@ -46,6 +46,7 @@ class CSource(ctypes.Structure):
         ("from_", CColumns),
         ("gate", CColumns),
         ("weight", POINTER),
+        ("bias", POINTER),
         ("width", SIZE),
         ("kind", c_int),
         ("shape", c_int),
@@ -70,6 +71,7 @@ class CRounding(ctypes.Structure):
         ("layout", CLayout),
         *((name, SIZE) for name in ("block", "width")),
         *((name, POINTER) for name in ("x", "xs", "xt")),
+        *((name, SIZE) for name in ("room", "blocks")),
     )
 
 
@@ -87,6 +89,7 @@ class CLinear(ctypes.Structure):
         *((name, POINTER) for name in ("roundings", "products")),
         *((name, SIZE) for name in ("rounding_count", "product_count")),
         *((name, POINTER) for name in ("made", "narrow")),
+        ("room", SIZE),
         *((name, c_int) for name in ("there", "picked")),
     )
 
@@ -107,6 +110,7 @@ class CAttention(ctypes.Structure):
         ("window", SIZE),
         ("type", c_int),
         *((name, c_float) for name in ("eps", "scale", "cap")),
+        ("both", c_int),
     )
 
 
@@ -119,7 +123,14 @@ class CEmbed(ctypes.Structure):
 class CMake(ctypes.Structure):
     """`Make`."""
 
-    _fields_ = (("source", CSource), ("to", CColumns), ("turn", SIZE), ("made", POINTER), ("add", c_int))
+    _fields_ = (
+        ("source", CSource),
+        ("to", CColumns),
+        ("turn", SIZE),
+        ("made", POINTER),
+        ("room", SIZE),
+        ("add", c_int),
+    )
 
 
 class CBound(ctypes.Structure):

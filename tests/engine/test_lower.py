@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from lissom.compress import compress_model, quantize_model
-from lissom.engine.kernels import lower
 from lissom.engine.kernels.panels import PanelEmbedding, PanelLinear
+from lissom.engine.lower import lower
 from lissom.errors import LissomError
 from lissom.formats import CompressedConv, CompressedLinear, freeze
 

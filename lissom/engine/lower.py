@@ -1,0 +1,50 @@
+"""`lower` swaps layers for ones whose kernel reads the compressed form."""
+
+from torch import nn
+
+from lissom.engine.encoder import native_encoders
+from lissom.engine.kernels.conv import conv_layer
+from lissom.engine.kernels.fold import fold_norms
+from lissom.engine.kernels.lowrank import low_rank_layer
+from lissom.engine.kernels.masked import masked_layer
+from lissom.engine.kernels.panels import PanelEmbedding, PanelLinear, panel_embedding, panel_layer
+from lissom.engine.kernels.signs import signs_layer
+from lissom.engine.kernels.sum import sum_layer
+from lissom.engine.kernels.turned import turned_layer
+from lissom.formats import CompressedConv, CompressedEmbedding, CompressedLayer, CompressedLinear, Frozen, scale_of
+from lissom.models.families import put
+
+
+def lower(model: nn.Module) -> nn.Module:
+    """Swap, in place, each frozen compressed linear layer, convolution and embedding for the first kernel that fits it.
+
+    A layer that none fits stays as it is and decodes its weight at every call. An embedding and a head that share a
+    matrix share it as panels too, batch norms behind convolutions that were swapped are folded into them, and text
+    encoders of layers that were swapped run as programs.
+    """
+    lowered: dict[nn.Module, nn.Module] = {}  # a layer in several places is lowered once
+    panels: dict[nn.Module, PanelLinear] = {}  # by the matrix that they hold
+    for name, layer in list(model.named_modules(remove_duplicate=False)):
+        if isinstance(layer, CompressedLinear | CompressedConv) and isinstance(layer.matrix, Frozen) and name:
+            if layer not in lowered:
+                lowered[layer] = fitting(layer) or layer
+            put(model, name, lowered[layer])
+            _remember(panels, layer, lowered[layer])
+    for name, layer in list(model.named_modules(remove_duplicate=False)):
+        if isinstance(layer, CompressedEmbedding) and isinstance(layer.matrix, Frozen) and name:
+            shared = panels.get(layer.matrix)
+            put(model, name, (PanelEmbedding(shared, scale_of(layer)) if shared else panel_embedding(layer)) or layer)
+    return native_encoders(fold_norms(model))
+
+
+def fitting(layer: CompressedLinear | CompressedConv) -> nn.Module | None:
+    """The layer on the kernel that takes its weight, or None."""
+    if isinstance(layer, CompressedConv):
+        return conv_layer(layer)
+    whole = panel_layer(layer) or masked_layer(layer) or signs_layer(layer) or low_rank_layer(layer, panel_layer)
+    return whole or sum_layer(layer, panel_layer) or turned_layer(layer, panel_layer)
+
+
+def _remember(panels: dict[nn.Module, PanelLinear], layer: CompressedLayer, lowered: nn.Module) -> None:
+    if isinstance(lowered, PanelLinear):
+        panels[layer.matrix] = lowered
