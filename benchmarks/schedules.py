@@ -30,7 +30,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from lissom.compress import compress_model
 from lissom.engine import Engine, Grammar, Sampling, Sequence
 from lissom.engine.decoder import CACHES
-from lissom.engine.kernels import lower, native
+from lissom.engine.kernels import native
+from lissom.engine.lower import lower
 from lissom.engine.pages import PAGE, pages_for
 from lissom.formats import freeze
 
