@@ -8,12 +8,16 @@ at random: how many pages, how large a batch, how long a chunk, who guesses toke
 step, how long they become, which are cancelled and when. Prints what happened, then one JSON line. A text that differs,
 or a page that is not given back, is an error. The model has two blocks, since what the first one caches depends on a
 token and its place alone. Drafts are the model itself, mostly right, and another one, mostly wrong.
+
+Where the step runs in C, what comes of a token is the same to the last bit whatever runs beside it. So there the model
+may also be in bfloat16, in int4 or half pruned, and the cache in bfloat16 or int8.
 """
 
 import argparse
 import itertools
 import json
 from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,10 +27,16 @@ import torch
 from table import markdown
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from lissom.compress import compress_model
 from lissom.engine import Engine, Grammar, Sampling, Sequence
+from lissom.engine.decoder import CACHES
+from lissom.engine.kernels import native
+from lissom.engine.lower import lower
 from lissom.engine.pages import PAGE, pages_for
+from lissom.formats import freeze
 
 DEMO = Path(__file__).parents[1] / "lissom" / "demo"
+KERNEL = native.kernels()[-1] if native.kernels() else None  # the best there is, or the step runs in PyTorch
 LONGEST = 12  # tokens that a text has at most, after a prompt of three pages at most
 MANNERS = (
     Sampling(temperature=0.0),
@@ -36,6 +46,14 @@ MANNERS = (
     Sampling(temperature=0.0, repetition_penalty=1.5),
     Sampling(seed=4, grammar=Grammar(kind="regex", text="[a-z ]+[.]")),
 )
+INT4 = {"layers": "*_proj", "technique": "rtn", "bits": 4, "group": 32}
+PRUNED = {"layers": "*_proj", "technique": "magnitude", "sparsity": 0.5}
+WEIGHTS: dict[str, Callable[[Any], Any]] = {
+    "float": lambda model: model,
+    "bfloat16": lambda model: model.bfloat16(),
+    "int4": lambda model: compressed(model, INT4),
+    "pruned": lambda model: compressed(model.bfloat16(), PRUNED),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +63,16 @@ class Text:
     prompt: list[int]
     sampling: Sampling
     alone: list[int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kind:
+    """A model, the type of its cache, who may guess for it, and what it writes alone."""
+
+    model: Any
+    cache: str
+    drafts: tuple[Any, ...]
+    texts: list[Text]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -67,18 +95,27 @@ def main() -> None:
     torch.set_num_threads(1)
     happened = many(asked.count, asked.seed)
     print("\n".join(markdown(tuple(happened), [tuple(f"{number:,}" for number in happened.values())])))
-    print(json.dumps({"seed": asked.seed, **happened}))
+    print(json.dumps({"seed": asked.seed, "kernel": KERNEL, **happened}))
 
 
 def many(count: int, seed: int) -> Counter[str]:
     """What happened in so many schedules, all together."""
-    model, tokenizer = tiny(), AutoTokenizer.from_pretrained(DEMO)
-    drafts = (None, model, tiny(seed=8))
-    texts = written_alone(model, tokenizer)
+    tokenizer = AutoTokenizer.from_pretrained(DEMO)
+    every = list(kinds(tokenizer))
     happened = Counter[str]()
     for number in range(count):
-        happened.update(together(model, tokenizer, drafts, texts, np.random.default_rng([seed, number])))
+        random = np.random.default_rng([seed, number])
+        happened.update(together(every[random.integers(len(every))], tokenizer, random))
     return happened
+
+
+def kinds(tokenizer: Any) -> Iterator[Kind]:
+    """All weights with all caches, as far as results are the same to the last bit."""
+    for weights in WEIGHTS if KERNEL else ("float",):
+        model, other = (WEIGHTS[weights](tiny(seed=seed)) for seed in (7, 8))
+        for cache in CACHES if KERNEL else ("float",):
+            texts = written_alone(model, tokenizer, cache)
+            yield Kind(model=model, cache=cache, drafts=(None, model, other), texts=texts)
 
 
 def tiny(context: int = 128, seed: int = 7) -> Any:
@@ -93,32 +130,36 @@ def tiny(context: int = 128, seed: int = 7) -> Any:
     return model.eval()
 
 
-def written_alone(model: Any, tokenizer: Any) -> list[Text]:
+def compressed(model: Any, step: dict[str, Any]) -> Any:
+    """The model after one step of compression, on kernels."""
+    return lower(freeze(compress_model(model, steps=[step])).eval())
+
+
+def written_alone(model: Any, tokenizer: Any, cache: str) -> list[Text]:
     """Texts whose prompts begin with no page, or with up to two that others hold too, in this order or another."""
     random = np.random.default_rng(0)
     a, b = random.integers(2, 2048, (2, PAGE)).tolist()
     texts = list[Text]()
     for beginning, sampling in itertools.product(([], a, [*a, *b], [*b, *b]), MANNERS):
         prompt = [*beginning, *random.integers(2, 2048, random.integers(1, PAGE)).tolist()]
-        engine = Engine(model, tokenizer, max_tokens_in_cache=4 * PAGE, speculate="off")
+        engine = Engine(model, tokenizer, max_tokens_in_cache=4 * PAGE, cache=cache, speculate="off")
         (found,) = engine.generate([prompt], replace(sampling, max_tokens=LONGEST))
         texts.append(Text(prompt=prompt, sampling=sampling, alone=found.generated))
     return texts
 
 
-def together(
-    model: Any, tokenizer: Any, drafts: tuple[Any, ...], texts: list[Text], random: np.random.Generator
-) -> dict[str, int]:
+def together(kind: Kind, tokenizer: Any, random: np.random.Generator) -> dict[str, int]:
     """Run one schedule, and count what happened. By its clock some passes are dear and others cheap, at random."""
-    arrivals = [arrival(texts, random) for _ in range(random.integers(2, 8))]
+    arrivals = [arrival(kind.texts, random) for _ in range(random.integers(2, 8))]
     largest = max(pages_for(len(one.text.prompt) + one.length) for one in arrivals)
     engine = Engine(
-        model,
+        kind.model,
         tokenizer,
+        cache=kind.cache,
         max_tokens_in_cache=PAGE * int(random.integers(largest, largest + 3)),
         max_batch=int(random.integers(1, 9)),
         prefill_chunk=int(random.integers(5, 100)),
-        draft=drafts[random.integers(len(drafts))],
+        draft=kind.drafts[random.integers(len(kind.drafts))],
         speculate=str(random.choice(["auto", "always"])),
         clock=itertools.accumulate(random.exponential() for _ in itertools.count()).__next__,
     )

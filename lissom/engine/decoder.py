@@ -59,7 +59,7 @@ class Decoder:
         self._config, self._pages = model.config, pages
         self._family = family_of(model.config.model_type)
         self._dtype = CACHES[cache]
-        self._program = Program(ROWS, kernel or native.kernels()[-1])
+        self._program = Program(ROWS, kernel or native.kernels()[-1], model.dtype)
         self._angles = self._every_angle()
 
     def program(self) -> Program:

@@ -157,7 +157,8 @@ class Blocks:
     """A text encoder behind its tables, as a program for at most `rows` tokens."""
 
     def __init__(self, model: Any, rows: int, kernel: str) -> None:
-        self.rows, self._program, self._config = rows, Program(rows, kernel, beside_torch=True), model.config
+        self.rows, self._config = rows, model.config
+        self._program = Program(rows, kernel, model.dtype, beside_torch=True)
         self._dtype = torch.bfloat16 if kernel == PAIRS else torch.float32
         layers = list(model.encoder.layer)
         self._width = outputs(layers[0].output.dense)

@@ -47,14 +47,16 @@ LINE = 64
 class Program:
     """Operations are appended, `finish` makes the room that they share, and then it runs: at most `rows` tokens.
 
-    The tensors of the model are read where they lie: it must stay as it is. Between operators of PyTorch, whose threads
+    The tensors of the model are read where they lie: it must stay as it is. Layers of bfloat16 in a model of that
+    `dtype` round their inputs to it, as in PyTorch; all others read floats. Between operators of PyTorch, whose threads
     look for work for a while, it runs on these.
 
     Raises:
         ModelError: a layer that the library cannot run.
     """
 
-    def __init__(self, rows: int, kernel: str, *, beside_torch: bool = False) -> None:
+    def __init__(self, rows: int, kernel: str, dtype: torch.dtype, *, beside_torch: bool = False) -> None:
+        self._dtype = dtype
         self.rows, self._kernel, self._threads = rows, native.KERNELS.index(kernel), torch.get_num_threads()
         self._beside_torch = beside_torch
         self._held: list[object] = []  # what the library is given the addresses of
@@ -63,6 +65,7 @@ class Program:
         self._made: list[
             tuple[structs.CLinear | structs.CMake, int, int]
         ] = []  # who needs so many rows of such a width
+        self._narrow: list[structs.CLinear] = []  # and who needs all rows in bfloat16
         self._ends: list[structs.CProduct | structs.CBound] = []  # who is told where the logits go
         self._shared: dict[str, Columns] = {}
         self._caches: list[Tensor] = []
@@ -185,6 +188,9 @@ class Program:
         room = self._hold(torch.empty(rows, wide))
         for made, *_ in self._made:
             made.made, made.room = address(room), wide
+        narrow = self._hold(torch.empty(self.rows if self._narrow else 0, wide, dtype=torch.bfloat16))
+        for linear in self._narrow:
+            linear.narrow = address(narrow)
         pages = self._hold(untouched(max((size for _, size in self._passing), default=0)))
         for attention, _ in self._passing:
             attention.pages = address(pages)
@@ -254,8 +260,10 @@ class Program:
         linear.source = self._source(source)
         linear.roundings, linear.products = (ctypes.addressof(self._hold(part)) for part in (roundings, made))
         linear.rounding_count, linear.product_count = len(layouts), len(products)
-        dense = any(isinstance(product.layer, DENSE) for product in products)
-        self._made.append((linear, self.rows if dense else self._threads, source.width))
+        read = {self._read_as(product.layer) for product in products if isinstance(product.layer, DENSE)}
+        self._made.append((linear, self.rows if torch.float32 in read else self._threads, source.width))
+        if torch.bfloat16 in read:
+            self._narrow.append(linear)
 
     def _product(self, product: Product, layouts: Sequence[object]) -> structs.CProduct:
         layer = product.layer
@@ -301,10 +309,15 @@ class Program:
         self._hold(layer)
         return ctypes.addressof(self._hold(structs.CPanels.from_buffer_copy(layer.given().panels)))
 
+    def _read_as(self, layer: nn.Module) -> torch.dtype:
+        """The type in which a dense layer reads its inputs."""
+        weight = layer.values if isinstance(layer, MaskedLinear) else layer.weight
+        return native.read_as(weight.dtype, self._dtype)  # type: ignore[arg-type]
+
     def _dense(self, layer: nn.Module) -> int:
         if isinstance(layer, MaskedLinear):
             self._hold(layer)
-            return ctypes.addressof(self._hold(layer.given()))
+            return ctypes.addressof(self._hold(layer.given(self._read_as(layer))))
         weight, bias = layer.weight, getattr(layer, "bias", None)
         if (
             not isinstance(weight, Tensor)
@@ -317,7 +330,7 @@ class Program:
             )
         given = structs.CDense(
             *(address(self._hold(weight)), self._floats(bias), None, None),
-            *(*weight.shape, native.TYPES[weight.dtype]),
+            *(*weight.shape, *(native.TYPES[dtype] for dtype in (weight.dtype, self._read_as(layer)))),
         )
         return ctypes.addressof(self._hold(given))
 

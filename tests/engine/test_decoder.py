@@ -1,5 +1,6 @@
 """The step in C against the same model in PyTorch: every family, format, cache and kernel, and blocks that differ."""
 
+import copy
 from typing import Any
 
 import pytest
@@ -37,6 +38,10 @@ def random(family: str = "qwen3", **options: Any) -> Any:
     for parameter in model.parameters():
         parameter.data = torch.randn_like(parameter) * 0.15 + (parameter.dim() == 1)
     return apart(model)
+
+
+def linear(model: nn.Module) -> list[nn.Linear]:
+    return [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
 
 
 def tokens(count: int, seed: int = 1) -> list[int]:
@@ -78,6 +83,7 @@ def test_logits_are_those_of_transformers(family: str, kernel: str) -> None:
             torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kernel", native.kernels())
 @torch.no_grad()
 def test_scores_that_grow_far_along_a_context(kernel: str) -> None:
@@ -91,8 +97,10 @@ def test_scores_that_grow_far_along_a_context(kernel: str) -> None:
 
 @pytest.mark.parametrize("kernel", native.kernels())
 @pytest.mark.parametrize("cache", CACHES)
-def test_what_a_sequence_gives_does_not_depend_on_what_runs_beside_it(cache: str, kernel: str) -> None:
-    model = random("mistral")
+def test_what_a_sequence_gives_does_not_depend_on_what_runs_beside_it(
+    cache: str, kernel: str, dtype: torch.dtype
+) -> None:
+    model = random("mistral").to(dtype)
     prompts = [tokens(length, seed=length) for length in (1, 33, 100)]
     together = read(runner(model, cache, kernel), prompts, 40)
     for prompt, found in zip(prompts, together, strict=True):
@@ -160,17 +168,30 @@ def test_a_compressed_model_says_what_its_layers_say_in_pytorch(name: str) -> No
         assert (found - wanted).norm() / wanted.norm() < 0.02  # a last bit may round an input of 8 bits the other way
 
 
+@pytest.mark.parametrize("kernel", native.kernels())
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @torch.no_grad()
-def test_layers_of_16_bits_are_read_as_they_are(dtype: torch.dtype) -> None:
+def test_layers_of_16_bits_are_read_as_they_are(dtype: torch.dtype, kernel: str) -> None:
     model = random()
-    for parameter in model.parameters():
-        parameter.data = parameter.to(dtype).float()
+    for layer in linear(model):
+        layer.weight.data = layer.weight.to(dtype).float()
     wanted = model(torch.tensor([tokens(40)])).logits[0, -1]
-    for parameter in model.parameters():
-        parameter.data = parameter.to(dtype)
-    (found,) = read(runner(model), [tokens(40)], 40)
+    for layer in linear(model):
+        layer.weight.data = layer.weight.to(dtype)
+    (found,) = read(runner(model, kernel=kernel), [tokens(40)], 40)
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kernel", native.kernels())
+@torch.no_grad()
+def test_a_model_of_bfloat16_loses_less_than_in_pytorch(kernel: str) -> None:
+    model = random().bfloat16()
+    whole = copy.deepcopy(model).float()
+    prompts = [tokens(length, seed=length) for length in (1, 20, 75, 130)]
+    exact = torch.stack([whole(torch.tensor([prompt])).logits[0, -1] for prompt in prompts])
+    rounded = torch.stack([model(torch.tensor([prompt])).logits[0, -1].float() for prompt in prompts])
+    found = torch.stack(read(runner(model, kernel=kernel), prompts, 64))
+    assert 0 < (found - exact).norm() < (rounded - exact).norm()
 
 
 @torch.no_grad()

@@ -18,6 +18,16 @@ class KernelLinear(nn.Module, ABC):
 
     shape: tuple[int, int]
 
+    @property
+    def in_features(self) -> int:
+        """Inputs, by the name that torch.nn.Linear has for them."""
+        return self.shape[1]
+
+    @property
+    def out_features(self) -> int:
+        """Outputs, likewise."""
+        return self.shape[0]
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "KernelLinear":
         return self
 
@@ -35,12 +45,16 @@ class KernelLinear(nn.Module, ABC):
         o, i = self.shape
         if x.shape[-1] != i or x.device.type != "cpu":
             raise LissomError(f"kernels: a layer of {i} inputs on the CPU was given {x.shape[-1]} on {x.device}")
-        rows = x.detach().reshape(-1, i).float().contiguous()
+        rows = self.read(x.detach().reshape(-1, i)).contiguous()
         return self.multiply(rows, kernel).to(x.dtype).reshape(*x.shape[:-1], o)
+
+    def read(self, x: Float[Tensor, "n i"]) -> Float[Tensor, "n i"]:
+        """Inputs as the library reads them."""
+        return x.float()
 
     @abstractmethod
     def multiply(self, rows: Float[Tensor, "n i"], kernel: str) -> Float[Tensor, "n o"]:
-        """The same for rows as the library takes them."""
+        """The same for what `read` gives."""
 
     def rows(self, index: Int[Tensor, "*n"]) -> Float[Tensor, "*n i"]:
         """Some rows of the weight.

@@ -2,8 +2,8 @@
 
     y_o = Σ_{j kept in row o} w_oj x_j + b_o
 
-Any pattern will do: N of M, whole rows, none. In C where that was built, else by its definition in PyTorch, which
-decodes the weight at every call.
+Any pattern will do: N of M, whole rows, none. Where weights and inputs are bfloat16, they are multiplied as such, else
+as floats. In C where that was built, else by its definition in PyTorch, which decodes the weight at every call.
 
 Shapes: o outputs, i inputs, k weights kept, m bytes of the mask.
 """
@@ -45,9 +45,13 @@ class MaskedLinear(KernelLinear):
         self.register_buffer("starts", F.pad(kept.sum(1).cumsum(0), (1, 0)))
         self.register_buffer("bias", None if bias is None else bias.detach().float().clone())
 
+    def read(self, x: Float[Tensor, "n i"]) -> Float[Tensor, "n i"]:
+        """Inputs as the kernel reads them."""
+        return x.to(native.read_as(self.values.dtype, x.dtype))
+
     def multiply(self, rows: Float[Tensor, "n i"], kernel: str) -> Float[Tensor, "n o"]:
         """Rows times what was kept, and the bias."""
-        return native.dense(self.given(), rows, kernel)
+        return native.dense(self.given(rows.dtype), rows, kernel)
 
     def look_up(self, which: Int[Tensor, " n"]) -> Float[Tensor, "n i"]:
         """Some rows of the matrix."""
@@ -57,11 +61,11 @@ class MaskedLinear(KernelLinear):
         place = self.starts[which].unsqueeze(1) + kept.cumsum(1) - kept.long()
         return torch.where(kept, values[place], 0.0)
 
-    def given(self) -> CDense:
-        """What the library is given."""
+    def given(self, inputs: torch.dtype) -> CDense:
+        """What the library is given, for inputs of a type."""
         bias = None if self.bias is None else self.bias.data_ptr()
         places = (self.values.data_ptr(), bias, self.mask.data_ptr(), self.starts.data_ptr())
-        return CDense(*places, *self.shape, native.TYPES[self.values.dtype])
+        return CDense(*places, *self.shape, *(native.TYPES[dtype] for dtype in (self.values.dtype, inputs)))
 
     def definition(self, x: Float[Tensor, "*n i"]) -> Float[Tensor, "*n o"]:
         """What the kernel computes, in PyTorch."""

@@ -33,18 +33,22 @@ def layer(o: int, i: int, share: float, dtype: torch.dtype, seed: int, bias: boo
     rows=st.integers(1, 60),
     share=st.sampled_from([0.0, 0.1, 0.5, 1.0]),
     dtype=st.sampled_from(DTYPES),
+    inputs=st.sampled_from([torch.float32, torch.bfloat16]),
     seed=st.integers(0, 99),
 )
 def test_a_kernel_computes_what_the_definition_says(
-    kernel: str, o: int, i: int, rows: int, share: float, dtype: torch.dtype, seed: int
+    kernel: str, o: int, i: int, rows: int, share: float, dtype: torch.dtype, inputs: torch.dtype, seed: int
 ) -> None:
-    made, x = layer(o, i, share, dtype, seed), torch.randn(rows, i)
-    torch.testing.assert_close(made.run(x, kernel), made.definition(x), rtol=1e-4, atol=1e-4)
+    made, x = layer(o, i, share, dtype, seed), torch.randn(rows, i).to(inputs)
+    found = made.multiply(made.read(x), kernel)
+    torch.testing.assert_close(found, made.definition(x.float()), rtol=1e-4, atol=1e-4)
+    assert torch.equal(made.run(x, kernel), found.to(inputs))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kernel", native.kernels())
-def test_a_row_does_not_depend_on_those_beside_it(kernel: str) -> None:
-    made, x = layer(33, 50, 0.5, torch.float16, 1), torch.randn(13, 50)
+def test_a_row_does_not_depend_on_those_beside_it(kernel: str, dtype: torch.dtype) -> None:
+    made, x = layer(33, 650, 0.5, dtype, 1), torch.randn(53, 650).to(dtype)
     together = made.run(x, kernel)
     assert all(torch.equal(made.run(row[None], kernel)[0], both) for row, both in zip(x, together, strict=True))
 

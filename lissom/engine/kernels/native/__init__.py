@@ -87,7 +87,7 @@ def panel_rows(layer: Given, index: Tensor, width: int) -> Tensor:
 
 
 def dense(layer: CDense, rows: Tensor, kernel: str) -> Tensor:
-    """Rows (n, inputs) of float32, contiguous, times a matrix that is dense or masked: (n, outputs)."""
+    """Rows (n, inputs) of the type that the matrix reads, contiguous, times it, dense or masked: (n, outputs)."""
     opened = library()
     assert opened is not None
     y = torch.empty(rows.shape[0], layer.outputs)
@@ -95,6 +95,11 @@ def dense(layer: CDense, rows: Tensor, kernel: str) -> Tensor:
     if len(rows):
         opened.lissom_dense(ctypes.addressof(layer), rows.data_ptr(), y.data_ptr(), len(rows), number, threads)
     return y
+
+
+def read_as(weights: torch.dtype, inputs: torch.dtype) -> torch.dtype:
+    """The type in which a dense or masked matrix reads inputs: float32, or bfloat16 where both are of that."""
+    return torch.bfloat16 if weights == inputs == torch.bfloat16 else torch.float32
 
 
 def page_bytes(attention: CAttention) -> int:

@@ -89,12 +89,6 @@ INLINE Floats some_floats(const float *from, ptrdiff_t count) {
     if (count > 0) __builtin_memcpy(all, from, sizeof(float) * (size_t)count);
     return load_floats(all);
 }
-INLINE Floats spread(Floats packed, unsigned mask) {
-    float from[16], to[16];
-    store_floats(from, packed, 16);
-    for (int i = 0, next = 0; i < 16; i++) to[i] = mask >> i & 1 ? from[next++] : 0;
-    return load_floats(to);
-}
 INLINE Floats plus(Floats a, Floats b) { return (Floats){_mm256_add_ps(a.low, b.low), _mm256_add_ps(a.high, b.high)}; }
 INLINE Floats over(Floats a, Floats b) { return (Floats){_mm256_div_ps(a.low, b.low), _mm256_div_ps(a.high, b.high)}; }
 INLINE Floats larger(Floats a, Floats b) { return (Floats){_mm256_max_ps(a.low, b.low), _mm256_max_ps(a.high, b.high)}; }
@@ -134,14 +128,23 @@ INLINE void store_brains(uint16_t *to, Floats f) {
     __m256i packed = _mm256_packus_epi32(eight_to_brains(f.low), eight_to_brains(f.high));
     _mm256_storeu_si256((__m256i *)to, _mm256_permute4x64_epi64(packed, 0xD8));
 }
-INLINE __m256 add_pairs_half(__m256 sum, __m256 v, __m256i both) {
-    const __m256i bits = _mm256_castps_si256(v), upper = _mm256_set1_epi32((int)0xFFFF0000);
+INLINE __m256 add_products_half(__m256 sum, __m256 v, __m256 w) {
+    const __m256i bits = _mm256_castps_si256(v), both = _mm256_castps_si256(w), upper = _mm256_set1_epi32((int)0xFFFF0000);
     sum = _mm256_fmadd_ps(_mm256_castsi256_ps(_mm256_slli_epi32(bits, 16)), _mm256_castsi256_ps(_mm256_slli_epi32(both, 16)), sum);
     return _mm256_fmadd_ps(_mm256_castsi256_ps(_mm256_and_si256(bits, upper)), _mm256_castsi256_ps(_mm256_and_si256(both, upper)), sum);
 }
+INLINE Floats add_products(Floats sum, Floats v, Floats w) {
+    return (Floats){add_products_half(sum.low, v.low, w.low), add_products_half(sum.high, v.high, w.high)};
+}
 INLINE Floats add_pairs(Floats sum, Floats v, uint32_t pair) {
-    const __m256i both = _mm256_set1_epi32((int)pair);
-    return (Floats){add_pairs_half(sum.low, v.low, both), add_pairs_half(sum.high, v.high, both)};
+    const __m256 both = _mm256_castsi256_ps(_mm256_set1_epi32((int)pair));
+    return add_products(sum, v, (Floats){both, both});
+}
+INLINE Floats some_brains(const uint16_t *from, ptrdiff_t count) {
+    float all[16] = {0};
+    if (count >= 32) return load_floats((const float *)from);
+    if (count > 0) __builtin_memcpy(all, from, sizeof(uint16_t) * (size_t)count);
+    return load_floats(all);
 }
 INLINE Floats first_of_pairs(Floats v) {
     const __m256 lower = _mm256_castsi256_ps(_mm256_set1_epi32(0xFFFF));
@@ -190,5 +193,5 @@ TARGET static int32_t round_block(const float *x, ptrdiff_t count, ptrdiff_t blo
 
 #include "attend.h"
 
-const Kernel KERNEL = {multiply, largest, round_block, make, dense, turn, keep, attend, bound};
+const Kernel KERNEL = {multiply, largest, round_block, make, narrow, dense, turn, keep, attend, bound};
 #endif

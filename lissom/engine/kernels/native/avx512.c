@@ -1,4 +1,4 @@
-/* AVX-512 with VNNI, and with products of bfloat16 where the processor has them: a vector of 64 bytes is half a panel. */
+/* AVX-512 with VNNI, and with BF16 and VBMI2 where the processor has them: a vector of 64 bytes is half a panel. */
 #include "step.h"
 
 #if defined(__x86_64__)
@@ -56,7 +56,6 @@ INLINE Floats some_floats(const float *from, ptrdiff_t count) {
     if (count >= 16) return _mm512_loadu_ps(from);
     return count > 0 ? _mm512_maskz_loadu_ps((__mmask16)((1u << count) - 1), from) : _mm512_setzero_ps();
 }
-INLINE Floats spread(Floats packed, unsigned mask) { return _mm512_maskz_expand_ps((__mmask16)mask, packed); }
 INLINE Floats plus(Floats a, Floats b) { return _mm512_add_ps(a, b); }
 INLINE Floats over(Floats a, Floats b) { return _mm512_div_ps(a, b); }
 INLINE Floats larger(Floats a, Floats b) { return _mm512_max_ps(a, b); }
@@ -76,8 +75,11 @@ INLINE void store_brains(uint16_t *to, Floats f) {
     const __m256bh made = _mm512_cvtneps_pbh(f);
     __builtin_memcpy(to, &made, 32);
 }
-INLINE Floats add_pairs(Floats sum, Floats v, uint32_t pair) {
-    return _mm512_dpbf16_ps(sum, (__m512bh)_mm512_castps_si512(v), (__m512bh)_mm512_set1_epi32((int)pair));
+INLINE Floats add_products(Floats sum, Floats v, Floats w) {
+    return _mm512_dpbf16_ps(sum, (__m512bh)_mm512_castps_si512(v), (__m512bh)_mm512_castps_si512(w));
+}
+INLINE void spread_16(uint16_t *to, const uint16_t *from, uint32_t mask) {
+    _mm512_storeu_si512(to, _mm512_maskz_expand_epi16(mask, _mm512_loadu_si512(from)));
 }
 #else
 INLINE void store_brains(uint16_t *to, Floats f) {
@@ -85,12 +87,33 @@ INLINE void store_brains(uint16_t *to, Floats f) {
     bits = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF)));
     _mm256_storeu_si256((__m256i *)to, _mm512_cvtepi32_epi16(_mm512_srli_epi32(bits, 16)));
 }
-INLINE Floats add_pairs(Floats sum, Floats v, uint32_t pair) {
-    const __m512i bits = _mm512_castps_si512(v), both = _mm512_set1_epi32((int)pair), upper = _mm512_set1_epi32((int)0xFFFF0000);
+INLINE Floats add_products(Floats sum, Floats v, Floats w) {
+    const __m512i bits = _mm512_castps_si512(v), both = _mm512_castps_si512(w), upper = _mm512_set1_epi32((int)0xFFFF0000);
     sum = _mm512_fmadd_ps(_mm512_castsi512_ps(_mm512_slli_epi32(bits, 16)), _mm512_castsi512_ps(_mm512_slli_epi32(both, 16)), sum);
     return _mm512_fmadd_ps(_mm512_castsi512_ps(_mm512_and_si512(bits, upper)), _mm512_castsi512_ps(_mm512_and_si512(both, upper)), sum);
 }
+INLINE void spread_16(uint16_t *to, const uint16_t *from, uint32_t mask) {
+    for (int half = 0; half < 2; half++, to += 16, mask >>= 16) {
+        const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)from));
+        const __m512i placed = _mm512_maskz_expand_epi32((__mmask16)mask, wide);
+        _mm256_storeu_si256((__m256i *)to, _mm512_cvtepi32_epi16(placed));
+        from += __builtin_popcount(mask & 0xFFFF);
+    }
+}
 #endif
+#define SPREADS
+INLINE void spread_32(uint32_t *to, const uint32_t *from, uint32_t mask) {
+    const __m512i low = _mm512_loadu_si512(from), high = _mm512_loadu_si512(from + __builtin_popcount(mask & 0xFFFF));
+    _mm512_storeu_si512(to, _mm512_maskz_expand_epi32((__mmask16)mask, low));
+    _mm512_storeu_si512(to + 16, _mm512_maskz_expand_epi32((__mmask16)(mask >> 16), high));
+}
+INLINE Floats some_brains(const uint16_t *from, ptrdiff_t count) {
+    if (count >= 32) return _mm512_castsi512_ps(_mm512_loadu_si512(from));
+    return _mm512_castsi512_ps(_mm512_maskz_loadu_epi16(count > 0 ? (1u << count) - 1 : 0, from));
+}
+INLINE Floats add_pairs(Floats sum, Floats v, uint32_t pair) {
+    return add_products(sum, v, _mm512_castsi512_ps(_mm512_set1_epi32((int)pair)));
+}
 INLINE Floats first_of_pairs(Floats v) {
     return _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(v), _mm512_set1_epi32(0xFFFF)));
 }
@@ -125,5 +148,5 @@ TARGET static int32_t round_block(const float *x, ptrdiff_t count, ptrdiff_t blo
 
 #include "attend.h"
 
-const Kernel KERNEL = {multiply, largest, round_block, make, dense, turn, keep, attend, bound};
+const Kernel KERNEL = {multiply, largest, round_block, make, narrow, dense, turn, keep, attend, bound};
 #endif

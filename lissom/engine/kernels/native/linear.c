@@ -53,6 +53,7 @@ static void make_rows(void *given, ptrdiff_t first, ptrdiff_t last, int thread) 
         const int there = s->kind == AS_IS && !call->kept;
         if (!there) call->kernel->make(s, from, made);
         const float *row = there ? s->from.at + from * s->from.stride : made;
+        if (l->narrow) call->kernel->narrow(row, s->width, l->narrow + call->first * l->room + (m - call->first) * s->width);
         for (ptrdiff_t r = 0; r < l->rounding_count; r++) round_row(call->kernel, l->roundings + r, row, call->first, m);
     }
 }
@@ -66,9 +67,10 @@ static ptrdiff_t all_items(const Linear *l) {
     return items;
 }
 
-static int has_dense(const Linear *l) {
+static int reads_floats(const Linear *l) {
     int found = 0;
-    for (ptrdiff_t p = 0; p < l->product_count; p++) found |= !l->products[p].panels;
+    for (const Product *p = l->products; p < l->products + l->product_count; p++)
+        found |= !p->panels && p->dense->from == FLOAT32;
     return found;
 }
 
@@ -88,7 +90,9 @@ static void multiply_items(void *given, ptrdiff_t first, ptrdiff_t last, int thr
             call->kernel->multiply(p->panels, &rows, begin, end);
         } else if (begin < end) {
             const ptrdiff_t outputs = p->dense->outputs, stop = end * LANES < outputs ? end * LANES : outputs;
-            call->kernel->dense(p->dense, l->made + row * l->room, call->count, to, p->add, begin * LANES, stop);
+            const ptrdiff_t at = row * l->room;
+            const void *x = p->dense->from == BFLOAT16 ? (const void *)(l->narrow + at) : l->made + at;
+            call->kernel->dense(p->dense, x, call->count, to, p->add, begin * LANES, stop);
         }
         first -= items;
         last -= items;
@@ -101,13 +105,13 @@ ptrdiff_t lissom_chunk(ptrdiff_t items, ptrdiff_t work, int threads) {
 }
 
 void lissom_multiply_rows(const Linear *l, const Kernel *kernel, ptrdiff_t first, ptrdiff_t last, int thread) {
-    Call call = {.linear = l, .first = first, .count = last - first, .kernel = kernel, .kept = has_dense(l)};
+    Call call = {.linear = l, .first = first, .count = last - first, .kernel = kernel, .kept = reads_floats(l)};
     make_rows(&call, first, last, thread);
     multiply_items(&call, 0, all_items(l), thread);
 }
 
 void lissom_multiply(const Linear *l, ptrdiff_t count, const int32_t *picked, Machine on) {
-    Call call = {.linear = l, .picked = picked, .count = count, .kernel = on.kernel, .kept = has_dense(l)};
+    Call call = {.linear = l, .picked = picked, .count = count, .kernel = on.kernel, .kept = reads_floats(l)};
     const ptrdiff_t items = all_items(l);
     ptrdiff_t weights = 0;
     for (const Product *p = l->products; p < l->products + l->product_count; p++)
@@ -166,10 +170,11 @@ EXPORT int lissom_linear(const Panels *w, const Layout *layout, const float *x, 
     return -failed;
 }
 
-/* y (count x outputs) = rows of x (count x inputs) times a matrix that is dense or masked. */
-EXPORT void lissom_dense(const Dense *w, const float *x, float *y, ptrdiff_t count, int kernel, int threads) {
+/* y (count x outputs) = rows of x (count x inputs), of the type it reads, times a matrix that is dense or masked. */
+EXPORT void lissom_dense(const Dense *w, const void *x, float *y, ptrdiff_t count, int kernel, int threads) {
     const Product product = {.dense = w, .to = {y, w->outputs}};
     const Source rows = {.from = {(float *)x, w->inputs}, .width = w->inputs, .kind = AS_IS};
-    const Linear linear = {.source = rows, .products = &product, .product_count = 1, .made = (float *)x, .there = 1};
+    const Linear linear = {.source = rows, .products = &product, .product_count = 1,
+                           .made = (float *)x, .narrow = (uint16_t *)x, .there = 1};
     lissom_multiply(&linear, count, NULL, (Machine){lissom_kernel(kernel), lissom_each_beside_torch, threads});
 }

@@ -22,7 +22,7 @@ static int has_avxvnni(void) {
 
 static int runs(int kernel) {
     __builtin_cpu_init();
-    if (kernel == 4) return runs(3) && __builtin_cpu_supports("avx512bf16");
+    if (kernel == 4) return runs(3) && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi2");
     if (kernel == 3)
         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&

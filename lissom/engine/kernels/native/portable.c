@@ -62,12 +62,6 @@ INLINE Floats some_floats(const float *from, ptrdiff_t count) {
     if (count > 0) __builtin_memcpy(&made, from, sizeof(float) * (size_t)(count < 16 ? count : 16));
     return made;
 }
-INLINE Floats spread(Floats packed, unsigned mask) {
-    float from[16], to[16];
-    store_floats(from, packed, 16);
-    for (int i = 0, next = 0; i < 16; i++) to[i] = mask >> i & 1 ? from[next++] : 0;
-    return load_floats(to);
-}
 INLINE Floats plus(Floats a, Floats b) { return a + b; }
 INLINE Floats over(Floats a, Floats b) { return a / b; }
 INLINE Floats chosen(Ints where, Floats a, Floats b) { return (Floats)(((Ints)a & where) | ((Ints)b & ~where)); }
@@ -102,10 +96,15 @@ INLINE void store_brains(uint16_t *to, Floats f) {
         to[i] = (uint16_t)((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
     }
 }
-INLINE Floats add_pairs(Floats sum, Floats v, uint32_t pair) {
-    const union { uint32_t bits; float value; } low = {pair << 16}, high = {pair & 0xFFFF0000u};
-    sum += (Floats)((Codes)v << 16) * low.value;
-    return sum + (Floats)((Codes)v & 0xFFFF0000u) * high.value;
+INLINE Floats add_products(Floats sum, Floats v, Floats w) {
+    sum += (Floats)((Codes)v << 16) * (Floats)((Codes)w << 16);
+    return sum + (Floats)((Codes)v & 0xFFFF0000u) * (Floats)((Codes)w & 0xFFFF0000u);
+}
+INLINE Floats add_pairs(Floats sum, Floats v, uint32_t pair) { return add_products(sum, v, (Floats)((Codes){0} + pair)); }
+INLINE Floats some_brains(const uint16_t *from, ptrdiff_t count) {
+    Floats made = {0};
+    if (count > 0) __builtin_memcpy(&made, from, sizeof(uint16_t) * (size_t)(count < 32 ? count : 32));
+    return made;
 }
 INLINE Floats first_of_pairs(Floats v) { return (Floats)((Codes)v & 0xFFFFu); }
 
@@ -138,4 +137,4 @@ static int32_t round_block(const float *x, ptrdiff_t count, ptrdiff_t block, flo
 
 #include "attend.h"
 
-const Kernel lissom_portable = {multiply, largest, round_block, make, dense, turn, keep, attend, bound};
+const Kernel lissom_portable = {multiply, largest, round_block, make, narrow, dense, turn, keep, attend, bound};

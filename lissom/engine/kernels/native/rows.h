@@ -82,6 +82,15 @@ TARGET static void make(const Source *s, ptrdiff_t row, float *to) {
     }
 }
 
+TARGET static void narrow(const float *x, ptrdiff_t count, uint16_t *to) {
+    EACH_16(j, count) {
+        uint16_t made[16];
+        const ptrdiff_t left = count - j;
+        store_brains(left < 16 ? made : to + j, some_floats(x + j, left));
+        if (left < 16) memcpy(to + j, made, sizeof(uint16_t) * (size_t)left);
+    }
+}
+
 TARGET static void turn(const Attention *a, const float *norm, ptrdiff_t row, float *head) {
     if (norm) {
         const float factor = inverse_norm(head, a->size, a->eps);

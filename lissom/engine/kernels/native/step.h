@@ -41,7 +41,7 @@ typedef struct {
     const uint8_t *mask;   /* or null: a bit for each weight, row by row, the lowest first */
     const int64_t *starts; /* where the weights of each row begin, and where the last end */
     ptrdiff_t outputs, inputs;
-    int type;
+    int type, from; /* of the weights; of the rows that are multiplied: FLOAT32, or BFLOAT16 as the weights */
 } Dense;
 
 /* The angles by which the features of queries and keys are turned in this pass: pairs i and i + half of each head. */
@@ -80,8 +80,10 @@ typedef struct {
     int32_t (*round)(const float *x, ptrdiff_t count, ptrdiff_t block, float factor, int8_t *q);
     /* The input of a layer, in one row. */
     void (*make)(const Source *, ptrdiff_t row, float *to);
+    /* A row as bfloat16. */
+    void (*narrow)(const float *x, ptrdiff_t count, uint16_t *to);
     /* `count` rows x [inputs] times outputs `first` up to `last` of a dense matrix; written, or added. */
-    void (*dense)(const Dense *, const float *x, ptrdiff_t count, Columns to, int add, ptrdiff_t first, ptrdiff_t last);
+    void (*dense)(const Dense *, const void *x, ptrdiff_t count, Columns to, int add, ptrdiff_t first, ptrdiff_t last);
     /* One head of a token, normed where there is a weight, and turned by the angles of `row` where there are any. */
     void (*turn)(const Attention *, const float *norm, ptrdiff_t row, float *head);
     /* Keys or values become part of the cache: those of one token and head, in `slot` of the page. */

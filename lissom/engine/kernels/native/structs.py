@@ -60,7 +60,7 @@ class CDense(ctypes.Structure):
     _fields_ = (
         *((name, POINTER) for name in ("weight", "bias", "mask", "starts")),
         *((name, SIZE) for name in ("outputs", "inputs")),
-        ("type", c_int),
+        *((name, c_int) for name in ("type", "from_")),
     )
 
 
@@ -88,7 +88,7 @@ class CLinear(ctypes.Structure):
         ("source", CSource),
         *((name, POINTER) for name in ("roundings", "products")),
         *((name, SIZE) for name in ("rounding_count", "product_count")),
-        ("made", POINTER),
+        *((name, POINTER) for name in ("made", "narrow")),
         ("room", SIZE),
         *((name, c_int) for name in ("there", "picked")),
     )
