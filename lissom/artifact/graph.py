@@ -88,7 +88,8 @@ _exported: ContextVar[dict[str, nn.Module]] = ContextVar("exported")
 def _shaped(x: Any, name: str) -> Tensor:
     """What the layer of a name gives, without numbers."""
     layer = _exported.get()[name]
-    state = {own: x.fake_mode.from_tensor(tensor) for own, tensor in layer.state_dict(keep_vars=True).items()}
+    held = layer.state_dict(keep_vars=True)
+    state = {own: x.fake_mode.from_tensor(tensor, static_shapes=True) for own, tensor in held.items()}
     return functional_call(layer, state, (x,))  # type: ignore[no-any-return]
 
 

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lissom.models.families import at, family_of, put
 
@@ -48,6 +48,10 @@ class LanguageModel(Protocol):
     @property
     def device(self) -> torch.device:
         """Where it is."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What it computes in."""
 
 
 def form_of(model: Any) -> dict[str, Any]:
@@ -99,8 +103,17 @@ class Bare(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where it is."""
-        norm: Any = at(self, family_of(self.config.model_type).norm)
-        return norm.weight.device  # type: ignore[no-any-return]
+        return self._norm.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What it computes in."""
+        return self._norm.dtype
+
+    @property
+    def _norm(self) -> Tensor:
+        found: Tensor = at(self, family_of(self.config.model_type).norm).weight  # type: ignore[assignment]
+        return found
 
     def whole(self) -> nn.Module:
         """The model of transformers, of the very same layers and tensors."""

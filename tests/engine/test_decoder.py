@@ -83,7 +83,6 @@ def test_logits_are_those_of_transformers(family: str, kernel: str) -> None:
             torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kernel", native.kernels())
 @torch.no_grad()
 def test_scores_that_grow_far_along_a_context(kernel: str) -> None:
@@ -97,6 +96,7 @@ def test_scores_that_grow_far_along_a_context(kernel: str) -> None:
 
 @pytest.mark.parametrize("kernel", native.kernels())
 @pytest.mark.parametrize("cache", CACHES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_what_a_sequence_gives_does_not_depend_on_what_runs_beside_it(
     cache: str, kernel: str, dtype: torch.dtype
 ) -> None:

@@ -50,6 +50,9 @@ typedef struct {
 /* `count` rows; row m is made of row picked[m], where that is not null. */
 void lissom_multiply(const Linear *, ptrdiff_t count, const int32_t *picked, Machine);
 
+/* How many weights the layers have together. */
+ptrdiff_t lissom_weights(const Linear *);
+
 /* Rows `first` up to `last` by this thread alone. */
 void lissom_multiply_rows(const Linear *, const Kernel *, ptrdiff_t first, ptrdiff_t last, int thread);
 

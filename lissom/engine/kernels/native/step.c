@@ -9,7 +9,8 @@
 
 enum {
     TOKENS = 16, /* of one sequence that attend together */
-    SOME = 32, MANY = 64, /* rows for which a thread runs operations one after the other: at least, and at most */
+    SOME = 32, MANY = 128, /* rows for which a thread runs operations one after the other: at least, and at most */
+    SMALL = 1 << 20,       /* weights that a layer of these has at most */
 };
 
 /* Rows of a table become rows of a matrix. */
@@ -260,9 +261,10 @@ static ptrdiff_t work_of(const Task *task, const Attention *a, ptrdiff_t count) 
 static const Work WORK[] = {
     [EMBED] = embed, [ROTARY] = rotary, [MAKE] = make, [ATTENTION] = remember_rows, [EXPERTS] = route};
 
-/* Whether a row asks nothing of others. */
+/* Whether a row asks nothing of others, and little of memory. */
 static int by_rows(const Operation *o) {
-    return o->code == LINEAR ? !((const Linear *)o->what)->picked : o->code < LINEAR;
+    const Linear *l = o->what;
+    return o->code == LINEAR ? !l->picked && lissom_weights(l) <= SMALL : o->code < LINEAR;
 }
 
 /* Several operations for a few rows, whose numbers stay near the processor from one to the next. */
