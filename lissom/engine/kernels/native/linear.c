@@ -102,7 +102,8 @@ static void multiply_items(void *given, ptrdiff_t first, ptrdiff_t last, int thr
 ptrdiff_t lissom_weights(const Linear *l) { return all_items(l) * LANES * l->source.width; }
 
 ptrdiff_t lissom_chunk(ptrdiff_t items, ptrdiff_t work, int threads) {
-    const ptrdiff_t enough = 1 << 20, least = enough / (work + 1) + 1, shared = items / (16 * threads) + 1;
+    const ptrdiff_t enough = 1 << 20, least = enough / (work + 1) + 1, turns = work > enough ? 16 : 4;
+    const ptrdiff_t shared = items / (turns * threads) + 1;
     return items <= 2 * least ? items : least < shared ? shared : least;
 }
 
