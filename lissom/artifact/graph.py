@@ -81,7 +81,7 @@ def tensor_signature(name: str, tensor: Tensor) -> dict[str, Any]:
 
 
 torch.library.define(LAYER, "(Tensor x, str name) -> Tensor")
-_exported: ContextVar[dict[str, nn.Module]] = ContextVar("exported")
+_exported: ContextVar[dict[str, nn.Module]] = ContextVar("exported")  # the layers, while a module is
 
 
 @torch.library.register_fake(LAYER)  # type: ignore[untyped-decorator]
@@ -125,11 +125,12 @@ def export(model: nn.Module, example: Batch, file: Path, layers: Collection[str]
             f"save: the example has {', '.join(inputs)}; to export, give forward's first ones: {', '.join(leading)}"
         )
     batch = tuple(grown(inputs[name]) for name in leading)
-    _exported.set(called := {name: model.get_submodule(name) for name in layers})
+    called = {name: model.get_submodule(name) for name in layers}
     for name, part in list(model.named_modules(remove_duplicate=False)):
         for own, layer in called.items():
             if part is layer:
                 put(model, name, Called(own, layer))
+    token = _exported.set(called)
     try:
         program = torch.export.export(model, batch, dynamic_shapes=tuple({0: Dim.AUTO} for _ in batch))
         unwanted: dict[str, Any] = {name: False for name in BESIDE if name in inspect.signature(serialize).parameters}
@@ -139,6 +140,8 @@ def export(model: nn.Module, example: Batch, file: Path, layers: Collection[str]
             f"save: {type(model).__name__} cannot be exported ({reason(error)}); "
             "save it without example= and load it by its class"
         ) from None
+    finally:
+        _exported.reset(token)
     file.write_bytes(without_traces(written.exported_program))
     return {f"graph.constant.{name}": value for name, value in program.constants.items() if isinstance(value, Tensor)}
 
