@@ -9,15 +9,15 @@ Shapes: s choices so far, c options of a layer.
 """
 
 from collections.abc import Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 from jaxtyping import Float, Int
 
 from lissom.errors import RecipeError
 from lissom.estimate import Array
 
-Whole = npt.NDArray[np.int64]
+Whole: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]  # no NDArray: from numpy 2.5 on it is no class
 Chosen = tuple[Int[Whole, " n"], Float[Array, " n"]]  # bytes, rising, and costs, falling
 
 
