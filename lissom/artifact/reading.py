@@ -29,7 +29,7 @@ def build_language_model(folder: Path, manifest: Mapping[str, Any], *, bare: boo
     ours, form = "weights" in manifest, manifest.get("form") if bare else None
     config: Any = SimpleNamespace(**form["config"]) if form else read_config(folder, compressed=ours)
     family = family_of(config.model_type)
-    tensors = read_tensors(folder)
+    tensors = read_tensors(folder, manifest.get("weights", {}))
     tensors |= {name: tensors[same] for name, same in manifest.get("aliases", {}).items()}
     weights = {name: take_weight(name, spec, tensors) for name, spec in manifest.get("weights", {}).items()}
     state = {name: tensor if bare and narrow(tensor) else tensor.float() for name, tensor in tensors.items()}

@@ -167,11 +167,27 @@ def test_matrices_of_16_bits_stay_as_they_are_and_say_what_they_say_in_32(
         assert said(lower(bare.model), bare.tokenizer) == said(lower(usual.model), usual.tokenizer)
 
 
+def test_what_is_packed_is_not_mapped_any_more_beside_what_stays(tiny: Tiny, tmp_path: Path) -> None:
+    source = of_16_bits(tiny("qwen3"), tmp_path / "source", torch.bfloat16)
+    out = compressed(source, tmp_path / "out", [{"layers": "*.mlp.*", "technique": "rtn", "bits": 8}])
+    model: Any = open_folder(out, bare=True).model
+    before = len(mappings(out))
+    lowered: Any = lower(model)
+    assert (before, len(mappings(out))) == (2 + 2 * 2, 2 + 2)  # embedding, blocks with two formats each, head
+    assert all(mapped_from(out, block.self_attn.q_proj.weight) for block in lowered.model.layers.children())
+
+
+def mappings(folder: Path) -> list[tuple[int, int]]:
+    """Where in memory files of a folder are mapped."""
+    lines = [line.split()[0] for line in Path("/proc/self/maps").read_text().splitlines() if str(folder) in line]
+    ranges = [line.split("-") for line in lines]
+    return [(int(first, 16), int(last, 16)) for first, last in ranges]
+
+
 def mapped_from(folder: Path, tensor: Tensor) -> bool:
     """Whether a tensor lies in memory where a file of a folder is mapped."""
-    lines = [line.split() for line in Path("/proc/self/maps").read_text().splitlines() if str(folder) in line]
-    ranges = [[int(end, 16) for end in line[0].split("-")] for line in lines]
-    return any(first <= tensor.data_ptr() and tensor.data_ptr() + tensor.nbytes <= last for first, last in ranges)
+    first, last = tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes
+    return any(begin <= first and last <= end for begin, end in mappings(folder))
 
 
 SERVING = """
