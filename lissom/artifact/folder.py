@@ -43,8 +43,8 @@ def open_folder(model: str | Path, *, base: "nn.Module | None" = None, bare: boo
     Args:
         model: the folder, or the name of a checkpoint on the hub.
         base: an instance of the class of a module that is not a language model.
-        bare: for the engine alone, which needs no code of transformers: a language model, where the folder says all
-            of it, is a `Bare` one, and opens sooner.
+        bare: for the engine alone: a language model is a `Bare` one, its matrices of 16 bits as they are stored. Where
+            the folder says all of it, no code of transformers is needed, and it opens sooner.
 
     Raises:
         ModelError: there is no model in it.
@@ -62,9 +62,9 @@ def open_folder(model: str | Path, *, base: "nn.Module | None" = None, bare: boo
 
         return Opened(model=build_module(folder, manifest, base), tokenizer=None, manifest=manifest, folder=folder)
     folder = find(model)
-    bare = bare and "form" in manifest
     language_model = build_language_model(folder, manifest, bare=bare)
-    tokenizer = Tokenizer.read(folder, manifest["tokenizer"]) if bare else read_tokenizer(folder)
+    alone = bare and "tokenizer" in manifest
+    tokenizer = Tokenizer.read(folder, manifest["tokenizer"]) if alone else read_tokenizer(folder)
     return Opened(model=language_model, tokenizer=tokenizer, manifest=manifest, folder=folder)
 
 

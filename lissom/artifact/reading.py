@@ -5,32 +5,34 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from lissom.artifact.tensors import check_layers, read_tensors, take_weight
 from lissom.errors import ArtifactError
 from lissom.models import compressible, replace
 from lissom.models.checkpoint import check_shapes, read_config, skeleton
 from lissom.models.families import at, family_of
-from lissom.models.form import Bare
+from lissom.models.form import Bare, form_of
 from lissom.models.resize import matrix_shapes, resize
 
 
 def build_language_model(folder: Path, manifest: Mapping[str, Any], *, bare: bool = False) -> nn.Module:
     """The model of a folder, in float32 but for its compressed layers.
 
-    `manifest` is empty for a plain checkpoint. Where it says the form of the model, that can be built `bare`.
+    `manifest` is empty for a plain checkpoint. A `bare` model has its matrices of 16 bits as they are stored; where the
+    manifest does not say its form, transformers does.
 
     Raises:
         ArtifactError: tensors are missing.
     """
-    ours = "weights" in manifest
-    config: Any = SimpleNamespace(**manifest["form"]["config"]) if bare else read_config(folder, compressed=ours)
+    ours, form = "weights" in manifest, manifest.get("form") if bare else None
+    config: Any = SimpleNamespace(**form["config"]) if form else read_config(folder, compressed=ours)
     family = family_of(config.model_type)
-    tensors = read_tensors(folder)
+    tensors = read_tensors(folder, manifest.get("weights", {}))
     tensors |= {name: tensors[same] for name, same in manifest.get("aliases", {}).items()}
     weights = {name: take_weight(name, spec, tensors) for name, spec in manifest.get("weights", {}).items()}
-    state = {name: tensor.float() for name, tensor in tensors.items()}
+    state = {name: tensor if bare and narrow(tensor) else tensor.float() for name, tensor in tensors.items()}
     if config.tie_word_embeddings and family.embedding in weights:
         weights[family.head] = weights[family.embedding]
     elif config.tie_word_embeddings:
@@ -44,7 +46,10 @@ def build_language_model(folder: Path, manifest: Mapping[str, Any], *, bare: boo
             resize(made, shapes)
         return made
 
-    model = Bare(manifest["form"], shapes, empty) if bare else empty()
+    model = Bare(form, shapes, empty) if form else empty()
+    if bare and not form:
+        wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        model = Bare(form_of(model), wanted, empty)
     layers = compressible(model)
     check_layers(folder, "config.json", weights, layers)
     replace(model, weights, layers, trainable=False)
@@ -56,3 +61,8 @@ def build_language_model(folder: Path, manifest: Mapping[str, Any], *, bare: boo
     if config.tie_word_embeddings and family.embedding not in weights:
         at(model, family.head).weight = at(model, family.embedding).weight  # one parameter, not two of one tensor
     return model.eval()
+
+
+def narrow(tensor: Tensor) -> bool:
+    """Whether it is a matrix of 16 bits, which layers read as it is; what is computed with it is float32."""
+    return tensor.dim() == 2 and tensor.dtype in (torch.bfloat16, torch.float16)

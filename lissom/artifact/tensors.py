@@ -4,7 +4,7 @@ A compressed layer `L` is stored as `L.weight_packed`, `L.weight_scale` and so o
 read them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +45,11 @@ def apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
-def read_tensors(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a folder.
+def read_tensors(folder: Path, specs: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, Tensor]:
+    """All tensors of a folder, where its files are mapped into memory.
+
+    Of layers in one format, as their `specs` say, a file is mapped once, and once more for each other format: it is let
+    go of when none of its tensors is needed any more, since kernels read a format as it is stored or make it anew.
 
     Raises:
         ArtifactError: a file is cut short or corrupt, or its entropy coding is.
@@ -54,9 +57,21 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for file in sorted(folder.glob("*.safetensors")):
         with opened(file) as tensors:
-            read = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
-            found.update(decode(read, tensors.metadata() or {}, str(file)))
+            names, header = list(tensors.keys()), tensors.metadata() or {}
+        read: dict[str, Tensor] = {}
+        for same in by_format(names, specs or {}):
+            with opened(file) as tensors:
+                read |= {name: tensors.get_tensor(name) for name in same}
+        found.update(decode(read, header, str(file)))
     return found
+
+
+def by_format(names: Iterable[str], specs: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    """The names of tensors, those of one format together."""
+    found: dict[Any, list[str]] = {}
+    for name in names:
+        found.setdefault(specs.get(name.partition(".weight")[0], {}).get("format"), []).append(name)
+    return list(found.values())
 
 
 def parts_of(layer: str, weight: Weight) -> dict[str, Tensor]:

@@ -1,7 +1,12 @@
 """`lower` swaps layers for ones whose kernel reads the compressed form."""
 
-from torch import nn
+from types import UnionType
+from typing import Any
 
+from torch import nn
+from torch.utils.weak import WeakIdKeyDictionary
+
+from lissom.calibrate.spill import give_back
 from lissom.engine.encoder import native_encoders
 from lissom.engine.kernels.conv import conv_layer
 from lissom.engine.kernels.fold import fold_norms
@@ -23,19 +28,22 @@ def lower(model: nn.Module) -> nn.Module:
     matrix share it here too, batch norms behind convolutions that were swapped are folded into them, and text encoders
     of layers that were swapped run as programs.
     """
-    lowered: dict[nn.Module, nn.Module] = {}  # a layer in several places is lowered once
-    tables: dict[nn.Module, KernelLinear] = {}  # by the matrix that they hold
-    for name, layer in list(model.named_modules(remove_duplicate=False)):
-        if isinstance(layer, CompressedLinear | CompressedConv) and isinstance(layer.matrix, Frozen) and name:
-            if layer not in lowered:
-                lowered[layer] = fitting(layer) or layer
-            put(model, name, lowered[layer])
-            _remember(tables, layer, lowered[layer])
-    for name, layer in list(model.named_modules(remove_duplicate=False)):
-        if isinstance(layer, CompressedEmbedding) and isinstance(layer.matrix, Frozen) and name:
-            table = tables.get(layer.matrix) or panel_layer(layer) or masked_layer(layer)
-            put(model, name, KernelEmbedding(table, scale_of(layer)) if table else layer)
-    return native_encoders(fold_norms(model))
+    lowered = WeakIdKeyDictionary()  # a layer in several places is lowered once; then its own memory is let go of
+    tables = WeakIdKeyDictionary()  # by the matrix that they hold
+    for name in frozen(model, CompressedLinear | CompressedConv):
+        layer: Any = model.get_submodule(name)
+        if layer not in lowered:
+            lowered[layer] = fitting(layer) or layer
+        put(model, name, lowered[layer])
+        if isinstance(lowered[layer], KernelLinear):
+            tables[layer.matrix] = lowered[layer]
+    for name in frozen(model, CompressedEmbedding):
+        layer = model.get_submodule(name)
+        table = tables.get(layer.matrix) or panel_layer(layer) or masked_layer(layer)
+        put(model, name, KernelEmbedding(table, scale_of(layer)) if table else layer)
+    made = native_encoders(fold_norms(model))
+    give_back()
+    return made
 
 
 def fitting(layer: CompressedLinear | CompressedConv) -> nn.Module | None:
@@ -46,6 +54,7 @@ def fitting(layer: CompressedLinear | CompressedConv) -> nn.Module | None:
     return whole or sum_layer(layer, panel_layer) or turned_layer(layer, panel_layer)
 
 
-def _remember(tables: dict[nn.Module, KernelLinear], layer: CompressedLayer, lowered: nn.Module) -> None:
-    if isinstance(lowered, KernelLinear):
-        tables[layer.matrix] = lowered
+def frozen(model: nn.Module, kind: type[CompressedLayer] | UnionType) -> list[str]:
+    """The names of frozen layers of a kind, every name of those that have several."""
+    layers = model.named_modules(remove_duplicate=False)
+    return [name for name, layer in layers if isinstance(layer, kind) and isinstance(layer.matrix, Frozen) and name]

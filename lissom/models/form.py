@@ -116,12 +116,14 @@ class Bare(nn.Module):
         return found
 
     def whole(self) -> nn.Module:
-        """The model of transformers, of the very same layers and tensors."""
+        """The model of transformers, of the very same layers; matrices of 16 bits become float32."""
         model = self._make()
+        floats = {held: held.detach().float() for held in self.parameters()}  # of a tied one, one
         for name in self._own:
             part = at(self, name)
             if type(part) in PLAIN:
-                at(model, name).load_state_dict(part.state_dict(), assign=True)
+                state = {own: floats[held] for own, held in part.named_parameters()}
+                at(model, name).load_state_dict(state, assign=True)
             else:
                 put(model, name, part)
         return model.eval()

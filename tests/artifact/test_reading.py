@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lissom.artifact import MANIFEST, compress_checkpoint, open_folder
@@ -18,6 +19,7 @@ from lissom.engine import Engine, Sampling
 from lissom.engine.kernels import native
 from lissom.engine.lower import lower
 from lissom.engine.runner import Runner
+from lissom.errors import ArtifactError
 from lissom.files import read_json
 from lissom.models import FAMILIES
 from lissom.models.checkpoint import skeleton
@@ -116,12 +118,76 @@ def test_blocks_of_different_widths_are_grown_as_their_tensors_say(tiny: Tiny, t
     assert said(bare.model, bare.tokenizer) == said(usual.model, usual.tokenizer)
 
 
-def test_folders_that_do_not_say_the_form_open_as_ever(tiny: Tiny, tmp_path: Path) -> None:
-    assert not isinstance(open_folder(tiny("llama"), bare=True).model, Bare)
+def test_of_folders_that_do_not_say_it_transformers_says_the_form(tiny: Tiny, tmp_path: Path) -> None:
     out = compressed(tiny("llama"), tmp_path / "out", STEPS)
     manifest = read_json(out / MANIFEST)
     write_json(out / MANIFEST, {name: value for name, value in manifest.items() if name not in ("form", "tokenizer")})
-    assert not isinstance(open_folder(out, bare=True).model, Bare)
+    for folder in (tiny("llama"), out):
+        bare, usual = open_folder(folder, bare=True), open_folder(folder)
+        assert isinstance(bare.model, Bare)
+        assert said(lower(bare.model), bare.tokenizer) == said(lower(usual.model), usual.tokenizer)
+
+
+def test_an_incomplete_checkpoint_is_refused(tiny: Tiny, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny("llama"), tmp_path / "source")
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ArtifactError, match=r"no tensor 'model\.layers\.1\.mlp\.up_proj\.weight'"):
+        open_folder(folder, bare=True)
+
+
+def of_16_bits(source: Path, folder: Path, dtype: torch.dtype) -> Path:
+    """A checkpoint in another type."""
+    shutil.copytree(source, folder)
+    tensors = {name: tensor.to(dtype) for name, tensor in load_file(folder / "model.safetensors").items()}
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("family", ["qwen3", "gemma2", "qwen3_moe"])
+def test_matrices_of_16_bits_stay_as_they_are_and_say_what_they_say_in_32(
+    tiny: Tiny, tmp_path: Path, family: str, dtype: torch.dtype, tied: bool
+) -> None:
+    source = of_16_bits(tiny(family, tied), tmp_path / "source", dtype)
+    ids = torch.tensor(PROMPTS[1:])
+    for folder in (source, compressed(source, tmp_path / "out", STEPS[:2])):
+        bare, usual = open_folder(folder, bare=True), open_folder(folder)
+        kept = [held for held in bare.model.parameters() if held.dim() == 2]
+        assert {held.dtype for held in kept} == {dtype}
+        assert {held.dtype for held in bare.model.parameters() if held.dim() == 1} == {torch.float32}
+        assert all(mapped_from(folder, held) for held in kept)
+        with torch.no_grad():
+            whole: Any = bare.model.whole()  # type: ignore[operator]
+            assert torch.equal(whole(ids).logits, usual.model(ids).logits)
+        assert (whole.lm_head.weight.data_ptr() == whole.model.embed_tokens.weight.data_ptr()) == tied
+        assert {held.dtype for held in kept} == {dtype}  # in the bare model still
+        assert said(lower(bare.model), bare.tokenizer) == said(lower(usual.model), usual.tokenizer)
+
+
+def test_what_is_packed_is_not_mapped_any_more_beside_what_stays(tiny: Tiny, tmp_path: Path) -> None:
+    source = of_16_bits(tiny("qwen3"), tmp_path / "source", torch.bfloat16)
+    out = compressed(source, tmp_path / "out", [{"layers": "*.mlp.*", "technique": "rtn", "bits": 8}])
+    model: Any = open_folder(out, bare=True).model
+    before = len(mappings(out))
+    lowered: Any = lower(model)
+    assert (before, len(mappings(out))) == (2 + 2 * 2, 2 + 2)  # embedding, blocks with two formats each, head
+    assert all(mapped_from(out, block.self_attn.q_proj.weight) for block in lowered.model.layers.children())
+
+
+def mappings(folder: Path) -> list[tuple[int, int]]:
+    """Where in memory files of a folder are mapped."""
+    lines = [line.split()[0] for line in Path("/proc/self/maps").read_text().splitlines() if str(folder) in line]
+    ranges = [line.split("-") for line in lines]
+    return [(int(first, 16), int(last, 16)) for first, last in ranges]
+
+
+def mapped_from(folder: Path, tensor: Tensor) -> bool:
+    """Whether a tensor lies in memory where a file of a folder is mapped."""
+    first, last = tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes
+    return any(begin <= first and last <= end for begin, end in mappings(folder))
 
 
 SERVING = """

@@ -1,6 +1,7 @@
 """Layers swapped for the kernel that fits them, and only those."""
 
 import copy
+import weakref
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from lissom.compress import compress_model, quantize_model
 from lissom.engine.kernels.layer import KernelEmbedding
 from lissom.engine.kernels.masked import MaskedLinear
 from lissom.engine.kernels.panels import PanelLinear
-from lissom.engine.lower import lower
+from lissom.engine.lower import fitting, lower
 from lissom.errors import LissomError
 from lissom.formats import CompressedConv, CompressedLinear, freeze
 
@@ -90,3 +91,17 @@ def test_a_layer_in_two_places_is_lowered_once() -> None:
     lowered: Any = lower(freeze(quantize_model(nn.Sequential(layer, nn.ReLU(), layer))))
     assert type(lowered[0]) is PanelLinear
     assert lowered[0] is lowered[2]
+
+
+def test_a_layer_is_let_go_of_before_the_next_is_lowered(monkeypatch: pytest.MonkeyPatch) -> None:
+    model: Any = freeze(quantize_model(nn.Sequential(*(nn.Linear(8, 8) for _ in range(3)))))
+    held = [weakref.ref(layer) for layer in model]
+    alive: list[int] = []
+
+    def counting(layer: Any) -> Any:
+        alive.append(sum(one() is not None for one in held))
+        return fitting(layer)
+
+    monkeypatch.setattr("lissom.engine.lower.fitting", counting)
+    lower(model)
+    assert alive == [3, 2, 1]

@@ -8,15 +8,19 @@ as floats. In C where that was built, else by its definition in PyTorch, which d
 Shapes: o outputs, i inputs, k weights kept, m bytes of the mask.
 """
 
+import math
+
+import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from lissom.engine.kernels import native
 from lissom.engine.kernels.layer import KernelLinear
 from lissom.engine.kernels.native.structs import CDense
 from lissom.formats import CompressedLayer, Masked
+from lissom.formats.plane import from_bitmask
 
 
 def masked_layer(layer: CompressedLayer) -> "MaskedLinear | None":
@@ -38,11 +42,9 @@ class MaskedLinear(KernelLinear):
     def __init__(self, weight: Masked, bias: nn.Parameter | None) -> None:
         super().__init__()
         self.shape = weight.shape
-        kept = weight.kept()
-        assert kept is not None
         self.register_buffer("values", weight.values.contiguous())
         self.register_buffer("mask", weight.mask.contiguous())
-        self.register_buffer("starts", F.pad(kept.sum(1).cumsum(0), (1, 0)))
+        self.register_buffer("starts", F.pad(counted(weight.mask, weight.shape).cumsum(0), (1, 0)))
         self.register_buffer("bias", None if bias is None else bias.detach().float().clone())
 
     def read(self, x: Float[Tensor, "n i"]) -> Float[Tensor, "n i"]:
@@ -71,3 +73,12 @@ class MaskedLinear(KernelLinear):
         """What the kernel computes, in PyTorch."""
         weight = Masked(values=self.values, mask=self.mask, size=self.shape)
         return F.linear(x.float(), weight.dense(), self.bias).to(x.dtype)
+
+
+def counted(mask: UInt8[Tensor, " m"], shape: tuple[int, int]) -> Int[Tensor, " o"]:
+    """How many weights of each row a bitmask keeps: of rows that are whole bytes, a word at a time."""
+    rows, columns = shape
+    if columns % 8:
+        return from_bitmask(mask, shape).sum(1)
+    words = mask.numpy().view(f"u{math.gcd(columns // 8, 8)}")
+    return torch.from_numpy(np.bitwise_count(words).reshape(rows, -1).sum(1, dtype=np.int64))

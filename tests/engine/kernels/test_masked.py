@@ -10,10 +10,11 @@ from torch import nn
 
 from lissom.compress import compress_model
 from lissom.engine.kernels import native
-from lissom.engine.kernels.masked import MaskedLinear
+from lissom.engine.kernels.masked import MaskedLinear, counted
 from lissom.engine.lower import lower
 from lissom.errors import LissomError
 from lissom.formats import Masked, freeze
+from lissom.formats.plane import bitmask
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -43,6 +44,14 @@ def test_a_kernel_computes_what_the_definition_says(
     found = made.multiply(made.read(x), kernel)
     torch.testing.assert_close(found, made.definition(x.float()), rtol=1e-4, atol=1e-4)
     assert torch.equal(made.run(x, kernel), found.to(inputs))
+
+
+@given(o=st.integers(1, 9), i=st.integers(1, 200) | st.sampled_from([64, 128, 256]), share=st.floats(0, 1))
+def test_bits_of_rows_are_counted_whatever_their_length(o: int, i: int, share: float) -> None:
+    kept = torch.rand(o, i) < share
+    for before in (0, 1):  # as tensors of a file, masks begin anywhere
+        mask = torch.cat([torch.zeros(before, dtype=torch.uint8), bitmask(kept)])[before:]
+        assert torch.equal(counted(mask, (o, i)), kept.sum(1))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -1,6 +1,7 @@
 """Panels: packed without loss, and every kernel that runs here against the definition, for all formats and shapes."""
 
 import copy
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,9 +12,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lissom.engine.kernels import native
-from lissom.engine.kernels.panels import Grid, PanelLinear, grid_of, packed, panel_layer, unpacked
+from lissom.engine.kernels.panels import Grid, PanelLinear, grid_of, packed, panel_layer, spaced, unpacked
 from lissom.errors import LissomError
 from lissom.formats import Affine, Binary, CompressedLinear, Dynamic, Palette, Ternary, Weight, wrap
+from lissom.formats.plane import Plane
 
 BITS = (1, 2, 3, 4, 8)
 Make = Callable[[int, int], Weight]
@@ -102,6 +104,23 @@ def test_what_is_packed_is_read_again(bits: int, o: int, chunks: int, seed: int)
     panels = packed(codes, bits)
     assert panels.shape == (-(-o // 32), chunks, bits * 128)
     assert torch.equal(unpacked(panels, bits)[:o], 2 * codes if bits == 1 else codes)
+
+
+@pytest.mark.skipif(not native.kernels(), reason="no compiler when lissom was installed: there are no kernels in C")
+@settings(deadline=None, max_examples=60)
+@given(
+    bits=st.sampled_from(BITS),
+    o=st.integers(1, 70),
+    i=st.sampled_from([32, 48, 96, 200, 256]),
+    group=st.sampled_from([8, 16, 32, 64]),
+    seed=st.integers(0, 2**32),
+)
+def test_a_plane_is_packed_in_c_as_its_codes_are_in_pytorch(bits: int, o: int, i: int, group: int, seed: int) -> None:
+    group = math.gcd(group, i)
+    codes = torch.randint(2**bits, (o, i), generator=torch.Generator().manual_seed(seed)).to(torch.uint8)
+    grid = Grid(codes=Plane.of(codes, bits), bits=bits, scale=torch.ones(o, i // group), zero=0)
+    made = PanelLinear(grid, None)
+    assert torch.equal(made.codes, packed(spaced(codes, made.group, made.wide), bits))
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -6,7 +6,7 @@
 enum {
     WIDE = 4, SOME_ROWS = 48, SOME_INPUTS = 2048,
     SPREAD = 32,  /* weights that are spread at once */
-    FETCH = 8192, /* bytes of kept weights that are fetched before they are needed, into the second cache */
+    FETCH = 8192, /* bytes of weights that are fetched before they are needed, into the second cache */
 };
 
 INLINE Floats weights(const void *from, int type, ptrdiff_t at, ptrdiff_t left) {
@@ -66,14 +66,17 @@ INLINE ptrdiff_t spread(const Dense *d, int type, ptrdiff_t at, ptrdiff_t count,
     return next;
 }
 
-/* `count` inputs of some rows and outputs are added to their sums, which stand one after the other. */
-INLINE void dense_tile(int rows, int type, int from, const void *const *w, const void *x, ptrdiff_t inputs, ptrdiff_t count,
-                       float *partial) {
+/* `count` inputs of some rows and outputs are added to their sums, which stand one after the other. Weights that lie in memory
+   are fetched ahead, unless there are rows enough to wait for. */
+INLINE void dense_tile(int rows, int type, int from, int masked, const void *const *w, const void *x, ptrdiff_t inputs,
+                       ptrdiff_t count, float *partial) {
     Floats sums[TALL][WIDE];
     UNROLL for (int m = 0; m < rows; m++)
         UNROLL for (int o = 0; o < WIDE; o++) sums[m][o] = load_floats(partial + (m * WIDE + o) * 16);
     for (ptrdiff_t j = 0; j < count; j += from == BFLOAT16 ? 32 : 16) {
         Floats all[WIDE];
+        if (!masked && rows < TALL)
+            UNROLL for (int o = 0; o < WIDE; o++) __builtin_prefetch((const char *)moved(w[o], type, j) + FETCH, 0, 2);
         UNROLL for (int o = 0; o < WIDE; o++)
             all[o] = from == BFLOAT16 ? some_brains((const uint16_t *)w[o] + j, count - j) : weights(w[o], type, j, count - j);
         UNROLL for (int m = 0; m < rows; m++) {
@@ -111,7 +114,8 @@ INLINE void dense_rows(int type, int from, int masked, const Dense *d, const voi
         for (ptrdiff_t m = 0; m < count;) {
             const ptrdiff_t height = count - m < TALL ? count - m : TALL;
             const void *rows = moved(x, from, m * d->inputs + first);
-#define TILE(tall) if (height == tall) dense_tile(tall, type, from, w, rows, d->inputs, some, partial + m * WIDE * 16);
+#define TILE(tall) \
+    if (height == tall) dense_tile(tall, type, from, masked, w, rows, d->inputs, some, partial + m * WIDE * 16);
             UP_TO(TALL)(TILE)
 #undef TILE
             m += height;

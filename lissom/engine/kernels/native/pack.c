@@ -55,18 +55,51 @@ static uint8_t *plane(const uint8_t *codes, ptrdiff_t width, int bits, int shift
     return to;
 }
 
+/* A word of a stream of codes, as it stands in panels: bytes of codes that are 4 apart, in place of neighbours. */
+static uint32_t dealt(uint32_t word, int bits) {
+    uint32_t moved;
+    if (bits == 4) {
+        moved = (word ^ word >> 8) & 0xFF00, word ^= moved ^ moved << 8;
+        moved = (word ^ word >> 4) & 0xF000F0, word ^= moved ^ moved << 4;
+    } else if (bits == 2) {
+        moved = (word ^ word >> 12) & 0xF0F0, word ^= moved ^ moved << 12;
+        moved = (word ^ word >> 6) & 0xCC00CC, word ^= moved ^ moved << 6;
+    }
+    return word;
+}
+
+/* A panel whose rows are whole chunks, of codes of 2, 4 or 8 bits, a word of them at a time. */
+static void deal(const Packing *p, ptrdiff_t panel, uint8_t *to) {
+    const ptrdiff_t words = p->width * p->bits / 32, left = p->outputs - panel * LANES, lanes = left < LANES ? left : LANES;
+    if (lanes < LANES) memset(to, 0, (size_t)(words * 4 * LANES));
+    for (ptrdiff_t lane = 0; lane < lanes; lane++) {
+        const uint8_t *row = p->rows + (panel * LANES + lane) * p->row_bytes;
+        for (ptrdiff_t w = 0; w < words; w++) {
+            uint32_t word;
+            memcpy(&word, row + 4 * w, 4);
+            word = dealt(word, p->bits);
+            memcpy(to + (w * LANES + lane) * 4, &word, 4);
+        }
+    }
+}
+
 static void pack_panels(void *given, ptrdiff_t first, ptrdiff_t last, int thread) {
     const Packing *p = given;
     const Layout *l = &p->layout;
     uint8_t *codes = p->room + thread * p->room_bytes, *row = codes + LANES * p->width;
+    const int whole = p->width == l->inputs && p->bits == p->to_bits && p->bits != 1 && p->bits != 3;
     for (ptrdiff_t panel = first; panel < last; panel++) {
+        uint8_t *to = p->panels + panel * (p->width / CHUNK) * (p->to_bits * LANES * CHUNK / 8);
+        if (whole) {
+            deal(p, panel, to);
+            continue;
+        }
         memset(codes, 0, (size_t)(LANES * p->width));
         for (ptrdiff_t lane = 0; lane < LANES && panel * LANES + lane < p->outputs; lane++) {
             read_codes(p, p->rows + (panel * LANES + lane) * p->row_bytes, row);
             for (ptrdiff_t at = 0, j = 0; j < l->inputs; j += l->group, at += l->wide)
                 memcpy(codes + lane * p->width + at, row + j, (size_t)l->group);
         }
-        uint8_t *to = p->panels + panel * (p->width / CHUNK) * (p->to_bits * LANES * CHUNK / 8);
         for (ptrdiff_t k = 0; k < p->width; k += CHUNK) {
             to = plane(codes + k, p->width, p->to_bits == 3 ? 2 : p->to_bits, 0, to);
             if (p->to_bits == 3) to = plane(codes + k, p->width, 1, 2, to);
