@@ -150,8 +150,8 @@ def trying(
     progress(f"{recipe.name}: compare and time")
     figures = Comparison.of(paired(subject.original, model, lots.selection, kind))
     runs = {
-        ORIGINAL: subject.forward(subject.original, lots.selection),
-        recipe.name: subject.forward(model, lots.selection),
+        ORIGINAL: subject.timed(lots.selection),
+        recipe.name: trial.timed(lots.selection),
     }
     times = interleave(runs, rounds=ROUNDS, target=target)
     no_drop = replace(figures.drop, value=0.0, low=0.0, high=0.0)

@@ -9,6 +9,7 @@ import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from lissom.artifact.module import stored_state
 from lissom.calibrate import Batch, call
 from lissom.calibrate.data import device_of, each
 from lissom.compress import compress_model
+from lissom.engine.bench import engine, once
 from lissom.engine.lower import lower
 from lissom.estimate import Estimate
 from lissom.formats import freeze
@@ -36,11 +38,12 @@ PROMPT, WRITTEN = 64, 16  # tokens of the answer that is timed
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
-    """One compressed model: how many bytes it has, how to run it as it would be served, how to write it."""
+    """One compressed model: how many bytes it has, how to compare it, what is timed of it, how to write it."""
 
     recipe: Recipe
     nbytes: int
     open: Callable[[], nn.Module]
+    timed: Callable[[Batch], Callable[[], object]]
     write: Callable[[Path, Mapping[str, Any]], Path]
 
 
@@ -59,20 +62,14 @@ class Subject(ABC):
     def compress(self, recipe: Recipe, calibration: Batch) -> Trial:
         """Compress it."""
 
+    @abstractmethod
+    def timed(self, examples: Batch) -> Callable[[], object]:
+        """What is timed of the original."""
+
     def point(self, name: str, nbytes: int, latency: Estimate, quality: Estimate, drop: Estimate) -> Point:
         """The figures of a model of so many bytes."""
         bits = 8 * nbytes / self.weights
         return Point(name=name, nbytes=nbytes, bits_per_weight=bits, latency=latency, quality=quality, drop=drop)
-
-    def forward(self, model: nn.Module, examples: Batch) -> Callable[[], object]:
-        """One forward pass on a few examples, to be timed."""
-        few = each(examples, lambda part: part[:TIMED].to(device_of(model)))
-
-        def run() -> object:
-            with torch.inference_mode():
-                return call(model, few)
-
-        return run
 
 
 class ModuleSubject(Subject):
@@ -100,8 +97,23 @@ class ModuleSubject(Subject):
             recipe=recipe,
             nbytes=size(stored_state(compressed)),
             open=lambda: lower(copy.deepcopy(compressed)),
+            timed=lambda examples: self.forward(lower(copy.deepcopy(compressed)), examples),
             write=write,
         )
+
+    def timed(self, examples: Batch) -> Callable[[], object]:
+        """One forward pass on a few examples."""
+        return self.forward(self.original, examples)
+
+    def forward(self, model: nn.Module, examples: Batch) -> Callable[[], object]:
+        """One forward pass of a model on a few examples."""
+        few = each(examples, lambda part: part[:TIMED].to(device_of(model)))
+
+        def run() -> object:
+            with torch.inference_mode():
+                return call(model, few)
+
+        return run
 
 
 class Scratch:
@@ -143,13 +155,27 @@ class LanguageSubject(Subject):
             recipe=recipe,
             nbytes=sum(file["bytes"] for name, file in files.items() if name.endswith(".safetensors")),
             open=lambda: lower(open_folder(folder).model.to(self.place)),
+            timed=lambda examples: self.answer(folder),
             write=write,
         )
 
-    def forward(self, model: nn.Module, examples: Batch) -> Callable[[], object]:
-        """One answer: a prompt read, and a few tokens written one at a time."""
-        assert isinstance(examples, Tensor)
-        answer = Answer(model, examples[:1, :PROMPT].to(device_of(model)), WRITTEN)
+    def timed(self, examples: Batch) -> Callable[[], object]:
+        """One answer of the original."""
+        return self._answer
+
+    @cached_property
+    def _answer(self) -> Callable[[], object]:
+        return self.answer(self.checkpoint.folder)
+
+    def answer(self, folder: Path) -> Callable[[], object]:
+        """One answer of a model: a prompt read, and a few tokens written one at a time; on the CPU by the engine."""
+        if self.place.type == "cpu":
+            opened = open_folder(folder, bare=True)
+            model: Any = lower(opened.model)
+            running = engine(model, opened.tokenizer, 1, PROMPT, WRITTEN)
+            return lambda: once(running, 1, PROMPT, WRITTEN)
+        model = lower(open_folder(folder).model.to(self.place))
+        answer = Answer(model, torch.randint(self.checkpoint.config.vocab_size, (1, PROMPT)).to(self.place), WRITTEN)
 
         def run() -> None:
             with torch.inference_mode():
