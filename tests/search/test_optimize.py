@@ -158,7 +158,9 @@ def tried(result: Result, name: str, cost: float, distance: float, drop: float =
     """A candidate of these figures, which nobody runs."""
     point = result.points[1]
     point = dataclasses.replace(point, name=name, drop=dataclasses.replace(point.drop, value=drop))
-    trial = Trial(recipe=INT8, nbytes=1, open=nn.Identity, timed=lambda examples: list, write=lambda folder, notes: folder)
+    trial = Trial(
+        recipe=INT8, nbytes=1, open=nn.Identity, timed=lambda examples: list, write=lambda folder, notes: folder
+    )
     return Tried(trial=trial, point=point, before=result.points[0], cost=cost, distance=distance)
 
 
