@@ -23,7 +23,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 import lissom
 
 HERE = Path(__file__).parent
-PROMPT, NEW, THREADS = 512, 32, 2
+PROMPT, NEW, THREADS = 512, 32, os.cpu_count() or 1
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3-0.6b": ("qwen3", SHAPE),
     "llama-3.2-1b": (
