@@ -6,7 +6,6 @@ from typing import Any
 from torch import nn
 from torch.utils.weak import WeakIdKeyDictionary
 
-from lissom.calibrate.spill import give_back
 from lissom.engine.encoder import native_encoders
 from lissom.engine.kernels.conv import conv_layer
 from lissom.engine.kernels.fold import fold_norms
@@ -41,9 +40,7 @@ def lower(model: nn.Module) -> nn.Module:
         layer = model.get_submodule(name)
         table = tables.get(layer.matrix) or panel_layer(layer) or masked_layer(layer)
         put(model, name, KernelEmbedding(table, scale_of(layer)) if table else layer)
-    made = native_encoders(fold_norms(model))
-    give_back()
-    return made
+    return native_encoders(fold_norms(model))
 
 
 def fitting(layer: CompressedLinear | CompressedConv) -> nn.Module | None:

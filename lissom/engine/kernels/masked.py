@@ -44,7 +44,7 @@ class MaskedLinear(KernelLinear):
         self.shape = weight.shape
         self.register_buffer("values", weight.values.contiguous())
         self.register_buffer("mask", weight.mask.contiguous())
-        self.register_buffer("starts", F.pad(counted(weight.mask, weight.shape).cumsum(0), (1, 0)))
+        self.register_buffer("starts", F.pad(counted(self.mask, weight.shape).cumsum(0), (1, 0)))
         self.register_buffer("bias", None if bias is None else bias.detach().float().clone())
 
     def read(self, x: Float[Tensor, "n i"]) -> Float[Tensor, "n i"]:
