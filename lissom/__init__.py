@@ -9,7 +9,7 @@ from lissom.types import Budget, Recipe, Step
 if TYPE_CHECKING:
     from lissom.artifact import compress_checkpoint, load, save
     from lissom.compress import compress_model, quantize_model
-    from lissom.estimate import Certificate, Estimate, certify
+    from lissom.estimate import Certificate, Certifier, Estimate, certify
     from lissom.evaluate import compare
     from lissom.search import Result, allocate_sparsity, optimize
 
@@ -17,6 +17,7 @@ __all__ = [
     "ArtifactError",
     "Budget",
     "Certificate",
+    "Certifier",
     "DataError",
     "Estimate",
     "LissomError",
@@ -39,7 +40,7 @@ __all__ = [
 HOMES = {  # imported when first asked for: torch takes seconds, and `lissom --help` needs none of it
     "lissom.artifact": ("compress_checkpoint", "load", "save"),
     "lissom.compress": ("compress_model", "quantize_model"),
-    "lissom.estimate": ("Certificate", "Estimate", "certify"),
+    "lissom.estimate": ("Certificate", "Certifier", "Estimate", "certify"),
     "lissom.evaluate": ("compare",),
     "lissom.search": ("Result", "allocate_sparsity", "optimize"),
 }

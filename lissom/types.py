@@ -82,12 +82,14 @@ class Recipe:
 class Budget:
     """The drop in quality that the owner accepts, and how sure the proof must be.
 
-    `max_drop` is a fraction: 0.01 is one point of accuracy, or one percent of perplexity. `confidence` is the
-    probability, over the choice of examples, that a model which drops more is not passed.
+    `max_drop` is a fraction: 0.01 is one point of accuracy, or one percent of perplexity; with `relative` it is one of
+    the original's own score, 0.9 points of an accuracy of 90 % (a drop in perplexity is relative always). `confidence`
+    is the probability, over the choice of examples, that a model which drops more is not passed.
     """
 
     max_drop: float = 0.01
     confidence: float = 0.95
+    relative: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.max_drop < 1:

@@ -12,7 +12,7 @@ import pytest
 LONGEST = 400
 PLACES = ("lissom", "tests", "examples", "benchmarks", "docs", ".ci")
 PICKLES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
-PURE = ("types.py", "estimate.py", "statistics.py", "formats", "techniques")
+PURE = ("types.py", "estimate", "statistics.py", "formats", "techniques")
 ROOTS = "|".join(("work", "farm", "root", "home", "Users", "tmp/w"))
 MACHINE = re.compile(rf"(?<![\w./])/({ROOTS})(?=[/\s\"'`)]|$)")
 

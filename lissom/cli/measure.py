@@ -4,45 +4,83 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lissom.cli.options import Data, Json, Length, Model
-from lissom.cli.read import example_of, read_lot
+from lissom.cli.options import Data, Examples, Json, Length, Model, Task
+from lissom.cli.read import example_of, fraction, read_lot
 from lissom.cli.show import show
 
 if TYPE_CHECKING:
     from lissom.estimate import Estimate
+    from lissom.evaluate import Metric
+    from lissom.evaluate.metric import Output
 
 
 def evaluate(
     model: Model,
     data: Data,
     original: Annotated[str | None, typer.Option(help="the model to compare with, example by example")] = None,
+    task: Task = None,
     length: Length = 512,
-    examples: Annotated[int, typer.Option(help="examples (windows of a text) to use, at most", min=1)] = 10_000,
+    examples: Examples = 10_000,
     json_lines: Json = False,
 ) -> None:
-    """Measure quality: accuracy or perplexity, and against the original KL divergence, agreement and flips."""
+    """Measure quality: accuracy, perplexity or a task, and against the original KL divergence, agreement and flips."""
     from lissom.artifact import open_folder
     from lissom.engine.lower import lower
-    from lissom.evaluate import compare, metric
+    from lissom.evaluate import compare
 
     opened = open_folder(model)
-    by = "perplexity" if opened.tokenizer else "accuracy"
-    lot = read_lot(data, opened, length, examples)
+    lot, kind = read_lot(data, opened, length, examples, task)
     running = lower(opened.model)
     if original is None:
-        kind = metric(by)
-        figures: dict[str, Estimate | None] = {by: kind.summary(kind.scores(running, lot))}
+        figures: dict[str, Estimate | None] = {kind.name: kind.summary(kind.scores(running, lot))}
     else:
-        found = compare(lower(open_folder(original).model), running, lot, by)
+        found = compare(lower(open_folder(original).model), running, lot, kind)
         figures = {
-            f"{by} of the original": found.original,
-            by: found.compressed,
+            f"{kind.name} of the original": found.original,
+            kind.name: found.compressed,
             "drop": found.drop,
             "flips": found.flips,
             "KL divergence": found.kl,
             "same top-1": found.same_top1,
         }
     show(figures, json_lines)
+
+
+def certify(
+    model: Model,
+    original: Annotated[str, typer.Option(help="the model that it was made from")],
+    data: Data,
+    budget: Annotated[
+        list[str] | None,
+        typer.Option(help="accepted drop, such as 1%, or of a metric, such as kl=0.05; all of several must hold"),
+    ] = None,
+    relative: Annotated[bool, typer.Option(help="drops are shares of the original's own score")] = False,
+    confidence: Annotated[str, typer.Option(help="how sure the certificate is")] = "95%",
+    task: Task = None,
+    length: Length = 512,
+    examples: Examples = 10_000,
+    json_lines: Json = False,
+) -> None:
+    """Certify that a model keeps a budget: PASS, FAIL or NEED MORE, on as few examples as it takes; else exit code 1.
+
+    The examples must have had no part in making or choosing the model.
+    """
+    from lissom.artifact import open_folder
+    from lissom.engine.lower import lower
+    from lissom.evaluate import certify_models
+    from lissom.types import Budget
+
+    sure = fraction("confidence", confidence)
+    opened = open_folder(model)
+    lot, kind = read_lot(data, opened, length, examples, task)
+    budgets: dict[str | Metric | Output, Budget] = {}
+    for given in budget or ["1%"]:
+        name, _, drop = given.rpartition("=")
+        budgets[name or kind] = Budget(max_drop=fraction("budget", drop), confidence=sure, relative=relative)
+    found = certify_models(lower(open_folder(original).model), lower(opened.model), lot, budgets)
+    show({"certificate": found}, json_lines)
+    if found.verdict != "PASS":
+        raise typer.Exit(1)
 
 
 def bench(

@@ -10,6 +10,7 @@ from lissom.errors import DataError, RecipeError
 
 if TYPE_CHECKING:
     from lissom.artifact import Opened
+    from lissom.evaluate import Metric
     from lissom.types import Recipe
 
 
@@ -71,12 +72,34 @@ def read_arrays(file: Path, signature: Any) -> tuple[Any, Any]:
     return x.to(floats.get(takes["datatype"], x.dtype)) if x.is_floating_point() else x, y
 
 
-def read_lot(file: Path, opened: "Opened", length: int, most: int) -> Any:
-    """Examples to evaluate on: windows of a text, or arrays."""
+def read_lot(file: Path, opened: "Opened", length: int, most: int, task: str | None) -> tuple[Any, "Metric"]:
+    """Examples to evaluate on, and what they are scored by: those of a task, windows of a text, or arrays.
+
+    Raises:
+        DataError: there is no such task, or the model is none for it.
+    """
+    from lissom.evaluate import metric
+    from lissom.evaluate.tasks import task as find
+
+    if task is not None:
+        found = find(task)
+        if opened.tokenizer is None:
+            raise DataError(f"--task {task}: {opened.folder} is no language model; leave it out")
+        return drawn(found.read(file, opened.tokenizer), most), found.metric
     if opened.tokenizer is not None:
-        return text_windows(file, opened.tokenizer, length)[:most]
-    x, y = read_arrays(file, opened.signature)
-    return x[:most], y[:most]
+        return drawn(text_windows(file, opened.tokenizer, length), most), metric("perplexity")
+    return drawn(read_arrays(file, opened.signature), most), metric("accuracy")
+
+
+def drawn(examples: Any, most: int) -> Any:
+    """So many of the examples, at most, in random order."""
+    import torch
+
+    from lissom.calibrate.data import each
+    from lissom.evaluate.examples import tensors
+
+    order = torch.randperm(len(tensors(examples)[0]), generator=torch.Generator().manual_seed(0))[:most]
+    return each(examples, lambda part: part[order])
 
 
 def read_subject(model: str, data: Path, length: int, windows: int) -> tuple[Any, Any]:

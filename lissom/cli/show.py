@@ -18,12 +18,13 @@ console, notes = Console(width=None if sys.stdout.isatty() else WIDE), Console(s
 
 def show(figures: Any, json_lines: bool, more: Any = None) -> None:
     """Print figures, one a line, or as one JSON object."""
-    from dataclasses import asdict
     from json import dumps
+
+    from lissom.search.subject import plain
 
     found = {name: figure for name, figure in figures.items() if figure is not None}
     if json_lines:
-        print(dumps({**(more or {}), **{name: asdict(figure) for name, figure in found.items()}}))
+        print(dumps({**(more or {}), **plain(found)}))
         return
     for name, figure in {**(more or {}), **found}.items():
         shown = f"{figure:,}" if isinstance(figure, int) else figure

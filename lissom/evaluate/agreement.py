@@ -5,7 +5,23 @@ Shapes: n examples, ... predictions of an example (none for a classifier, positi
 
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
+
+from lissom.calibrate import Batch, call
+from lissom.errors import DataError
+
+
+def predictions(model: nn.Module, batch: Batch) -> Float[Tensor, "n ... c"]:
+    """The logits of whatever is predicted.
+
+    Raises:
+        DataError: the model's output is none.
+    """
+    output = call(model, batch)
+    logits = getattr(output, "logits", output)
+    if not isinstance(logits, Tensor) or logits.ndim < 2:
+        raise DataError(f"agreement: the model gave {type(output).__name__} where logits [..., classes] are needed")
+    return logits.float()
 
 
 def divergence(original: Float[Tensor, "n ... c"], compressed: Float[Tensor, "n ... c"]) -> Float[Tensor, " n"]:
@@ -17,3 +33,8 @@ def divergence(original: Float[Tensor, "n ... c"], compressed: Float[Tensor, "n 
 def same_top1(original: Float[Tensor, "n ... c"], compressed: Float[Tensor, "n ... c"]) -> Float[Tensor, " n"]:
     """The share of an example's predictions whose likeliest class is the same."""
     return (original.argmax(-1) == compressed.argmax(-1)).float().reshape(len(original), -1).mean(1)
+
+
+def closeness(original: Float[Tensor, "n ... c"], compressed: Float[Tensor, "n ... c"]) -> Float[Tensor, " n"]:
+    """-KL(original ‖ compressed), a score: 0 is the most."""
+    return -divergence(original, compressed)

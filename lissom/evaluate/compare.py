@@ -57,7 +57,7 @@ class Comparison:
             metric=kind.name,
             original=kind.summary(before),
             compressed=kind.summary(after),
-            drop=paired_difference(before, after, bounds=kind.bounds, relative=kind.relative),
+            drop=paired_difference(before, after, bounds=kind.bounds, logarithms=kind.logarithms),
             flips=None if kind.bounds is None else proportion(int((before != after).sum()), before.size),
             kl=None if scores.kl is None else mean_estimate(scores.kl, unit="nats"),
             same_top1=None if scores.same_top1 is None else mean_estimate(scores.same_top1).through(fraction),
@@ -89,13 +89,16 @@ def paired(original: nn.Module, compressed: nn.Module, data: Any, by: str | Metr
     kind = metric(by)
     with evaluating(original, compressed):
         parts = [both(original, compressed, batch, kind) for batch in pieces(data, kind.examples, original)]
-    return Paired(metric=kind, **{name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
+    found = {name: [part[name] for part in parts] for name in parts[0]}
+    scores = {name: kind.together(found.pop(name)) for name in ("original", "compressed")}
+    return Paired(metric=kind, **scores, **{name: np.concatenate(lists) for name, lists in found.items()})
 
 
-def both(original: nn.Module, compressed: nn.Module, batch: Batch, kind: Metric) -> dict[str, Float[Array, " n"]]:
-    """The scores of two models on a batch."""
+def both(original: nn.Module, compressed: nn.Module, batch: Batch, kind: Metric) -> dict[str, Array]:
+    """What two models are graded on a batch."""
     before, after = kind.output(original, batch), kind.output(compressed, batch)
-    scores = {"original": kind.grade(before, batch), "compressed": kind.grade(after, batch)}
+    graded = kind.pair(before, after, batch)
+    scores = {"original": graded[0], "compressed": graded[1]}
     if kind.logits:
         scores["kl"] = array(divergence(before, after))
         scores["same_top1"] = array(same_top1(before, after))

@@ -53,6 +53,6 @@ def tensors(batch: Batch) -> tuple[Tensor, ...]:
     return batch if isinstance(batch, tuple) else tuple(batch.values())
 
 
-def array(scores: Float[Tensor, " n"] | Bool[Tensor, " n"]) -> Float[Array, " n"]:
+def array(scores: Float[Tensor, "n *k"] | Bool[Tensor, " n"]) -> Float[Array, "n *k"]:
     """Numbers of examples, for statistics."""
     return scores.double().cpu().numpy()

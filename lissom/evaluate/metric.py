@@ -3,12 +3,13 @@
 Shapes: n examples.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from lissom.calibrate import Batch
@@ -17,6 +18,7 @@ from lissom.estimate import (
     Array,
     Bounds,
     Certificate,
+    Certifier,
     Estimate,
     certify,
     fewest_examples,
@@ -24,12 +26,13 @@ from lissom.estimate import (
     perplexity,
     proportion,
 )
-from lissom.evaluate import accuracy, language
+from lissom.evaluate import accuracy, agreement, language
 from lissom.evaluate.examples import array, evaluating, pieces
 from lissom.types import Budget
 
 Output = Callable[[nn.Module, Batch], Tensor]
 Score = Callable[[Tensor, Batch], Tensor]
+Against = Callable[[Tensor, Tensor], Tensor]
 
 
 def itself(output: Tensor, batch: Batch) -> Tensor:
@@ -42,37 +45,54 @@ class Metric:
     """What quality means.
 
     `output` runs a model on a batch and `score` grades what it says, one number per example. Of a metric of the user's
-    own, `output` gives the scores directly. `logits` says that an output's last dim holds logits, so that two models'
-    predictions can be compared. `summary` is the figure people know, of all the scores. A drop is a fraction of the
-    range between the `bounds`, or with `relative` that of the exponential of the scores. `examples` are run at once.
+    own, `output` gives the scores directly. `against` grades what a model says by what the original says instead.
+    `whole` makes scores of what was graded where that takes all examples together. `logits` says that an output's last
+    dim holds logits, so that two models' predictions can be compared. `summary` is the figure people know, of all the
+    scores. A drop is a fraction of the range between the `bounds`, or of scores that are `logarithms` that of their
+    exponential, relative to the original's. `examples` are run at once.
     """
 
     name: str
     output: Output
     score: Score = itself
+    against: Against | None = None
+    whole: Callable[[Array], Array] | None = None
     logits: bool = False
     summary: Callable[[Array], Estimate] = mean_estimate
     bounds: Bounds = (0.0, 1.0)
-    relative: bool = False
+    logarithms: bool = False
     examples: int = 128
 
     def scores(self, model: nn.Module, data: Any) -> Float[Array, " n"]:
         """The score of each example.
 
         Raises:
-            DataError: there are no examples, or they do not fit the metric.
+            DataError: there are no examples, or they do not fit the metric; or it takes two models.
         """
+        if self.against is not None:
+            raise DataError(f"{self.name} is between two models: compare with the original")
         with evaluating(model):
             batches = pieces(data, self.examples, model)
-            return np.concatenate([self.grade(self.output(model, batch), batch) for batch in batches])
+            return self.together([array(self.score(self.output(model, batch), batch)) for batch in batches])
 
-    def grade(self, output: Tensor, batch: Batch) -> Float[Array, " n"]:
-        """The scores of a batch's examples."""
-        return array(self.score(output, batch))
+    def pair(self, original: Tensor, compressed: Tensor, batch: Batch) -> tuple[Array, Array]:
+        """The scores of a batch's examples, by what two models say."""
+        if self.against is not None:
+            return array(self.against(original, original)), array(self.against(original, compressed))
+        return array(self.score(original, batch)), array(self.score(compressed, batch))
+
+    def together(self, parts: Sequence[Array]) -> Float[Array, " n"]:
+        """The scores of all examples, of what was graded batch by batch."""
+        graded = np.concatenate(parts)
+        return graded if self.whole is None else self.whole(graded)
+
+    def certifier(self, budget: Budget, clusters: ArrayLike | None = None) -> Certifier:
+        """What is fed with the scores of two models and says whether the drop stays inside the budget."""
+        return Certifier(budget, bounds=self.bounds, logarithms=self.logarithms, clusters=clusters)
 
     def certify(self, original: Float[Array, " n"], compressed: Float[Array, " n"], budget: Budget) -> Certificate:
         """Whether the drop between the scores of two models stays inside the budget."""
-        return certify(original, compressed, budget, bounds=self.bounds, relative=self.relative)
+        return certify(original, compressed, budget, bounds=self.bounds, logarithms=self.logarithms)
 
     def fewest_examples(self, budget: Budget) -> int:
         """The smallest number of examples with which a model can pass."""
@@ -82,6 +102,11 @@ class Metric:
 def share(right: Float[Array, " n"]) -> Estimate:
     """The fraction of the examples that are right."""
     return proportion(int(right.sum()), right.size)
+
+
+def lost(kl: Float[Array, " n"]) -> Estimate:
+    """A mean of KL divergences, whose negatives are the scores."""
+    return mean_estimate(-kl, unit="nats")
 
 
 METRICS = {
@@ -99,8 +124,24 @@ METRICS = {
         logits=True,
         summary=perplexity,
         bounds=None,
-        relative=True,
+        logarithms=True,
         examples=2,  # the logits of a window are many: tokens x vocabulary
+    ),
+    "agreement": Metric(
+        name="agreement",
+        output=agreement.predictions,
+        against=agreement.same_top1,
+        logits=True,
+        examples=2,
+    ),
+    "kl": Metric(
+        name="kl",
+        output=agreement.predictions,
+        against=agreement.closeness,
+        logits=True,
+        summary=lost,
+        bounds=None,
+        examples=2,
     ),
 }
 

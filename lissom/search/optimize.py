@@ -18,7 +18,7 @@ from torch import nn
 from lissom.calibrate.data import each
 from lissom.errors import DataError, RecipeError
 from lissom.estimate import Certificate
-from lissom.evaluate import Comparison, Metric, Paired, metric, paired
+from lissom.evaluate import Comparison, Metric, certify_models, metric, paired
 from lissom.evaluate.metric import Output
 from lissom.hardware import check_target
 from lissom.hardware.measure import interleave
@@ -183,9 +183,9 @@ def certified(
     judged: list[Judged] = []
     for tried in queue:
         progress(f"{tried.point.name}: certify")
-        scores: Paired = paired(subject.original, tried.trial.open(), lots.certification, kind)
-        judged.append(Judged(tried=tried, certificate=scores.certify(budget)))
-        if judged[-1].certificate.verdict != "PASS":
+        certificate = certify_models(subject.original, tried.trial.open(), lots.certification, {kind: budget})
+        judged.append(Judged(tried=tried, certificate=certificate))
+        if certificate.verdict != "PASS":
             break
     return judged
 

@@ -194,4 +194,6 @@ def plain(value: Any) -> Any:
     """A dataclass as JSON can hold it; what is not finite becomes null."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {name: plain(each) for name, each in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,103 @@
+"""Scores with bounds, tested by betting: valid after any number of units, whatever their distribution.
+
+Waudby-Smith and Ramdas, JRSSB 2024, arXiv:2010.09686, section 4 and the diversified bets of its appendix B. Against
+the hypothesis "the drop is ε or more" a gambler puts the fraction c of all that can be lost on each unit in turn. The
+wealth, averaged over a fixed table of c,
+
+    W_t = mean over c of  Π_{k≤t} (1 + c · x_k / w)        x_k = ε m_k - d_k ≥ -w
+
+stays below 1/α for ever with probability 1 - α if the hypothesis holds, for then no x has a mean above 0. So ε is an
+upper bound for the drop as soon as W_t reached 1/α once, at any time: looking early and adding examples later costs
+nothing. One fixed table does better than a bet learnt on the way, which needs many examples to recover from a bold
+start. With -x it bets against "the drop is ε or less".
+
+A unit is one example or a cluster of them; d is what was lost in it, in [-1, 1], and m, in [0, 1], what that is
+measured against: 1 or the original's score, of a cluster the sum over its examples, both as fractions of the size of
+the largest cluster, which must be known beforehand.
+
+Shapes: n units, c bets.
+"""
+
+import bisect
+import math
+from collections.abc import Callable
+
+import numpy as np
+from jaxtyping import Float
+
+from lissom.estimate.interval import Array
+
+# Half of the bets are bolder than 0.87: models that hardly differ are passed after few examples. The rest thins out
+# towards 0.01, for models that differ often, in both directions.
+BETS = (1 - ((np.arange(16) + 0.5) / 16) ** 4) ** 2
+OUT_OF_REACH = 10**9
+
+
+class Wealth:
+    """The wealth of a gambler, which is kept from unit to unit; `most` is the largest so far, as a logarithm."""
+
+    def __init__(self) -> None:
+        self.most = 0.0
+        self._bets = np.zeros(BETS.size)
+
+    def add(self, gains: Float[Array, " n"]) -> None:
+        """Bet on more units; `gains` is x / w of each."""
+        steps = growth(gains)
+        steps[:, 0] += self._bets
+        path = np.cumsum(steps, axis=1)
+        self._bets = path[:, -1]
+        self.most = max(self.most, float(_together(path).max()))
+
+
+def gains(d: Float[Array, "*n"], m: Float[Array, "*n"], drop: float) -> Float[Array, "*n"]:
+    """What betting against a drop of `drop` or more brings, of what can be lost."""
+    return (drop * m - d) / (1 - drop)
+
+
+def losses(d: Float[Array, "*n"], m: Float[Array, "*n"], drop: float, relative: bool) -> Float[Array, "*n"]:
+    """What betting against a drop of `drop` or less brings, of what can be lost."""
+    return (d - drop * m) / (1.0 if relative else 1 + drop)
+
+
+def limits(d: Float[Array, " n"], m: Float[Array, " n"], alpha: float, relative: bool) -> tuple[float, float]:
+    """The largest drop that was ruled out from below and the smallest from above; wealth is monotone in the drop."""
+
+    def drop(x: float) -> float:
+        return 2 * x / (1 + x) if relative else x  # from -1 to 1; the score may grow by any factor and lose all
+
+    def ruled_out(gains: Float[Array, " n"]) -> bool:
+        return float(_together(np.cumsum(growth(gains), axis=1)).max()) >= -math.log(alpha)
+
+    high = _boundary(lambda x: ruled_out(gains(d, m, drop(x))))
+    low = -_boundary(lambda x: ruled_out(losses(d, m, drop(-x), relative)))
+    return drop(low) if low > -1 else -math.inf if relative else -1.0, drop(high)
+
+
+def enough(gains: Float[Array, " n"], alpha: float) -> int | None:
+    """How many units bring the wealth to 1/α, if it goes on growing as on these."""
+    rate, target = growth(gains).mean(axis=1, keepdims=True), math.log(BETS.size / alpha)
+    if rate.max() * OUT_OF_REACH < target:
+        return None
+    alone = math.ceil(target / rate.max())  # the best bet needs no help from the others
+    return 1 + bisect.bisect_left(range(1, alone), -math.log(alpha), key=lambda n: float(_together(n * rate)[0]))
+
+
+def growth(gains: Float[Array, " n"]) -> Float[Array, "c n"]:
+    """Each bet's gain on each unit, as a logarithm."""
+    return np.log1p(BETS[:, None] * gains)
+
+
+def _together(logs: Float[Array, "c n"]) -> Float[Array, " n"]:
+    """The logarithm of the wealth of all bets together."""
+    from scipy.special import logsumexp  # here, since it is slow to import
+
+    return np.asarray(logsumexp(logs, axis=0) - math.log(BETS.size))
+
+
+def _boundary(holds: Callable[[float], bool]) -> float:
+    """The smallest x from -1 to 1 that a monotone statement holds for; 1 where it holds for none."""
+    low, high = -1.0, 1.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (low, middle) if holds(middle) else (middle, high)
+    return high

@@ -1,0 +1,100 @@
+"""STS: do an encoder's similarities of sentence pairs rank them as people do? Spearman's correlation.
+
+Cer et al., SemEval 2017, arXiv:1708.00055: a .csv file of sentence, sentence, and what people say, from 0 to 5. They
+are read as by Reimers and Gurevych, arXiv:1908.10084: the mean of the last hidden states, and the cosine of both.
+
+A correlation of ranks is no mean of what each pair scores, but nearly one: with F and G the ranks as fractions, ties at
+their middle, it is ρ = C / √(V_F V_G), C = E[(F - ½)(G - ½)], V = E[(F - ½)²], and a pair (x, y) adds to it
+
+    ψ = ψ_C / √(V_F V_G) - ρ/2 · (ψ_F / V_F + ψ_G / V_G)
+    ψ_C = (F(x) - ½)(G(y) - ½) + E[(x ≺ X)(G(Y) - ½)] + E[(y ≺ Y)(F(X) - ½)] - 3 C
+    ψ_F = (F(x) - ½)² + 2 E[(x ≺ X)(F(X) - ½)] - 3 V_F
+
+where x ≺ X is 1, or ½ if both are the same (the influence function; Croux and Dehon, Statistical Methods and
+Applications 2010, without ties). A pair's score is ρ + ψ. Their mean is ρ, and their spread that of ρ, so they are
+certified as scores without bounds are. Ranks need all pairs: the examples are looked at once, all together.
+
+Shapes: n pairs, t tokens of a sentence, h hidden width.
+"""
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from lissom.calibrate import Batch
+from lissom.errors import DataError
+from lissom.estimate import Array
+from lissom.evaluate.metric import Metric
+from lissom.evaluate.tasks.lines import text
+
+
+def read(file: Path, tokenizer: Any) -> dict[str, Tensor]:
+    """The pairs of a file.
+
+    Raises:
+        DataError: it cannot be read, or a line is no pair.
+    """
+    lines = [line for line in csv.reader(text(file).splitlines()) if line]
+    try:
+        said = torch.tensor([float(like) for _, _, like in lines])
+    except ValueError as error:
+        raise DataError(f"{file}: each line needs two sentences and a number ({error})") from None
+    sentences = [sentence for line in lines for sentence in line[:2]]
+    if not sentences:
+        raise DataError(f"{file}: no pairs of sentences are in it")
+    tokens = tokenizer(sentences, padding=True, truncation=True, return_tensors="pt")
+    return {name: tokens[name].unflatten(0, (-1, 2)) for name in ("input_ids", "attention_mask")} | {"labels": said}
+
+
+def similarity(model: nn.Module, batch: Batch) -> Float[Tensor, "n 2"]:
+    """The cosine of each pair, and what people say.
+
+    Raises:
+        DataError: the batch is none that `read` made, or the model gives no hidden states.
+    """
+    if not isinstance(batch, Mapping) or "attention_mask" not in batch:
+        raise DataError("sts: its pairs are read from a file by `read`")
+    mask = batch["attention_mask"].flatten(0, 1)
+    output = model(input_ids=batch["input_ids"].flatten(0, 1), attention_mask=mask)
+    hidden = getattr(output, "last_hidden_state", None)
+    if not isinstance(hidden, Tensor):
+        raise DataError(
+            f"sts: the model gave {type(output).__name__} where last_hidden_state is needed; give an encoder"
+        )
+    kept = mask[..., None].float()
+    first, second = ((hidden.float() * kept).sum(1) / kept.sum(1)).unflatten(0, (-1, 2)).unbind(1)
+    return torch.stack([torch.cosine_similarity(first, second), batch["labels"]], dim=1)
+
+
+def spearman(pairs: Float[Array, "n 2"]) -> Float[Array, " n"]:
+    """What each pair adds to the correlation of ranks, which is the mean.
+
+    Raises:
+        DataError: there are fewer than two pairs, or all similarities or all of what people say are the same.
+    """
+    x, y = pairs.T
+    f, g = (0.5 - above(each, np.ones(each.size)) for each in (x, y))  # the ranks, less ½
+    c, v, w = (f * g).mean(), (f * f).mean(), (g * g).mean()
+    if v * w == 0:
+        raise DataError(f"sts: {len(pairs)} pairs that are all alike have no ranks; give pairs that differ")
+    rho = c / np.sqrt(v * w)
+    both = f * g + above(x, g) + above(y, f) - 3 * c
+    own, said = (rank * rank + 2 * above(each, rank) - 3 * (rank * rank).mean() for each, rank in ((x, f), (y, g)))
+    return np.asarray(rho + both / np.sqrt(v * w) - rho / 2 * (own / v + said / w))
+
+
+def above(x: Float[Array, " n"], values: Float[Array, " n"]) -> Float[Array, " n"]:
+    """For each x the sum of the values of those above it and half of those beside it, as a fraction of n."""
+    order = np.argsort(x, kind="stable")
+    sums = np.concatenate([[0.0], np.cumsum(values[order])])
+    below, upto = sums[np.searchsorted(x[order], x)], sums[np.searchsorted(x[order], x, "right")]
+    return np.asarray(sums[-1] - (below + upto) / 2) / x.size
+
+
+SPEARMAN = Metric(name="Spearman correlation", output=similarity, whole=spearman, bounds=None, examples=32)

@@ -1,0 +1,100 @@
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torch import nn
+
+from lissom.errors import DataError
+from lissom.estimate import certify, mean_estimate
+from lissom.evaluate.tasks.sts import SPEARMAN, read, spearman
+from lissom.types import Budget
+
+
+def rated(n, seed=0, noise=1.0):
+    """Similarities, and ratings with many ties."""
+    rng = np.random.default_rng(seed)
+    said = rng.integers(0, 11, n) / 2
+    return np.stack([said + noise * rng.normal(size=n), said], axis=1)
+
+
+def test_the_mean_is_spearmans_correlation():
+    pairs = rated(300)
+    assert spearman(pairs).mean() == pytest.approx(stats.spearmanr(*pairs.T).statistic)
+    tied = np.round(pairs)
+    assert spearman(tied).mean() == pytest.approx(stats.spearmanr(*tied.T).statistic)
+
+
+def test_what_a_pair_adds_is_what_its_absence_takes_away():
+    """The jackknife's pseudo-values, n ρ - (n - 1) ρ without the pair, which agree but for terms of 1/n."""
+    pairs = np.round(rated(400), 1)
+    rho = stats.spearmanr(*pairs.T).statistic
+    without = [stats.spearmanr(*np.delete(pairs, i, axis=0).T).statistic for i in range(400)]
+    pseudo = 400 * rho - 399 * np.array(without)
+    assert spearman(pairs) == pytest.approx(pseudo, abs=0.05)
+    assert np.corrcoef(spearman(pairs), pseudo)[0, 1] > 0.9999
+
+
+def test_the_interval_covers_the_correlation():
+    true = stats.spearmanr(*rated(200_000, seed=99).T).statistic
+    found = [mean_estimate(spearman(rated(200, seed))) for seed in range(400)]
+    covered = np.mean([one.low <= true <= one.high for one in found])
+    assert 0.92 < covered < 0.98
+
+
+def test_a_lower_correlation_is_rarely_passed():
+    """The compressed model's similarities are noisier; the budget is the drop that this is."""
+    drop = stats.spearmanr(*rated(200_000, 99, 1.0).T).statistic - stats.spearmanr(*rated(200_000, 99, 1.3).T).statistic
+    passed = 0
+    for seed in range(300):
+        original, compressed = rated(150, seed), rated(150, seed, 1.3)
+        budget = Budget(max_drop=float(drop))
+        passed += certify(spearman(original), spearman(compressed), budget, bounds=None).verdict == "PASS"
+    assert passed <= 300 * (0.05 + 2 * np.sqrt(0.05 * 0.95 / 300))
+
+
+class Encoder(nn.Module):
+    """Hidden states that are the embeddings."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(50, 8)
+
+    def forward(self, input_ids, attention_mask):
+        return SimpleNamespace(last_hidden_state=self.embed(input_ids))
+
+
+def test_sentences_are_read_as_the_mean_of_what_is_no_filling():
+    model = Encoder()
+    ids = torch.randint(0, 50, (6, 2, 5))
+    mask = torch.ones(6, 2, 5, dtype=torch.long)
+    mask[:, 1, 3:] = 0
+    said = torch.arange(6.0)
+    batch = {"input_ids": ids, "attention_mask": mask, "labels": said}
+    with torch.no_grad():
+        first, second = model.embed(ids[:, 0]).mean(1), model.embed(ids[:, 1, :3]).mean(1)
+        expected = torch.cosine_similarity(first, second)
+    rho = stats.spearmanr(expected, said).statistic
+    assert SPEARMAN.scores(model, batch).mean() == pytest.approx(rho)
+
+
+def test_a_file_of_pairs(tmp_path):
+    file = tmp_path / "sts.csv"
+    file.write_text('"A man, a plan.",A canal.,4.5\nA dog.,The cat.,0\n')
+
+    def tokenizer(sentences, **options):
+        assert sentences == ["A man, a plan.", "A canal.", "A dog.", "The cat."]
+        return {"input_ids": torch.arange(8).reshape(4, 2), "attention_mask": torch.ones(4, 2)}
+
+    lot = read(file, tokenizer)
+    assert lot["labels"].tolist() == [4.5, 0]
+    assert lot["input_ids"].tolist() == [[[0, 1], [2, 3]], [[4, 5], [6, 7]]]
+    file.write_text("A man.,4.5\n")
+    with pytest.raises(DataError, match="two sentences and a number"):
+        read(file, tokenizer)
+
+
+def test_pairs_all_alike_have_no_ranks():
+    with pytest.raises(DataError, match="no ranks"):
+        spearman(np.ones((5, 2)))

@@ -1,0 +1,111 @@
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from lissom.errors import DataError
+from lissom.estimate import certify, joint
+from lissom.evaluate import METRICS, Metric, certify_models, paired
+from lissom.types import Budget
+
+
+@pytest.fixture
+def data():
+    x = torch.randn(1200, 4)
+    return x, (x[:, 0] > 0).long()
+
+
+@pytest.fixture
+def models():
+    original, compressed = nn.Linear(4, 2), nn.Linear(4, 2)
+    with torch.no_grad():
+        original.weight.copy_(torch.tensor([[-1.0, 0, 0, 0], [1.0, 0, 0, 0]]))
+        original.bias.zero_()
+    compressed.load_state_dict(original.state_dict())
+    return original, compressed
+
+
+def counted(data, size):
+    """The data in batches, and how many were taken."""
+    taken = []
+
+    def batches():
+        for batch in zip(*(part.split(size) for part in data), strict=True):
+            taken.append(len(batch[0]))
+            yield batch
+
+    return batches(), taken
+
+
+def test_examples_are_looked_at_until_the_verdict_is_clear(models, data):
+    batches, taken = counted(data, 50)
+    found = certify_models(*models, batches, {"accuracy": Budget(max_drop=0.05)})
+    fewest = METRICS["accuracy"].fewest_examples(Budget(max_drop=0.05))
+    assert found.verdict == "PASS"
+    assert found.n == sum(taken) == -(-fewest // 50) * 50 < 1200
+
+
+def test_what_is_undecided_takes_all_and_is_the_certificate_of_the_scores(models, data):
+    with torch.no_grad():
+        models[1].weight += 0.01 * torch.randn(2, 4)
+    budget = Budget(max_drop=0.001)
+    scores = paired(*models, data)
+    expected = certify(scores.original, scores.compressed, budget)
+    assert expected.verdict == "NEED MORE"
+    assert certify_models(*models, data, {"accuracy": budget}) == expected
+
+
+def test_a_broken_model_fails_soon_in_whatever_breaks(models, data):
+    with torch.no_grad():
+        models[1].weight.neg_()
+    batches, taken = counted(data, 50)
+    budgets = {"accuracy": Budget(max_drop=0.05), "agreement": Budget(max_drop=0.9)}
+    found = certify_models(*models, batches, budgets)
+    assert (found.verdict, found.metric) == ("FAIL", "accuracy")
+    assert set(found.parts) == {"accuracy", "agreement"}
+    assert sum(taken) == 50
+
+
+def test_several_metrics_are_those_of_each(models, data):
+    with torch.no_grad():
+        models[1].weight *= 1.02
+    budgets = {"accuracy": Budget(max_drop=0.0001), "kl": Budget(max_drop=0.5), "agreement": Budget(max_drop=0.02)}
+    each = {name: paired(*models, data, name).certify(budget) for name, budget in budgets.items()}
+    assert each["kl"].verdict == "PASS"
+    assert each["kl"].drop.value == pytest.approx(paired(*models, data).kl.mean())
+    assert certify_models(*models, data, budgets) == joint(each)
+
+
+def test_a_model_runs_once_for_metrics_that_read_the_same(models, data):
+    runs = []
+    models[0].register_forward_hook(lambda *_: runs.append(1))
+    certify_models(*models, data, {"kl": Budget(max_drop=0.5), "agreement": Budget(max_drop=0.0001)})
+    assert len(runs) == 1200 / METRICS["kl"].examples
+
+
+def test_a_function_of_ones_own_is_certified(models, data):
+    def sure(model, batch):
+        return model(batch[0]).softmax(1).gather(1, batch[1][:, None])[:, 0]
+
+    assert certify_models(*models, data, {sure: Budget(max_drop=0.05)}).verdict == "PASS"
+
+
+def test_clusters_are_the_units(models, data):
+    found = certify_models(*models, data, {"accuracy": Budget(max_drop=0.05)}, clusters=np.arange(1200) // 30)
+    assert (found.verdict, found.n) == ("NEED MORE", 40)
+
+
+def test_what_takes_all_examples_is_given_all(models, data):
+    def centred(graded):
+        return (graded - graded.mean()) / len(graded)
+
+    taking = Metric(name="centred", output=lambda model, batch: model(batch[0])[:, 0], whole=centred, bounds=None)
+    batches, taken = counted(data, 100)
+    found = certify_models(*models, batches, {taking: Budget(max_drop=0.05)})
+    assert (found.n, sum(taken), found.verdict) == (1200, 1200, "PASS")
+    assert found == paired(*models, data, taking).certify(Budget(max_drop=0.05))
+
+
+def test_no_budget_is_a_mistake(models, data):
+    with pytest.raises(DataError, match="at least one metric"):
+        certify_models(*models, data, {})
