@@ -6,7 +6,7 @@
 
 #ifndef BF16
 #define BF16 0
-#define TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")))
+#define TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,prfchw,avx2,fma,f16c")))
 #define KERNEL lissom_avx512
 #endif
 #define INLINE static inline __attribute__((always_inline)) TARGET

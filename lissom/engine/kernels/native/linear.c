@@ -8,6 +8,10 @@
 #include "native.h"
 #include "pool.h"
 
+/* Rows that are multiplied with some panels before the next ones are, so that their inputs stay in the second cache: a
+   multiple of so many, which are whole tiles, and of about so many bytes. */
+enum { ROWS = 48, RESIDENT = 1 << 17 };
+
 typedef struct {
     const Linear *linear;
     const int32_t *picked;
@@ -74,36 +78,47 @@ static int reads_floats(const Linear *l) {
     return found;
 }
 
+/* Some items of a product for `count` rows, of which the first is number `skip` of the call. */
+static void multiply_some(const Call *call, const Product *p, ptrdiff_t skip, ptrdiff_t count, ptrdiff_t first, ptrdiff_t last) {
+    const Linear *l = call->linear;
+    const ptrdiff_t row = call->first;
+    const Columns to = {p->to.at + (row + skip) * p->to.stride, p->to.stride};
+    if (p->panels) {
+        const Rounding *r = l->roundings + p->rounding;
+        const ptrdiff_t blocks = p->panels->width / p->panels->block, at = row * r->blocks + skip * blocks;
+        const Rows rows = {.count = count, .x = r->x + row * r->room + skip * p->panels->width, .xs = r->xs + at,
+                           .xt = r->xt + at, .y = to.at, .stride = to.stride, .add = p->add};
+        call->kernel->multiply(p->panels, &rows, first, last);
+    } else {
+        const ptrdiff_t outputs = p->dense->outputs, stop = last * LANES < outputs ? last * LANES : outputs;
+        const ptrdiff_t at = row * l->room + skip * l->source.width;
+        const void *x = p->dense->from == BFLOAT16 ? (const void *)(l->narrow + at) : l->made + at;
+        call->kernel->dense(p->dense, x, count, to, p->add, first * LANES, stop);
+    }
+}
+
 /* Items are LANES outputs, those of the first product first. */
 static void multiply_items(void *given, ptrdiff_t first, ptrdiff_t last, int thread) {
     const Call *call = given;
     const Linear *l = call->linear;
-    const ptrdiff_t row = call->first;
+    const ptrdiff_t most = l->rounding_count ? (RESIDENT / (ROWS * l->source.width) + 1) * ROWS : call->count;
     (void)thread;
-    for (const Product *p = l->products; p < l->products + l->product_count && last > 0; p++) {
-        const ptrdiff_t items = items_of(p), begin = first > 0 ? first : 0, end = last < items ? last : items;
-        const Columns to = {p->to.at + row * p->to.stride, p->to.stride};
-        if (begin < end && p->panels) {
-            const Rounding *r = l->roundings + p->rounding;
-            const Rows rows = {.count = call->count, .x = r->x + row * r->room, .xs = r->xs + row * r->blocks,
-                               .xt = r->xt + row * r->blocks, .y = to.at, .stride = to.stride, .add = p->add};
-            call->kernel->multiply(p->panels, &rows, begin, end);
-        } else if (begin < end) {
-            const ptrdiff_t outputs = p->dense->outputs, stop = end * LANES < outputs ? end * LANES : outputs;
-            const ptrdiff_t at = row * l->room;
-            const void *x = p->dense->from == BFLOAT16 ? (const void *)(l->narrow + at) : l->made + at;
-            call->kernel->dense(p->dense, x, call->count, to, p->add, begin * LANES, stop);
+    for (ptrdiff_t skip = 0; skip < call->count; skip += most) {
+        const ptrdiff_t left = call->count - skip, count = left < most ? left : most;
+        ptrdiff_t before = 0;
+        for (const Product *p = l->products; p < l->products + l->product_count; before += items_of(p++)) {
+            const ptrdiff_t items = items_of(p), begin = first > before ? first - before : 0;
+            const ptrdiff_t end = last - before < items ? last - before : items;
+            if (begin < end) multiply_some(call, p, skip, count, begin, end);
         }
-        first -= items;
-        last -= items;
     }
 }
 
 ptrdiff_t lissom_weights(const Linear *l) { return all_items(l) * LANES * l->source.width; }
 
 ptrdiff_t lissom_chunk(ptrdiff_t items, ptrdiff_t work, int threads) {
-    const ptrdiff_t enough = 1 << 20, least = enough / (work + 1) + 1, turns = work > enough ? 16 : 4;
-    const ptrdiff_t shared = items / (turns * threads) + 1;
+    const ptrdiff_t enough = 1 << 20, least = enough / (work + 1) + 1, turns = (work > enough ? 16 : 4) * threads;
+    const ptrdiff_t shared = (items + turns - 1) / turns;
     return items <= 2 * least ? items : least < shared ? shared : least;
 }
 

@@ -62,7 +62,8 @@ INLINE Codes values_at(const uint8_t *chunk, int bits, int books, const uint8_t 
 }
 
 /* `rows` rows, a constant, from `row` on, times one panel. Its codes come from memory for the first rows, and are fetched
-   ahead where so much is done to each that the processor does not find out by itself which will be next. */
+   ahead where so much is done to each that the processor does not find out by itself which will be next. For the rows
+   behind them the places of their results are fetched: each store would wait for its own after the one before. */
 INLINE void tile(int rows, int bits, int books, const Panels *w, const Rows *r, ptrdiff_t row, ptrdiff_t panel) {
     const int fetch = row == 0 && (bits < 8 || rows > 4);
     const ptrdiff_t blocks = w->width / w->block, step = bits * LANES * CHUNK / 8;
@@ -71,9 +72,13 @@ INLINE void tile(int rows, int bits, int books, const Panels *w, const Rows *r, 
     const int32_t *xt = r->xt + row * blocks;
     const uint8_t *codes = w->codes + panel * (w->width / CHUNK) * step;
     const uint8_t *book = books ? w->book + panel * HALVES * books * 64 : NULL;
+    const float *results = r->y + row * r->stride + panel * LANES;
     Floats sums[TALL][HALVES];
     UNROLL for (int m = 0; m < rows; m++)
-        UNROLL for (int h = 0; h < HALVES; h++) sums[m][h] = floats(0);
+        UNROLL for (int h = 0; h < HALVES; h++) {
+            if (row > 0) __builtin_prefetch(results + m * r->stride + h * 16, 1);
+            sums[m][h] = floats(0);
+        }
     for (ptrdiff_t b = 0; b < blocks; b++) {
         Ints a[TALL][HALVES];
         if (w->zeros) {
