@@ -353,15 +353,22 @@ TARGET static void attend(const Attention *a, const Queries *of, float *scratch)
     const Scores scores_of = (Scores[]){scores_FLOAT32, scores_BFLOAT16, NULL, scores_INT8}[a->type];
     const Values values_of = (Values[]){values_FLOAT32, values_BFLOAT16, NULL, values_INT8}[a->type];
     if (of->seen) seen = of->seen + of->group * count * size;
-    for (ptrdiff_t i = 0; i < rows; i++) {
-        queries[i] = prepare(a, query_at(a, of, a->query, of->group + i / count, i % count), (float *)(query + i * query_bytes));
-        see_nothing(a, now + i * size);
-        see_nothing(a, seen + i * size);
-    }
     const ptrdiff_t stop = a->both ? of->end : of->place + of->count, unseen = of->place + 1 - a->window;
     const ptrdiff_t first = a->window && unseen > 0 ? unseen / KEYS * KEYS : 0;
     const ptrdiff_t start = of->seen && of->span * SPAN > first ? of->span * SPAN : first;
     const ptrdiff_t end = of->seen && (of->span + 1) * SPAN < stop ? (of->span + 1) * SPAN : stop;
+    if (end <= (start / SPAN + 1) * SPAN) now = seen; /* nothing was seen before */
+    for (ptrdiff_t i = 0; i < rows; i++) {
+        const float *from = query_at(a, of, a->query, of->group + i / count, i % count);
+        const float *out = query_at(a, of, a->to, of->group + i / count, i % count);
+        EACH_16(f, a->size) { /* what the next group reads, and where this one writes */
+            __builtin_prefetch(from + share * a->size + f, 0, 2);
+            __builtin_prefetch(out + f, 1, 2);
+        }
+        queries[i] = prepare(a, from, (float *)(query + i * query_bytes));
+        see_nothing(a, now + i * size);
+        see_nothing(a, seen + i * size);
+    }
     for (ptrdiff_t base = start; base < end; base += KEYS) {
         const int more = base + KEYS < end;
         const ptrdiff_t tokens = more ? KEYS : end - base;
@@ -386,7 +393,7 @@ TARGET static void attend(const Attention *a, const Queries *of, float *scratch)
             }
             values_of(a, own, weights + g * count, count, tokens, values.at, next.at, now + g * count * size);
         }
-        if (more && (base + KEYS) % SPAN) continue;
+        if (now == seen || (more && (base + KEYS) % SPAN)) continue;
         for (ptrdiff_t i = 0; i < rows; i++) {
             see(a, seen + i * size, now + i * size);
             see_nothing(a, now + i * size);
