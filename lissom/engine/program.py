@@ -124,8 +124,8 @@ class Program:
     def head(self, source: Source, layer: nn.Module, cap: float | None) -> None:
         """The logits of the rows that are picked, kept within ±cap."""
         self._vocabulary = outputs(layer)
-        nowhere = Columns(torch.empty(0, self._vocabulary))
-        linear = self._linear(source, [plainly(Product(layer, nowhere))])
+        self._logits = torch.empty(0, self._vocabulary)
+        linear = self._linear(source, [plainly(Product(layer, Columns(self._logits)))])
         linear.picked = 1
         self._ends.append(structs.CProduct.from_address(linear.products))
         if cap is not None:

@@ -49,9 +49,9 @@ def tokens(count: int, seed: int = 1) -> list[int]:
     return torch.randint(SMALL["vocab_size"], (count,), generator=draw).tolist()
 
 
-def read(runner: Any, prompts: list[list[int]], chunk: int) -> list[Tensor]:
+def read(runner: Any, prompts: list[list[int]], chunk: int, total: int = 40) -> list[Tensor]:
     """Prompts read together, so many tokens of each at a time, and what is said after each."""
-    pages = Pages(40)
+    pages = Pages(total)
     held = [sequence(prompt) for prompt in prompts]
     for one in held:
         pages.grow(one, one.length)
@@ -67,8 +67,8 @@ def read(runner: Any, prompts: list[list[int]], chunk: int) -> list[Tensor]:
     return [found[id(one)] for one in held]
 
 
-def runner(model: Any, cache: str = "float", kernel: str | None = None) -> NativeRunner:
-    return NativeRunner(Decoder(model, pages=40, cache=cache, kernel=kernel).program())
+def runner(model: Any, cache: str = "float", kernel: str | None = None, pages: int = 40) -> NativeRunner:
+    return NativeRunner(Decoder(model, pages=pages, cache=cache, kernel=kernel).program())
 
 
 @pytest.mark.parametrize("kernel", native.kernels())
@@ -92,6 +92,20 @@ def test_scores_that_grow_far_along_a_context(kernel: str) -> None:
     prompt = tokens(200)
     (found,) = read(runner(model, kernel=kernel), [prompt], 200)
     torch.testing.assert_close(found, model(torch.tensor([prompt])).logits[0, -1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kernel", native.kernels())
+@pytest.mark.parametrize(("family", "cache"), [("qwen3", "float"), ("gemma2", "float"), ("qwen3", "int8")])
+@torch.no_grad()
+def test_a_long_context_is_shared_out(family: str, cache: str, kernel: str) -> None:
+    model = random(family, num_key_value_heads=1, max_position_embeddings=2048, sliding_window=600)
+    prompts = [tokens(length, seed=length) for length in (1101, 1110)]
+    whole = read(runner(model, cache, kernel, 150), prompts, 2000, 150)
+    shared = read(runner(model, cache, kernel, 150), prompts, 550, 150)  # the last tokens come alone
+    for prompt, one, other in zip(prompts, whole, shared, strict=True):
+        assert torch.equal(one, other)
+        if cache == "float":
+            torch.testing.assert_close(one, model(torch.tensor([prompt])).logits[0, -1], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("kernel", native.kernels())

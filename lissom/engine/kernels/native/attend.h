@@ -4,11 +4,15 @@
    corrected as larger scores come (Milakov and Gimelshein 2018, arXiv:1805.02867; Dao et al. 2022, arXiv:2205.14135).
    Blocks of keys begin at multiples of KEYS, so that what a query gives does not depend on what runs beside it.
 
+   After SPAN tokens all begins anew, and what these gave is added to what was seen before, so that threads can share a long
+   context without changing what comes of it.
+
    Queries and weights are cells: a float, or two numbers of type BFLOAT16, or four integers with a scale for each query, that
    meet as many features, or tokens. */
 
 enum {
     PAGES = KEYS / PAGE,
+    AHEAD_BLOCKS = 2, /* keys, or values, of so many groups lie between those that are read and those that are fetched */
     SLACK = 8, /* weights may be up to 2^SLACK before those summed so far are corrected, which is then seldom */
 };
 
@@ -46,7 +50,11 @@ TARGET static void keep(const Attention *a, float *head, int value, uint8_t *pag
             const ptrdiff_t count = a->size - f < 16 ? a->size - f : 16;
             int8_t codes[16];
             round_block(head + f, some ? count : 0, 16, some ? 127 / most : 0, codes);
-            for (ptrdiff_t i = 0; i < count; i++) page[AT(f + i)] = (uint8_t)(codes[i] + 128);
+            for (ptrdiff_t i = 0; i < 16; i++) codes[i] ^= -128; /* 128 more */
+            if (value)
+                for (ptrdiff_t i = 0; i < count; i++) page[first + (f + i) * 4] = (uint8_t)codes[i];
+            else
+                for (ptrdiff_t i = 0; i < count; i += 4) memcpy(page + slot * CELL + (f + i) * PAGE, codes + i, CELL);
         }
         ((float *)(page + (value ? value_codes(a) : key_codes(a))))[slot] = some || most <= 1e-30f ? most / 127 : NAN;
     }
@@ -74,11 +82,11 @@ INLINE void score_tile(int tall, int type, const float *query, ptrdiff_t stride,
 
 /* Sums of the values of `tokens`, `wide` vectors of their features, as `tall` queries weigh them. */
 INLINE void value_tile(int tall, int wide, int type, const float *weight, ptrdiff_t tokens, Pages pages, Pages next,
-                       ptrdiff_t stride, ptrdiff_t feature, float *to) {
+                       ptrdiff_t stride, ptrdiff_t feature, float *to, ptrdiff_t apart) {
     const ptrdiff_t two = together(type), rows = PAGE / two, vector = 16 * CELL;
     Floats sums[TALL][ABREAST];
     UNROLL for (int q = 0; q < tall; q++)
-        UNROLL for (int v = 0; v < wide; v++) sums[q][v] = load_floats(to + q * stride + feature + v * 16);
+        UNROLL for (int v = 0; v < wide; v++) sums[q][v] = load_floats(to + q * apart + feature + v * 16);
     for (ptrdiff_t c = 0; c * two < tokens; c++) {
         const ptrdiff_t at = (c % rows * stride + feature) * CELL;
         const int half = two == 2 && c * two + 1 == tokens; /* nobody's value stands beside the last */
@@ -93,7 +101,7 @@ INLINE void value_tile(int tall, int wide, int type, const float *weight, ptrdif
             UNROLL for (int v = 0; v < wide; v++) sums[q][v] = add_cell(sums[q][v], values[v], type, weight + q * KEYS + c);
     }
     UNROLL for (int q = 0; q < tall; q++)
-        UNROLL for (int v = 0; v < wide; v++) store_floats(to + q * stride + feature + v * 16, sums[q][v], 16);
+        UNROLL for (int v = 0; v < wide; v++) store_floats(to + q * apart + feature + v * 16, sums[q][v], 16);
 }
 
 /* What made integers of a query or of its weights: a factor, and their sum, which counts as often as zero is 128. */
@@ -133,7 +141,7 @@ INLINE void score_tile_int8(int tall, const int8_t *query, const Rounded *rounde
 }
 
 INLINE void value_tile_int8(int tall, int wide, const int8_t *weight, const Rounded *rounded, ptrdiff_t tokens, Pages pages,
-                            Pages next, ptrdiff_t stride, ptrdiff_t feature, float *to) {
+                            Pages next, ptrdiff_t stride, ptrdiff_t feature, float *to, ptrdiff_t apart) {
     Ints sums[TALL][ABREAST];
     UNROLL for (int q = 0; q < tall; q++)
         UNROLL for (int v = 0; v < wide; v++) sums[q][v] = ints(-128 * rounded[q].sum);
@@ -148,7 +156,7 @@ INLINE void value_tile_int8(int tall, int wide, const int8_t *weight, const Roun
     }
     UNROLL for (int q = 0; q < tall; q++)
         UNROLL for (int v = 0; v < wide; v++) {
-            float *at = to + q * stride + feature + v * 16;
+            float *at = to + q * apart + feature + v * 16;
             store_floats(at, add_product(load_floats(at), to_floats(sums[q][v]), floats(rounded[q].factor)), 16);
         }
 }
@@ -156,6 +164,8 @@ INLINE void value_tile_int8(int tall, int wide, const int8_t *weight, const Roun
 INLINE void score_all(int type, const Attention *a, const float *query, const Rounded *rounded, ptrdiff_t count, Pages pages,
                       Pages next, float *scores) {
     const ptrdiff_t stride = wide_of(a), cells = cells_of(a);
+    if (type == INT8 && next)
+        for (int p = 0; p < PAGES; p++) __builtin_prefetch(next[p] + key_codes(a), 0, 2);
     for (ptrdiff_t q = 0; q < count;) {
         const ptrdiff_t tall = count - q < TALL ? count - q : TALL;
         for (int p = 0; p < PAGES; p += ABREAST) {
@@ -174,18 +184,21 @@ INLINE void score_all(int type, const Attention *a, const float *query, const Ro
 
 INLINE void value_all(int type, const Attention *a, const float *weight, const Rounded *rounded, ptrdiff_t count,
                       ptrdiff_t tokens, Pages pages, Pages next, float *to) {
-    const ptrdiff_t stride = wide_of(a);
+    const ptrdiff_t stride = wide_of(a), apart = seen_of(a);
+    if (type == INT8 && next)
+        for (int p = 0; p < PAGES; p++) __builtin_prefetch(next[p] + value_codes(a), 0, 2);
     for (ptrdiff_t q = 0; q < count;) {
         const ptrdiff_t tall = count - q < TALL ? count - q : TALL;
         Pages ahead = q == 0 ? next : NULL;
         for (ptrdiff_t f = 0; f < stride;) {
             const int all = stride - f >= ABREAST * 16;
-            float *sums = to + q * stride;
+            float *sums = to + q * apart;
 #define VALUES(rows, wide)                                                                                               \
     if (type == INT8)                                                                                                    \
-        value_tile_int8(rows, wide, (const int8_t *)weight + q * KEYS, rounded + q, tokens, pages, ahead, stride, f, sums); \
+        value_tile_int8(rows, wide, (const int8_t *)weight + q * KEYS, rounded + q, tokens, pages, ahead, stride, f, sums, \
+                        apart);                                                                                          \
     else                                                                                                                 \
-        value_tile(rows, wide, type, weight + q * KEYS, tokens, pages, ahead, stride, f, sums);
+        value_tile(rows, wide, type, weight + q * KEYS, tokens, pages, ahead, stride, f, sums, apart);
 #define TILE(rows)                       \
     if (tall == rows && all) {           \
         VALUES(rows, ABREAST)            \
@@ -215,11 +228,33 @@ ATTEND(FLOAT32) ATTEND(BFLOAT16) ATTEND(INT8)
 typedef void (*Scores)(const Attention *, const float *, const Rounded *, ptrdiff_t, Pages, Pages, float *);
 typedef void (*Values)(const Attention *, const float *, const Rounded *, ptrdiff_t, ptrdiff_t, Pages, Pages, float *);
 
+/* What some tokens give a query, in seen_of() floats: sums of their values, `wide`; the sum of their weights, lane by lane; and
+   the score, times log2(e), whose weight is 1. */
+enum { LANE_SUMS = 16 };
+
+static void see_nothing(const Attention *a, float *seen) {
+    memset(seen, 0, sizeof(float) * (size_t)seen_of(a));
+    seen[wide_of(a) + LANE_SUMS] = -INFINITY;
+}
+
+/* What other tokens give as well. */
+INLINE void see(const Attention *a, float *seen, const float *more) {
+    const ptrdiff_t wide = wide_of(a), sums = wide + LANE_SUMS;
+    const float most = more[sums] > seen[sums] ? more[sums] : seen[sums];
+    if (more[sums] == -INFINITY) return;
+    const Floats before = power_of_two(floats(seen[sums] - most)), now = power_of_two(floats(more[sums] - most));
+    EACH_16(f, sums) {
+        Floats kept = times(load_floats(seen + f), before);
+        store_floats(seen + f, add_product(kept, load_floats(more + f), now), 16);
+    }
+    seen[sums] = most;
+}
+
 /* Scores of a query become weights, or pairs of them, those outside `first` up to `last` 0. What was summed before is
-   corrected: the weights so far, lane by lane, in `all`, and what they gave in `to`. `most` is the score, times log2(e),
-   whose weight is 1. */
-INLINE void soften(int pairs, float *scores, ptrdiff_t first, ptrdiff_t last, float *most, float *all, float *to,
-                   ptrdiff_t wide) {
+   corrected. */
+INLINE void soften(int pairs, const Attention *a, float *scores, ptrdiff_t first, ptrdiff_t last, float *seen) {
+    const ptrdiff_t wide = wide_of(a);
+    float *all = seen + wide, *most = all + LANE_SUMS;
     if (first >= last) {
         memset(scores, 0, sizeof(float) * KEYS);
         return;
@@ -232,7 +267,7 @@ INLINE void soften(int pairs, float *scores, ptrdiff_t first, ptrdiff_t last, fl
     if (!(now <= *most + SLACK)) {
         const Floats before = power_of_two(floats(*most - now));
         sum = times(sum, before);
-        EACH_16(f, wide) store_floats(to + f, times(load_floats(to + f), before), 16);
+        EACH_16(f, wide) store_floats(seen + f, times(load_floats(seen + f), before), 16);
         *most = now;
     }
     const Floats shift = floats(-*most);
@@ -245,87 +280,135 @@ INLINE void soften(int pairs, float *scores, ptrdiff_t first, ptrdiff_t last, fl
     store_floats(all, sum, 16);
 }
 
-/* Weights times the scales of their values, which follow `codes` bytes, become integers in their place; those past `tokens`,
-   whose scales are nobody's, are 0. */
-INLINE Rounded weights_to_integers(float *weight, ptrdiff_t tokens, Pages pages, ptrdiff_t codes) {
-    float scaled[KEYS] = {0};
-    for (ptrdiff_t t = 0; t < tokens; t += PAGE) {
-        Floats scale = load_floats((const float *)(pages[t / PAGE] + codes));
-        store_floats(scaled + t, times(load_floats(weight + t), scale), tokens - t);
+/* Weights times the scales of their values, which follow `codes` bytes, become integers; those that are 0 stay so, since the
+   scale may be nobody's. */
+INLINE Rounded weights_to_integers(const float *weight, Pages pages, ptrdiff_t codes, int8_t *to) {
+    float scaled[KEYS];
+    UNROLL EACH_16(t, KEYS) {
+        const Floats own = load_floats(weight + t), scale = load_floats((const float *)(pages[t / PAGE] + codes));
+        store_floats(scaled + t, unless_below(own, 1e-30f, times(own, scale)), 16);
     }
-    return to_integers(scaled, KEYS, (int8_t *)weight);
+    return to_integers(scaled, KEYS, to);
 }
 
+/* The keys, or the values, of KEYS tokens. */
 typedef struct {
-    const uint8_t *keys[PAGES], *values[PAGES];
+    const uint8_t *at[PAGES];
 } Block;
 
-/* The pages of KEYS tokens; past the end the last page again, whose scores are then taken for no token's. */
-INLINE Block block_at(const Attention *a, const int32_t *pages, ptrdiff_t group, ptrdiff_t base, ptrdiff_t end) {
+/* Those of tokens past the end are the last page's again, and their scores are then taken for no token's. */
+INLINE Block block_at(const Attention *a, const Queries *of, ptrdiff_t group, int value, ptrdiff_t base, ptrdiff_t end) {
     Block block;
     for (int p = 0; p < PAGES; p++) {
-        const ptrdiff_t at = base / PAGE + p, there = at <= (end - 1) / PAGE ? at : (end - 1) / PAGE;
-        block.keys[p] = keys_at(a, pages[there], group);
-        block.values[p] = values_at_page(a, pages[there], group);
+        const ptrdiff_t at = base / PAGE + p, page = of->pages[at <= (end - 1) / PAGE ? at : (end - 1) / PAGE];
+        block.at[p] = value ? values_at_page(a, page, group) : keys_at(a, page, group);
     }
     return block;
 }
 
+/* In the order in which they are read: keys of the groups, their values, then those of the next tokens. */
+INLINE Block nth(const Attention *a, const Queries *of, ptrdiff_t base, ptrdiff_t end, ptrdiff_t n) {
+    const ptrdiff_t groups = of->groups;
+    if (n >= 2 * groups && base + KEYS < end) base += KEYS, n -= 2 * groups;
+    n = n < 2 * groups ? n : 2 * groups - 1;
+    return block_at(a, of, of->group + n % groups, n >= groups, base, end);
+}
+
+/* A query as it meets keys. */
+INLINE Rounded prepare(const Attention *a, const float *from, float *to) {
+    if (a->type == INT8) {
+        const Rounded made = to_integers(from, a->size, (int8_t *)to);
+        return (Rounded){made.factor * a->scale, made.sum};
+    }
+    EACH_16(f, a->size) {
+        Floats scaled = times(some_floats(from + f, a->size - f), floats(a->scale));
+        if (a->type == BFLOAT16) store_brains((uint16_t *)to + f, scaled);
+        else store_floats(to + f, scaled, 16);
+    }
+    return (Rounded){0};
+}
+
+/* Where a query of a group begins in a matrix; they are counted token by token. */
+INLINE float *query_at(const Attention *a, const Queries *of, Columns in, ptrdiff_t group, ptrdiff_t q) {
+    const ptrdiff_t share = a->heads / a->groups;
+    return in.at + (of->row + q / share) * in.stride + (group * share + q % share) * a->size;
+}
+
+TARGET static void conclude(const Attention *a, const Queries *of, const float *seen) {
+    const ptrdiff_t wide = wide_of(a), size = a->size, count = of->count * (a->heads / a->groups);
+    for (ptrdiff_t i = 0; i < count * of->groups; i++, seen += seen_of(a)) {
+        float *out = query_at(a, of, a->to, of->group + i / count, i % count);
+        const Floats whole = floats(1 / total(load_floats(seen + wide)));
+        EACH_16(f, size) store_floats(out + f, times(load_floats(seen + f), whole), size - f);
+    }
+}
+
 TARGET static void attend(const Attention *a, const Queries *of, float *scratch) {
-    const ptrdiff_t share = a->heads / a->groups, count = of->count * share, wide = wide_of(a), size = a->size;
-    float *query = scratch, *scores = query + count * wide, *to = scores + count * KEYS, *most = to + count * wide,
-          *all = most + count;
-    Rounded *queries = (Rounded *)(all + 16 * count), *weights = queries + count;
+    const ptrdiff_t share = a->heads / a->groups, count = of->count * share, rows = count * of->groups, wide = wide_of(a);
+    const ptrdiff_t size = seen_of(a);
+    const ptrdiff_t query_bytes = wide * (a->type == INT8 ? 1 : CELL);
+    uint8_t *query = (uint8_t *)scratch;
+    float *scores = scratch + rows * wide, *now = scores + rows * KEYS, *seen = now + rows * size;
+    Rounded *queries = (Rounded *)(seen + rows * size), *weights = queries + rows;
     const Scores scores_of = (Scores[]){scores_FLOAT32, scores_BFLOAT16, NULL, scores_INT8}[a->type];
     const Values values_of = (Values[]){values_FLOAT32, values_BFLOAT16, NULL, values_INT8}[a->type];
-    for (ptrdiff_t q = 0; q < count; q++) {
-        const ptrdiff_t row = of->row + q / share, column = (of->group * share + q % share) * size;
-        const float *from = a->query.at + row * a->query.stride + column, *out = a->to.at + row * a->to.stride + column;
-        EACH_16(f, size) { /* what the next group reads, and where this one writes */
-            __builtin_prefetch(from + share * size + f, 0, 2);
+    if (of->seen) seen = of->seen + of->group * count * size;
+    const ptrdiff_t stop = a->both ? of->end : of->place + of->count, unseen = of->place + 1 - a->window;
+    const ptrdiff_t first = a->window && unseen > 0 ? unseen / KEYS * KEYS : 0;
+    const ptrdiff_t start = of->seen && of->span * SPAN > first ? of->span * SPAN : first;
+    const ptrdiff_t end = of->seen && (of->span + 1) * SPAN < stop ? (of->span + 1) * SPAN : stop;
+    if (end <= (start / SPAN + 1) * SPAN) now = seen; /* nothing was seen before */
+    for (ptrdiff_t i = 0; i < rows; i++) {
+        const float *from = query_at(a, of, a->query, of->group + i / count, i % count);
+        const float *out = query_at(a, of, a->to, of->group + i / count, i % count);
+        EACH_16(f, a->size) { /* what the next group reads, and where this one writes */
+            __builtin_prefetch(from + share * a->size + f, 0, 2);
             __builtin_prefetch(out + f, 1, 2);
         }
-        float *own = query + q * wide;
-        if (a->type == INT8) {
-            queries[q] = to_integers(from, size, (int8_t *)query + q * wide);
-            queries[q].factor *= a->scale;
-        } else {
-            EACH_16(f, size) {
-                Floats scaled = times(some_floats(from + f, size - f), floats(a->scale));
-                if (a->type == BFLOAT16) store_brains((uint16_t *)own + f, scaled);
-                else store_floats(own + f, scaled, 16);
-            }
-        }
-        most[q] = -INFINITY;
-        store_floats(all + 16 * q, floats(0), 16);
+        queries[i] = prepare(a, from, (float *)(query + i * query_bytes));
+        see_nothing(a, now + i * size);
+        see_nothing(a, seen + i * size);
     }
-    memset(to, 0, sizeof(float) * (size_t)(count * wide));
-    const ptrdiff_t end = a->both ? of->end : of->place + of->count, seen = of->place + 1 - a->window;
-    const ptrdiff_t start = a->window && seen > 0 ? seen / KEYS * KEYS : 0;
-    const ptrdiff_t neighbour = of->group + 1 < a->groups ? of->group + 1 : of->group; /* comes next */
     for (ptrdiff_t base = start; base < end; base += KEYS) {
         const int more = base + KEYS < end;
         const ptrdiff_t tokens = more ? KEYS : end - base;
-        const Block block = block_at(a, of->pages, of->group, base, end);
-        const Block next = more ? block_at(a, of->pages, of->group, base + KEYS, end)
-                                : block_at(a, of->pages, neighbour, start, end);
-        scores_of(a, query, queries, count, block.keys, next.keys, scores);
-        if (a->cap != 0) bound(scores, count * KEYS, a->cap);
-        for (ptrdiff_t q = 0; q < count; q++) {
-            const ptrdiff_t last = (a->both ? of->end : of->place + q / share + 1) - base, first = a->window ? last - a->window : 0;
-            float *own = scores + q * KEYS;
-            soften(a->type == BFLOAT16, own, first < 0 ? 0 : first, last > KEYS ? KEYS : last, most + q, all + q * 16,
-                   to + q * wide, wide);
-            if (a->type == INT8) {
-                weights[q] = weights_to_integers(own, tokens, block.values, value_codes(a));
-                memmove((int8_t *)scores + q * KEYS, own, KEYS);
-            }
+        for (ptrdiff_t g = 0; g < of->groups; g++) {
+            const Block keys = nth(a, of, base, end, g), next = nth(a, of, base, end, g + AHEAD_BLOCKS);
+            scores_of(a, (const float *)(query + g * count * query_bytes), queries + g * count, count, keys.at, next.at,
+                      scores + g * count * KEYS);
         }
-        values_of(a, scores, weights, count, tokens, block.values, next.values, to);
+        if (a->cap != 0) bound(scores, rows * KEYS, a->cap);
+        for (ptrdiff_t g = 0; g < of->groups; g++) {
+            const ptrdiff_t n = of->groups + g;
+            const Block values = nth(a, of, base, end, n), next = nth(a, of, base, end, n + AHEAD_BLOCKS);
+            float *own = scores + g * count * KEYS;
+            for (ptrdiff_t q = 0; q < count; q++) {
+                const ptrdiff_t last = (a->both ? of->end : of->place + q / share + 1) - base;
+                const ptrdiff_t from = a->window ? last - a->window : 0;
+                soften(a->type == BFLOAT16, a, own + q * KEYS, from < 0 ? 0 : from, last > KEYS ? KEYS : last,
+                       now + (g * count + q) * size);
+                if (a->type == INT8)
+                    weights[g * count + q] = weights_to_integers(own + q * KEYS, values.at, value_codes(a),
+                                                                 (int8_t *)own + q * KEYS);
+            }
+            values_of(a, own, weights + g * count, count, tokens, values.at, next.at, now + g * count * size);
+        }
+        if (now == seen || (more && (base + KEYS) % SPAN)) continue;
+        for (ptrdiff_t i = 0; i < rows; i++) {
+            see(a, seen + i * size, now + i * size);
+            see_nothing(a, now + i * size);
+        }
     }
-    for (ptrdiff_t q = 0; q < count; q++) {
-        float *out = a->to.at + (of->row + q / share) * a->to.stride + (of->group * share + q % share) * size;
-        const Floats whole = floats(1 / total(load_floats(all + 16 * q)));
-        EACH_16(f, size) store_floats(out + f, times(some_floats(to + q * wide + f, size - f), whole), size - f);
-    }
+    if (!of->seen) conclude(a, of, seen);
+}
+
+/* Spans are taken in their order, as one piece takes them too. */
+TARGET static void unite(const Attention *a, const Queries *spans, ptrdiff_t group) {
+    const ptrdiff_t count = spans->count * (a->heads / a->groups), size = seen_of(a), first = group * count * size;
+    Queries all = *spans;
+    all.group = group;
+    all.groups = 1;
+    for (ptrdiff_t s = 1; s < all.spans; s++)
+        for (ptrdiff_t i = 0; i < count; i++) see(a, all.seen + first + i * size, spans[s].seen + first + i * size);
+    conclude(a, &all, all.seen + first);
 }

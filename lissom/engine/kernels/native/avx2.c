@@ -193,5 +193,5 @@ TARGET static int32_t round_block(const float *x, ptrdiff_t count, ptrdiff_t blo
 
 #include "attend.h"
 
-const Kernel KERNEL = {multiply, largest, round_block, make, narrow, dense, turn, keep, attend, bound};
+const Kernel KERNEL = {multiply, largest, round_block, make, narrow, dense, turn, keep, attend, unite, bound};
 #endif

@@ -9,6 +9,7 @@
 
 enum {
     TOKENS = 16, /* of one sequence that attend together */
+    FEW = 4,     /* pieces of attention for each thread, where there are not more */
     SOME = 32, MANY = 128, /* rows for which a thread runs operations one after the other: at least, and at most */
     SMALL = 1 << 20,       /* weights that a layer of these has at most */
 };
@@ -74,9 +75,12 @@ typedef struct {
     const Operation *first, *last; /* those that run one after the other */
     const Kernel *kernel;
     const Queries *queries;
+    ptrdiff_t pieces; /* of queries, */
+    ptrdiff_t most;   /* tokens that one of them has at most */
     float *scratch;
     ptrdiff_t room; /* floats of scratch for each thread */
-    int apart;      /* no sequence has so many tokens that some must wait for the keys of others */
+    int threads;
+    int apart;      /* each sequence is one piece, so that nothing waits for the keys of others */
 } Task;
 
 static float dense_at(const Dense *d, ptrdiff_t at) {
@@ -169,15 +173,35 @@ static void remember_rows(void *given, ptrdiff_t first, ptrdiff_t last, int thre
         for (ptrdiff_t group = 0; group < a->groups; group++) remember(task, a, m, group);
 }
 
+/* Groups of which a thread reads the keys, and the values, that lie behind one another: as many as its room is for, and so
+   few that all threads have something to do. */
+static ptrdiff_t together_of(const Task *task, const Attention *a) {
+    const ptrdiff_t fit = TOKENS / task->most, shared = task->pieces * a->groups / (FEW * task->threads);
+    const ptrdiff_t some = fit < shared ? fit : shared;
+    return some < 1 ? 1 : some < a->groups ? some : a->groups;
+}
+
 static void attend(void *given, ptrdiff_t first, ptrdiff_t last, int thread) {
     const Task *task = given;
     const Attention *a = task->what;
+    const ptrdiff_t some = together_of(task, a), shares = (a->groups + some - 1) / some;
     for (ptrdiff_t item = first; item < last; item++) {
-        Queries queries = task->queries[item / a->groups];
-        queries.group = item % a->groups;
-        if (task->apart)
-            for (ptrdiff_t m = 0; m < queries.count; m++) remember(task, a, queries.row + m, queries.group);
+        Queries queries = task->queries[item / shares];
+        queries.group = item % shares * some;
+        queries.groups = queries.group + some < a->groups ? some : a->groups - queries.group;
+        for (ptrdiff_t m = 0; task->apart && m < queries.count; m++)
+            for (ptrdiff_t g = 0; g < queries.groups; g++) remember(task, a, queries.row + m, queries.group + g);
         task->kernel->attend(a, &queries, task->scratch + thread * task->room);
+    }
+}
+
+static void unite(void *given, ptrdiff_t first, ptrdiff_t last, int thread) {
+    const Task *task = given;
+    const Attention *a = task->what;
+    (void)thread;
+    for (ptrdiff_t item = first; item < last; item++) {
+        const Queries *spans = task->queries + item / a->groups;
+        if (spans->spans) task->kernel->unite(a, spans, item % a->groups);
     }
 }
 
@@ -235,27 +259,33 @@ static void ask(const Experts *x, ptrdiff_t rows, Machine on) {
 }
 
 static ptrdiff_t room_for(const Attention *a) {
-    return TOKENS * (a->heads / a->groups) * (KEYS + 2 * wide_of(a) + 21);
+    return TOKENS * (a->heads / a->groups) * (wide_of(a) + KEYS + 2 * seen_of(a) + 4);
 }
 
-static ptrdiff_t count_of(const Pass *pass) {
-    ptrdiff_t count = 0;
-    for (ptrdiff_t p = 0; p < pass->parts; p++) count += (pass->part[p].count + TOKENS - 1) / TOKENS;
-    return count;
-}
+static ptrdiff_t pieces_of(const Part *p) { return (p->count + TOKENS - 1) / TOKENS; }
+static ptrdiff_t spans_of(const Part *p) { return (p->place + p->count + SPAN - 1) / SPAN; }
 
 /* The last of a sequence come first, which see most: then threads end together. */
-static void list(const Pass *pass, Queries *to) {
-    for (const Part *p = pass->part; p < pass->part + pass->parts; p++)
-        for (ptrdiff_t at = (p->count - 1) / TOKENS * TOKENS; at >= 0; at -= TOKENS)
-            *to++ = (Queries){.row = p->row + at, .count = p->count - at < TOKENS ? p->count - at : TOKENS,
-                              .place = p->place + at, .end = p->place + p->count, .pages = p->pages};
+static Queries *list(const Part *p, Queries *to) {
+    for (ptrdiff_t at = (p->count - 1) / TOKENS * TOKENS; at >= 0; at -= TOKENS)
+        *to++ = (Queries){.row = p->row + at, .count = p->count - at < TOKENS ? p->count - at : TOKENS,
+                          .place = p->place + at, .end = p->place + p->count, .pages = p->pages};
+    return to;
 }
 
-static ptrdiff_t work_of(const Task *task, const Attention *a, ptrdiff_t count) {
+/* A few tokens, span by span. */
+static Queries *list_spans(const Part *p, Queries *to, float *seen, ptrdiff_t size) {
+    for (ptrdiff_t s = 0; s < spans_of(p); s++, seen += p->count * size)
+        *to++ = (Queries){.row = p->row, .count = p->count, .place = p->place, .end = p->place + p->count, .span = s,
+                          .spans = s ? 0 : spans_of(p), .seen = seen, .pages = p->pages};
+    return to;
+}
+
+static ptrdiff_t work_of(const Task *task, const Attention *a) {
     ptrdiff_t pairs = 0;
-    for (ptrdiff_t i = 0; i < count; i++) pairs += task->queries[i].count * (task->queries[i].end + KEYS);
-    return pairs / count * (a->heads / a->groups) * a->size * 8;
+    for (const Queries *q = task->queries; q < task->queries + task->pieces; q++)
+        pairs += q->count * ((q->seen ? SPAN : q->end) + KEYS);
+    return pairs / task->pieces * (a->heads / a->groups) * a->size * 8;
 }
 
 static const Work WORK[] = {
@@ -280,7 +310,7 @@ static void chain(void *given, ptrdiff_t first, ptrdiff_t last, int thread) {
     }
 }
 
-static void run(const Operation *o, Task *task, ptrdiff_t count, Machine on) {
+static void run(const Operation *o, Task *task, Machine on) {
     const Pass *pass = task->pass;
     const ptrdiff_t rows = pass->rows;
     task->what = o->what;
@@ -296,46 +326,70 @@ static void run(const Operation *o, Task *task, ptrdiff_t count, Machine on) {
     if (o->code == EXPERTS) ask(o->what, rows, on);
     if (o->code == ATTENTION) {
         const Attention *a = o->what;
-        const ptrdiff_t items = count * a->groups;
-        on.each(attend, task, items, lissom_chunk(items, work_of(task, a, count), on.threads), on.threads);
+        const ptrdiff_t some = together_of(task, a), items = task->pieces * ((a->groups + some - 1) / some);
+        on.each(attend, task, items, lissom_chunk(items, work_of(task, a) * some, on.threads), on.threads);
+        if (task->queries->seen) on.each(unite, task, task->pieces * a->groups, a->groups, on.threads);
     }
 }
 
 /* Operations in a chain if there are rows enough for all threads, else the next one; returns where to go on. */
-static const Operation *run_some(const Operation *o, const Operation *end, Task *task, ptrdiff_t count, Machine on) {
+static const Operation *run_some(const Operation *o, const Operation *end, Task *task, Machine on) {
     const ptrdiff_t rows = task->pass->rows, shares = (rows + MANY * on.threads - 1) / (MANY * on.threads) * on.threads;
     task->first = task->last = o;
     while (rows >= SOME * on.threads && task->last < end && by_rows(task->last)) task->last++;
     if (task->last == o) {
-        run(o, task, count, on);
+        run(o, task, on);
         return o + 1;
     }
     on.each(chain, task, rows, (rows + shares - 1) / shares, on.threads);
     return task->last;
 }
 
+/* What attends, piece by piece: whole sequences where that shares out evenly, else spans of them. `size` is the floats of what
+   a token's heads have seen. */
+static Queries *listed(const Pass *pass, ptrdiff_t size, Task *task) {
+    ptrdiff_t pieces = 0, spans = 0, room = 0, longest = 0, all = 0;
+    for (const Part *p = pass->part; p < pass->part + pass->parts; p++) {
+        const ptrdiff_t length = p->place + p->count, most = p->count < TOKENS ? p->count : TOKENS;
+        pieces += pieces_of(p), spans += spans_of(p), room += spans_of(p) * p->count, all += length;
+        longest = length > longest ? length : longest;
+        task->most = most > task->most ? most : task->most;
+    }
+    const int few = pieces == pass->parts, cut = few && longest > SPAN && longest > all / (2 * task->threads);
+    Queries *made = malloc(sizeof(Queries) * (size_t)(cut ? spans : pieces) + sizeof(float) * (size_t)(cut ? room * size : 0) + 64);
+    if (!made) return NULL;
+    Queries *next = made;
+    float *seen = (float *)(made + spans);
+    for (const Part *p = pass->part; p < pass->part + pass->parts; seen += spans_of(p) * p->count * size, p++)
+        next = cut ? list_spans(p, next, seen, size) : list(p, next);
+    task->queries = made;
+    task->pieces = next - made;
+    task->apart = few && !cut;
+    return made;
+}
+
 /* The operations in order; 0, or -1 where memory is short. */
 EXPORT int lissom_step(const Operation *operations, ptrdiff_t count, const Pass *pass, int kernel, int threads,
                        int beside_torch) {
     const Machine on = {lissom_kernel(kernel), beside_torch ? lissom_each_beside_torch : lissom_each, threads};
-    Task task = {.pass = pass, .kernel = on.kernel};
-    for (ptrdiff_t i = 0; i < count; i++)
-        if (operations[i].code == ATTENTION) {
-            const ptrdiff_t room = room_for(operations[i].what);
+    Task task = {.pass = pass, .kernel = on.kernel, .threads = threads};
+    ptrdiff_t size = 0;
+    for (const Operation *o = operations; o < operations + count; o++)
+        if (o->code == ATTENTION) {
+            const Attention *a = o->what;
+            const ptrdiff_t room = room_for(a), seen = a->heads * seen_of(a);
             task.room = room > task.room ? room : task.room;
+            size = seen > size ? seen : size;
         }
-    const ptrdiff_t pieces = count_of(pass);
-    Queries *queries = malloc(sizeof(Queries) * (size_t)pieces + 64);
-    task.scratch = malloc(sizeof(float) * (size_t)(task.room * threads) + 64);
-    const int failed = !(queries && task.scratch);
+    Queries *queries = listed(pass, size, &task);
+    float *scratch = malloc(sizeof(float) * (size_t)(task.room * threads) + 64);
+    const int failed = !(queries && scratch);
     if (!failed) {
-        list(pass, queries);
-        task.queries = queries;
-        task.apart = pieces == pass->parts;
-        for (const Operation *o = operations, *end = o + count; o < end;) o = run_some(o, end, &task, pieces, on);
+        task.scratch = scratch + (64 - (uintptr_t)scratch % 64) / sizeof(float);
+        for (const Operation *o = operations, *end = o + count; o < end;) o = run_some(o, end, &task, on);
     }
     free(queries);
-    free(task.scratch);
+    free(scratch);
     return -failed;
 }
 

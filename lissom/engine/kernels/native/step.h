@@ -13,7 +13,8 @@
 
 #include "panels.h"
 
-enum { PAGE = 16, KEYS = 64 }; /* tokens of a page, and those that attention takes at once */
+/* Tokens of a page, those that attention takes at once, and those after which it sums anew. */
+enum { PAGE = 16, KEYS = 64, SPAN = 512 };
 
 typedef enum { FLOAT32, BFLOAT16, FLOAT16, INT8 } Type;
 typedef enum { AS_IS, NORMED, SCALED, GATED, CENTRED, ACTIVE } Kind;
@@ -64,11 +65,15 @@ typedef struct {
     int both;              /* tokens see those behind them as well, of the same part */
 } Attention;
 
-/* Some tokens of one sequence, of which the first is at position `place`, for the heads that share keys of `group`; `end` is
-   the position behind the last token of the part that they belong to. */
+/* Some tokens of one sequence, of which the first is at position `place`, for the heads that share keys of some groups; `end`
+   is the position behind the last token of the part that they belong to. They see all that comes before, SPAN tokens after
+   SPAN tokens; or those of one span, and what these give is kept, to be united with what the others give. */
 typedef struct {
-    ptrdiff_t row, count, place, end, group;
-    const int32_t *pages; /* of the sequence */
+    ptrdiff_t row, count, place, end;
+    ptrdiff_t group, groups; /* the first group, and how many */
+    ptrdiff_t span, spans;   /* which one, and, for the first, how many there are */
+    float *seen;             /* of the heads of all groups, or null where there is nothing to be united */
+    const int32_t *pages;    /* of the sequence */
 } Queries;
 
 typedef struct {
@@ -90,6 +95,8 @@ typedef struct {
     void (*keep)(const Attention *, float *head, int value, uint8_t *page, ptrdiff_t slot);
     /* Attention of some queries; `scratch` holds scratch_of() floats. */
     void (*attend)(const Attention *, const Queries *, float *scratch);
+    /* What all spans of a sequence, listed one after the other, give the heads of a group. */
+    void (*unite)(const Attention *, const Queries *spans, ptrdiff_t group);
     /* x = cap tanh(x / cap) */
     void (*bound)(float *x, ptrdiff_t count, float cap);
 } Kernel;
@@ -97,6 +104,8 @@ typedef struct {
 extern const Kernel lissom_portable, lissom_avx2, lissom_avxvnni, lissom_avx512, lissom_avx512bf16;
 
 static inline ptrdiff_t wide_of(const Attention *a) { return (a->size + 15) / 16 * 16; }
+/* Floats of what a query has seen: the sums of values, and of their weights, and the largest score. */
+static inline ptrdiff_t seen_of(const Attention *a) { return wide_of(a) + 32; }
 /* The bytes in which features of a key, or tokens of a value, stand together, and how many do. */
 enum { CELL = 4 };
 static inline ptrdiff_t together(int type) { return type == INT8 ? 4 : type == BFLOAT16 ? 2 : 1; }
