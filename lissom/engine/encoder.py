@@ -19,8 +19,7 @@ from torch import Tensor, nn
 
 from lissom.engine.kernels import native
 from lissom.engine.kernels.panels import PanelLinear
-from lissom.engine.operations import GATES, Attention, Kind, Part, Product, Source, outputs
-from lissom.engine.pages import pages_for
+from lissom.engine.operations import GATES, Kind, Part, Product, Source, Whole, outputs
 from lissom.engine.program import Program
 from lissom.errors import ModelError
 
@@ -28,9 +27,6 @@ if TYPE_CHECKING:
     from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 
 FAMILIES = ("bert", "camembert", "roberta", "xlm-roberta")
-PAIRS = (
-    "avx512bf16"  # kernels whose products of bfloat16 are the fastest; keys and values are kept as what is multiplied
-)
 ROWS = 256  # tokens of a pass, if no sequence is longer; what is between the layers of so many stays near the processor
 
 
@@ -159,7 +155,6 @@ class Blocks:
     def __init__(self, model: Any, rows: int, kernel: str) -> None:
         self.rows, self._config = rows, model.config
         self._program = Program(rows, kernel, model.dtype, beside_torch=True)
-        self._dtype = torch.bfloat16 if kernel == PAIRS else torch.float32
         layers = list(model.encoder.layer)
         self._width = outputs(layers[0].output.dense)
         self._stream = self._program.matrix(self._width)
@@ -173,13 +168,9 @@ class Blocks:
 
     def run(self, rows: Float[Tensor, "r h"], counts: Sequence[int]) -> Float[Tensor, "r h"]:
         """Sequences of so many tokens each, one after the other; what is given is overwritten by the next pass."""
-        parts, page = list[Part](), 0
-        for count in counts:
-            parts.append(Part(range(count), 0, range(page, page + pages_for(count))))
-            page += pages_for(count)
         given = self._stream.matrix[: len(rows)]
         given.copy_(rows)
-        self._program.run(parts, [])
+        self._program.run([Part(range(count), 0, ()) for count in counts], [])
         return given
 
     def _attend(self, attention: Any) -> None:
@@ -188,18 +179,8 @@ class Blocks:
         query, key, value, mixed = (self._heads.after(part * width) for part in range(4))
         layers = ((own.query, query), (own.key, key), (own.value, value))
         self._program.linear(self._given(), *(Product(layer, to) for layer, to in layers))
-        what = Attention(
-            query=query,
-            key=key,
-            value=value,
-            to=mixed,
-            heads=width // size,
-            groups=width // size,
-            size=size,
-            scale=own.scaling,
-            both=True,
-        )
-        self._program.attention(what, None, self._dtype, self.rows)
+        what = Whole(query=query, key=key, value=value, to=mixed, heads=width // size, size=size, scale=own.scaling)
+        self._program.whole(what)
         self._add(attention.output, Source(at=mixed, width=width))
 
     def _feed(self, layer: Any) -> None:

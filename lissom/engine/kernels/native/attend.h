@@ -300,7 +300,7 @@ TARGET static void attend(const Attention *a, const Queries *of, float *scratch)
         store_floats(all + 16 * q, floats(0), 16);
     }
     memset(to, 0, sizeof(float) * (size_t)(count * wide));
-    const ptrdiff_t end = a->both ? of->end : of->place + of->count, seen = of->place + 1 - a->window;
+    const ptrdiff_t end = of->place + of->count, seen = of->place + 1 - a->window;
     const ptrdiff_t start = a->window && seen > 0 ? seen / KEYS * KEYS : 0;
     const ptrdiff_t neighbour = of->group + 1 < a->groups ? of->group + 1 : of->group; /* comes next */
     for (ptrdiff_t base = start; base < end; base += KEYS) {
@@ -312,7 +312,7 @@ TARGET static void attend(const Attention *a, const Queries *of, float *scratch)
         scores_of(a, query, queries, count, block.keys, next.keys, scores);
         if (a->cap != 0) bound(scores, count * KEYS, a->cap);
         for (ptrdiff_t q = 0; q < count; q++) {
-            const ptrdiff_t last = (a->both ? of->end : of->place + q / share + 1) - base, first = a->window ? last - a->window : 0;
+            const ptrdiff_t last = of->place + q / share + 1 - base, first = a->window ? last - a->window : 0;
             float *own = scores + q * KEYS;
             soften(a->type == BFLOAT16, own, first < 0 ? 0 : first, last > KEYS ? KEYS : last, most + q, all + q * 16,
                    to + q * wide, wide);

@@ -11,6 +11,7 @@ enum {
     TOKENS = 16, /* of one sequence that attend together */
     SOME = 32, MANY = 128, /* rows for which a thread runs operations one after the other: at least, and at most */
     SMALL = 1 << 20,       /* weights that a layer of these has at most */
+    TURNS = 4,             /* of each thread at least where heads of sequences are shared out */
 };
 
 /* Rows of a table become rows of a matrix. */
@@ -49,7 +50,7 @@ typedef struct {
     int whole;              /* the weights of those asked sum to 1 */
 } Experts;
 
-typedef enum { EMBED, ROTARY, MAKE, LINEAR, ATTENTION, BOUND, EXPERTS } Code;
+typedef enum { EMBED, ROTARY, MAKE, LINEAR, ATTENTION, BOUND, EXPERTS, WHOLE } Code;
 
 typedef struct {
     ptrdiff_t code;
@@ -75,7 +76,8 @@ typedef struct {
     const Kernel *kernel;
     const Queries *queries;
     float *scratch;
-    ptrdiff_t room; /* floats of scratch for each thread */
+    ptrdiff_t room;   /* floats of scratch for each thread */
+    ptrdiff_t shares; /* of a sequence whose tokens see it whole, or of a pass */
     int apart;      /* no sequence has so many tokens that some must wait for the keys of others */
 } Task;
 
@@ -181,6 +183,19 @@ static void attend(void *given, ptrdiff_t first, ptrdiff_t last, int thread) {
     }
 }
 
+/* Items are shares of the tokens of a head of a sequence. */
+static void see(void *given, ptrdiff_t first, ptrdiff_t last, int thread) {
+    const Task *task = given;
+    const Whole *w = task->what;
+    for (ptrdiff_t item = first; item < last; item++) {
+        const ptrdiff_t share = item % task->shares, head = item / task->shares % w->heads;
+        const Part *part = task->pass->part + item / task->shares / w->heads;
+        const Seen seen = {.row = part->row, .count = part->count, .head = head,
+                           .first = part->count * share / task->shares, .last = part->count * (share + 1) / task->shares};
+        task->kernel->see(w, &seen, task->scratch + thread * task->room);
+    }
+}
+
 /* The softmax of scores, of which the largest stay; the first of those that are equal. */
 static void route(void *given, ptrdiff_t first, ptrdiff_t last, int thread) {
     const Task *task = given;
@@ -234,8 +249,16 @@ static void ask(const Experts *x, ptrdiff_t rows, Machine on) {
     }
 }
 
-static ptrdiff_t room_for(const Attention *a) {
-    return TOKENS * (a->heads / a->groups) * (KEYS + 2 * wide_of(a) + 21);
+/* Floats of scratch that an operation takes for each thread. */
+static ptrdiff_t room_for(const Operation *o, const Pass *pass) {
+    ptrdiff_t longest = 0;
+    if (o->code == ATTENTION) {
+        const Attention *a = o->what;
+        return TOKENS * (a->heads / a->groups) * (KEYS + 2 * wide_of(a) + 21);
+    }
+    if (o->code != WHOLE) return 0;
+    for (const Part *p = pass->part; p < pass->part + pass->parts; p++) longest = p->count > longest ? p->count : longest;
+    return whole_room(o->what, longest);
 }
 
 static ptrdiff_t count_of(const Pass *pass) {
@@ -249,12 +272,12 @@ static void list(const Pass *pass, Queries *to) {
     for (const Part *p = pass->part; p < pass->part + pass->parts; p++)
         for (ptrdiff_t at = (p->count - 1) / TOKENS * TOKENS; at >= 0; at -= TOKENS)
             *to++ = (Queries){.row = p->row + at, .count = p->count - at < TOKENS ? p->count - at : TOKENS,
-                              .place = p->place + at, .end = p->place + p->count, .pages = p->pages};
+                              .place = p->place + at, .pages = p->pages};
 }
 
 static ptrdiff_t work_of(const Task *task, const Attention *a, ptrdiff_t count) {
     ptrdiff_t pairs = 0;
-    for (ptrdiff_t i = 0; i < count; i++) pairs += task->queries[i].count * (task->queries[i].end + KEYS);
+    for (ptrdiff_t i = 0; i < count; i++) pairs += task->queries[i].count * (task->queries[i].place + KEYS);
     return pairs / count * (a->heads / a->groups) * a->size * 8;
 }
 
@@ -280,6 +303,43 @@ static void chain(void *given, ptrdiff_t first, ptrdiff_t last, int thread) {
     }
 }
 
+/* The first part of a share, one of `shares` of the rows: parts are in that in which their middle is. */
+static const Part *part_at(const Pass *pass, ptrdiff_t share, ptrdiff_t shares) {
+    const Part *p = pass->part;
+    while (p < pass->part + pass->parts && (p->row + p->count / 2) * shares < share * pass->rows) p++;
+    return p;
+}
+
+static ptrdiff_t row_at(const Pass *pass, ptrdiff_t share, ptrdiff_t shares) {
+    const Part *p = part_at(pass, share, shares);
+    return p < pass->part + pass->parts ? p->row : pass->rows;
+}
+
+/* All operations for a share of the parts, whose tokens ask nothing of others. */
+static void along(void *given, ptrdiff_t first, ptrdiff_t last, int thread) {
+    Task task = *(const Task *)given;
+    const ptrdiff_t shares = task.shares, begin = row_at(task.pass, first, shares), end = row_at(task.pass, last, shares);
+    const Part *from = part_at(task.pass, first, shares), *to = part_at(task.pass, last, shares);
+    task.shares = 1;
+    for (const Operation *o = task.first, *stop = task.last; o < stop; o++) {
+        for (task.first = o; o < stop && o->code != WHOLE;) o++;
+        task.last = o;
+        chain(&task, begin, end, thread);
+        if (o == stop) return;
+        const Whole *w = task.what = o->what;
+        see(&task, (from - task.pass->part) * w->heads, (to - task.pass->part) * w->heads, thread);
+    }
+}
+
+/* Whether parts are all that tokens ask of, and can be shared out so that no thread waits long for another. */
+static int apart(const Operation *o, const Operation *end, const Pass *pass, ptrdiff_t shares) {
+    for (; o < end; o++)
+        if (o->code != WHOLE && !by_rows(o)) return 0;
+    for (ptrdiff_t share = 0; share < shares; share++)
+        if (8 * shares * (row_at(pass, share + 1, shares) - row_at(pass, share, shares)) > 9 * pass->rows) return 0;
+    return 1;
+}
+
 static void run(const Operation *o, Task *task, ptrdiff_t count, Machine on) {
     const Pass *pass = task->pass;
     const ptrdiff_t rows = pass->rows;
@@ -290,6 +350,11 @@ static void run(const Operation *o, Task *task, ptrdiff_t count, Machine on) {
     } else if (o->code == BOUND) {
         const Bound *b = o->what;
         on.kernel->bound(b->at, pass->picks * b->width, b->cap);
+    } else if (o->code == WHOLE) {
+        const Whole *w = o->what;
+        const ptrdiff_t heads = pass->parts * w->heads;
+        task->shares = (TURNS * on.threads - 1) / heads + 1;
+        on.each(see, task, heads * task->shares, 1, on.threads);
     } else if (o->code != ATTENTION || !task->apart) {
         on.each(WORK[o->code], task, rows, lissom_chunk(rows, 1 << 16, on.threads), on.threads);
     }
@@ -319,11 +384,10 @@ EXPORT int lissom_step(const Operation *operations, ptrdiff_t count, const Pass 
                        int beside_torch) {
     const Machine on = {lissom_kernel(kernel), beside_torch ? lissom_each_beside_torch : lissom_each, threads};
     Task task = {.pass = pass, .kernel = on.kernel};
-    for (ptrdiff_t i = 0; i < count; i++)
-        if (operations[i].code == ATTENTION) {
-            const ptrdiff_t room = room_for(operations[i].what);
-            task.room = room > task.room ? room : task.room;
-        }
+    for (ptrdiff_t i = 0; i < count; i++) {
+        const ptrdiff_t room = room_for(operations + i, pass);
+        task.room = room > task.room ? room : task.room;
+    }
     const ptrdiff_t pieces = count_of(pass);
     Queries *queries = malloc(sizeof(Queries) * (size_t)pieces + 64);
     task.scratch = malloc(sizeof(float) * (size_t)(task.room * threads) + 64);
@@ -332,7 +396,13 @@ EXPORT int lissom_step(const Operation *operations, ptrdiff_t count, const Pass 
         list(pass, queries);
         task.queries = queries;
         task.apart = pieces == pass->parts;
-        for (const Operation *o = operations, *end = o + count; o < end;) o = run_some(o, end, &task, pieces, on);
+        const Operation *o = operations, *end = o + count;
+        if (pass->rows >= SOME * threads && apart(o, end, pass, threads)) {
+            task.first = o, task.last = end, task.shares = threads;
+            on.each(along, &task, threads, 1, threads);
+        } else {
+            while (o < end) o = run_some(o, end, &task, pieces, on);
+        }
     }
     free(queries);
     free(task.scratch);

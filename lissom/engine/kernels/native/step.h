@@ -14,6 +14,7 @@
 #include "panels.h"
 
 enum { PAGE = 16, KEYS = 64 }; /* tokens of a page, and those that attention takes at once */
+enum { MOST_TALL = 6 };        /* rows that run together at most (tile.h) */
 
 typedef enum { FLOAT32, BFLOAT16, FLOAT16, INT8 } Type;
 typedef enum { AS_IS, NORMED, SCALED, GATED, CENTRED, ACTIVE } Kind;
@@ -61,13 +62,23 @@ typedef struct {
     ptrdiff_t window; /* the last tokens that are seen, or 0: all */
     int type;         /* of keys and values: FLOAT32, BFLOAT16 or INT8 */
     float eps, scale, cap; /* of norms; of scores; scores stay within ±cap, where it is not 0 */
-    int both;              /* tokens see those behind them as well, of the same part */
 } Attention;
 
-/* Some tokens of one sequence, of which the first is at position `place`, for the heads that share keys of `group`; `end` is
-   the position behind the last token of the part that they belong to. */
+/* Attention in which all tokens of a sequence see one another; nothing of it is kept. */
 typedef struct {
-    ptrdiff_t row, count, place, end, group;
+    Columns query, key, value, to;
+    ptrdiff_t heads, size; /* features of a head */
+    float scale;           /* of scores */
+} Whole;
+
+/* One head of a sequence of `count` tokens from row `row` on, of which `first` up to `last` look. */
+typedef struct {
+    ptrdiff_t row, count, head, first, last;
+} Seen;
+
+/* Some tokens of one sequence, of which the first is at position `place`, for the heads that share keys of `group`. */
+typedef struct {
+    ptrdiff_t row, count, place, group;
     const int32_t *pages; /* of the sequence */
 } Queries;
 
@@ -90,6 +101,8 @@ typedef struct {
     void (*keep)(const Attention *, float *head, int value, uint8_t *page, ptrdiff_t slot);
     /* Attention of some queries; `scratch` holds scratch_of() floats. */
     void (*attend)(const Attention *, const Queries *, float *scratch);
+    /* Attention of a sequence to itself; `scratch` holds whole_room() floats. */
+    void (*see)(const Whole *, const Seen *, float *scratch);
     /* x = cap tanh(x / cap) */
     void (*bound)(float *x, ptrdiff_t count, float cap);
 } Kernel;
@@ -115,6 +128,13 @@ static inline uint8_t *keys_at(const Attention *a, ptrdiff_t page, ptrdiff_t gro
 }
 static inline uint8_t *values_at_page(const Attention *a, ptrdiff_t page, ptrdiff_t group) {
     return a->pages + page * page_bytes(a) + a->groups * keys_bytes(a) + group * values_bytes(a);
+}
+
+/* Tokens of a sequence up to whole vectors, and the floats that one of so many takes: keys, values, queries and scores. */
+static inline ptrdiff_t vectors_of(ptrdiff_t tokens) { return (tokens + 15) / 16 * 16; }
+static inline ptrdiff_t whole_room(const Whole *w, ptrdiff_t count) {
+    const ptrdiff_t wide = vectors_of(w->size), tokens = vectors_of(count);
+    return 2 * wide * tokens + MOST_TALL * (wide + tokens);
 }
 
 #endif
