@@ -127,37 +127,31 @@ class NativeEncoder(nn.Module):
         real = None if mask is None or mask.all() else mask.bool()
         lengths = [t] * n if real is None else [length for length in real.sum(1).tolist() if length]
         tokens, places, types = (
-            each.expand(n, t)[slice(None) if real is None else real] for each in (ids, places, types)
+            each.expand(n, t).flatten() if real is None else each.expand(n, t)[real] for each in (ids, places, types)
         )
-        rows = tables.word_embeddings(tokens) + tables.position_embeddings(places) + tables.token_type_embeddings(types)
-        last = self._blocks(rows.flatten(0, -2), lengths)
-        if real is None:
-            return last.view(n, t, -1)
-        return last.new_zeros(n, t, last.shape[1]).masked_scatter(real.unsqueeze(-1), last)
-
-    def _blocks(self, rows: Float[Tensor, "r h"], lengths: Sequence[int]) -> Float[Tensor, "r h"]:
-        """What the blocks make of sequences of such lengths, one after the other."""
         blocks = self._idle.pop() if self._idle else Blocks(self.model, ROWS, self._kernel)
         if max(lengths, default=0) > blocks.rows:
             blocks = Blocks(self.model, max(lengths), self._kernel)
-        made, begin = torch.empty_like(rows), 0
+        made, begin = torch.empty(len(tokens), blocks.width, dtype=self.model.dtype), 0
         for counts in cut(lengths, ROWS):
             which = slice(begin, begin + sum(counts))
-            made[which] = blocks.run(rows[which], counts)
+            made[which] = blocks.run(tokens[which], places[which], types[which], counts)
             begin = which.stop
         self._idle.append(blocks)
-        return made
+        if real is None:
+            return made.view(n, t, -1)
+        return made.new_zeros(n, t, blocks.width).masked_scatter(real.unsqueeze(-1), made)
 
 
 class Blocks:
     """A text encoder behind its tables, as a program for at most `rows` tokens."""
 
     def __init__(self, model: Any, rows: int, kernel: str) -> None:
-        self.rows, self._config = rows, model.config
+        self.rows, self._config, self._tables = rows, model.config, model.embeddings
         self._program = Program(rows, kernel, model.dtype, beside_torch=True)
         layers = list(model.encoder.layer)
-        self._width = outputs(layers[0].output.dense)
-        self._stream = self._program.matrix(self._width)
+        self.width = outputs(layers[0].output.dense)
+        self._stream = self._program.matrix(self.width)
         self._heads = self._program.matrix(4 * max(outputs(layer.attention.self.query) for layer in layers))
         self._hidden = self._program.matrix(max(outputs(layer.intermediate.dense) for layer in layers))
         self._norm(model.embeddings.LayerNorm)
@@ -166,10 +160,13 @@ class Blocks:
             self._feed(layer)
         self._program.finish()
 
-    def run(self, rows: Float[Tensor, "r h"], counts: Sequence[int]) -> Float[Tensor, "r h"]:
+    def run(
+        self, tokens: Int[Tensor, " r"], places: Int[Tensor, " r"], types: Int[Tensor, " r"], counts: Sequence[int]
+    ) -> Float[Tensor, "r h"]:
         """Sequences of so many tokens each, one after the other; what is given is overwritten by the next pass."""
-        given = self._stream.matrix[: len(rows)]
-        given.copy_(rows)
+        given, tables = self._stream.matrix[: len(tokens)], self._tables
+        rows = tables.word_embeddings(tokens) + tables.position_embeddings(places)
+        torch.add(rows, tables.token_type_embeddings(types), out=given)
         self._program.run([Part(range(count), 0, ()) for count in counts], [])
         return given
 
@@ -201,7 +198,7 @@ class Blocks:
         self._program.make(normed, self._stream)
 
     def _given(self) -> Source:
-        return Source(at=self._stream, width=self._width)
+        return Source(at=self._stream, width=self.width)
 
 
 def cut(lengths: Sequence[int], rows: int) -> Iterator[list[int]]:
