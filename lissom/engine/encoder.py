@@ -19,8 +19,7 @@ from torch import Tensor, nn
 
 from lissom.engine.kernels import native
 from lissom.engine.kernels.panels import PanelLinear
-from lissom.engine.operations import GATES, Attention, Kind, Part, Product, Source, outputs
-from lissom.engine.pages import pages_for
+from lissom.engine.operations import GATES, Kind, Part, Product, Source, Whole, outputs
 from lissom.engine.program import Program
 from lissom.errors import ModelError
 
@@ -28,9 +27,6 @@ if TYPE_CHECKING:
     from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 
 FAMILIES = ("bert", "camembert", "roberta", "xlm-roberta")
-PAIRS = (
-    "avx512bf16"  # kernels whose products of bfloat16 are the fastest; keys and values are kept as what is multiplied
-)
 ROWS = 256  # tokens of a pass, if no sequence is longer; what is between the layers of so many stays near the processor
 
 
@@ -131,38 +127,31 @@ class NativeEncoder(nn.Module):
         real = None if mask is None or mask.all() else mask.bool()
         lengths = [t] * n if real is None else [length for length in real.sum(1).tolist() if length]
         tokens, places, types = (
-            each.expand(n, t)[slice(None) if real is None else real] for each in (ids, places, types)
+            each.expand(n, t).flatten() if real is None else each.expand(n, t)[real] for each in (ids, places, types)
         )
-        rows = tables.word_embeddings(tokens) + tables.position_embeddings(places) + tables.token_type_embeddings(types)
-        last = self._blocks(rows.flatten(0, -2), lengths)
-        if real is None:
-            return last.view(n, t, -1)
-        return last.new_zeros(n, t, last.shape[1]).masked_scatter(real.unsqueeze(-1), last)
-
-    def _blocks(self, rows: Float[Tensor, "r h"], lengths: Sequence[int]) -> Float[Tensor, "r h"]:
-        """What the blocks make of sequences of such lengths, one after the other."""
         blocks = self._idle.pop() if self._idle else Blocks(self.model, ROWS, self._kernel)
         if max(lengths, default=0) > blocks.rows:
             blocks = Blocks(self.model, max(lengths), self._kernel)
-        made, begin = torch.empty_like(rows), 0
+        made, begin = torch.empty(len(tokens), blocks.width, dtype=self.model.dtype), 0
         for counts in cut(lengths, ROWS):
             which = slice(begin, begin + sum(counts))
-            made[which] = blocks.run(rows[which], counts)
+            made[which] = blocks.run(tokens[which], places[which], types[which], counts)
             begin = which.stop
         self._idle.append(blocks)
-        return made
+        if real is None:
+            return made.view(n, t, -1)
+        return made.new_zeros(n, t, blocks.width).masked_scatter(real.unsqueeze(-1), made)
 
 
 class Blocks:
     """A text encoder behind its tables, as a program for at most `rows` tokens."""
 
     def __init__(self, model: Any, rows: int, kernel: str) -> None:
-        self.rows, self._config = rows, model.config
+        self.rows, self._config, self._tables = rows, model.config, model.embeddings
         self._program = Program(rows, kernel, model.dtype, beside_torch=True)
-        self._dtype = torch.bfloat16 if kernel == PAIRS else torch.float32
         layers = list(model.encoder.layer)
-        self._width = outputs(layers[0].output.dense)
-        self._stream = self._program.matrix(self._width)
+        self.width = outputs(layers[0].output.dense)
+        self._stream = self._program.matrix(self.width)
         self._heads = self._program.matrix(4 * max(outputs(layer.attention.self.query) for layer in layers))
         self._hidden = self._program.matrix(max(outputs(layer.intermediate.dense) for layer in layers))
         self._norm(model.embeddings.LayerNorm)
@@ -171,15 +160,14 @@ class Blocks:
             self._feed(layer)
         self._program.finish()
 
-    def run(self, rows: Float[Tensor, "r h"], counts: Sequence[int]) -> Float[Tensor, "r h"]:
+    def run(
+        self, tokens: Int[Tensor, " r"], places: Int[Tensor, " r"], types: Int[Tensor, " r"], counts: Sequence[int]
+    ) -> Float[Tensor, "r h"]:
         """Sequences of so many tokens each, one after the other; what is given is overwritten by the next pass."""
-        parts, page = list[Part](), 0
-        for count in counts:
-            parts.append(Part(range(count), 0, range(page, page + pages_for(count))))
-            page += pages_for(count)
-        given = self._stream.matrix[: len(rows)]
-        given.copy_(rows)
-        self._program.run(parts, [])
+        given, tables = self._stream.matrix[: len(tokens)], self._tables
+        rows = tables.word_embeddings(tokens) + tables.position_embeddings(places)
+        torch.add(rows, tables.token_type_embeddings(types), out=given)
+        self._program.run([Part(range(count), 0, ()) for count in counts], [])
         return given
 
     def _attend(self, attention: Any) -> None:
@@ -188,18 +176,8 @@ class Blocks:
         query, key, value, mixed = (self._heads.after(part * width) for part in range(4))
         layers = ((own.query, query), (own.key, key), (own.value, value))
         self._program.linear(self._given(), *(Product(layer, to) for layer, to in layers))
-        what = Attention(
-            query=query,
-            key=key,
-            value=value,
-            to=mixed,
-            heads=width // size,
-            groups=width // size,
-            size=size,
-            scale=own.scaling,
-            both=True,
-        )
-        self._program.attention(what, None, self._dtype, self.rows)
+        what = Whole(query=query, key=key, value=value, to=mixed, heads=width // size, size=size, scale=own.scaling)
+        self._program.whole(what)
         self._add(attention.output, Source(at=mixed, width=width))
 
     def _feed(self, layer: Any) -> None:
@@ -220,7 +198,7 @@ class Blocks:
         self._program.make(normed, self._stream)
 
     def _given(self) -> Source:
-        return Source(at=self._stream, width=self._width)
+        return Source(at=self._stream, width=self.width)
 
 
 def cut(lengths: Sequence[int], rows: int) -> Iterator[list[int]]:

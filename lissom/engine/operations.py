@@ -27,7 +27,7 @@ DENSE = MaskedLinear | nn.Linear  # what reads its input as floats
 class Code(IntEnum):
     """The operations, as step.c counts them."""
 
-    EMBED, ROTARY, MAKE, LINEAR, ATTENTION, BOUND, EXPERTS = range(7)
+    EMBED, ROTARY, MAKE, LINEAR, ATTENTION, BOUND, EXPERTS, WHOLE = range(8)
 
 
 class Kind(IntEnum):
@@ -100,7 +100,19 @@ class Attention:
     eps: float = 0.0
     window: int = 0
     cap: float = 0.0
-    both: bool = False  # ways: what is behind a token as well, of the same pass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Whole:
+    """Where the queries, keys and values of a layer are whose tokens see all others of their sequence."""
+
+    query: Columns
+    key: Columns
+    value: Columns
+    to: Columns
+    heads: int
+    size: int
+    scale: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -34,6 +34,7 @@ from lissom.engine.operations import (
     Product,
     Router,
     Source,
+    Whole,
     outputs,
     plainly,
 )
@@ -69,7 +70,6 @@ class Program:
         self._ends: list[structs.CProduct | structs.CBound] = []  # who is told where the logits go
         self._shared: dict[str, Columns] = {}
         self._caches: list[Tensor] = []
-        self._passing: list[tuple[structs.CAttention, int]] = []  # who needs pages for a pass, of so many bytes
         self._vocabulary = 0
         self._logits = torch.empty(0, 0)
 
@@ -134,7 +134,7 @@ class Program:
             self._append(Code.BOUND, bound)
 
     def attention(self, what: Attention, angles: structs.CRotary | None, dtype: torch.dtype, pages: int) -> None:
-        """Attention over so many pages: a cache of its own, or, where nothing is seen later, room that layers share."""
+        """Attention over so many pages, a cache of its own."""
         made = structs.CAttention(
             *(columns.given() for columns in (what.query, what.key, what.value, what.to)),
             *(what.heads, what.groups, what.size),
@@ -143,15 +143,15 @@ class Program:
             None,
             *(what.window, native.TYPES[dtype]),
             *(what.eps, what.scale, what.cap),
-            what.both,
         )
-        nbytes = pages * native.page_bytes(made)
-        if what.both:
-            self._passing.append((made, nbytes))
-        else:
-            self._caches.append(untouched(nbytes))
-            made.pages = address(self._caches[-1])
+        self._caches.append(untouched(pages * native.page_bytes(made)))
+        made.pages = address(self._caches[-1])
         self._append(Code.ATTENTION, made)
+
+    def whole(self, what: Whole) -> None:
+        """Attention of each part of a pass to itself."""
+        places = (columns.given() for columns in (what.query, what.key, what.value, what.to))
+        self._append(Code.WHOLE, structs.CWhole(*places, what.heads, what.size, what.scale))
 
     def experts(self, source: Source, router: Router, experts: Sequence[Expert], to: Columns) -> None:
         """Adds to columns what the experts of each token say; all of them read one source, which is not these."""
@@ -191,9 +191,6 @@ class Program:
         narrow = self._hold(torch.empty(self.rows if self._narrow else 0, wide, dtype=torch.bfloat16))
         for linear in self._narrow:
             linear.narrow = address(narrow)
-        pages = self._hold(untouched(max((size for _, size in self._passing), default=0)))
-        for attention, _ in self._passing:
-            attention.pages = address(pages)
         self._all = (structs.COperation * len(self._operations))(*self._operations)
         return self
 
@@ -211,8 +208,11 @@ class Program:
             ]
         )
         pages = [integers(part.pages) for part in parts]
-        rows = np.repeat(np.arange(len(parts)), counts)
-        slots = np.concatenate([own[places[rows == at] // PAGE] for at, own in enumerate(pages)]) * PAGE + places % PAGE
+        slots = places  # which nobody reads where nothing is kept
+        if self._caches:
+            rows = np.repeat(np.arange(len(parts)), counts)
+            own = [page[places[rows == at] // PAGE] for at, page in enumerate(pages)]
+            slots = np.concatenate(own) * PAGE + places % PAGE
         first = np.cumsum([0, *counts])
         listed = (structs.CPart * len(parts))(
             *(

@@ -84,12 +84,22 @@ def test_hidden_states_are_those_of_transformers(family: str, kernel: str) -> No
     assert not found[mask == 0].any()
 
 
+@pytest.mark.parametrize("size", [6, 33, 48])
 @pytest.mark.parametrize("kernel", native.kernels())
-def test_what_a_sequence_gives_does_not_depend_on_what_runs_beside_it(kernel: str) -> None:
-    model, (ids, mask) = random(), batch()
+def test_heads_may_have_any_number_of_features(size: int, kernel: str) -> None:
+    model, (ids, mask) = random(hidden_size=3 * size), batch()
+    wanted = hidden(model, ids, mask)
+    found = hidden(NativeEncoder(model, kernel), ids, mask)
+    assert distance(found, wanted, mask) < (0.01 if kernel == "avx512bf16" else 1e-5)
+
+
+@pytest.mark.parametrize("lengths", [LENGTHS, (64, 60, 70, 62)], ids=["uneven", "even"])
+@pytest.mark.parametrize("kernel", native.kernels())
+def test_what_a_sequence_gives_does_not_depend_on_what_runs_beside_it(kernel: str, lengths: tuple[int, ...]) -> None:
+    model, (ids, mask) = random(), batch(lengths)
     model = NativeEncoder(model, kernel)
     together = hidden(model, ids, mask)
-    for found, tokens, length in zip(together, ids, LENGTHS, strict=True):
+    for found, tokens, length in zip(together, ids, lengths, strict=True):
         alone = hidden(model, tokens[None, :length], None)
         assert torch.equal(alone[0], found[:length])
 

@@ -353,7 +353,7 @@ TARGET static void attend(const Attention *a, const Queries *of, float *scratch)
     const Scores scores_of = (Scores[]){scores_FLOAT32, scores_BFLOAT16, NULL, scores_INT8}[a->type];
     const Values values_of = (Values[]){values_FLOAT32, values_BFLOAT16, NULL, values_INT8}[a->type];
     if (of->seen) seen = of->seen + of->group * count * size;
-    const ptrdiff_t stop = a->both ? of->end : of->place + of->count, unseen = of->place + 1 - a->window;
+    const ptrdiff_t stop = of->place + of->count, unseen = of->place + 1 - a->window;
     const ptrdiff_t first = a->window && unseen > 0 ? unseen / KEYS * KEYS : 0;
     const ptrdiff_t start = of->seen && of->span * SPAN > first ? of->span * SPAN : first;
     const ptrdiff_t end = of->seen && (of->span + 1) * SPAN < stop ? (of->span + 1) * SPAN : stop;
@@ -383,7 +383,7 @@ TARGET static void attend(const Attention *a, const Queries *of, float *scratch)
             const Block values = nth(a, of, base, end, n), next = nth(a, of, base, end, n + AHEAD_BLOCKS);
             float *own = scores + g * count * KEYS;
             for (ptrdiff_t q = 0; q < count; q++) {
-                const ptrdiff_t last = (a->both ? of->end : of->place + q / share + 1) - base;
+                const ptrdiff_t last = of->place + q / share + 1 - base;
                 const ptrdiff_t from = a->window ? last - a->window : 0;
                 soften(a->type == BFLOAT16, a, own + q * KEYS, from < 0 ? 0 : from, last > KEYS ? KEYS : last,
                        now + (g * count + q) * size);

@@ -192,6 +192,7 @@ TARGET static int32_t round_block(const float *x, ptrdiff_t count, ptrdiff_t blo
 }
 
 #include "attend.h"
+#include "whole.h"
 
-const Kernel KERNEL = {multiply, largest, round_block, make, narrow, dense, turn, keep, attend, unite, bound};
+const Kernel KERNEL = {multiply, largest, round_block, make, narrow, dense, turn, keep, attend, unite, whole, bound};
 #endif

@@ -78,6 +78,12 @@ INLINE void store_brains(uint16_t *to, Floats f) {
 INLINE Floats add_products(Floats sum, Floats v, Floats w) {
     return _mm512_dpbf16_ps(sum, (__m512bh)_mm512_castps_si512(v), (__m512bh)_mm512_castps_si512(w));
 }
+#define PAIRED
+INLINE Floats paired(Floats a, Floats b) {
+    const __m512i low = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(a));
+    const __m512i high = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(b));
+    return _mm512_castsi512_ps(_mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+}
 INLINE void spread_16(uint16_t *to, const uint16_t *from, uint32_t mask) {
     _mm512_storeu_si512(to, _mm512_maskz_expand_epi16(mask, _mm512_loadu_si512(from)));
 }
@@ -147,6 +153,7 @@ TARGET static int32_t round_block(const float *x, ptrdiff_t count, ptrdiff_t blo
 }
 
 #include "attend.h"
+#include "whole.h"
 
-const Kernel KERNEL = {multiply, largest, round_block, make, narrow, dense, turn, keep, attend, unite, bound};
+const Kernel KERNEL = {multiply, largest, round_block, make, narrow, dense, turn, keep, attend, unite, whole, bound};
 #endif

@@ -136,5 +136,6 @@ static int32_t round_block(const float *x, ptrdiff_t count, ptrdiff_t block, flo
 }
 
 #include "attend.h"
+#include "whole.h"
 
-const Kernel lissom_portable = {multiply, largest, round_block, make, narrow, dense, turn, keep, attend, unite, bound};
+const Kernel lissom_portable = {multiply, largest, round_block, make, narrow, dense, turn, keep, attend, unite, whole, bound};

@@ -12,6 +12,7 @@ enum {
     FEW = 4,     /* pieces of attention for each thread, where there are not more */
     SOME = 32, MANY = 128, /* rows for which a thread runs operations one after the other: at least, and at most */
     SMALL = 1 << 20,       /* weights that a layer of these has at most */
+    TURNS = 4,             /* of each thread at least where heads of sequences are shared out */
 };
 
 /* Rows of a table become rows of a matrix. */
@@ -50,7 +51,7 @@ typedef struct {
     int whole;              /* the weights of those asked sum to 1 */
 } Experts;
 
-typedef enum { EMBED, ROTARY, MAKE, LINEAR, ATTENTION, BOUND, EXPERTS } Code;
+typedef enum { EMBED, ROTARY, MAKE, LINEAR, ATTENTION, BOUND, EXPERTS, WHOLE } Code;
 
 typedef struct {
     ptrdiff_t code;
@@ -80,7 +81,8 @@ typedef struct {
     float *scratch;
     ptrdiff_t room; /* floats of scratch for each thread */
     int threads;
-    int apart;      /* each sequence is one piece, so that nothing waits for the keys of others */
+    int apart;        /* each sequence is one piece, so that nothing waits for the keys of others */
+    ptrdiff_t shares; /* of a sequence whose tokens see it whole, or of a pass */
 } Task;
 
 static float dense_at(const Dense *d, ptrdiff_t at) {
@@ -205,6 +207,19 @@ static void unite(void *given, ptrdiff_t first, ptrdiff_t last, int thread) {
     }
 }
 
+/* Items are shares of the tokens of a head of a sequence. */
+static void whole(void *given, ptrdiff_t first, ptrdiff_t last, int thread) {
+    const Task *task = given;
+    const Whole *w = task->what;
+    for (ptrdiff_t item = first; item < last; item++) {
+        const ptrdiff_t share = item % task->shares, head = item / task->shares % w->heads;
+        const Part *part = task->pass->part + item / task->shares / w->heads;
+        const Seen seen = {.row = part->row, .count = part->count, .head = head,
+                           .first = part->count * share / task->shares, .last = part->count * (share + 1) / task->shares};
+        task->kernel->whole(w, &seen, task->scratch + thread * task->room);
+    }
+}
+
 /* The softmax of scores, of which the largest stay; the first of those that are equal. */
 static void route(void *given, ptrdiff_t first, ptrdiff_t last, int thread) {
     const Task *task = given;
@@ -258,8 +273,22 @@ static void ask(const Experts *x, ptrdiff_t rows, Machine on) {
     }
 }
 
-static ptrdiff_t room_for(const Attention *a) {
-    return TOKENS * (a->heads / a->groups) * (wide_of(a) + KEYS + 2 * seen_of(a) + 4);
+/* Floats that attention keeps of each token. */
+static ptrdiff_t seen_by(const Operation *o) {
+    const Attention *a = o->what;
+    return o->code == ATTENTION ? a->heads * seen_of(a) : 0;
+}
+
+/* Floats of scratch that an operation takes for each thread. */
+static ptrdiff_t room_for(const Operation *o, const Pass *pass) {
+    ptrdiff_t longest = 0;
+    if (o->code == ATTENTION) {
+        const Attention *a = o->what;
+        return TOKENS * (a->heads / a->groups) * (wide_of(a) + KEYS + 2 * seen_of(a) + 4);
+    }
+    if (o->code != WHOLE) return 0;
+    for (const Part *p = pass->part; p < pass->part + pass->parts; p++) longest = p->count > longest ? p->count : longest;
+    return whole_room(o->what, longest);
 }
 
 static ptrdiff_t pieces_of(const Part *p) { return (p->count + TOKENS - 1) / TOKENS; }
@@ -310,6 +339,43 @@ static void chain(void *given, ptrdiff_t first, ptrdiff_t last, int thread) {
     }
 }
 
+/* The first part of a share, one of `shares` of the rows: parts are in that in which their middle is. */
+static const Part *part_at(const Pass *pass, ptrdiff_t share, ptrdiff_t shares) {
+    const Part *p = pass->part;
+    while (p < pass->part + pass->parts && (p->row + p->count / 2) * shares < share * pass->rows) p++;
+    return p;
+}
+
+static ptrdiff_t row_at(const Pass *pass, ptrdiff_t share, ptrdiff_t shares) {
+    const Part *p = part_at(pass, share, shares);
+    return p < pass->part + pass->parts ? p->row : pass->rows;
+}
+
+/* All operations for a share of the parts, whose tokens ask nothing of others. */
+static void along(void *given, ptrdiff_t first, ptrdiff_t last, int thread) {
+    Task task = *(const Task *)given;
+    const ptrdiff_t shares = task.shares, begin = row_at(task.pass, first, shares), end = row_at(task.pass, last, shares);
+    const Part *from = part_at(task.pass, first, shares), *to = part_at(task.pass, last, shares);
+    task.shares = 1;
+    for (const Operation *o = task.first, *stop = task.last; o < stop; o++) {
+        for (task.first = o; o < stop && o->code != WHOLE;) o++;
+        task.last = o;
+        chain(&task, begin, end, thread);
+        if (o == stop) return;
+        const Whole *w = task.what = o->what;
+        whole(&task, (from - task.pass->part) * w->heads, (to - task.pass->part) * w->heads, thread);
+    }
+}
+
+/* Whether parts are all that tokens ask of, and can be shared out so that no thread waits long for another. */
+static int apart(const Operation *o, const Operation *end, const Pass *pass, ptrdiff_t shares) {
+    for (; o < end; o++)
+        if (o->code != WHOLE && !by_rows(o)) return 0;
+    for (ptrdiff_t share = 0; share < shares; share++)
+        if (8 * shares * (row_at(pass, share + 1, shares) - row_at(pass, share, shares)) > 9 * pass->rows) return 0;
+    return 1;
+}
+
 static void run(const Operation *o, Task *task, Machine on) {
     const Pass *pass = task->pass;
     const ptrdiff_t rows = pass->rows;
@@ -320,6 +386,11 @@ static void run(const Operation *o, Task *task, Machine on) {
     } else if (o->code == BOUND) {
         const Bound *b = o->what;
         on.kernel->bound(b->at, pass->picks * b->width, b->cap);
+    } else if (o->code == WHOLE) {
+        const Whole *w = o->what;
+        const ptrdiff_t heads = pass->parts * w->heads;
+        task->shares = (TURNS * on.threads - 1) / heads + 1;
+        on.each(whole, task, heads * task->shares, 1, on.threads);
     } else if (o->code != ATTENTION || !task->apart) {
         on.each(WORK[o->code], task, rows, lissom_chunk(rows, 1 << 16, on.threads), on.threads);
     }
@@ -374,19 +445,23 @@ EXPORT int lissom_step(const Operation *operations, ptrdiff_t count, const Pass 
     const Machine on = {lissom_kernel(kernel), beside_torch ? lissom_each_beside_torch : lissom_each, threads};
     Task task = {.pass = pass, .kernel = on.kernel, .threads = threads};
     ptrdiff_t size = 0;
-    for (const Operation *o = operations; o < operations + count; o++)
-        if (o->code == ATTENTION) {
-            const Attention *a = o->what;
-            const ptrdiff_t room = room_for(a), seen = a->heads * seen_of(a);
-            task.room = room > task.room ? room : task.room;
-            size = seen > size ? seen : size;
-        }
+    for (const Operation *o = operations; o < operations + count; o++) {
+        const ptrdiff_t room = room_for(o, pass), seen = seen_by(o);
+        task.room = room > task.room ? room : task.room;
+        size = seen > size ? seen : size;
+    }
     Queries *queries = listed(pass, size, &task);
     float *scratch = malloc(sizeof(float) * (size_t)(task.room * threads) + 64);
     const int failed = !(queries && scratch);
     if (!failed) {
         task.scratch = scratch + (64 - (uintptr_t)scratch % 64) / sizeof(float);
-        for (const Operation *o = operations, *end = o + count; o < end;) o = run_some(o, end, &task, on);
+        const Operation *o = operations, *end = o + count;
+        if (pass->rows >= SOME * threads && apart(o, end, pass, threads)) {
+            task.first = o, task.last = end, task.shares = threads;
+            on.each(along, &task, threads, 1, threads);
+        } else {
+            while (o < end) o = run_some(o, end, &task, on);
+        }
     }
     free(queries);
     free(scratch);

@@ -15,6 +15,7 @@
 
 /* Tokens of a page, those that attention takes at once, and those after which it sums anew. */
 enum { PAGE = 16, KEYS = 64, SPAN = 512 };
+enum { MOST_TALL = 6 }; /* rows that run together at most (tile.h) */
 
 typedef enum { FLOAT32, BFLOAT16, FLOAT16, INT8 } Type;
 typedef enum { AS_IS, NORMED, SCALED, GATED, CENTRED, ACTIVE } Kind;
@@ -62,8 +63,19 @@ typedef struct {
     ptrdiff_t window; /* the last tokens that are seen, or 0: all */
     int type;         /* of keys and values: FLOAT32, BFLOAT16 or INT8 */
     float eps, scale, cap; /* of norms; of scores; scores stay within ±cap, where it is not 0 */
-    int both;              /* tokens see those behind them as well, of the same part */
 } Attention;
+
+/* Attention in which all tokens of a sequence see one another; nothing of it is kept. */
+typedef struct {
+    Columns query, key, value, to;
+    ptrdiff_t heads, size; /* features of a head */
+    float scale;           /* of scores */
+} Whole;
+
+/* One head of a sequence of `count` tokens from row `row` on, of which `first` up to `last` look. */
+typedef struct {
+    ptrdiff_t row, count, head, first, last;
+} Seen;
 
 /* Some tokens of one sequence, of which the first is at position `place`, for the heads that share keys of some groups; `end`
    is the position behind the last token of the part that they belong to. They see all that comes before, SPAN tokens after
@@ -97,6 +109,8 @@ typedef struct {
     void (*attend)(const Attention *, const Queries *, float *scratch);
     /* What all spans of a sequence, listed one after the other, give the heads of a group. */
     void (*unite)(const Attention *, const Queries *spans, ptrdiff_t group);
+    /* Attention of a sequence to itself; `scratch` holds whole_room() floats. */
+    void (*whole)(const Whole *, const Seen *, float *scratch);
     /* x = cap tanh(x / cap) */
     void (*bound)(float *x, ptrdiff_t count, float cap);
 } Kernel;
@@ -124,6 +138,13 @@ static inline uint8_t *keys_at(const Attention *a, ptrdiff_t page, ptrdiff_t gro
 }
 static inline uint8_t *values_at_page(const Attention *a, ptrdiff_t page, ptrdiff_t group) {
     return a->pages + page * page_bytes(a) + a->groups * keys_bytes(a) + group * values_bytes(a);
+}
+
+/* Tokens of a sequence up to whole vectors, and the floats that one of so many takes: keys, values, queries and scores. */
+static inline ptrdiff_t vectors_of(ptrdiff_t tokens) { return (tokens + 15) / 16 * 16; }
+static inline ptrdiff_t whole_room(const Whole *w, ptrdiff_t count) {
+    const ptrdiff_t wide = vectors_of(w->size), tokens = vectors_of(count);
+    return 2 * wide * tokens + MOST_TALL * (wide + tokens);
 }
 
 #endif

@@ -110,7 +110,16 @@ class CAttention(ctypes.Structure):
         ("window", SIZE),
         ("type", c_int),
         *((name, c_float) for name in ("eps", "scale", "cap")),
-        ("both", c_int),
+    )
+
+
+class CWhole(ctypes.Structure):
+    """`Whole`."""
+
+    _fields_ = (
+        *((name, CColumns) for name in ("query", "key", "value", "to")),
+        *((name, SIZE) for name in ("heads", "size")),
+        ("scale", c_float),
     )
 
 
