@@ -155,5 +155,5 @@ TARGET static int32_t round_block(const float *x, ptrdiff_t count, ptrdiff_t blo
 #include "attend.h"
 #include "whole.h"
 
-const Kernel KERNEL = {multiply, largest, round_block, make, narrow, dense, turn, keep, attend, unite, whole, bound};
+const Kernel KERNEL = {multiply, largest, round_block, make, narrow, dense, turn, keep, attend, unite, attend_whole, bound};
 #endif

@@ -138,4 +138,4 @@ static int32_t round_block(const float *x, ptrdiff_t count, ptrdiff_t block, flo
 #include "attend.h"
 #include "whole.h"
 
-const Kernel lissom_portable = {multiply, largest, round_block, make, narrow, dense, turn, keep, attend, unite, whole, bound};
+const Kernel lissom_portable = {multiply, largest, round_block, make, narrow, dense, turn, keep, attend, unite, attend_whole, bound};

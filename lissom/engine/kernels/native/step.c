@@ -208,7 +208,7 @@ static void unite(void *given, ptrdiff_t first, ptrdiff_t last, int thread) {
 }
 
 /* Items are shares of the tokens of a head of a sequence. */
-static void whole(void *given, ptrdiff_t first, ptrdiff_t last, int thread) {
+static void attend_whole(void *given, ptrdiff_t first, ptrdiff_t last, int thread) {
     const Task *task = given;
     const Whole *w = task->what;
     for (ptrdiff_t item = first; item < last; item++) {
@@ -216,7 +216,7 @@ static void whole(void *given, ptrdiff_t first, ptrdiff_t last, int thread) {
         const Part *part = task->pass->part + item / task->shares / w->heads;
         const Seen seen = {.row = part->row, .count = part->count, .head = head,
                            .first = part->count * share / task->shares, .last = part->count * (share + 1) / task->shares};
-        task->kernel->whole(w, &seen, task->scratch + thread * task->room);
+        task->kernel->attend_whole(w, &seen, task->scratch + thread * task->room);
     }
 }
 
@@ -363,7 +363,7 @@ static void along(void *given, ptrdiff_t first, ptrdiff_t last, int thread) {
         chain(&task, begin, end, thread);
         if (o == stop) return;
         const Whole *w = task.what = o->what;
-        whole(&task, (from - task.pass->part) * w->heads, (to - task.pass->part) * w->heads, thread);
+        attend_whole(&task, (from - task.pass->part) * w->heads, (to - task.pass->part) * w->heads, thread);
     }
 }
 
@@ -390,7 +390,7 @@ static void run(const Operation *o, Task *task, Machine on) {
         const Whole *w = o->what;
         const ptrdiff_t heads = pass->parts * w->heads;
         task->shares = (TURNS * on.threads - 1) / heads + 1;
-        on.each(whole, task, heads * task->shares, 1, on.threads);
+        on.each(attend_whole, task, heads * task->shares, 1, on.threads);
     } else if (o->code != ATTENTION || !task->apart) {
         on.each(WORK[o->code], task, rows, lissom_chunk(rows, 1 << 16, on.threads), on.threads);
     }

@@ -110,7 +110,7 @@ typedef struct {
     /* What all spans of a sequence, listed one after the other, give the heads of a group. */
     void (*unite)(const Attention *, const Queries *spans, ptrdiff_t group);
     /* Attention of a sequence to itself; `scratch` holds whole_room() floats. */
-    void (*whole)(const Whole *, const Seen *, float *scratch);
+    void (*attend_whole)(const Whole *, const Seen *, float *scratch);
     /* x = cap tanh(x / cap) */
     void (*bound)(float *x, ptrdiff_t count, float cap);
 } Kernel;

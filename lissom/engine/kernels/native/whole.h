@@ -81,7 +81,7 @@ INLINE float weigh(float *scores, ptrdiff_t count, ptrdiff_t tokens) {
     return total(sum);
 }
 
-TARGET static void whole(const Whole *w, const Seen *s, float *scratch) {
+TARGET static void attend_whole(const Whole *w, const Seen *s, float *scratch) {
     const ptrdiff_t size = w->size, wide = vectors_of(size), cells = (size + TOGETHER - 1) / TOGETHER;
     const ptrdiff_t tokens = vectors_of(s->count), column = s->head * size;
     float *keys = scratch, *values = keys + cells * tokens, *queries = values + tokens / TOGETHER * wide;
