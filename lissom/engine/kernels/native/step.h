@@ -11,13 +11,14 @@
 #ifndef LISSOM_STEP_H
 #define LISSOM_STEP_H
 
+#include "images.h"
 #include "panels.h"
 
 enum { PAGE = 16, KEYS = 64 }; /* tokens of a page, and those that attention takes at once */
 
 typedef enum { FLOAT32, BFLOAT16, FLOAT16, INT8 } Type;
 typedef enum { AS_IS, NORMED, SCALED, GATED, CENTRED, ACTIVE } Kind;
-typedef enum { SILU, GELU_TANH, RELU, GELU } Gate;
+typedef enum { SILU, GELU_TANH, RELU, GELU, RELU6, HARD_SWISH, NONE } Gate;
 
 typedef struct {
     float *at; /* of the first row */
@@ -92,6 +93,8 @@ typedef struct {
     void (*attend)(const Attention *, const Queries *, float *scratch);
     /* x = cap tanh(x / cap) */
     void (*bound)(float *x, ptrdiff_t count, float cap);
+    /* One block of rows of an image's map, and of it splits `first` up to `last` of the channels. */
+    void (*image)(const Step *, float *room, char *seen, ptrdiff_t block, ptrdiff_t first, ptrdiff_t last);
 } Kernel;
 
 extern const Kernel lissom_portable, lissom_avx2, lissom_avxvnni, lissom_avx512, lissom_avx512bf16;
