@@ -176,15 +176,15 @@ class Images(nn.Module):
         return self._run(plan, x.detach())
 
     def _plan(self, x: Tensor) -> Plan | None:
-        size = tuple(x.shape[1:])
-        if size not in self._plans:
-            for oldest in list(self._plans)[: 1 - SHAPES]:
-                self._plans.pop(oldest, None)
-            try:
-                self._plans[size] = Plan(self._known, self._entry, self._outputs, size, self._packed)
-            except ModelError:
-                self._plans[size] = None
-        return self._plans[size]
+        size, plans = tuple(x.shape[1:]), self._plans
+        if size in plans:
+            return plans[size]
+        try:
+            plan = Plan(self._known, self._entry, self._outputs, size, self._packed)
+        except ModelError:
+            plan = None
+        self._plans = {**dict(list(plans.items())[1 - SHAPES :]), size: plan}  # others may be reading the former
+        return plan
 
     def _run(self, plan: Plan, x: Float[Tensor, "n c h w"]) -> tuple[Tensor, ...]:
         threads = torch.get_num_threads()
