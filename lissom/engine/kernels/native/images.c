@@ -103,8 +103,9 @@ static void each_block(void *given, ptrdiff_t first, ptrdiff_t last, int thread)
         const ptrdiff_t splits = s->to.splits, blocks = blocks_of(s) * splits, all = t->images * blocks;
         for (ptrdiff_t i; (i = atomic_fetch_add(&p->taken, 1)) < all; atomic_fetch_add(&p->done, 1))
             do_block(t, s, i / blocks, i / blocks, thread, i % blocks / splits, i % splits, i % splits + 1);
-        for (int glance = 0; atomic_load(&p->done) < all; glance++)
-            if (glance > GLANCES) sched_yield();
+        for (int glance = 0; atomic_load(&p->done) < all;)
+            if (glance < GLANCES) glance++;
+            else sched_yield();
     }
 }
 
