@@ -7,6 +7,7 @@ from torch import nn
 from torch.utils.weak import WeakIdKeyDictionary
 
 from lissom.engine.encoder import native_encoders
+from lissom.engine.images import native_images
 from lissom.engine.kernels.conv import conv_layer
 from lissom.engine.kernels.fold import fold_norms
 from lissom.engine.kernels.layer import KernelEmbedding, KernelLinear
@@ -25,7 +26,7 @@ def lower(model: nn.Module) -> nn.Module:
 
     A layer that none fits stays as it is and decodes its weight at every call. An embedding and a head that share a
     matrix share it here too, batch norms behind convolutions that were swapped are folded into them, and text encoders
-    of layers that were swapped run as programs.
+    and convolutional networks of layers that were swapped run as programs.
     """
     lowered = WeakIdKeyDictionary()  # a layer in several places is lowered once; then its own memory is let go of
     tables = WeakIdKeyDictionary()  # by the matrix that they hold
@@ -40,7 +41,7 @@ def lower(model: nn.Module) -> nn.Module:
         layer = model.get_submodule(name)
         table = tables.get(layer.matrix) or panel_layer(layer) or masked_layer(layer)
         put(model, name, KernelEmbedding(table, scale_of(layer)) if table else layer)
-    return native_encoders(fold_norms(model))
+    return native_images(native_encoders(fold_norms(model)))
 
 
 def fitting(layer: CompressedLinear | CompressedConv) -> nn.Module | None:

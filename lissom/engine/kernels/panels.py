@@ -234,14 +234,22 @@ class PanelLinear(KernelLinear):
 
     def panels(self, which: slice | Int[Tensor, " p"]) -> Float[Tensor, "o i"]:
         """All rows of some panels, with the outputs that they were filled up with."""
+        scale = (by_output(self.scale[which]).float() * by_output(self.unit[which])).repeat_interleave(self.block, 1)
+        return self.close(self.whole(which) * scale)
+
+    def whole(self, which: slice | Int[Tensor, " p"]) -> Float[Tensor, "o w"]:
+        """Their whole numbers: codes, or what these stand for, less the zero."""
         codes = unpacked(self.codes[which], self.bits)
         if self.book is not None:
             codes = unshelved(self.book[which]).gather(1, codes.long())
         zero: Tensor | int = self.zero
         if self.zeros is not None:
             zero = by_output(self.zeros[which]).float().repeat_interleave(self.block, 1)
-        scale = (by_output(self.scale[which]).float() * by_output(self.unit[which])).repeat_interleave(self.block, 1)
-        rows: Tensor = ((codes.float() - zero) * scale).unflatten(1, (-1, self.wide))[..., : self.group].flatten(1)
+        return codes.float() - zero
+
+    def close(self, spaced: Float[Tensor, "o w"]) -> Float[Tensor, "o i"]:
+        """The inputs without what their groups were filled up with."""
+        rows: Tensor = spaced.unflatten(1, (-1, self.wide))[..., : self.group].flatten(1)
         return rows
 
 

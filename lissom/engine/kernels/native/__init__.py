@@ -26,6 +26,7 @@ BYTES = ctypes.c_char_p
 ARGUMENTS = {  # of the functions of the library, as they are declared in C
     "lissom_conv": [BYTES, BYTES, POINTER, POINTER, POINTER, SIZE, c_int, c_int],
     "lissom_dense": [POINTER, POINTER, POINTER, SIZE, c_int, c_int],
+    "lissom_images": [POINTER, SIZE, POINTER, SIZE, POINTER, SIZE, POINTER, POINTER, SIZE, c_int, c_int],
     "lissom_linear": [BYTES, BYTES, POINTER, POINTER, SIZE, c_int, c_int],
     "lissom_pack": [POINTER, SIZE, SIZE, c_int, POINTER, c_int, POINTER, c_int],
     "lissom_page_bytes": [POINTER],

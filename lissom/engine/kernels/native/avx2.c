@@ -151,11 +151,47 @@ INLINE Floats first_of_pairs(Floats v) {
     return (Floats){_mm256_and_ps(v.low, lower), _mm256_and_ps(v.high, lower)};
 }
 
+#define OFFSET (VNNI ? 128 : 0)
+INLINE __m256i dot_signed_half(__m256i a, __m256i w, __m256i x) {
+#if VNNI
+    return _mm256_dpbusd_avx_epi32(a, x, w);
+#else
+    const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w)); /* 2 * 127 * 128 fits */
+    return _mm256_add_epi32(a, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+#endif
+}
+INLINE Ints dot_signed(Ints a, Codes w, int32_t x) {
+    const __m256i all = _mm256_set1_epi32(x);
+    return (Ints){dot_signed_half(a.low, w.low, all), dot_signed_half(a.high, w.high, all)};
+}
+INLINE __m256i eight_ints(const int32_t *from) { return _mm256_loadu_si256((const __m256i *)from); }
+INLINE Ints offset_by(const int32_t *sums) {
+    const __m256i less = _mm256_set1_epi32(-OFFSET);
+    return (Ints){_mm256_mullo_epi32(eight_ints(sums), less), _mm256_mullo_epi32(eight_ints(sums + 8), less)};
+}
+INLINE void store_ints(int32_t *to, Ints a) {
+    _mm256_storeu_si256((__m256i *)to, a.low);
+    _mm256_storeu_si256((__m256i *)(to + 8), a.high);
+}
+INLINE Ints magnitude(Floats x) {
+    const __m256i all = _mm256_set1_epi32(0x7FFFFFFF);
+    return (Ints){_mm256_and_si256(_mm256_castps_si256(x.low), all), _mm256_and_si256(_mm256_castps_si256(x.high), all)};
+}
+INLINE Ints higher(Ints a, Ints b) { return (Ints){_mm256_max_epi32(a.low, b.low), _mm256_max_epi32(a.high, b.high)}; }
+INLINE void store_bytes(char *to, Floats f) {
+    const __m256i words = _mm256_packs_epi32(_mm256_cvtps_epi32(f.low), _mm256_cvtps_epi32(f.high)); /* by lanes: 0 2 1 3 */
+    const __m256i ordered = _mm256_add_epi16(_mm256_permute4x64_epi64(words, 0xD8), _mm256_set1_epi16(OFFSET));
+    const __m128i low = _mm256_castsi256_si128(ordered), high = _mm256_extracti128_si256(ordered, 1);
+    _mm_storeu_si128((__m128i *)to, OFFSET ? _mm_packus_epi16(low, high) : _mm_packs_epi16(low, high));
+}
+
 #define ABREAST 2
+#define ALONG 2
 
 #include "tile.h"
 #include "rows.h"
 #include "dense.h"
+#include "maps.h"
 
 TARGET static uint32_t largest(const float *x, ptrdiff_t count) {
     __m256i top = _mm256_setzero_si256();
@@ -194,5 +230,6 @@ TARGET static int32_t round_block(const float *x, ptrdiff_t count, ptrdiff_t blo
 #include "attend.h"
 #include "whole.h"
 
-const Kernel KERNEL = {multiply, largest, round_block, make, narrow, dense, turn, keep, attend, unite, attend_whole, bound};
+const Kernel KERNEL = {multiply, largest, round_block, make, narrow, dense, turn, keep,
+                       attend, unite, attend_whole, bound, image};
 #endif

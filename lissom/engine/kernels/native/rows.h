@@ -36,9 +36,15 @@ INLINE Floats gelu(Floats x) {
     return add_product(half, half, over(times(z, upper), lower));
 }
 
+/* x from 0 up to 6 */
+INLINE Floats upto_6(Floats x) { return times(larger(floats(-6), times(larger(floats(0), x), floats(-1))), floats(-1)); }
+
 /* x / (1 + e^-x); GELU by its tanh form is the same with another argument (Hendrycks and Gimpel 2016, arXiv:1606.08415). */
 INLINE Floats gated(int shape, Floats x) {
+    if (shape == NONE) return x;
     if (shape == RELU) return larger(floats(0), x);
+    if (shape == RELU6) return upto_6(x);
+    if (shape == HARD_SWISH) return times(x, times(upto_6(plus(x, floats(3))), floats(1.0f / 6)));
     if (shape == SILU) return times(x, sigmoid(x));
     if (shape == GELU) return gelu(x);
     Floats cube = times(times(x, x), x);

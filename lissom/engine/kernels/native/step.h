@@ -11,6 +11,7 @@
 #ifndef LISSOM_STEP_H
 #define LISSOM_STEP_H
 
+#include "images.h"
 #include "panels.h"
 
 /* Tokens of a page, those that attention takes at once, and those after which it sums anew. */
@@ -19,7 +20,7 @@ enum { MOST_TALL = 6 }; /* rows that run together at most (tile.h) */
 
 typedef enum { FLOAT32, BFLOAT16, FLOAT16, INT8 } Type;
 typedef enum { AS_IS, NORMED, SCALED, GATED, CENTRED, ACTIVE } Kind;
-typedef enum { SILU, GELU_TANH, RELU, GELU } Gate;
+typedef enum { SILU, GELU_TANH, RELU, GELU, RELU6, HARD_SWISH, NONE } Gate;
 
 typedef struct {
     float *at; /* of the first row */
@@ -113,6 +114,8 @@ typedef struct {
     void (*attend_whole)(const Whole *, const Seen *, float *scratch);
     /* x = cap tanh(x / cap) */
     void (*bound)(float *x, ptrdiff_t count, float cap);
+    /* One block of rows of an image's map, and of it splits `first` up to `last` of the channels. */
+    void (*image)(const Step *, float *room, char *seen, ptrdiff_t block, ptrdiff_t first, ptrdiff_t last);
 } Kernel;
 
 extern const Kernel lissom_portable, lissom_avx2, lissom_avxvnni, lissom_avx512, lissom_avx512bf16;

@@ -1,4 +1,4 @@
-"""What the library is given, field by field as the headers in C say: panels.h, linear.h, step.h and step.c."""
+"""What the library is given, field by field as the C says: panels.h, linear.h, step.h, step.c, conv.c and images.h."""
 
 import ctypes
 from ctypes import c_float, c_int, c_ssize_t, c_void_p
@@ -179,3 +179,38 @@ class CPass(ctypes.Structure):
         *((name, SIZE) for name in ("rows", "parts", "picks")),
         *((name, POINTER) for name in ("tokens", "places", "slots", "picked", "part")),
     )
+
+
+class CMap(ctypes.Structure):
+    """`Map` of images.h."""
+
+    _fields_ = tuple((name, SIZE) for name in ("at", "most", "high", "wide", "channels", "splits"))
+
+
+class CStretch(ctypes.Structure):
+    """`Stretch`."""
+
+    _fields_ = (("from_", SIZE), ("count", SIZE))
+
+
+class CStep(ctypes.Structure):
+    """`Step`."""
+
+    _fields_ = (
+        ("from_", CMap),
+        ("to", CMap),
+        ("other", SIZE),
+        *((name, c_int) for name in ("before", "after", "deed", "inputs", "levels", "whole")),
+        *((name, c_int) for name in ("mean", "adaptive", "inside", "output")),
+        ("rows", SIZE),
+        *((name, SIZE * 2) for name in ("stride", "pad", "reach")),
+        *((name, SIZE) for name in ("groups", "group", "parts", "runs", "entries")),
+        *((name, POINTER) for name in ("stretches", "weights", "sums", "scale", "unit", "bias")),
+        *((name, SIZE) for name in ("channel", "channels")),
+    )
+
+
+class COutside(ctypes.Structure):
+    """`Outside`."""
+
+    _fields_ = (("at", POINTER), *((name, SIZE) for name in ("image", "channel", "row", "column")))

@@ -25,6 +25,8 @@
 #define UP_TO_4(DO) UP_TO_3(DO) DO(4)
 #define UP_TO_5(DO) UP_TO_4(DO) DO(5)
 #define UP_TO_6(DO) UP_TO_5(DO) DO(6)
+#define UP_TO_7(DO) UP_TO_6(DO) DO(7)
+#define UP_TO_8(DO) UP_TO_7(DO) DO(8)
 #define PASTED(most) UP_TO_##most
 #define UP_TO(most) PASTED(most)
 
