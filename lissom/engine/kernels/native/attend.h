@@ -238,7 +238,7 @@ static void see_nothing(const Attention *a, float *seen) {
 }
 
 /* What other tokens give as well. */
-INLINE void see(const Attention *a, float *seen, const float *more) {
+INLINE void add_seen(const Attention *a, float *seen, const float *more) {
     const ptrdiff_t wide = wide_of(a), sums = wide + LANE_SUMS;
     const float most = more[sums] > seen[sums] ? more[sums] : seen[sums];
     if (more[sums] == -INFINITY) return;
@@ -395,7 +395,7 @@ TARGET static void attend(const Attention *a, const Queries *of, float *scratch)
         }
         if (now == seen || (more && (base + KEYS) % SPAN)) continue;
         for (ptrdiff_t i = 0; i < rows; i++) {
-            see(a, seen + i * size, now + i * size);
+            add_seen(a, seen + i * size, now + i * size);
             see_nothing(a, now + i * size);
         }
     }
@@ -409,6 +409,6 @@ TARGET static void unite(const Attention *a, const Queries *spans, ptrdiff_t gro
     all.group = group;
     all.groups = 1;
     for (ptrdiff_t s = 1; s < all.spans; s++)
-        for (ptrdiff_t i = 0; i < count; i++) see(a, all.seen + first + i * size, spans[s].seen + first + i * size);
+        for (ptrdiff_t i = 0; i < count; i++) add_seen(a, all.seen + first + i * size, spans[s].seen + first + i * size);
     conclude(a, &all, all.seen + first);
 }
