@@ -34,7 +34,8 @@ test-native: $(READY)
 	$(CC) -std=c11 -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -ffp-contract=off -fPIC -shared -pthread \
 	  -Wall -Wextra -Wno-psabi -o $(VENV)/native.so $(NATIVE)/*.c -lm
 	LISSOM_NATIVE=$(VENV)/native.so LD_PRELOAD=$$($(CC) -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 \
-	  $(BIN)/python -m pytest -n0 tests/engine/kernels tests/engine/test_decoder.py tests/engine/test_images.py
+	  $(BIN)/python -m pytest -n0 tests/engine/kernels tests/engine/test_decoder.py \
+	  tests/engine/test_encoder.py tests/engine/test_images.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike
 
 from lissom.errors import DataError
 from lissom.estimate import betting, student
-from lissom.estimate.interval import Array, Estimate, expm1, finite
+from lissom.estimate.interval import Array, Estimate, expm1, finite, mean_estimate
 from lissom.types import Budget
 
 Bounds: TypeAlias = tuple[float, float] | None
@@ -270,7 +270,8 @@ def paired_difference(
 ) -> Estimate:
     """The mean drop from the original's scores to the compressed model's, on the scale of a budget.
 
-    The interval is that of a certificate: it holds whenever one looks.
+    The interval of scores with bounds, and of relative drops, is that of a certificate, which holds whenever one looks;
+    that of others is Student's, for a number of examples fixed beforehand.
 
     Raises:
         DataError: the scores do not pair up, are not finite, or leave the bounds.
@@ -278,7 +279,10 @@ def paired_difference(
     budget = Budget(confidence=(1 + confidence) / 2, relative=relative)
     certifier = Certifier(budget, bounds=bounds, logarithms=logarithms)
     certifier.add(original, compressed)
-    return certifier.drop
+    if bounds is not None or certifier.relative:
+        return certifier.drop
+    drop = mean_estimate(np.subtract(original, compressed), confidence=confidence)
+    return drop.through(expm1) if logarithms else drop
 
 
 def fewest_examples(budget: Budget, *, bounds: Bounds = (0.0, 1.0)) -> int:

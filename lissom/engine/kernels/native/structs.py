@@ -1,4 +1,4 @@
-"""What the library is given, field by field as the C says: panels.h, linear.h, step.h, step.c, conv.c and images.h."""
+"""What the library is given, field by field as the C says: the headers, step.c and conv.c."""
 
 import ctypes
 from ctypes import c_float, c_int, c_ssize_t, c_void_p
