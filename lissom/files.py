@@ -1,10 +1,10 @@
-"""JSON on disk."""
+"""JSON and text on disk."""
 
 import json
 from pathlib import Path
 from typing import Any
 
-from lissom.errors import ArtifactError
+from lissom.errors import ArtifactError, DataError
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -20,3 +20,15 @@ def read_json(file: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ArtifactError(f"{file} holds no JSON object")
     return found
+
+
+def read_text(file: Path) -> str:
+    """A text file.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file} cannot be read as text: {error}") from None

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from lissom.errors import DataError, RecipeError
+from lissom.files import read_text
 
 if TYPE_CHECKING:
     from lissom.artifact import Opened
@@ -26,18 +27,6 @@ def read_recipe(file: Path) -> "Recipe":
         return Recipe.of(yaml.safe_load(file.read_text(encoding="utf-8")))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise RecipeError(f"{file} cannot be read: {' '.join(str(error).split())}") from None
-
-
-def read_text(file: Path) -> str:
-    """A text file.
-
-    Raises:
-        DataError: it cannot be read.
-    """
-    try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file} cannot be read as text: {error}") from None
 
 
 def text_windows(file: Path, tokenizer: Any, length: int) -> Any:

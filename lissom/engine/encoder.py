@@ -21,6 +21,7 @@ from lissom.engine.kernels import native
 from lissom.engine.kernels.panels import PanelLinear
 from lissom.engine.operations import GATES, Kind, Part, Product, Source, Whole, outputs
 from lissom.engine.program import Program
+from lissom.engine.stand_in import StandIn
 from lissom.errors import ModelError
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def native_encoder(model: Any) -> "NativeEncoder | None":
         return None
 
 
-class NativeEncoder(nn.Module):
+class NativeEncoder(StandIn):
     """A text encoder; what a program does not know it does in PyTorch, and it has all attributes of the original.
 
     Raises:
@@ -63,17 +64,9 @@ class NativeEncoder(nn.Module):
     """
 
     def __init__(self, model: Any, kernel: str | None = None) -> None:
-        super().__init__()
-        self.model, self._kernel = model, kernel or native.kernels()[-1]
-        self.training = model.training
+        super().__init__(model)
+        self._kernel = kernel or native.kernels()[-1]
         self._idle = [Blocks(model, ROWS, self._kernel)]  # each thread that calls has its own
-
-    def __getattr__(self, name: str) -> Any:
-        own = super().__getattr__
-        try:
-            return own(name)
-        except AttributeError:
-            return getattr(own("model"), name)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_idle": []}

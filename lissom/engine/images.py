@@ -22,6 +22,7 @@ from lissom.engine.kernels import native
 from lissom.engine.kernels.conv import PanelConv
 from lissom.engine.maps import Flow, Operation, Pool, overwritten, read
 from lissom.engine.patches import Packed
+from lissom.engine.stand_in import StandIn
 from lissom.engine.steps import Plan
 from lissom.errors import ModelError
 
@@ -131,20 +132,12 @@ def regions_of(known: Mapping[fx.Node, tuple[Operation, list[fx.Node]]], parts: 
             yield Region(entry=entry, known=inside, outputs=outputs)
 
 
-class NativeImages(nn.Module):
+class NativeImages(StandIn):
     """A model whose convolutions run as programs while it evaluates; it has all attributes of the original."""
 
     def __init__(self, model: nn.Module, graph: fx.GraphModule) -> None:
-        super().__init__()
-        self.model, self.traced = model, graph
-        self.training = model.training
-
-    def __getattr__(self, name: str) -> Any:
-        own = super().__getattr__
-        try:
-            return own(name)
-        except AttributeError:
-            return getattr(own("model"), name)
+        super().__init__(model)
+        self.traced = graph
 
     def forward(self, *arguments: Any, **named: Any) -> Any:
         """What the model gives."""

@@ -10,7 +10,8 @@ from typing import Any
 
 from lissom.errors import DataError
 from lissom.evaluate.tasks.continuation import Parts, encode
-from lissom.evaluate.tasks.lines import objects, text
+from lissom.evaluate.tasks.lines import objects
+from lissom.files import read_text
 
 ENDINGS = 4
 
@@ -44,7 +45,7 @@ def six_lines(file: Path) -> list[tuple[str, list[str], int]]:
     Raises:
         DataError: the lines are no questions.
     """
-    lines = text(file).splitlines()
+    lines = read_text(file).splitlines()
     size = 2 + ENDINGS
     questions = [lines[begin : begin + size] for begin in range(0, len(lines), size)]
     for number, question in enumerate(questions):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lissom.errors import DataError
+from lissom.files import read_text
 
 
 def objects(file: Path, fields: Sequence[str]) -> list[dict[str, Any]]:
@@ -18,7 +19,7 @@ def objects(file: Path, fields: Sequence[str]) -> list[dict[str, Any]]:
     found = [
         whole(line, fields, f"{each.name}:{number}")
         for each in files
-        for number, line in enumerate(text(each).splitlines(), 1)
+        for number, line in enumerate(read_text(each).splitlines(), 1)
         if line.strip()
     ]
     if not found:
@@ -40,15 +41,3 @@ def whole(line: str, fields: Sequence[str], place: str) -> dict[str, Any]:
     if missing:
         raise DataError(f"{place}: has no {missing[0]!r}; each line needs {', '.join(fields)}")
     return dict(given)
-
-
-def text(file: Path) -> str:
-    """A file of text.
-
-    Raises:
-        DataError: it cannot be read.
-    """
-    try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file} cannot be read as text: {error}") from None

@@ -31,7 +31,7 @@ from lissom.calibrate import Batch
 from lissom.errors import DataError
 from lissom.estimate import Array
 from lissom.evaluate.metric import Metric
-from lissom.evaluate.tasks.lines import text
+from lissom.files import read_text
 
 
 def read(file: Path, tokenizer: Any) -> dict[str, Tensor]:
@@ -40,7 +40,7 @@ def read(file: Path, tokenizer: Any) -> dict[str, Tensor]:
     Raises:
         DataError: it cannot be read, or a line is no pair.
     """
-    lines = [line for line in csv.reader(text(file).splitlines()) if line]
+    lines = [line for line in csv.reader(read_text(file).splitlines()) if line]
     try:
         said = torch.tensor([float(like) for _, _, like in lines])
     except ValueError as error:
