@@ -6,6 +6,7 @@ Prints one JSON line (turns.py); the seconds of the step that reads all prompts,
 """
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -22,7 +23,7 @@ def main(folder: str, batches: str, prompt: str, new: str) -> None:
     scheduler = genai.SchedulerConfig()
     scheduler.cache_size, scheduler.max_num_batched_tokens, scheduler.max_num_seqs = 4, max(sizes) * int(prompt), 64
     scheduler.enable_prefix_caching = False
-    pipeline = genai.ContinuousBatchingPipeline(folder, scheduler, "CPU", {"INFERENCE_NUM_THREADS": 2})
+    pipeline = genai.ContinuousBatchingPipeline(folder, scheduler, "CPU", {"INFERENCE_NUM_THREADS": os.cpu_count()})
     vocabulary = json.loads((Path(folder) / "config.json").read_text())["vocab_size"]
     time_batches(lambda size, more: once(pipeline, vocabulary, size, int(prompt), more), batches, int(new))
 

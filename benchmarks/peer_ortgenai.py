@@ -3,10 +3,11 @@
     python peer_ortgenai.py FOLDER BATCHES PROMPT NEW
 
 Prints one JSON line (turns.py); the seconds up to the first token of each prompt, and of the tokens after it.
-Both cores are asked for: left to itself it takes one of two.
+All cores are asked for: left to itself it takes one of two.
 """
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 import onnxruntime_genai as genai
 from turns import time_batches
 
-THREADS = {"model": {"decoder": {"session_options": {"intra_op_num_threads": 2}}}}
+THREADS = {"model": {"decoder": {"session_options": {"intra_op_num_threads": os.cpu_count()}}}}
 
 
 def main(folder: str, batches: str, prompt: str, new: str) -> None:
