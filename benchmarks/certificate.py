@@ -8,20 +8,35 @@ shares of runs that passed and failed, and the median of examples until then. Be
 accuracies needs, at a size fixed beforehand, to pass four in five models that drop so little:
 
     n = (z_0.95 + z_0.8)² · 2 p (1 - p) / (budget - drop)²        p the accuracy of the original
+
+Then scores without bounds whose mean drop is the budget: how many runs the t e-process passes, and fails, with a look
+after each of 20 to 300 units, and how many Student's t for one look would pass if it were looked at as often.
 """
 
 import sys
+from collections.abc import Callable
 from statistics import NormalDist
 
 import numpy as np
+from scipy import stats
 
 from lissom.estimate.betting import BETS, gains, losses
+from lissom.estimate.student import FEWEST, Limits
 
 BUDGET, CONFIDENCE, EXAMPLES = 0.01, 0.95, 10_000
 BLOCK = 100  # runs at once
 FLIPS = (0.01, 0.02, 0.05, 0.1, 0.2)
 DROPS = (0.0, 0.8, 1.0, 1.2)  # as shares of the budget
 ACCURACIES = (0.5, 0.75, 0.9)
+UNITS = 300
+Draw = Callable[[np.random.Generator, tuple[int, int]], np.ndarray]
+UNBOUNDED: dict[str, tuple[Draw, float]] = {  # drops, and their mean
+    "normal": (lambda rng, size: rng.normal(size=size), 0.0),
+    "t, 3 degrees": (lambda rng, size: rng.standard_t(3, size=size), 0.0),
+    "exponential": (lambda rng, size: rng.exponential(size=size), 1.0),
+    "lognormal, deviation 0.5": (lambda rng, size: rng.lognormal(0, 0.5, size), float(np.exp(0.125))),
+    "lognormal, deviation 1": (lambda rng, size: rng.lognormal(0, 1, size), float(np.exp(0.5))),
+}
 
 
 def first_look(counts: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -58,6 +73,22 @@ def unpaired(accuracy: float, drop: float) -> int:
     return round(z**2 * 2 * accuracy * (1 - accuracy) / (BUDGET - drop) ** 2)
 
 
+def looked_at(drops: np.ndarray, mean: float) -> tuple[float, float, float]:
+    """The shares of runs that passed and failed, and that one look's test would have passed at some look."""
+    limits = [Limits(1 - CONFIDENCE) for _ in drops]
+    for each, run in zip(limits, drops, strict=True):
+        each.add(run, np.ones(run.size))
+    n = np.arange(1, drops.shape[1] + 1)
+    means = np.cumsum(drops, axis=1) / n
+    spread = np.sqrt(np.maximum(np.cumsum(drops**2, axis=1) / n - means**2, 0) / np.maximum(n - 1, 1))
+    once = means + stats.t.ppf(CONFIDENCE, np.maximum(n - 1, 1)) * spread <= mean
+    return (
+        float(np.mean([each.high <= mean for each in limits])),
+        float(np.mean([each.low > mean for each in limits])),
+        float(once[:, FEWEST - 1 :].any(axis=1).mean()),
+    )
+
+
 def middle(examples: np.ndarray) -> str:
     """The median of those that ended."""
     ended = examples[examples > 0]
@@ -81,6 +112,10 @@ def main() -> None:
                 f"| {(failed > 0).mean():.1%} | {middle(failed)} | {beside} |",
                 flush=True,
             )
+    print("\n| drop as budget, distributed | passed | failed | Student's t, passed |\n|---|---|---|---|")
+    for name, (draw, mean) in UNBOUNDED.items():
+        passed, failed, once = looked_at(draw(np.random.default_rng(0), (runs, UNITS)), mean)
+        print(f"| {name} | {passed:.1%} | {failed:.1%} | {once:.1%} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import typer
 from lissom.cli.options import Data, Examples, Json, Length, Model, Task
 from lissom.cli.read import example_of, fraction, read_lot
 from lissom.cli.show import show
+from lissom.errors import DataError
 
 if TYPE_CHECKING:
     from lissom.estimate import Estimate
@@ -76,6 +77,10 @@ def certify(
     budgets: dict[str | Metric | Output, Budget] = {}
     for given in budget or ["1%"]:
         name, _, drop = given.rpartition("=")
+        if name and task:
+            raise DataError(f"--budget {given}: with --task the budget is the task's; write --budget {drop}")
+        if (name or kind) in budgets:
+            raise DataError(f"--budget {given}: a metric has one budget, and there is one for it already")
         budgets[name or kind] = Budget(max_drop=fraction("budget", drop), confidence=sure, relative=relative)
     found = certify_models(lower(open_folder(original).model), lower(opened.model), lot, budgets)
     show({"certificate": found}, json_lines)

@@ -21,7 +21,7 @@ from lissom.engine.kernels import native
 from lissom.engine.kernels.panels import PanelLinear
 from lissom.engine.operations import GATES, Kind, Part, Product, Source, Whole, outputs
 from lissom.engine.program import Program
-from lissom.engine.stand_in import StandIn
+from lissom.engine.stand_in import StandIn, stand_in
 from lissom.errors import ModelError
 
 if TYPE_CHECKING:
@@ -33,14 +33,7 @@ ROWS = 256  # tokens of a pass, if no sequence is longer; what is between the la
 
 def native_encoders(model: nn.Module) -> nn.Module:
     """Let the text encoders in a model run as programs, or the model that is one: those that have lowered layers."""
-    if isinstance(model, NativeEncoder):
-        return model
-    made = native_encoder(model)
-    if made is not None:
-        return made
-    for name, part in list(model.named_children()):
-        setattr(model, name, native_encoders(part))
-    return model
+    return stand_in(model, native_encoder)
 
 
 def native_encoder(model: Any) -> "NativeEncoder | None":
@@ -122,7 +115,10 @@ class NativeEncoder(StandIn):
         tokens, places, types = (
             each.expand(n, t).flatten() if real is None else each.expand(n, t)[real] for each in (ids, places, types)
         )
-        blocks = self._idle.pop() if self._idle else Blocks(self.model, ROWS, self._kernel)
+        try:
+            blocks = self._idle.pop()
+        except IndexError:  # other threads have all that there are
+            blocks = Blocks(self.model, ROWS, self._kernel)
         if max(lengths, default=0) > blocks.rows:
             blocks = Blocks(self.model, max(lengths), self._kernel)
         made, begin = torch.empty(len(tokens), blocks.width, dtype=self.model.dtype), 0

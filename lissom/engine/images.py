@@ -22,7 +22,7 @@ from lissom.engine.kernels import native
 from lissom.engine.kernels.conv import PanelConv
 from lissom.engine.maps import Flow, Operation, Pool, overwritten, read
 from lissom.engine.patches import Packed
-from lissom.engine.stand_in import StandIn
+from lissom.engine.stand_in import StandIn, stand_in
 from lissom.engine.steps import Plan
 from lissom.errors import ModelError
 
@@ -31,14 +31,7 @@ SHAPES = 8  # of images, for which programs are kept
 
 def native_images(model: nn.Module) -> nn.Module:
     """Let a model run as a program, or modules in it: such as can be traced and hold several convolutions on panels."""
-    if isinstance(model, NativeImages) or count(model.modules()) < 2 or not native.kernels():
-        return model
-    made = traced(model)
-    if made is not None:
-        return made
-    for name, part in list(model.named_children()):
-        setattr(model, name, native_images(part))
-    return model
+    return stand_in(model, traced)
 
 
 def count(layers: Iterator[Any]) -> int:
@@ -48,6 +41,8 @@ def count(layers: Iterator[Any]) -> int:
 
 def traced(model: nn.Module) -> "NativeImages | None":
     """The model with programs in its graph, or None where it cannot be traced, or holds none."""
+    if count(model.modules()) < 2 or not native.kernels():
+        return None
     try:
         graph = copied(model.graph) if isinstance(model, fx.GraphModule) else Flow().trace(model)
     except (AttributeError, RuntimeError, TypeError, ValueError):  # a flow that depends on the data, most often
@@ -181,7 +176,10 @@ class Images(nn.Module):
 
     def _run(self, plan: Plan, x: Float[Tensor, "n c h w"]) -> tuple[Tensor, ...]:
         threads = torch.get_num_threads()
-        room = self._idle.pop() if self._idle else torch.empty(0)
+        try:
+            room = self._idle.pop()
+        except IndexError:  # other threads have all that there are
+            room = torch.empty(0)
         if room.numel() < threads * plan.bytes:
             room = torch.empty(threads * plan.bytes, dtype=torch.uint8)
         made = plan.run(x, room, self._kernel, threads)

@@ -22,10 +22,9 @@ seen them), each end gives way, in its own direction only, by twice what the ske
 
     2 · |g| (1 + 2 T²) / (6 √n)
 
-By simulation at 95 % with a look after each of 300 units, a drop that is the budget is then passed by 0 to 4 % of runs
-where it is distributed as in the windows of small language models in 4 bits or pruned (log likelihood and KL), by 3 %
-where it is exponential, and by 7 % where its logarithm is normal with a deviation of 1: tails as heavy as that are
-beyond what is promised.
+By simulation at 95 % with a look after each of 300 units (docs/certificate.md), a drop that is the budget is then
+passed by 3 % of runs where it is exponential, and by 7 % where its logarithm is normal with a deviation of 1: tails as
+heavy as that are beyond what is promised.
 
 Means of clusters of unequal sizes, and relative drops, are ratios r = Σd / Σm: their spread is that of the residuals
 d_k - r m_k (Miller, arXiv:2411.00640, section 2.2), which holds in the same limit.

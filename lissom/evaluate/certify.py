@@ -61,11 +61,14 @@ def certify_models(
         clusters: a label for each example; those of one label belong together, and are one unit of the test.
 
     Raises:
-        DataError: there are no examples, or they do not fit a metric; or there is no metric.
+        DataError: there are no examples, or they do not fit a metric; or there is no metric, or one twice.
     """
     kinds = [(metric(by), budget) for by, budget in budgets.items()]
     if not kinds:
         raise DataError("budgets: there are none; give at least one metric with its budget, {'accuracy': Budget()}")
+    names = [kind.name for kind, _ in kinds]
+    if len(set(names)) < len(names):
+        raise DataError(f"budgets: {', '.join(names)} name a metric twice; give one budget for each")
     trials = [Trial(metric=kind, certifier=kind.certifier(budget, clusters)) for kind, budget in kinds]
     examples = min(trial.metric.examples for trial in trials)
     with evaluating(original, compressed):

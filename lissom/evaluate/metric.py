@@ -20,7 +20,6 @@ from lissom.estimate import (
     Certificate,
     Certifier,
     Estimate,
-    certify,
     fewest_examples,
     mean_estimate,
     perplexity,
@@ -87,12 +86,20 @@ class Metric:
         return graded if self.whole is None else self.whole(graded)
 
     def certifier(self, budget: Budget, clusters: ArrayLike | None = None) -> Certifier:
-        """What is fed with the scores of two models and says whether the drop stays inside the budget."""
+        """What is fed with the scores of two models and says whether the drop stays inside the budget.
+
+        Raises:
+            DataError: the budget is a share of what the original has none of.
+        """
+        if budget.relative and self.against is not None and self.bounds is None:
+            raise DataError(f"{self.name}: the original's own is 0, which has no shares; leave `relative` out")
         return Certifier(budget, bounds=self.bounds, logarithms=self.logarithms, clusters=clusters)
 
     def certify(self, original: Float[Array, " n"], compressed: Float[Array, " n"], budget: Budget) -> Certificate:
         """Whether the drop between the scores of two models stays inside the budget."""
-        return certify(original, compressed, budget, bounds=self.bounds, logarithms=self.logarithms)
+        certifier = self.certifier(budget)
+        certifier.add(original, compressed)
+        return certifier.certificate
 
     def fewest_examples(self, budget: Budget) -> int:
         """The smallest number of examples with which a model can pass."""

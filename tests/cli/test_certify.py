@@ -59,4 +59,8 @@ def test_what_cannot_be_certified_is_said(run: Run, demo_folder: Path, passages:
     assert (wrong.code, wrong.error.count("\n")) == (2, 1)
     assert "'squad' is none of blimp" in wrong.error
     assert "--budget 'much' is no fraction" in run(*common, "--data", text, "--length", 16, "--budget", "kl=much").error
+    twice = run(*common, "--data", text, "--length", 16, "--budget", "kl=1%", "--budget", "kl=5%")
+    assert "a metric has one budget" in twice.error
+    other = run(*common, "--data", passages, "--task", "lambada", "--budget", "kl=1%")
+    assert "with --task the budget is the task's" in other.error
     assert "'bleu' is none of" in run(*common, "--data", text, "--length", 16, "--budget", "bleu=1%").error

@@ -106,6 +106,16 @@ def test_what_takes_all_examples_is_given_all(models, data):
     assert found == paired(*models, data, taking).certify(Budget(max_drop=0.05))
 
 
+def test_a_metric_has_one_budget(models, data):
+    with pytest.raises(DataError, match="accuracy, accuracy name a metric twice"):
+        certify_models(*models, data, {"accuracy": Budget(), METRICS["accuracy"]: Budget(max_drop=0.5)})
+
+
+def test_there_is_no_share_of_a_divergence_of_nothing(models, data):
+    with pytest.raises(DataError, match="kl: the original's own is 0"):
+        certify_models(*models, data, {"kl": Budget(relative=True)})
+
+
 def test_no_budget_is_a_mistake(models, data):
     with pytest.raises(DataError, match="at least one metric"):
         certify_models(*models, data, {})

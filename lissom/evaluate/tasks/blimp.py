@@ -16,6 +16,6 @@ def read(file: Path, tokenizer: Any) -> Parts:
     Raises:
         DataError: it cannot be read.
     """
-    pairs = objects(file, ("sentence_good", "sentence_bad"))
+    pairs = objects(file, {"sentence_good": str, "sentence_bad": str})
     sentences = [[pair["sentence_good"], pair["sentence_bad"]] for pair in pairs]
     return encode(tokenizer, [""] * len(pairs), sentences, [0] * len(pairs))

@@ -14,7 +14,7 @@ def read(file: Path, tokenizer: Any) -> Parts:
     Raises:
         DataError: it cannot be read, or an answer is none of the choices.
     """
-    lines = objects(file, ("context", "choices", "answer"))
+    lines = objects(file, {"context": str, "choices": list, "answer": int})
     for line in lines:
         if line["answer"] not in range(len(line["choices"])):
             raise DataError(f"{file}: answer {line['answer']!r} is none of 0 to {len(line['choices']) - 1}")
@@ -26,8 +26,8 @@ def read_exact(file: Path, tokenizer: Any) -> Parts:
     """Lines of {"prompt": ..., "answer": ...}; the answer brings the space before it, and what must end it if any.
 
     Raises:
-        DataError: it cannot be read.
+        DataError: it cannot be read, or a line is no question.
     """
-    lines = objects(file, ("prompt", "answer"))
+    lines = objects(file, {"prompt": str, "answer": str})
     answers = [[line["answer"]] for line in lines]
     return encode(tokenizer, [line["prompt"] for line in lines], answers, [0] * len(lines))

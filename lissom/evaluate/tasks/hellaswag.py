@@ -28,14 +28,22 @@ def read(file: Path, tokenizer: Any) -> Parts:
 
 
 def authors(file: Path) -> list[tuple[str, list[str], int]]:
-    """Context, endings and label of each line of the authors' file."""
+    """Context, endings and label of each line of the authors' file.
+
+    Raises:
+        DataError: a line is no question.
+    """
+    lines = objects(file, {"activity_label": str, "ctx_a": str, "ctx_b": str, "endings": list, "label": int})
+    for line in lines:
+        if line["label"] not in range(len(line["endings"])):
+            raise DataError(f"{file}: label {line['label']} is none of 0 to {len(line['endings']) - 1}")
     return [
         (
             clean(f"{line['activity_label']}: {line['ctx_a']} {line['ctx_b'].capitalize()}"),
             [clean(ending) for ending in line["endings"]],
-            int(line["label"]),
+            line["label"],
         )
-        for line in objects(file, ("activity_label", "ctx_a", "ctx_b", "endings", "label"))
+        for line in lines
     ]
 
 
@@ -46,6 +54,8 @@ def six_lines(file: Path) -> list[tuple[str, list[str], int]]:
         DataError: the lines are no questions.
     """
     lines = read_text(file).splitlines()
+    if not lines:
+        raise DataError(f"{file}: no examples are in it; give questions of six lines each, or a .jsonl file")
     size = 2 + ENDINGS
     questions = [lines[begin : begin + size] for begin in range(0, len(lines), size)]
     for number, question in enumerate(questions):

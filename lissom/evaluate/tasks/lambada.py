@@ -17,7 +17,7 @@ def read(file: Path, tokenizer: Any) -> Parts:
     Raises:
         DataError: it cannot be read, or a passage is a single word.
     """
-    parted = [passage["text"].rpartition(" ") for passage in objects(file, ("text",))]
+    parted = [passage["text"].rpartition(" ") for passage in objects(file, {"text": str})]
     for context, _, word in parted:
         if not context or not word:
             raise DataError(

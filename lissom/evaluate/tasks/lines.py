@@ -1,19 +1,22 @@
 """Files of one JSON object a line."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lissom.errors import DataError
 from lissom.files import read_text
 
+Fields = Mapping[str, type]  # str, int, or list: of texts
+SAID = {str: "a text", int: "a whole number", list: "a list of texts"}
 
-def objects(file: Path, fields: Sequence[str]) -> list[dict[str, Any]]:
+
+def objects(file: Path, fields: Fields) -> list[dict[str, Any]]:
     """The objects of a file, or of all .jsonl files of a folder in the order of their names.
 
     Raises:
-        DataError: one cannot be read, or an object lacks a field.
+        DataError: one cannot be read, or an object lacks a field or has something else in it.
     """
     files = sorted(file.glob("*.jsonl")) if file.is_dir() else [file]
     found = [
@@ -27,11 +30,11 @@ def objects(file: Path, fields: Sequence[str]) -> list[dict[str, Any]]:
     return found
 
 
-def whole(line: str, fields: Sequence[str], place: str) -> dict[str, Any]:
+def whole(line: str, fields: Fields, place: str) -> dict[str, Any]:
     """The object that a line is.
 
     Raises:
-        DataError: it is none, or lacks a field.
+        DataError: it is none, or lacks a field, or has something else in one.
     """
     try:
         given = json.loads(line)
@@ -40,4 +43,14 @@ def whole(line: str, fields: Sequence[str], place: str) -> dict[str, Any]:
     missing = [name for name in fields if not isinstance(given, dict) or name not in given]
     if missing:
         raise DataError(f"{place}: has no {missing[0]!r}; each line needs {', '.join(fields)}")
+    for name, kind in fields.items():
+        if not fits(given[name], kind):
+            raise DataError(f"{place}: {name!r} is {given[name]!r} where {SAID[kind]} is needed")
     return dict(given)
+
+
+def fits(value: Any, kind: type) -> bool:
+    """Whether a value is of a field's kind."""
+    if kind is list:
+        return isinstance(value, list) and all(isinstance(each, str) for each in value)
+    return type(value) is kind

@@ -92,6 +92,31 @@ def test_a_file_that_is_none_is_named(tokenizer, tmp_path, lines, message):
         TASKS["lambada"].read(written(tmp_path, "bad.jsonl", *lines), tokenizer)
 
 
+@pytest.mark.parametrize(
+    ("name", "line", "message"),
+    [
+        ("choices", {"context": 5, "choices": [" a", " b"], "answer": 0}, "'context' is 5 where a text is needed"),
+        ("choices", {"context": "x", "choices": 7, "answer": 0}, "'choices' is 7 where a list of texts"),
+        ("choices", {"context": "x", "choices": [" a", 1], "answer": 0}, "where a list of texts"),
+        ("choices", {"context": "x", "choices": [" a", " b"], "answer": True}, "where a whole number"),
+        ("exact", {"prompt": "x", "answer": 3}, "'answer' is 3 where a text"),
+        ("lambada", {"text": None}, "'text' is None where a text"),
+        ("blimp", {"sentence_good": "a", "sentence_bad": []}, "'sentence_bad' is .* where a text"),
+    ],
+)
+def test_what_stands_in_a_line_is_checked(tokenizer, tmp_path, name, line, message):
+    with pytest.raises(DataError, match=message):
+        TASKS[name].read(written(tmp_path, "bad.jsonl", line), tokenizer)
+
+
+def test_an_ending_that_is_not_there_is_not_the_right_one(tmp_path):
+    line = {"activity_label": "a", "ctx_a": "b", "ctx_b": "c", "endings": ["d"] * 4, "label": 9}
+    with pytest.raises(DataError, match="label 9 is none of 0 to 3"):
+        authors(written(tmp_path, "h.jsonl", line))
+    with pytest.raises(DataError, match="no examples are in it"):
+        six_lines(written(tmp_path, "empty.txt"))
+
+
 def test_names_are_found():
     assert task("blimp") is TASKS["blimp"]
     with pytest.raises(DataError, match="'squad' is none of blimp, choices, exact, hellaswag, lambada, sts"):
