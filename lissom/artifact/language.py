@@ -3,8 +3,9 @@
 import itertools
 import json
 import shutil
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from jaxtyping import Int
@@ -15,6 +16,7 @@ from lissom.artifact.coding import check as check_coding
 from lissom.artifact.manifest import building, write_json, write_manifest
 from lissom.artifact.tensors import parts_of, write_tensors
 from lissom.compress.resident import conduct
+from lissom.compress.stream import Piece
 from lissom.errors import ModelError
 from lissom.models import Checkpoint
 from lissom.models.checkpoint import INDEX, MARK, possible, read_config, skeleton
@@ -62,34 +64,49 @@ def compress_checkpoint(
         ModelError, RecipeError, DataError, ArtifactError: with what is wrong and what to do.
     """
     check_coding(entropy_coding)
-    checkpoint = Checkpoint(model)
+    checkpoint, out = Checkpoint(model), Path(out)
+    with building(out) as folder:
+        parts, told = conduct(checkpoint, recipe, windows, max_ram)
+        write_parts(checkpoint, recipe, parts, folder, told=told, entropy_coding=entropy_coding, progress=progress)
+    return out
+
+
+def write_parts(
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    parts: Iterable[Piece],
+    folder: Path,
+    *,
+    told: Mapping[str, Any] = MappingProxyType({}),
+    entropy_coding: str | None = None,
+    progress: Callable[[str], None] = lambda name: None,
+) -> None:
+    """Write the compressed parts of a language model, and all that belongs to them, into an empty folder.
+
+    `told` is what its config has to say that the original's did not.
+    """
     weights: dict[str, Any] = {}
     index: dict[str, str] = {}
     aliases: dict[str, str] = {}
-    written = WeakIdKeyDictionary()  # the parts that are still in memory: a shared one may come again
+    written = WeakIdKeyDictionary()  # the tensors that are still in memory: a shared one may come again
     shapes: dict[str, tuple[int, ...]] = {}
     size, numbers = 0, itertools.count(1)
-    out = Path(out)
-    with building(out) as folder:
-        parts_of_it, told = conduct(checkpoint, recipe, windows, max_ram)
-        for piece in parts_of_it:
-            file = f"model-{next(numbers):05d}.safetensors"
-            tensors = dict(piece.tensors)
-            shapes |= {name: tuple(t.shape) for name, t in tensors.items()} | matrix_shapes(piece.weights)
-            for layer, weight in piece.weights.items():
-                weights[layer] = weight.spec()
-                parts, same = once(parts_of(layer, weight), written)
-                tensors, aliases = tensors | parts, aliases | same
-            size += write_tensors(folder / file, tensors, entropy_coding)
-            index |= dict.fromkeys(tensors, file)
-            progress(piece.name)
-            del piece, tensors  # none of it waits while the next one is made
-        told |= uniform(checkpoint.config, checkpoint.family, shapes)
-        carry(checkpoint.folder, folder, told)
-        write_json(folder / INDEX, {"metadata": {"total_size": size}, "weight_map": index})
-        content = {"recipe": recipe.as_dict(), "weights": weights, "aliases": aliases, **alone(checkpoint, folder)}
-        write_manifest(folder, "language_model", content)
-    return out
+    for piece in parts:
+        file = f"model-{next(numbers):05d}.safetensors"
+        tensors = dict(piece.tensors)
+        shapes |= {name: tuple(t.shape) for name, t in tensors.items()} | matrix_shapes(piece.weights)
+        for layer, weight in piece.weights.items():
+            weights[layer] = weight.spec()
+            new, same = once(parts_of(layer, weight), written)
+            tensors, aliases = tensors | new, aliases | same
+        size += write_tensors(folder / file, tensors, entropy_coding)
+        index |= dict.fromkeys(tensors, file)
+        progress(piece.name)
+        del piece, tensors  # none of it waits while the next one is made
+    carry(checkpoint.folder, folder, {**told, **uniform(checkpoint.config, checkpoint.family, shapes)})
+    write_json(folder / INDEX, {"metadata": {"total_size": size}, "weight_map": index})
+    content = {"recipe": recipe.as_dict(), "weights": weights, "aliases": aliases, **alone(checkpoint, folder)}
+    write_manifest(folder, "language_model", content)
 
 
 def alone(checkpoint: Checkpoint, folder: Path) -> dict[str, Any]:

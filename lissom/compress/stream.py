@@ -1,7 +1,7 @@
 """A language model on disk, compressed part by part; the whole is never in memory."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -143,6 +143,19 @@ def piece(checkpoint: Checkpoint, name: str, part: nn.Module) -> Piece:
     state = {f"{name}.{own}": tensor for own, tensor in part.state_dict().items() if ".matrix." not in f".{own}"}
     tensors = {n: exactly(tensor, kept_in(checkpoint, n)) for n, tensor in state.items()}
     return Piece(name=name, weights=weights, tensors=tensors)
+
+
+def assembled(checkpoint: Checkpoint, weight: Callable[[str], Weight | None]) -> Iterator[Piece]:
+    """The parts of a language model with layers that were compressed before; None leaves a layer as it is."""
+    model, family = checkpoint.skeleton(), checkpoint.family
+    blocks = [f"{family.blocks}.{own}" for own, _ in at(model, family.blocks).named_children()]
+    heads = [] if checkpoint.config.tie_word_embeddings else [family.head]
+    for name in (family.embedding, *blocks, family.norm, *heads):
+        layers = compressible(checkpoint.fill(model, name), name)
+        weights = {own: found for own in layers if (found := weight(own)) is not None}
+        replace(model, weights, layers, trainable=False)
+        yield piece(checkpoint, name, at(model, name))
+        at(model, name).to("meta")
 
 
 def kept_in(checkpoint: Checkpoint, name: str) -> torch.dtype:
