@@ -1,6 +1,5 @@
 """Finding the smallest model that the budget allows, and proving it."""
 
-from lissom.search.candidates import for_language_model, for_module
 from lissom.search.channels import allocate_channels
 from lissom.search.optimize import optimize
 from lissom.search.result import Candidate, Point, Result
@@ -12,7 +11,5 @@ __all__ = [
     "Result",
     "allocate_channels",
     "allocate_sparsity",
-    "for_language_model",
-    "for_module",
     "optimize",
 ]

@@ -8,7 +8,7 @@ kept, with the bytes that it really has, so that the budget holds whatever happe
 Shapes: s choices so far, c options of a layer.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -29,9 +29,31 @@ def choose(
     Raises:
         RecipeError: the smallest options are too large already.
     """
+    if sum(map(min, nbytes)) > budget:
+        raise RecipeError(f"budget: {budget:,} bytes are too few; the smallest options take {sum(map(min, nbytes)):,}")
+    _, _, chosen = solved(nbytes, costs, budget, limit)
+    return chosen(-1)
+
+
+def frontier(
+    nbytes: Sequence[Sequence[int]], costs: Sequence[Sequence[float]], points: int, *, limit: int = 20_000
+) -> list[list[int]]:
+    """The options of each layer at so many places of the frontier, from least cost to fewest bytes.
+
+    The places are those where the logarithm of the total cost is evenly divided, for cost is what a budget bounds.
+    """
+    _, cost, chosen = solved(nbytes, costs, sum(map(max, nbytes)), limit)
+    logs = np.log(np.maximum(cost, cost[cost > 0].min() / 2 if (cost > 0).any() else 1.0))
+    wanted = np.linspace(logs[-1], logs[0], points)
+    places = sorted({int(np.abs(logs - at).argmin()) for at in wanted}, reverse=True)
+    return [chosen(place) for place in places]
+
+
+def solved(
+    nbytes: Sequence[Sequence[int]], costs: Sequence[Sequence[float]], budget: int, limit: int
+) -> tuple[Int[Whole, " n"], Float[Array, " n"], Callable[[int], list[int]]]:
+    """Bytes and costs of all choices that no other beats, and which options each of them takes."""
     least = [min(options) for options in nbytes]
-    if sum(least) > budget:
-        raise RecipeError(f"budget: {budget:,} bytes are too few; the smallest options take {sum(least):,}")
     room = budget - sum(least)
     size, cost = np.zeros(1, dtype=np.int64), np.zeros(1)
     ways: list[tuple[Int[Whole, " s"], int]] = []  # where each choice came from, and of how many options it is one
@@ -39,12 +61,16 @@ def choose(
         more = np.asarray(options, dtype=np.int64) - smallest
         place, (size, cost) = extended(size, cost, more, np.asarray(prices, dtype=float), room, limit)
         ways.append((place, len(options)))
-    at, found = len(cost) - 1, list[int]()
-    for place, count in reversed(ways):
-        before, option = divmod(int(place[at]), count)
-        found.append(option)
-        at = before
-    return found[::-1]
+
+    def chosen(at: int) -> list[int]:
+        at, found = at % len(cost), list[int]()
+        for place, count in reversed(ways):
+            before, option = divmod(int(place[at]), count)
+            found.append(option)
+            at = before
+        return found[::-1]
+
+    return size + sum(least), cost, chosen
 
 
 def extended(

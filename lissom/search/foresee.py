@@ -31,7 +31,7 @@ from lissom.files import read_json
 from lissom.models import Checkpoint, compressible, weight_of
 from lissom.models.experts import check_unrouted
 from lissom.models.families import at
-from lissom.search.sensitivity import Found, Option, Seen, Steps, fitting, kinds_of, options
+from lissom.search.sensitivity import Found, Keep, Option, Seen, Steps, fitting, kinds_of, options
 from lissom.statistics import Gram, Statistic
 
 LOT = 4  # windows at a time
@@ -86,10 +86,11 @@ def streamed(
     windows: Int[Tensor, "n t"],
     candidates: Mapping[str, Sequence[Steps]],
     max_ram: int | None = None,
+    keep: Keep = lambda name, number, option, weight: None,
 ) -> Iterator[tuple[str, Found]]:
     """What becomes of the candidates of each layer, the last layer first, one part of the model in memory at a time.
 
-    A tied head is a second use of the embedding's matrix.
+    A tied head is a second use of the embedding's matrix. What a candidate makes of a layer is given to `keep`.
     """
     stream, family = Stream(checkpoint, windows, LOT), checkpoint.family
     kinds: Kinds = {name: kinds_of(tried) for name, tried in candidates.items()}
@@ -107,7 +108,7 @@ def streamed(
             uses = [seen.pop(own), *(more if own == family.embedding else [])]
             if own in candidates:
                 floats, weight = checkpoint.tensor(f"{own}.weight").dtype, weight_of(at(stream.model, own))
-                yield own, options(own, weight, candidates[own], uses, windows.numel(), floats)
+                yield own, options(own, weight, candidates[own], uses, windows.numel(), floats, keep)
             else:
                 more = uses
 

@@ -1,21 +1,68 @@
-"""The candidates: a visible table of recipes, from safe to bold."""
+"""The forms that a layer may take: a visible table of steps, and which layers must take the same one."""
 
+import re
 from collections.abc import Mapping, Sequence
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from lissom.compress import quantizing
+from lissom.calibrate import Batch, call
 from lissom.errors import ModelError
 from lissom.formats import CompressedEmbedding
 from lissom.models import Checkpoint, compressible, weight_of
 from lissom.models.experts import set_apart
-from lissom.types import Recipe, Step
+from lissom.types import Step
 
-GROUPS = (128, 64, 32)
+Steps = tuple[Step, ...]
+ORIGINAL = "as it is"
+SAFE = "8 bits"  # the form that every layer can take and that hardly any model notices
+GROUPS = (128, 64, 32)  # inputs that share a scale: the most that divide a layer's inputs
+HALF = {"technique": "sparsegpt", "sparsity": 0.5}
+
+# From what loses least to what takes least. GROUP stands for the layer's own.
+GROUP = object()
+FORMS: dict[str, tuple[dict[str, object], ...]] = {
+    ORIGINAL: (),
+    SAFE: ({"technique": "rtn", "bits": 8},),
+    "6 bits": ({"technique": "gptq", "bits": 6, "group": GROUP},),
+    "5 bits": ({"technique": "gptq", "bits": 5, "group": GROUP},),
+    "4 bits, fine": ({"technique": "gptq", "bits": 4, "group": 32},),
+    "4 bits": ({"technique": "gptq", "bits": 4, "group": GROUP},),
+    "shared 4 bits": ({"technique": "kmeans", "bits": 4, "rows": 0},),
+    "half pruned, 8 bits": (HALF, {"technique": "rtn", "bits": 8}),
+    "3 bits": ({"technique": "gptq", "bits": 3, "group": GROUP},),
+    "shared 3 bits": ({"technique": "kmeans", "bits": 3, "rows": 0},),
+    "half pruned, 4 bits": (HALF, {"technique": "gptq", "bits": 4, "group": GROUP}),
+    "2 bits": ({"technique": "gptq", "bits": 2, "group": 32},),
+    "binary": ({"technique": "binary"},),
+}
+LOOKED_UP = {  # tables, which have no inputs to tell what is listened to
+    ORIGINAL: (),
+    SAFE: FORMS[SAFE],
+    "6 bits": ({"technique": "rtn", "bits": 6, "group": GROUP},),
+    "5 bits": ({"technique": "rtn", "bits": 5, "group": GROUP},),
+    "4 bits, fine": ({"technique": "rtn", "bits": 4, "group": 32},),
+    "4 bits": ({"technique": "rtn", "bits": 4, "group": GROUP},),
+    "3 bits": ({"technique": "rtn", "bits": 3, "group": GROUP},),
+}
+TIED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # of a language model: read the same, run as one
 
 
-def for_module(model: nn.Module) -> list[Recipe]:
-    """Recipes for any module; the integers are grouped as each layer's width allows.
+def forms_of(layer: nn.Module) -> dict[str, Steps]:
+    """The forms of a layer by name; such as do not suit it are refused when they are made."""
+    width = weight_of(layer).shape[1]
+    group = next((size for size in GROUPS if width % size == 0), 0)
+    table = LOOKED_UP if isinstance(layer, nn.Embedding | CompressedEmbedding) else FORMS
+    found: dict[str, Steps] = {}
+    for name, given in table.items():
+        steps = tuple(Step.of({k: group if v is GROUP else v for k, v in step.items()}) for step in given)
+        if steps not in found.values() and not (group == 32 and name.endswith("fine")):
+            found[name] = steps
+    return found
+
+
+def units_of_module(model: nn.Module, example: Batch) -> dict[str, tuple[str, ...]]:
+    """The layers of a module, those together that are given the same tensor or share a matrix; by the first's name.
 
     Raises:
         ModelError: the module has no layer that can be compressed.
@@ -23,53 +70,35 @@ def for_module(model: nn.Module) -> list[Recipe]:
     layers = compressible(set_apart(model))
     if not layers:
         raise ModelError(f"{type(model).__name__} has no Linear, Conv or Embedding layer of its own to compress")
-    integers = {
-        bits: tuple(quantizing(name, layer, bits, True) for name, layer in layers.items()) for bits in (8, 4, 3)
-    }
-    half = tuple(Step(layers=name, technique="sparsegpt", knobs={"sparsity": 0.5}) for name in prunable(layers))
-    shared = {bits: Step(technique="kmeans", knobs={"bits": bits, "rows": 0}) for bits in (4, 3)}
-    return [
-        Recipe(name="int8", steps=integers[8]),
-        Recipe(name="int4", steps=integers[4]),
-        Recipe(name="shared 4-bit", steps=(shared[4],)),
-        Recipe(name="int3", steps=integers[3]),
-        Recipe(name="half pruned, int8", steps=(*half, *integers[8])),
-        Recipe(name="half pruned, shared 4-bit", steps=(*half, shared[4])),
-        Recipe(name="half pruned, int4", steps=(*half, *integers[4])),
-        Recipe(name="half pruned, shared 3-bit", steps=(*half, shared[3])),
-        Recipe(name="binary", steps=(Step(technique="binary"),)),
+    given: dict[str, Tensor] = {}
+    handles = [
+        layer.register_forward_pre_hook(lambda _, x, name=name: given.setdefault(name, x[0]), prepend=True)  # type: ignore[misc]
+        for name, layer in layers.items()
     ]
+    try:
+        with torch.inference_mode():
+            call(model, example)
+    finally:
+        for handle in handles:
+            handle.remove()
+    same: dict[object, list[str]] = {}
+    for name, layer in layers.items():
+        key = next((k for k, names in same.items() if layers[names[0]].weight is layer.weight), None)
+        same.setdefault(key or (id(given[name]) if name in given else name, type(layer)), []).append(name)
+    return {names[0]: tuple(names) for names in same.values()}
 
 
-def prunable(layers: Mapping[str, nn.Module]) -> list[str]:
-    """The layers worth pruning; what looks an entry up has no inputs to tell what is listened to."""
-    return [name for name, layer in layers.items() if not isinstance(layer, nn.Embedding | CompressedEmbedding)]
+def units_of_checkpoint(checkpoint: Checkpoint, names: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """The layers of a language model, siblings together; by the first's name."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        parent, _, last = name.rpartition(".")
+        first = next((own[0] for own in TIED if last in own), last)
+        found.setdefault(f"{parent}.{first}".strip("."), []).append(name)
+    return {own[0]: tuple(own) for own in found.values()}
 
 
-def for_language_model(checkpoint: Checkpoint) -> list[Recipe]:
-    """Recipes for a language model: its blocks by various techniques, embedding and head in 8 bits.
-
-    Shared weights are not among them as long as they have no kernel of their own: a token would take several times as
-    long.
-    """
-    family = checkpoint.family
-    skeleton = checkpoint.skeleton()
-    widths = {
-        weight_of(layer).shape[1] for name, layer in compressible(skeleton).items() if name.startswith(family.blocks)
-    }
-    group = next((size for size in GROUPS if all(width % size == 0 for width in widths)), 0)
-    ends = [family.embedding] + [family.head] * (not checkpoint.config.tie_word_embeddings)
-    int8 = tuple(Step(layers=name, technique="rtn", knobs={"bits": 8}) for name in ends)
-    blocks = f"{family.blocks}.*"
-
-    def on_blocks(name: str, steps: Sequence[tuple[str, dict[str, int | float]]]) -> Recipe:
-        return Recipe(name=name, steps=(*(Step(layers=blocks, technique=t, knobs=k) for t, k in steps), *int8))
-
-    half = ("sparsegpt", {"sparsity": 0.5})
-    return [
-        on_blocks("int8", [("rtn", {"bits": 8})]),
-        on_blocks("int4", [("gptq", {"bits": 4, "group": group})]),
-        on_blocks("int3", [("gptq", {"bits": 3, "group": group})]),
-        on_blocks("half pruned, int4", [half, ("gptq", {"bits": 4, "group": group})]),
-        on_blocks("int2", [("gptq", {"bits": 2, "group": group})]),
-    ]
+def kind_of(name: str, layers: Mapping[str, nn.Module]) -> str:
+    """What is equal for layers that do the same work in different blocks: a name without numbers, and the shape."""
+    shape = "x".join(map(str, weight_of(layers[name]).shape))
+    return f"{re.sub(r'[0-9]+', '*', name)} {type(layers[name]).__name__} {shape}"

@@ -1,27 +1,43 @@
-"""The search: every candidate is calibrated, measured and compared on data for choosing; the certificate decides.
+"""The search: many candidates are made and compared on data for choosing; the certificate decides on data of its own.
 
-What a candidate costs is its bytes times its time, each as a ratio to the original's; one that costs no less than the
-original is dropped. Those that look good enough, and that no other beats in both cost and closeness to the original,
-are certified on examples of their own, from the closest (by KL divergence) to the boldest, each at the full confidence,
-until one does not pass. Testing in an order fixed beforehand and stopping at the first that fails keeps the chance of
-any false pass at 1 - confidence (fixed-sequence testing; Angelopoulos et al., Learn then Test, 2021, arXiv:2110.01052,
-section 3.2): that many candidates were tried costs nothing. The cheapest that passed is chosen.
+Each layer is made in every form that it may take, from one pass over the data (`bank.py`); how long each form takes is
+measured in the model, on the target (`latency.py`); the frontier of all choices is solved for (`joint.py`), corrected
+by choices that were measured as a whole, and improved from there (`choosing.py`, `local.py`). Or the candidates are
+recipes of the user's own.
+
+What a candidate costs is its bytes times its time (or as is preferred), each as a ratio to the original's; one that
+costs no less than the original is dropped. Those that look good enough, and that no other beats in both cost and
+closeness to the original, are certified on examples of their own, from the closest (by KL divergence) to the boldest,
+each at the full confidence, until one does not pass. Testing in an order fixed beforehand and stopping at the first
+that fails keeps the chance of any false pass at 1 - confidence (fixed-sequence testing; Angelopoulos et al., Learn then
+Test, 2021, arXiv:2110.01052, section 3.2): that many candidates were tried costs nothing. The cheapest that passed is
+chosen.
 """
 
+import tempfile
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from torch import nn
 
+from lissom.artifact.journal import Journal, code_fingerprint, of_tensors
 from lissom.calibrate.data import each
 from lissom.errors import DataError, RecipeError
-from lissom.estimate import Certificate
+from lissom.estimate import Certificate, median_estimate
 from lissom.evaluate import Comparison, Metric, certify_models, metric, paired
+from lissom.evaluate.examples import tensors
 from lissom.evaluate.metric import Output
 from lissom.hardware import check_target
-from lissom.hardware.measure import interleave
+from lissom.search.bank import Bank, Choice
+from lissom.search.choosing import Choosing, Seen
+from lissom.search.forms import SAFE
+from lissom.search.joint import Prefer, Problem, weights_of
+from lissom.search.latency import Latencies, Run, by_turns, known, measured
+from lissom.search.paying import Effect, paying
 from lissom.search.result import Candidate, Point, Result
 from lissom.search.split import Split, split
 from lissom.search.subject import LanguageSubject, ModuleSubject, Subject, Trial, plain
@@ -38,9 +54,11 @@ def optimize(
     budget: Budget | None = None,
     *,
     target: str = "cpu",
-    prefer: str = "both",
+    prefer: Prefer = "both",
     by: str | Metric | Output | None = None,
     recipes: Sequence[Recipe] | None = None,
+    work: str | Path | None = None,
+    max_ram: int | None = None,
     progress: Progress = lambda text: None,
 ) -> Result:
     """Find the cheapest candidate that is certified to stay inside the budget.
@@ -52,36 +70,38 @@ def optimize(
             the rest certifies.
         budget: the accepted drop and the confidence; by default 1 % and 95 %.
         target: the hardware to measure on.
-        prefer: what cheap means: "size", "latency", or "both", their product.
+        prefer: what cheap means: "size", "latency", or "both", their product; for a language model also "prefill" and
+            "decode"; or the exponent of each in the product, such as {"size": 1, "decode": 2}.
         by: the metric: "accuracy" (the default for modules), "perplexity" (for language models), or a function
             (model, batch) -> scores between 0 and 1, one per example.
-        recipes: the candidates; by default the table in `lissom.search.candidates`.
+        recipes: the candidates, in place of those that the search finds.
+        work: a folder for what is made on the way. A search that was cut short goes on from there, and `recut` builds
+            other points of the frontier from it; without one nothing is kept.
+        max_ram: bytes of memory that calibrating a language model may take; by default as many as it needs.
         progress: told what is being done.
 
     Raises:
-        ModelError, DataError, RecipeError: with what is wrong and what to do.
+        ModelError, DataError, RecipeError, ArtifactError: with what is wrong and what to do.
     """
     budget = budget or Budget()
     place = check_target(target)
-    if prefer not in PREFERENCES:
-        raise DataError(f"prefer: {prefer!r} is none of {', '.join(PREFERENCES)}")
-    kind = metric(by or ("accuracy" if isinstance(model, nn.Module) else "perplexity"))
+    module = isinstance(model, nn.Module)
+    weights = weights_of(prefer, () if module else ("prefill", "decode"))
+    kind = metric(by or ("accuracy" if module else "perplexity"))
     lots = split(data, kind, budget)
     example = each(lots.calibration, lambda part: part[:2])
-    subject = ModuleSubject(model, example, place) if isinstance(model, nn.Module) else LanguageSubject(model, place)
-    candidates = subject.recipes() if recipes is None else recipes
-    check_names(candidates)
-    tried: list[Tried] = []
-    failed: dict[str, str] = {}
-    for recipe in candidates:
-        try:
-            tried.append(trying(subject, recipe, lots, kind, target, prefer, progress))
-        except DataError as error:  # such as outputs that overflow: this candidate's fault, not the others'
-            failed[recipe.name] = str(error)
-    if not tried:
-        raise DataError(f"no candidate could be compared: {next(iter(failed.values()))}")
-    judged = certified(subject, worth_certifying(tried, budget), lots, kind, budget, progress)
-    return conclusion(subject, tried, judged, Terms(budget=budget, metric=kind.name, target=target, failed=failed))
+    subject: Subject
+    if isinstance(model, nn.Module):
+        subject = ModuleSubject(model, example, place, lots.selection)
+    else:
+        subject = LanguageSubject(model, place)
+    terms = Terms(budget=budget, metric=kind, target=target, weights=weights, progress=progress)
+    if recipes is not None:
+        check_names(recipes)
+        return concluded(subject, by_recipes(subject, recipes, lots, terms), lots, terms)
+    with tempfile.TemporaryDirectory(prefix="lissom-") as scratch:
+        pool = joint(subject, Path(work or scratch), lots, max_ram, terms)
+        return concluded(subject, pool, lots, terms)
 
 
 def check_names(candidates: Sequence[Recipe]) -> None:
@@ -100,7 +120,15 @@ def check_names(candidates: Sequence[Recipe]) -> None:
             raise RecipeError(f"recipes: two candidates are called {name!r}; each needs a name of its own")
 
 
-PREFERENCES = {"size": (1, 0), "latency": (0, 1), "both": (1, 1)}  # exponents of the two ratios
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """What the search was asked."""
+
+    budget: Budget
+    metric: Metric
+    target: str
+    weights: Mapping[str, float]
+    progress: Progress
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,16 +147,6 @@ class Tried:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Terms:
-    """What the search was asked, and the candidates that could not be compared."""
-
-    budget: Budget
-    metric: str
-    target: str
-    failed: dict[str, str]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Judged:
     """A candidate and its certificate."""
 
@@ -136,31 +154,155 @@ class Judged:
     certificate: Certificate
 
 
-def trying(
-    subject: Subject, recipe: Recipe, lots: Split, kind: Metric, target: str, prefer: str, progress: Progress
-) -> Tried:
-    """Compress, compare on the data for choosing, and time beside the original.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pool:
+    """The candidates, those that could not be compared and why, and what is known of the choice of each."""
+
+    tried: Sequence[Tried]
+    failed: Mapping[str, str] = field(default_factory=dict)
+    choices: Mapping[str, Choice] = field(default_factory=dict)
+    effects: Sequence[Effect] = ()
+    bank: Bank | None = None
+
+
+def by_recipes(subject: Subject, recipes: Sequence[Recipe], lots: Split, terms: Terms) -> Pool:
+    """The user's own candidates, each compressed anew, compared and timed.
 
     Raises:
-        DataError: the scores of the candidate are not finite.
+        DataError: none of them could be compared.
     """
-    progress(f"{recipe.name}: compress")
-    trial = subject.compress(recipe, lots.calibration)
-    model = trial.open()
-    progress(f"{recipe.name}: compare and time")
-    figures = Comparison.of(paired(subject.original, model, lots.selection, kind))
-    runs = {
-        ORIGINAL: subject.timed(lots.selection),
-        recipe.name: trial.timed(lots.selection),
-    }
-    times = interleave(runs, rounds=ROUNDS, target=target)
-    no_drop = replace(figures.drop, value=0.0, low=0.0, high=0.0)
-    before = subject.point(ORIGINAL, subject.nbytes, times[ORIGINAL], figures.original, no_drop)
-    point = subject.point(recipe.name, trial.nbytes, times[recipe.name], figures.compressed, figures.drop)
-    size, time = PREFERENCES[prefer]
-    cost = (point.nbytes / before.nbytes) ** size * (point.latency.value / before.latency.value) ** time
-    distance = figures.drop.value if figures.kl is None else figures.kl.value
-    return Tried(trial=trial, point=point, before=before, cost=cost, distance=distance)
+    tried: list[Tried] = []
+    failed: dict[str, str] = {}
+    for recipe in recipes:
+        terms.progress(f"{recipe.name}: compress")
+        try:
+            trial = subject.compress(recipe, lots.calibration)
+            found = Comparison.of(paired(subject.original, trial.open(), lots.selection, terms.metric))
+        except DataError as error:  # such as outputs that overflow: this candidate's fault, not the others'
+            failed[recipe.name] = str(error)
+            continue
+        distance = found.drop.value if found.kl is None else found.kl.value
+        seen = Seen.of(recipe.name, {}, found, distance)
+        tried.append(timed(subject, trial, seen, terms))
+    if not tried:
+        raise DataError(f"no candidate could be compared: {next(iter(failed.values()))}")
+    return Pool(tried=tried, failed=failed)
+
+
+def joint(subject: Subject, work: Path, lots: Split, max_ram: int | None, terms: Terms) -> Pool:
+    """The candidates that the joint search finds."""
+    data = {f"{lot} {n}": t for lot in ("calibration", "selection") for n, t in enumerate(tensors(getattr(lots, lot)))}
+    asked = {"model": subject.fingerprint(), "data": of_tensors(data), "code": code_fingerprint()}
+    journal = Journal.open(work, asked)
+    bank = Bank(journal, subject.units, subject.forms)
+    subject.fill(bank, lots.calibration, terms.metric, max_ram, terms.progress)
+    table = latencies(subject, bank, terms)
+    problem = Problem.of(bank, subject.kinds, table, terms.weights)
+    choosing = Choosing(subject, bank, problem, lots, terms.metric, terms.budget, terms.progress)
+    seen = choosing.worth_trying()
+    good = [one for one in seen if choosing.inside(one)]
+    effects: Sequence[Effect] = ()
+    if good:
+        boldest = min(good, key=lambda one: problem.cost(one.choice))
+        effects = paying(subject, bank, boldest.choice, terms.weights, terms.progress)
+        vain = {(effect.kind, effect.form) for effect in effects if not effect.kept}
+        if vain:  # they cost quality for nothing: the frontier without them
+            problem = Problem.of(bank, subject.kinds, table, terms.weights, vain)
+            choosing = Choosing(subject, bank, problem, lots, terms.metric, terms.budget, terms.progress)
+            seen = choosing.worth_trying()
+    tried = []
+    for one in worth_timing(seen, problem, terms.budget):
+        foreseen = sum(table.of(subject.kinds, one.choice).values())
+        predicted = {"predicted_latency_ms": foreseen, "predicted_kl": problem.kl(one.choice, choosing.scale)}
+        trial = subject.assemble(bank, one.choice, one.name)
+        tried.append(timed(subject, trial, one, terms, predicted))
+    return Pool(tried=tried, choices={one.name: one.choice for one in seen}, effects=effects, bank=bank)
+
+
+def latencies(subject: Subject, bank: Bank, terms: Terms) -> Latencies:
+    """How long each form of each kind of unit takes, measured or remembered."""
+    base = {unit: SAFE for unit in bank.units}
+    counts = Counter(subject.kinds.values())
+    first = {kind: next(unit for unit in bank.units if subject.kinds[unit] == kind) for kind in counts}
+    variants = {kind: [form for form in bank.options[unit] if form != SAFE] for kind, unit in first.items()}
+
+    def made(kind: str, form: str) -> Run:
+        changed = {unit: form for unit in base if subject.kinds[unit] == kind and form in bank.options[unit]}
+        return subject.assemble(bank, {**base, **changed}, "").timed()
+
+    def make() -> Latencies:
+        run = subject.assemble(bank, base, "").timed()
+        return measured(run, variants, counts, made, terms.progress)
+
+    key = [terms.target, {kind: [counts[kind], *forms] for kind, forms in variants.items()}, subject.timing()]
+    return known(key, make)
+
+
+def worth_timing(seen: Sequence[Seen], problem: Problem, budget: Budget) -> list[Seen]:
+    """Those inside the budget on the data for choosing that no other beats, and the nearest beyond it."""
+    inside = [one for one in seen if one.drop.value <= budget.max_drop]
+    costs = {one.name: problem.cost(one.choice) for one in seen}
+
+    def beaten(one: Seen) -> bool:
+        return any(costs[o.name] <= costs[one.name] and o.distance < one.distance for o in inside if o is not one)
+
+    beyond = sorted((one for one in seen if one not in inside), key=lambda one: one.distance)
+    return [one for one in inside if not beaten(one)] + beyond[:2]
+
+
+def timed(
+    subject: Subject, trial: Trial, seen: Seen, terms: Terms, predicted: Mapping[str, float] = MappingProxyType({})
+) -> Tried:
+    """A candidate beside the original, by turns."""
+    terms.progress(f"{seen.name}: time")
+    rounds = by_turns({ORIGINAL: subject.timed(), seen.name: trial.timed()}, ROUNDS)
+    (first, parts), (_, own) = ((name, in_parts(spent)) for name, spent in rounds.items())
+    no_drop = replace(seen.drop, value=0.0, low=0.0, high=0.0)
+    before = subject.point(first, subject.nbytes, quality=seen.before, drop=no_drop, **parts)
+    point = subject.point(
+        seen.name, trial.nbytes, quality=seen.quality, drop=seen.drop, kl=seen.kl, **own, **predicted
+    )
+    return Tried(
+        trial=trial, point=point, before=before, cost=cost(point, before, terms.weights), distance=seen.distance
+    )
+
+
+def in_parts(rounds: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """The latency, and the parts of it where there are several."""
+    parts = {part: median_estimate([spent[part] for spent in rounds], unit="ms") for part in rounds[0]}
+    latency = median_estimate([sum(spent.values()) for spent in rounds], unit="ms")
+    return {"latency": latency, "parts": parts if len(parts) > 1 else {}}
+
+
+def cost(point: Point, before: Point, weights: Mapping[str, float]) -> float:
+    """The product of what a point costs, as ratios to another."""
+    found = 1.0
+    for part, weight in weights.items():
+        own, other = (
+            one.nbytes if part == "size" else one.latency.value if part == "latency" else one.parts[part].value
+            for one in (point, before)
+        )
+        found *= (own / other) ** weight
+    return found
+
+
+def concluded(subject: Subject, pool: Pool, lots: Split, terms: Terms) -> Result:
+    """Certificates, the frontier with verdicts and reasons, and the cheapest candidate that passed."""
+    judged = certified(subject, worth_certifying(pool.tried, terms.budget), lots, terms)
+    verdicts = {one.tried.point.name: one.certificate.verdict for one in judged}
+    points = [pool.tried[0].before, *(noted(one, pool.tried, verdicts, terms.budget) for one in pool.tried)]
+    passed = sorted((one for one in judged if one.certificate.verdict == "PASS"), key=lambda one: one.tried.cost)
+    shown = passed[0] if passed else judged[0] if judged else None
+    report = {"metric": terms.metric.name, "target": terms.target, "points": [plain(point) for point in points]}
+    return Result(
+        points=points,
+        best=candidate(passed[0], report, points) if passed else None,
+        certificate=shown.certificate if shown else None,
+        budget=terms.budget,
+        metric=terms.metric.name,
+        target=terms.target,
+        failed=pool.failed,
+    )
 
 
 def worth_certifying(tried: Sequence[Tried], budget: Budget) -> list[Tried]:
@@ -176,36 +318,17 @@ def beats(one: Tried, other: Tried) -> bool:
     return ours != theirs and ours[0] <= theirs[0] and ours[1] <= theirs[1]
 
 
-def certified(
-    subject: Subject, queue: Sequence[Tried], lots: Split, kind: Metric, budget: Budget, progress: Progress
-) -> list[Judged]:
+def certified(subject: Subject, queue: Sequence[Tried], lots: Split, terms: Terms) -> list[Judged]:
     """Certificates in the order of the queue, up to and with the first that does not pass."""
     judged: list[Judged] = []
     for tried in queue:
-        progress(f"{tried.point.name}: certify")
-        certificate = certify_models(subject.original, tried.trial.open(), lots.certification, {kind: budget})
+        terms.progress(f"{tried.point.name}: certify")
+        model = tried.trial.open()
+        certificate = certify_models(subject.original, model, lots.certification, {terms.metric: terms.budget})
         judged.append(Judged(tried=tried, certificate=certificate))
         if certificate.verdict != "PASS":
             break
     return judged
-
-
-def conclusion(subject: Subject, tried: Sequence[Tried], judged: Sequence[Judged], terms: Terms) -> Result:
-    """The frontier with verdicts and reasons, and the cheapest candidate that passed."""
-    verdicts = {one.tried.point.name: one.certificate.verdict for one in judged}
-    points = [tried[0].before, *(noted(one, tried, verdicts, terms.budget) for one in tried)]
-    passed = sorted((one for one in judged if one.certificate.verdict == "PASS"), key=lambda one: one.tried.cost)
-    shown = passed[0] if passed else judged[0] if judged else None
-    report = {"metric": terms.metric, "target": terms.target, "points": [plain(point) for point in points]}
-    return Result(
-        points=points,
-        best=candidate(passed[0], report, points) if passed else None,
-        certificate=shown.certificate if shown else None,
-        budget=terms.budget,
-        metric=terms.metric,
-        target=terms.target,
-        failed=terms.failed,
-    )
 
 
 def candidate(judged: Judged, report: dict[str, Any], points: Sequence[Point]) -> Candidate:
@@ -227,7 +350,7 @@ def noted(one: Tried, tried: Sequence[Tried], verdicts: Mapping[str, str], budge
     if point.drop.value > budget.max_drop:
         return replace(point, note=f"dropped {point.drop.value:.2%} on the data for choosing")
     if one.cost >= 1:
-        return replace(point, note=f"costs {one.cost:.2f} times what the original does, bytes and time together")
+        return replace(point, note=f"costs {one.cost:.2f} times what the original does")
     better = [other for other in tried if beats(other, one) and other.point.drop.value <= budget.max_drop]
     if better:
         return replace(point, note=f"{better[0].point.name} costs no more and is closer to the original")

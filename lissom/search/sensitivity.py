@@ -60,6 +60,7 @@ class Option:
 
 
 Found = tuple[Option | RecipeError, ...]  # what became of each candidate: an option, or why it does not suit
+Keep = Callable[[str, int, Option, Weight], None]  # takes a layer's name, the number of the candidate, and what it made
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,8 +151,11 @@ def options(
     uses: Sequence[Seen],
     predictions: int,
     floats: torch.dtype,
+    keep: Keep = lambda name, number, option, weight: None,
 ) -> Found:
     """What each candidate would make of a layer; its steps see what compressing the layer would let them see.
+
+    What a candidate makes is given to `keep`.
 
     Raises:
         DataError: the layer was not used.
@@ -160,7 +164,7 @@ def options(
         raise DataError(f"data: {name} is not used when the model runs on it; leave it out, or give other data")
     w, found = original.dense(), list[Option | RecipeError]()
     whole = max(sum(float(energy(w, use).sum()) for use in uses), torch.finfo(torch.float32).tiny)
-    for steps in candidates:
+    for number, steps in enumerate(candidates):
         try:
             weight = steps_on(name, original, steps, uses[0].inputs, original)
         except RecipeError as refusal:
@@ -169,8 +173,10 @@ def options(
         off = w - weight.dense()
         kl = sum(harm(off, use) for use in uses) / 2 / predictions
         error = sum(float(energy(off, use).sum()) for use in uses) / max(whole, torch.finfo(torch.float32).tiny)
-        nbytes = stored_like(weight, floats).nbytes
-        found.append(Option(steps=steps, nbytes=nbytes, error=error, kl=kl))
+        weight = stored_like(weight, floats)
+        option = Option(steps=steps, nbytes=weight.nbytes, error=error, kl=kl)
+        keep(name, number, option, weight)
+        found.append(option)
     return tuple(found)
 
 

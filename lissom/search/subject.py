@@ -9,7 +9,7 @@ import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +17,29 @@ import torch
 from torch import Tensor, nn
 
 from lissom.artifact import annotate, compress_checkpoint, open_folder, read_manifest, save
+from lissom.artifact.journal import of_tensors
+from lissom.artifact.language import write_parts
 from lissom.artifact.manifest import building
 from lissom.artifact.module import stored_state
 from lissom.calibrate import Batch, call
 from lissom.calibrate.data import device_of, each
 from lissom.compress import compress_model
+from lissom.compress.stream import assembled, layer_names
 from lissom.engine.bench import engine, once
 from lissom.engine.lower import lower
-from lissom.estimate import Estimate
+from lissom.evaluate import Metric
+from lissom.evaluate.examples import tensors
 from lissom.formats import freeze
 from lissom.hardware.bench import Answer
-from lissom.models import Checkpoint
-from lissom.search.candidates import for_language_model, for_module
+from lissom.hardware.measure import once_ms
+from lissom.models import Checkpoint, compressible, replace
+from lissom.models.experts import apart
+from lissom.search.bank import Bank, Choice
+from lissom.search.distance import Distance
+from lissom.search.fill import fill_from_checkpoint, fill_from_module
+from lissom.search.forms import Steps, forms_of, kind_of, units_of_checkpoint, units_of_module
+from lissom.search.latency import Run
+from lissom.search.mixed import bytes_beside
 from lissom.search.result import Point
 from lissom.types import Recipe
 
@@ -43,52 +54,138 @@ class Trial:
     recipe: Recipe
     nbytes: int
     open: Callable[[], nn.Module]
-    timed: Callable[[Batch], Callable[[], object]]
+    timed: Callable[[], Run]
     write: Callable[[Path, Mapping[str, Any]], Path]
 
 
 class Subject(ABC):
-    """A model to be made smaller."""
+    """A model to be made smaller.
+
+    `units` are the layers that take the same form, by the name of the first; `kinds` say which units do the same work
+    in different places; `forms` are the steps of each form of each layer.
+    """
 
     original: nn.Module
     nbytes: int
     weights: int
+    units: dict[str, tuple[str, ...]]
+    kinds: dict[str, str]
+    forms: dict[str, dict[str, Steps]]
+
+    @property
+    @abstractmethod
+    def beside(self) -> int:
+        """Bytes of what is no matrix of a layer."""
 
     @abstractmethod
-    def recipes(self) -> list[Recipe]:
-        """The candidates for it."""
+    def fingerprint(self) -> str:
+        """Equal for equal weights."""
+
+    @abstractmethod
+    def timing(self) -> list[Any]:
+        """What is run when it is timed, beside its layers, as JSON."""
+
+    @abstractmethod
+    def fill(self, bank: Bank, calibration: Batch, kind: Metric, max_ram: int | None, tell: Callable[[str], None]) -> None:
+        """Make what is missing in a bank."""
+
+    @abstractmethod
+    def distance(self, data: Batch, kind: Metric) -> Distance:
+        """How far models are from the original on some data."""
 
     @abstractmethod
     def compress(self, recipe: Recipe, calibration: Batch) -> Trial:
-        """Compress it."""
+        """Compress it by a recipe."""
 
     @abstractmethod
-    def timed(self, examples: Batch) -> Callable[[], object]:
+    def assemble(self, bank: Bank, choice: Choice, name: str) -> Trial:
+        """Put it together from layers that are there."""
+
+    @abstractmethod
+    def timed(self) -> Run:
         """What is timed of the original."""
 
-    def point(self, name: str, nbytes: int, latency: Estimate, quality: Estimate, drop: Estimate) -> Point:
+    def point(self, name: str, nbytes: int, **figures: Any) -> Point:
         """The figures of a model of so many bytes."""
-        bits = 8 * nbytes / self.weights
-        return Point(name=name, nbytes=nbytes, bits_per_weight=bits, latency=latency, quality=quality, drop=drop)
+        return Point(name=name, nbytes=nbytes, bits_per_weight=8 * nbytes / self.weights, **figures)
 
 
 class ModuleSubject(Subject):
     """Any module; it stays as and where it is, and a copy is measured in the place of the target."""
 
-    def __init__(self, model: nn.Module, example: Batch, place: torch.device) -> None:
+    def __init__(self, model: nn.Module, example: Batch, place: torch.device, timed: Batch | None = None) -> None:
         self.model = model if device_of(model).type == place.type else copy.deepcopy(model).to(place)
         self.example = example
+        self.few = each(example if timed is None else timed, lambda part: part[:TIMED].to(place))
         self.original = copy.deepcopy(self.model).eval()
         self.nbytes = size(stored_state(self.original))
         self.weights = sum(parameter.numel() for parameter in model.parameters())
 
-    def recipes(self) -> list[Recipe]:
-        """Those for any module."""
-        return for_module(self.model)
+    @cached_property
+    def units(self) -> dict[str, tuple[str, ...]]:  # type: ignore[override]
+        """Those that are given the same."""
+        return units_of_module(self.original, self.example)
+
+    @cached_property
+    def layers(self) -> dict[str, nn.Module]:
+        """The layers with a matrix."""
+        return compressible(apart(copy.deepcopy(self.original)))
+
+    @property
+    def kinds(self) -> dict[str, str]:  # type: ignore[override]
+        """By names without numbers."""
+        return {unit: kind_of(unit, self.layers) for unit in self.units}
+
+    @property
+    def forms(self) -> dict[str, dict[str, Steps]]:  # type: ignore[override]
+        """Those for any layer."""
+        return {name: forms_of(layer) for name, layer in self.layers.items()}
+
+    @property
+    def beside(self) -> int:
+        """Bytes of what is no matrix of a layer."""
+        matrices = {id(layer.weight): layer.weight.nbytes for layer in self.layers.values()}
+        return self.nbytes - sum(matrices.values())  # type: ignore[arg-type, misc]
+
+    def fingerprint(self) -> str:
+        """Of all tensors."""
+        return of_tensors(self.original.state_dict())
+
+    def timing(self) -> list[Any]:
+        """The module in words, and the shapes of its inputs."""
+        return [repr(self.original), [list(part.shape) for part in tensors(self.few)]]
+
+    def fill(self, bank: Bank, calibration: Batch, kind: Metric, max_ram: int | None, tell: Callable[[str], None]) -> None:
+        """From one pass over the data, and one over a part of it for each form of each unit."""
+        fill_from_module(bank, apart(copy.deepcopy(self.original)), calibration, self.distance(calibration, kind), tell)
+
+    def distance(self, data: Batch, kind: Metric) -> Distance:
+        """Of what it says."""
+        return Distance(self.original, data, logits=kind.logits)
 
     def compress(self, recipe: Recipe, calibration: Batch) -> Trial:
         """Compress a copy."""
-        compressed = freeze(compress_model(self.model, calibration, steps=recipe.steps)).eval()
+        return self.trial(freeze(compress_model(self.model, calibration, steps=recipe.steps)).eval(), recipe)
+
+    def assemble(self, bank: Bank, choice: Choice, name: str) -> Trial:
+        """A copy with layers from the bank."""
+        return self.trial(self.with_layers(bank, choice), bank.recipe(choice, name))
+
+    def with_layers(self, bank: Bank, choice: Choice) -> nn.Module:
+        """A copy with layers from the bank, not lowered."""
+        model = apart(copy.deepcopy(self.original))
+        layers = compressible(model)
+        weights = {layer: bank.weight(layer, form) for layer, form in bank.by_layer(choice).items()}
+        found = {layer: weight for layer, weight in weights.items() if weight is not None}
+        for unit in choice:  # layers that share a matrix go on sharing it
+            for layer in self.units[unit]:
+                if layer in found and layers[layer].weight is layers[unit].weight:
+                    found[layer] = found[unit]
+        replace(model, found, layers, trainable=False)
+        return model.to(device_of(self.original))
+
+    def trial(self, compressed: nn.Module, recipe: Recipe) -> Trial:
+        """What is asked of a compressed copy."""
 
         def write(folder: Path, notes: Mapping[str, Any]) -> Path:
             return save(compressed, folder, example=self.example, recipe=recipe.as_dict(), **notes)
@@ -97,21 +194,20 @@ class ModuleSubject(Subject):
             recipe=recipe,
             nbytes=size(stored_state(compressed)),
             open=lambda: lower(copy.deepcopy(compressed)),
-            timed=lambda examples: self.forward(lower(copy.deepcopy(compressed)), examples),
+            timed=lambda: self.forward(lower(copy.deepcopy(compressed))),
             write=write,
         )
 
-    def timed(self, examples: Batch) -> Callable[[], object]:
+    def timed(self) -> Run:
         """One forward pass on a few examples."""
-        return self.forward(self.original, examples)
+        return self.forward(self.original)
 
-    def forward(self, model: nn.Module, examples: Batch) -> Callable[[], object]:
+    def forward(self, model: nn.Module) -> Run:
         """One forward pass of a model on a few examples."""
-        few = each(examples, lambda part: part[:TIMED].to(device_of(model)))
 
-        def run() -> object:
+        def run() -> dict[str, float]:
             with torch.inference_mode():
-                return call(model, few)
+                return {"call": once_ms(lambda: call(model, self.few), device_of(model).type)}
 
         return run
 
@@ -125,27 +221,66 @@ class Scratch:
 
 
 class LanguageSubject(Subject):
-    """A language model in a folder; the compressed ones wait in a folder of their own until one is chosen."""
+    """A language model in a folder; a compressed one waits in a folder of its own, as long as somebody holds it."""
 
     def __init__(self, model: str | Path, place: torch.device) -> None:
         self.checkpoint, self.place = Checkpoint(model), place
-        self.original = open_folder(self.checkpoint.folder).model.to(place)
-        tensors = {name: self.checkpoint.tensor(name) for name in self.checkpoint.names}
-        self.nbytes, self.weights = size(tensors), sum(tensor.numel() for tensor in tensors.values())
-        self.scratch = Scratch()
+        held = {name: self.checkpoint.tensor(name) for name in self.checkpoint.names}
+        self.nbytes, self.weights = size(held), sum(tensor.numel() for tensor in held.values())
+        self.layers = compressible(self.checkpoint.skeleton())
+        self.names = layer_names(self.checkpoint, self.checkpoint.skeleton())
+        self.units = units_of_checkpoint(self.checkpoint, self.names)
+        self.kinds = {unit: kind_of(unit, self.layers) for unit in self.units}
+        self.forms = {name: forms_of(self.layers[name]) for name in self.names}
 
-    def recipes(self) -> list[Recipe]:
-        """Those for language models."""
-        return for_language_model(self.checkpoint)
+    @cached_property
+    def original(self) -> nn.Module:  # type: ignore[override]
+        """The model as it was given."""
+        return open_folder(self.checkpoint.folder).model.to(self.place)
+
+    @property
+    def beside(self) -> int:
+        """Bytes of what is no matrix of a layer."""
+        return bytes_beside(self.checkpoint, dict.fromkeys(self.names))
+
+    def fingerprint(self) -> str:
+        """Of all tensors."""
+        return of_tensors({name: self.checkpoint.tensor(name) for name in self.checkpoint.names})
+
+    def timing(self) -> list[Any]:
+        """The config, and how much is read and written."""
+        return [self.checkpoint.config.to_dict(), PROMPT, WRITTEN]
+
+    def fill(self, bank: Bank, calibration: Batch, kind: Metric, max_ram: int | None, tell: Callable[[str], None]) -> None:
+        """From one pass over the data, and one back from the end loss."""
+        assert isinstance(calibration, Tensor)
+        fill_from_checkpoint(bank, self.checkpoint, calibration, max_ram, tell)
+
+    def distance(self, data: Batch, kind: Metric) -> Distance:
+        """Of what it predicts."""
+        return Distance(self.original, data, logits=True, at_once=2)
 
     def compress(self, recipe: Recipe, calibration: Batch) -> Trial:
         """Stream it into a folder."""
         assert isinstance(calibration, Tensor)
-        folder = Path(tempfile.mkdtemp(dir=self.scratch.folder))
+        scratch = Scratch()
+        folder = scratch.folder / "model"
         compress_checkpoint(self.checkpoint.folder, recipe, calibration, folder)
+        return self.trial(folder, recipe, scratch)
+
+    def assemble(self, bank: Bank, choice: Choice, name: str) -> Trial:
+        """Write it into a folder, with layers from the bank."""
+        recipe, forms, scratch = bank.recipe(choice, name), bank.by_layer(choice), Scratch()
+        with building(scratch.folder / "model") as folder:
+            parts = assembled(self.checkpoint, lambda layer: bank.weight(layer, forms[layer]))
+            write_parts(self.checkpoint, recipe, parts, folder)
+        return self.trial(scratch.folder / "model", recipe, scratch)
+
+    def trial(self, folder: Path, recipe: Recipe, scratch: Scratch) -> Trial:
+        """What is asked of a folder, which is there for as long as this is."""
         files = read_manifest(folder)["files"]
 
-        def write(out: Path, notes: Mapping[str, Any], scratch: object = self.scratch) -> Path:
+        def write(out: Path, notes: Mapping[str, Any], scratch: object = scratch) -> Path:
             with building(out) as copied:
                 shutil.copytree(folder, copied, dirs_exist_ok=True)
                 annotate(copied, **notes)
@@ -154,33 +289,42 @@ class LanguageSubject(Subject):
         return Trial(
             recipe=recipe,
             nbytes=sum(file["bytes"] for name, file in files.items() if name.endswith(".safetensors")),
-            open=lambda: lower(open_folder(folder).model.to(self.place)),
-            timed=lambda examples: self.answer(folder),
+            open=partial(self.opened, folder, scratch),
+            timed=partial(self.answer, folder, scratch),
             write=write,
         )
 
-    def timed(self, examples: Batch) -> Callable[[], object]:
+    def opened(self, folder: Path, scratch: object = None) -> nn.Module:
+        """The model of a folder, which is there for as long as `scratch` is."""
+        return lower(open_folder(folder).model.to(self.place))
+
+    def timed(self) -> Run:
         """One answer of the original."""
         return self._answer
 
     @cached_property
-    def _answer(self) -> Callable[[], object]:
+    def _answer(self) -> Run:
         return self.answer(self.checkpoint.folder)
 
-    def answer(self, folder: Path) -> Callable[[], object]:
+    def answer(self, folder: Path, scratch: object = None) -> Run:
         """One answer of a model: a prompt read, and a few tokens written one at a time; on the CPU by the engine."""
         if self.place.type == "cpu":
             opened = open_folder(folder, bare=True)
             model: Any = lower(opened.model)
             running = engine(model, opened.tokenizer, 1, PROMPT, WRITTEN)
-            return lambda: once(running, 1, PROMPT, WRITTEN)
+
+            def served() -> dict[str, float]:
+                read, write = once(running, 1, PROMPT, WRITTEN)
+                return {"prefill": 1000 * read, "decode": 1000 * write}
+
+            return served
         model = lower(open_folder(folder).model.to(self.place))
         answer = Answer(model, torch.randint(self.checkpoint.config.vocab_size, (1, PROMPT)).to(self.place), WRITTEN)
 
-        def run() -> None:
+        def run() -> dict[str, float]:
             with torch.inference_mode():
-                answer.read()
-                answer.write()
+                parts = {"prefill": answer.read, "decode": answer.write}
+                return {name: once_ms(part, self.place.type) for name, part in parts.items()}
 
         return run
 

@@ -1,0 +1,81 @@
+"""The bank: every layer in every form that it may take, made once and kept on disk, and what each form costs.
+
+The search chooses among what is in it, a model is put together from it without calibrating again, and a search that was
+cut short goes on from what is in it.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import cached_property
+
+from lissom.artifact.journal import Journal
+from lissom.errors import RecipeError
+from lissom.formats import Weight, read_weight
+from lissom.search.forms import Steps
+from lissom.search.sensitivity import Option
+from lissom.types import Recipe
+
+Choice = Mapping[str, str]  # the form of each unit, by its name
+
+
+class Bank:
+    """What became of the layers.
+
+    Args:
+        journal: where it is kept.
+        units: which layers take the same form, by the name of the first.
+        forms: the steps of each form of each layer.
+    """
+
+    def __init__(
+        self, journal: Journal, units: Mapping[str, tuple[str, ...]], forms: Mapping[str, Mapping[str, Steps]]
+    ) -> None:
+        self.journal, self.units, self.forms = journal, units, forms
+
+    def missing(self) -> dict[str, list[str]]:
+        """The forms of each layer that are not in it yet."""
+        found = {layer: [f for f in own if not self.journal.has(f"{layer} {f}")] for layer, own in self.forms.items()}
+        return {layer: forms for layer, forms in found.items() if forms}
+
+    def keep(self, layer: str, form: str, option: Option, weight: Weight) -> None:
+        """Write down one form; what stays as it is needs no second copy."""
+        record = {**option.as_dict(), "spec": weight.spec() if option.steps else None}
+        self.journal.keep(f"{layer} {form}", record, weight.parts() if option.steps else {})
+
+    def refuse(self, layer: str, form: str, reason: RecipeError) -> None:
+        """Write down that a form does not suit a layer."""
+        self.journal.keep(f"{layer} {form}", {"refused": str(reason)}, {})
+
+    def option(self, layer: str, form: str) -> Option:
+        """What a form costs."""
+        return Option.of(self.journal.record(f"{layer} {form}"))
+
+    def weight(self, layer: str, form: str) -> Weight | None:
+        """A layer in a form; None where it stays as it is."""
+        spec = self.journal.record(f"{layer} {form}")["spec"]
+        return None if spec is None else read_weight(spec, self.journal.tensors(f"{layer} {form}"))
+
+    @cached_property
+    def options(self) -> dict[str, dict[str, Option]]:
+        """The forms that all layers of a unit can take, with what they cost together; the first ones are the safest."""
+        return {unit: dict(self.together(layers)) for unit, layers in self.units.items()}
+
+    def together(self, layers: tuple[str, ...]) -> Iterator[tuple[str, Option]]:
+        """The forms of some layers."""
+        for form, steps in self.forms[layers[0]].items():
+            if all(form in self.forms[layer] for layer in layers):
+                records = [self.journal.record(f"{layer} {form}") for layer in layers]
+                if not any("refused" in record for record in records):
+                    own = [Option.of(record) for record in records]
+                    nbytes, kl = sum(option.nbytes for option in own), sum(option.kl for option in own)
+                    yield form, Option(steps=steps, nbytes=nbytes, error=max(o.error for o in own), kl=kl)
+
+    def by_layer(self, choice: Choice) -> dict[str, str]:
+        """The form of each layer."""
+        return {layer: form for unit, form in choice.items() for layer in self.units[unit]}
+
+    def recipe(self, choice: Choice, name: str) -> Recipe:
+        """The steps that would make a choice anew."""
+        forms = self.by_layer(choice)
+        steps = (replace(step, layers=layer) for layer, form in forms.items() for step in self.forms[layer][form])
+        return Recipe(name=name, steps=tuple(steps))

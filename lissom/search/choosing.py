@@ -1,0 +1,171 @@
+"""Choosing: from a bank to the few choices that are worth certifying, by what is measured on the data for choosing.
+
+The frontier that is foreseen is walked by bisection to the boldest choice that stays inside the budget; what was
+measured on the way corrects what is foreseen, and the frontier is walked again. From its end local search goes on, as
+long as the next bolder choice can be brought inside the budget. Whatever was measured is written down in the bank.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from lissom.estimate import Estimate
+from lissom.evaluate import Comparison, Metric, paired
+from lissom.search.bank import Bank, Choice
+from lissom.search.distance import Distance
+from lissom.search.forms import SAFE
+from lissom.search.joint import Problem
+from lissom.search.local import improved
+from lissom.search.split import Split
+from lissom.search.subject import Subject, plain
+from lissom.types import Budget
+
+Record = dict[str, Any]
+POINTS = 40  # of the frontier
+LADDER = (1, 2, 4, 7)  # points that much safer than the boldest are measured too
+BOLDER = 3  # points beyond it that local search tries to bring inside the budget
+SMALL = 50_000_000  # weights of a model that is run in no time
+GENERATIONS = {True: 12, False: 3}  # of local search, for small models and for others
+UNIFORM = (SAFE, "4 bits", "shared 4 bits", "half pruned, 8 bits", "half pruned, 4 bits", "3 bits")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """A choice as it was measured on the data for choosing; `before` is the quality of the original."""
+
+    name: str
+    choice: Choice
+    before: Estimate
+    quality: Estimate
+    drop: Estimate
+    kl: Estimate | None
+    distance: float
+
+    @classmethod
+    def of(cls, name: str, choice: Choice, found: Comparison, distance: float) -> "Seen":
+        """A choice as a comparison shows it."""
+        figures = {"before": found.original, "quality": found.compressed, "drop": found.drop, "kl": found.kl}
+        return cls(name=name, choice=choice, distance=distance, **figures)
+
+
+class Choosing:
+    """What is known of choices, and how more is found out.
+
+    Args:
+        subject: the model.
+        bank: its layers in all forms.
+        problem: what they cost.
+        lots: the data.
+        kind: what quality means.
+        budget: the accepted drop.
+        tell: told what is being done.
+    """
+
+    def __init__(
+        self,
+        subject: Subject,
+        bank: Bank,
+        problem: Problem,
+        lots: Split,
+        kind: Metric,
+        budget: Budget,
+        tell: Callable[[str], None],
+    ) -> None:
+        self.subject, self.bank, self.problem, self.lots = subject, bank, problem, lots
+        self.kind, self.budget, self.tell = kind, budget, tell
+        self.seen: dict[str, Seen] = {}
+        self.scale: Mapping[str, float] = {}
+
+    def worth_trying(self) -> list[Seen]:
+        """All choices that were measured on the way, those of one form everywhere among them."""
+        points = self.problem.frontier(POINTS, self.scale)
+        for _ in range(2):
+            boldest = self.bisect(points)
+            self.scale = self.problem.learned([(one.choice, one.distance) for one in self.seen.values()])
+            points = self.problem.frontier(POINTS, self.scale)
+        boldest = self.bisect(points)
+        for step in LADDER:
+            self.measured(points[max(0, boldest - step)])
+        self.uniform(self.problem.cost(points[boldest]))
+        self.beyond(points, boldest)
+        return list(self.seen.values())
+
+    def bisect(self, points: Sequence[Choice]) -> int:
+        """The last of the points that stays inside the budget, as if all before it did."""
+        low, high = 0, len(points)
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if self.inside(self.measured(points[middle])) else (low, middle)
+        self.measured(points[low])
+        return low
+
+    def inside(self, seen: Seen) -> bool:
+        """Whether a choice stays inside the budget, as far as the data for choosing tells."""
+        return seen.drop.value <= self.budget.max_drop
+
+    def uniform(self, cost: float) -> None:
+        """Measure choices of one form everywhere that would cost less than what was found."""
+        for form in UNIFORM:
+            choice = {unit: form if form in forms else SAFE for unit, forms in self.problem.forms.items()}
+            if form in choice.values() and self.problem.cost(choice) < cost:
+                self.measured(choice, form)
+
+    def beyond(self, points: Sequence[Choice], boldest: int) -> None:
+        """Improve the boldest point, and bolder ones as long as they can be brought inside the budget."""
+        generations = GENERATIONS[self.subject.weights < SMALL]
+        for point in points[boldest : boldest + 1 + BOLDER]:
+            better, _ = improved(self.problem, point, self.distance, self.scale, generations=generations)
+            if not self.inside(self.measured(better)):
+                break
+
+    @cached_property
+    def far(self) -> Distance:
+        """How far a model is from the original on a few of the examples."""
+        return self.subject.distance(self.lots.selection, self.kind)
+
+    def distance(self, choice: Choice) -> float:
+        """How far a choice is from the original."""
+
+        def looked() -> Record:
+            return {"value": self.far(self.subject.assemble(self.bank, choice, "").open())}
+
+        return float(self.kept(choice, "distance", looked)["value"])
+
+    def measured(self, choice: Choice, name: str = "") -> Seen:
+        """A choice compared with the original on the data for choosing."""
+        key = digest(choice)
+        if key not in self.seen:
+            name = name or self.name(choice)
+
+            def compared() -> Record:
+                self.tell(f"{name}: compare")
+                model = self.subject.assemble(self.bank, choice, name).open()
+                return plain(Comparison.of(paired(self.subject.original, model, self.lots.selection, self.kind)))
+
+            record = self.kept(choice, "compared", compared)
+            figures = {what: Estimate(**held) if isinstance(held, dict) else held for what, held in record.items()}
+            self.seen[key] = Seen.of(name, choice, Comparison(**figures), self.distance(choice))
+        return self.seen[key]
+
+    def name(self, choice: Choice) -> str:
+        """A name that tells how small a choice is."""
+        own = sum(self.bank.options[unit][form].nbytes for unit, form in choice.items())
+        bits = 8 * (own + self.subject.beside) / self.subject.weights
+        taken = {one.name for one in self.seen.values()}
+        names = (f"mixed, {bits:.2f} bits{mark}" for mark in ("", *(f" ({number})" for number in range(2, 1000))))
+        return next(name for name in names if name not in taken)
+
+    def kept(self, choice: Choice, what: str, make: Callable[[], Record]) -> Record:
+        """What the bank has of a choice, or what is made now."""
+        name = f"{what} {digest(choice)}"
+        if not self.bank.journal.has(name):
+            self.bank.journal.keep(name, make(), {})
+        return self.bank.journal.record(name)
+
+
+def digest(choice: Choice) -> str:
+    """Equal for equal choices."""
+    return hashlib.sha256(json.dumps(choice, sort_keys=True).encode()).hexdigest()[:24]

@@ -1,0 +1,108 @@
+"""Filling a bank: one pass over the data, in which every form of every layer is made, and what each would cost is seen.
+
+Of a module in memory that is measured, a unit at a time in another form (`distance.py`). Of a language model on disk,
+whose blocks come and go, it is foreseen (`sensitivity.py`).
+
+Shapes: n windows, t tokens.
+"""
+
+import copy
+from collections.abc import Callable
+from itertools import chain
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from lissom.calibrate import Batch
+from lissom.calibrate.observe import Collected
+from lissom.compress.layers import look, steps_on
+from lissom.errors import DataError, RecipeError
+from lissom.formats import Weight
+from lissom.models import Checkpoint, compressible, replace, weight_of
+from lissom.search.bank import Bank
+from lissom.search.distance import Distance
+from lissom.search.foresee import streamed
+from lissom.search.sensitivity import Option, Steps, kinds_of
+
+Tell = Callable[[str], None]
+
+
+def fill_from_module(bank: Bank, model: nn.Module, data: Batch, distance: Distance, tell: Tell) -> None:
+    """Every form of every layer of a module; what is in the bank already is not made again.
+
+    A form of a unit is looked at once all its layers are in it, and each of them is charged with its share.
+    """
+    layers, missing = compressible(model), bank.missing()
+    kinds = {layer: kinds_of([bank.forms[layer][form] for form in forms]) for layer, forms in missing.items()}
+    seen = look(model, {layer: layers[layer] for layer in kinds}, kinds, data) if kinds else {}
+    for unit, own in bank.units.items():
+        for form in bank.forms[unit]:
+            if not any(form in missing.get(layer, ()) for layer in own):
+                continue
+            try:
+                made = in_form(bank, unit, form, layers, seen)
+            except RecipeError as refusal:
+                for layer in own:
+                    bank.refuse(layer, form, refusal)
+                continue
+            changed = twin(model)
+            replace(changed, made, compressible(changed), trainable=False)
+            kl = distance(changed) / len(own) if bank.forms[unit][form] else 0.0
+            for layer, weight in made.items():
+                nbytes = 0 if layer != unit and weight is made[unit] else weight.nbytes
+                option = Option(steps=bank.forms[layer][form], nbytes=nbytes, error=0.0, kl=kl)
+                bank.keep(layer, form, option, weight)
+        tell(unit)
+
+
+@torch.no_grad()
+def in_form(
+    bank: Bank, unit: str, form: str, layers: dict[str, nn.Module], seen: dict[str, Collected]
+) -> dict[str, Weight]:
+    """The layers of a unit in a form; those that share a matrix share what it becomes.
+
+    Raises:
+        RecipeError: the form does not suit one of them.
+    """
+    made = dict[str, Weight]()
+    for layer in bank.units[unit]:
+        weight = weight_of(layers[layer])
+        shared = layers[layer].weight is layers[unit].weight and unit in made
+        steps = bank.forms[layer].get(form)
+        if steps is None and not shared:
+            raise RecipeError(f"{layer} has no form {form!r}")
+        made[layer] = made[unit] if shared else steps_on(layer, weight, steps, seen.get(layer), weight)
+    return made
+
+
+def twin(model: nn.Module) -> nn.Module:
+    """A copy of the modules, not of their tensors."""
+    return copy.deepcopy(model, {id(held): held for held in chain(model.parameters(), model.buffers())})
+
+
+def fill_from_checkpoint(
+    bank: Bank, checkpoint: Checkpoint, windows: Int[Tensor, "n t"], max_ram: int | None, tell: Tell
+) -> None:
+    """Every form of every layer of a language model; what is in the bank already is not made again.
+
+    Raises:
+        DataError: a layer is not used when the model runs on the windows, or `max_ram` is too little.
+    """
+    missing = bank.missing()
+    candidates: dict[str, list[Steps]] = {
+        layer: [bank.forms[layer][form] for form in forms] for layer, forms in missing.items()
+    }
+
+    def keep(layer: str, number: int, option: Option, weight: Weight) -> None:
+        bank.keep(layer, missing[layer][number], option, weight)
+
+    if candidates:
+        for layer, found in streamed(checkpoint, windows, candidates, max_ram, keep):
+            for form, made in zip(missing[layer], found, strict=True):
+                if isinstance(made, RecipeError):
+                    bank.refuse(layer, form, made)
+            tell(layer)
+    silent = list(bank.missing())
+    if silent:
+        raise DataError(f"data: {silent[0]} is not used when the model runs on it; give other data")

@@ -1,0 +1,110 @@
+"""How long each form of each kind of layer takes, measured in the model itself, on the target; kept for the next time.
+
+A layer by itself, in a loop, has its weights in the cache and no neighbours. So what is measured is the whole model with
+all layers of one kind in another form, by turns with the same model as it was:
+
+    T(choice) = T(base) + Σ_units Δ(kind of unit, form)          Δ = median of paired differences / units of the kind
+
+and the base has every layer in the safe form. The table is kept in a file named by the machine, the code, and the
+shapes, so that a second search of such a model on such a machine measures nothing anew, and decides equally.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import statistics
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lissom.artifact.manifest import write_json
+from lissom.files import read_json
+from lissom.hardware import describe
+
+Parts = Mapping[str, float]  # milliseconds by name, such as prefill and decode
+Run = Callable[[], Parts]
+ROUNDS, WARMUP = 9, 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Latencies:
+    """The milliseconds of the base by part, and what each form of a unit of each kind adds to them."""
+
+    base: Parts
+    added: Mapping[str, Mapping[str, Parts]]
+
+    def of(self, kinds: Mapping[str, str], choice: Mapping[str, str]) -> dict[str, float]:
+        """The parts of a choice, foreseen; `kinds` of the units by name."""
+        more = [self.added[kinds[unit]].get(form, {}) for unit, form in choice.items()]
+        return {part: ms + sum(own.get(part, 0.0) for own in more) for part, ms in self.base.items()}
+
+
+def by_turns(runs: Mapping[str, Run], rounds: int = ROUNDS, warmup: int = WARMUP) -> dict[str, list[Parts]]:
+    """What each run takes in each round, all taking turns."""
+    found: dict[str, list[Parts]] = {name: [] for name in runs}
+    for number in range(-warmup, rounds):
+        for name, run in runs.items():
+            parts = run()
+            if number >= 0:
+                found[name].append(parts)
+    return found
+
+
+def measured(
+    base: Run,
+    variants: Mapping[str, Sequence[str]],
+    counts: Mapping[str, int],
+    made: Callable[[str, str], Run],
+    tell: Callable[[str], None],
+) -> Latencies:
+    """The table: `variants` are the forms of each kind beside the base's, `made` the model with a kind in a form."""
+    bases: list[Parts] = []
+    added: dict[str, dict[str, Parts]] = {}
+    for kind, forms in variants.items():
+        own = added.setdefault(kind, {})
+        for form in forms:
+            tell(f"{kind}: {form}")
+            rounds = by_turns({"base": base, "variant": made(kind, form)})
+            bases += rounds["base"]
+            own[form] = {
+                part: statistics.median(v[part] - b[part] for b, v in zip(*rounds.values(), strict=True)) / counts[kind]
+                for part in rounds["base"][0]
+            }
+    bases = bases or by_turns({"base": base})["base"]
+    return Latencies(base={part: statistics.median(b[part] for b in bases) for part in bases[0]}, added=added)
+
+
+def known(key: Any, make: Callable[[], Latencies], folder: Path | None = None) -> Latencies:
+    """The table of this key from the cache, or made and put there; what it was made with is part of the name."""
+    machine = {**describe().as_dict(), "node": platform.machine()}
+    told = json.dumps([key, machine, code()], sort_keys=True)
+    file = (folder or cache_folder()) / f"latencies-{hashlib.sha256(told.encode()).hexdigest()[:24]}.json"
+    if file.is_file():
+        held = read_json(file)
+        return Latencies(base=held["base"], added=held["added"])
+    found = make()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_json(file, {"base": found.base, "added": found.added})
+    return found
+
+
+def code() -> str:
+    """Equal for equal kernels and programs."""
+    digest = hashlib.sha256()
+    engine = Path(__file__).resolve().parent.parent / "engine"
+    for file in sorted(engine.rglob("*.[pch]*")):
+        if file.suffix in (".py", ".c", ".h"):
+            digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def cache_folder() -> Path:
+    """Where a program may keep what it can make again: by the system's custom, or `LISSOM_CACHE`."""
+    if "LISSOM_CACHE" in os.environ:
+        return Path(os.environ["LISSOM_CACHE"])
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "lissom"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lissom"

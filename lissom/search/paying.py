@@ -1,0 +1,84 @@
+"""Speed or revert: does each step of a choice make it cheaper on the target, measured with and without?
+
+A step is one form of all units of one kind. Without it these units are in the safe form, or, where that is the step,
+as they were. Both models run by turns; the step is kept where the ratio of costs is below 1 with its whole interval.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from lissom.estimate import Estimate, median_estimate
+from lissom.search.bank import Bank, Choice
+from lissom.search.forms import ORIGINAL, SAFE
+from lissom.search.joint import times
+from lissom.search.latency import Parts, by_turns
+from lissom.search.subject import Subject
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Effect:
+    """What a step does: bytes that it saves, the ratio of latencies with and without, of costs, and whether it stays."""
+
+    kind: str
+    form: str
+    layers: int
+    bytes_saved: int
+    latency_ratio: Estimate
+    cost_ratio: Estimate
+    kl: float
+    kept: bool
+
+    @property
+    def note(self) -> str:
+        """Why it does not stay."""
+        return "" if self.kept else f"{self.cost_ratio:.3f} times the cost: not cheaper"
+
+
+def paying(
+    subject: Subject, bank: Bank, choice: Choice, weights: Mapping[str, float], tell: Callable[[str], None]
+) -> list[Effect]:
+    """The effect of each step of a choice."""
+    steps: dict[tuple[str, str], list[str]] = {}
+    for unit, form in choice.items():
+        if form != ORIGINAL:
+            steps.setdefault((subject.kinds[unit], form), []).append(unit)
+    run = subject.assemble(bank, choice, "").timed()
+    found = []
+    for (kind, form), units in steps.items():
+        tell(f"with and without {form} for {kind}")
+        instead = ORIGINAL if form == SAFE else SAFE
+        other = {**choice, **dict.fromkeys(units, instead)}
+        rounds = by_turns({"with": run, "without": subject.assemble(bank, other, "").timed()})
+        saved = total(bank, other) - total(bank, choice)
+        size = 1 - saved / (total(bank, other) + subject.beside)
+        pairs = list(zip(rounds["with"], rounds["without"], strict=True))
+        latency = median_estimate([sum(w.values()) / sum(o.values()) for w, o in pairs])
+        cost = median_estimate([ratio(w, o, size, weights) for w, o in pairs])
+        kl = sum(bank.options[unit][form].kl for unit in units)
+        layers = sum(len(bank.units[unit]) for unit in units)
+        found.append(
+            Effect(
+                kind=kind,
+                form=form,
+                layers=layers,
+                bytes_saved=saved,
+                latency_ratio=latency,
+                cost_ratio=cost,
+                kl=kl,
+                kept=cost.high < 1,
+            )
+        )
+    return found
+
+
+def total(bank: Bank, choice: Choice) -> int:
+    """Bytes of all layers."""
+    return sum(bank.options[unit][form].nbytes for unit, form in choice.items())
+
+
+def ratio(own: Parts, other: Parts, size: float, weights: Mapping[str, float]) -> float:
+    """The product of ratios that is preferred."""
+    found, parts, others = 1.0, times(own), times(other)
+    for part, weight in weights.items():
+        found *= (size if part == "size" else parts[part] / others[part]) ** weight
+    return found
