@@ -1,6 +1,9 @@
 """JSON and text on disk."""
 
 import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,3 +35,22 @@ def read_text(file: Path) -> str:
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{file} cannot be read as text: {error}") from None
+
+
+@contextmanager
+def replacing(file: Path) -> Iterator[Path]:
+    """Another name to write a file under; what is there when the block ends well is brought to disk and takes its name.
+
+    Raises:
+        ArtifactError: the disk is full or cannot be written; then the file is as it was.
+    """
+    new = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        yield new
+        with new.open("rb") as written:
+            os.fsync(written.fileno())
+        new.replace(file)
+    except OSError as error:
+        raise ArtifactError(f"{file} cannot be written: {error.strerror or error}") from None
+    finally:
+        new.unlink(missing_ok=True)

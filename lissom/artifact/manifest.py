@@ -6,7 +6,6 @@ A folder is built under a temporary name beside its own and renamed when it is w
 import hashlib
 import json
 import mmap
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lissom.errors import ArtifactError
-from lissom.files import read_json
+from lissom.files import read_json, replacing
 
 MANIFEST = "lissom.json"
 FORMAT = 1
@@ -50,14 +49,8 @@ def building(folder: Path) -> Iterator[Path]:
 
 def write_json(file: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON object whole or not at all."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        temporary.replace(file)
-    except OSError as error:
-        raise ArtifactError(f"{file} cannot be written: {error.strerror}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(file) as new:
+        new.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def write_manifest(folder: Path, kind: str, content: Mapping[str, Any]) -> None:

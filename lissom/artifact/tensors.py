@@ -56,14 +56,19 @@ def read_tensors(folder: Path, specs: Mapping[str, Mapping[str, Any]] | None = N
     """
     found: dict[str, Tensor] = {}
     for file in sorted(folder.glob("*.safetensors")):
-        with opened(file) as tensors:
-            names, header = list(tensors.keys()), tensors.metadata() or {}
-        read: dict[str, Tensor] = {}
-        for same in by_format(names, specs or {}):
-            with opened(file) as tensors:
-                read |= {name: tensors.get_tensor(name) for name in same}
-        found.update(decode(read, header, str(file)))
+        found |= read_file(file, specs)
     return found
+
+
+def read_file(file: Path, specs: Mapping[str, Mapping[str, Any]] | None = None) -> dict[str, Tensor]:
+    """All tensors of one file; as for `read_tensors`."""
+    with opened(file) as tensors:
+        names, header = list(tensors.keys()), tensors.metadata() or {}
+    read: dict[str, Tensor] = {}
+    for same in by_format(names, specs or {}):
+        with opened(file) as tensors:
+            read |= {name: tensors.get_tensor(name) for name in same}
+    return decode(read, header, str(file))
 
 
 def by_format(names: Iterable[str], specs: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:

@@ -5,19 +5,16 @@ what its layers are given and what is heard of their outputs. Its candidates are
 of it has to be kept. That works because all of them are tried on the original model.
 """
 
-import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from lissom.artifact.fingerprint import of_code, of_json, of_model, of_tensors
 from lissom.calibrate.gradients import Heard, Pull
 from lissom.calibrate.observe import looks_up
 from lissom.calibrate.spill import Spill
@@ -27,7 +24,7 @@ from lissom.compress.plan import Phase
 from lissom.compress.ram import first_below, ways_back
 from lissom.compress.stream import seen_in
 from lissom.errors import DataError, RecipeError
-from lissom.files import read_json
+from lissom.files import read_json, replacing
 from lissom.models import Checkpoint, compressible, weight_of
 from lissom.models.experts import check_unrouted
 from lissom.models.families import at
@@ -35,7 +32,6 @@ from lissom.search.sensitivity import Found, Keep, Option, Seen, Steps, fitting,
 from lissom.statistics import Gram, Statistic
 
 LOT = 4  # windows at a time
-PACKAGE = Path(__file__).resolve().parent.parent
 Kinds = dict[str, set[type[Statistic]]]
 Known = dict[str, list[tuple[Steps, Option | RecipeError]]]
 
@@ -158,13 +154,7 @@ def seen_of(stream: Stream, name: str, part: nn.Module, kinds: Kinds, ears: Mapp
 
 def fingerprint(checkpoint: Checkpoint, windows: Int[Tensor, "n t"]) -> str:
     """Equal for equal weights, equal data and equal code."""
-    digest = hashlib.sha256(str((torch.__version__, tuple(windows.shape))).encode())
-    digest.update(windows.contiguous().numpy().tobytes())
-    weights = [checkpoint.folder / "config.json", *sorted(checkpoint.folder.glob("*.safetensors"))]
-    for file in [*weights, *sorted(PACKAGE.rglob("*.py"))]:
-        with file.open("rb") as opened:
-            digest.update(hashlib.file_digest(opened, "sha256").digest())
-    return digest.hexdigest()[:32]
+    return of_json([of_model(checkpoint.folder), of_tensors({"windows": windows}), of_code()])[:32]
 
 
 def remembered(file: Path | None) -> Known:
@@ -192,7 +182,7 @@ def remember(file: Path | None, known: Known) -> None:
     if file is None:
         return
     file.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=file.parent, prefix=".", suffix=".json")
-    with os.fdopen(handle, "w", encoding="utf-8") as opened:
-        json.dump({layer: [as_entry(*one) for one in found] for layer, found in known.items()}, opened)
-    Path(name).replace(file)
+    with replacing(file) as new:
+        new.write_text(
+            json.dumps({layer: [as_entry(*one) for one in found] for layer, found in known.items()}), encoding="utf-8"
+        )

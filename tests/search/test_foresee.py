@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lissom.artifact import fingerprint as fingerprints
 from lissom.artifact import open_folder
 from lissom.calibrate.spill import Spill
 from lissom.compress import ram
@@ -152,8 +153,8 @@ def test_whatever_decides_on_the_figures_is_noticed(
     found.add(fingerprint(checkpoint, windows.reshape(8, 8)))
     found.add(fingerprint(Checkpoint(tiny("llama")), windows))
     copied = tmp_path / "package"
-    shutil.copytree(foresee.PACKAGE / "search", copied)
-    monkeypatch.setattr(foresee, "PACKAGE", copied)
+    shutil.copytree(fingerprints.PACKAGE / "search", copied)
+    monkeypatch.setattr(fingerprints, "PACKAGE", copied)
     found.add(fingerprint(checkpoint, windows))
     with (copied / "foresee.py").open("a") as code:
         code.write("# changed")

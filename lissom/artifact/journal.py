@@ -1,0 +1,189 @@
+"""A journal of long work: every finished piece is kept on disk, so that who is stopped, however, can go on.
+
+    .OUT.work/
+        lock            held by the one process that works here
+        journal.json    fingerprints of what was asked: of the model, the data, the recipe, the code
+        records/        a JSON object for each finished piece, with the hash of its file where it has one
+        files/          tensors of finished pieces; complete, the folder may become the result
+
+A piece is written under another name, brought to the disk, and then takes its name: it is there whole or not at all.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TextIO
+from urllib.parse import quote, unquote
+
+from torch import Tensor
+
+from lissom.artifact.manifest import fingerprint
+from lissom.artifact.tensors import read_file, write_tensors
+from lissom.errors import ArtifactError, RecipeError
+from lissom.files import read_json, replacing
+
+HEAD = "journal.json"
+
+
+class Journal:
+    """The finished pieces of one work, by name.
+
+    As a context it is let go of in the end, by whatever end: what is in it stays for the next time, unless there is
+    nothing, or the recipe was found to be one that cannot work.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.records, self.files = folder, folder / "records", folder / "files"
+        self._lock = locked(folder)
+        self._seen = set[str]()  # pieces whose file was compared with its hash
+
+    @classmethod
+    def open(cls, folder: Path, asked: Mapping[str, str]) -> Self:
+        """The journal in a folder: a new one, or one that was begun for the same.
+
+        Args:
+            folder: where it is, or shall be.
+            asked: fingerprints of all that the work hangs on, such as those of "model", "data", "recipe" and "code".
+
+        Raises:
+            ArtifactError: it was begun for something else, another process works in it, or it cannot be written.
+        """
+        journal = cls(folder)
+        try:
+            journal._begin(asked)
+        except BaseException:
+            journal.close()
+            raise
+        return journal
+
+    def _begin(self, asked: Mapping[str, str]) -> None:
+        head = self.folder / HEAD
+        if not (head.is_file() and self.files.is_dir()):  # new, or what is left of one that is finished
+            for place in (self.records, self.files):
+                shutil.rmtree(place, ignore_errors=True)
+                place.mkdir()
+            with replacing(head) as new:
+                new.write_text(json.dumps(asked), encoding="utf-8")
+        begun = read_json(head)
+        changed = [name for name in {**begun, **asked} if begun.get(name) != asked.get(name)]
+        if changed:
+            raise ArtifactError(
+                f"{' and '.join(f'the {name}' for name in changed)} changed since {self.folder} was begun; "
+                "give what was given then, or remove that folder to begin anew"
+            )
+        kept = {self.file(name) for name in self.names()}
+        for file in set(self.files.iterdir()) - kept:  # half a piece, or a part of a result that was not finished
+            file.unlink()
+
+    def names(self) -> list[str]:
+        """The names of the pieces that have a record."""
+        return sorted(unquote(file.stem) for file in self.records.glob("*.json"))
+
+    def record(self, name: str) -> Path:
+        """Where the record of a piece is kept."""
+        return self.records / f"{quote(name, safe='')}.json"
+
+    def file(self, name: str) -> Path:
+        """Where the tensors of a piece are kept."""
+        return self.files / f"{quote(name, safe='')}.safetensors"
+
+    def keep(
+        self,
+        name: str,
+        record: Mapping[str, Any],
+        tensors: Mapping[str, Tensor] | None = None,
+        coding: str | None = None,
+    ) -> None:
+        """Keep a finished piece: what JSON can hold of it, and its tensors, entropy coded where asked.
+
+        Raises:
+            ArtifactError: the disk is full or cannot be written; then the piece is not kept, and all others are.
+        """
+        entry: dict[str, Any] = {"record": dict(record)}
+        if tensors is not None:
+            with replacing(self.file(name)) as new:
+                write_tensors(new, tensors, coding)
+            entry["file"] = fingerprint(self.file(name))
+        with replacing(self.record(name)) as new:
+            new.write_text(json.dumps(entry, ensure_ascii=False), encoding="utf-8")
+        self._seen.add(name)
+
+    def has(self, name: str) -> bool:
+        """Whether a piece was kept, and its file is still the one that was written."""
+        if name not in self._seen and self.record(name).is_file():
+            wanted, file = read_json(self.record(name)).get("file"), self.file(name)
+            if wanted is None or (file.is_file() and fingerprint(file) == wanted):
+                self._seen.add(name)
+        return name in self._seen
+
+    def read(self, name: str) -> dict[str, Any]:
+        """The record of a piece that was kept."""
+        found: dict[str, Any] = read_json(self.record(name))["record"]
+        return found
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """The tensors of a piece that was kept, mapped into memory."""
+        return read_file(self.file(name))
+
+    def become(self, out: Path) -> None:
+        """Let the folder of files, in which all is that the result needs, take the result's name; the rest goes.
+
+        Raises:
+            ArtifactError: the name is taken by now, or is on another disk.
+        """
+        try:
+            self.files.rename(out)
+        except OSError as error:
+            raise ArtifactError(f"{out} cannot be made: {error.strerror}; all of it is in {self.files}") from None
+        self.remove()
+
+    def remove(self) -> None:
+        """Let go of all that was kept."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.close()
+
+    def close(self) -> None:
+        """Let others work in the folder."""
+        self._lock.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: TracebackType | None) -> None:
+        if not self._lock.closed and (isinstance(error, RecipeError) or not any(self.records.glob("*.json"))):
+            self.remove()
+        self.close()
+
+
+def beside(out: Path) -> Path:
+    """Where the work on a result is kept: in a hidden folder beside it, on the same disk."""
+    return out.parent / f".{out.name}.work"
+
+
+def locked(folder: Path) -> TextIO:
+    """A folder's lock, held until it is closed or the process ends, by whatever end.
+
+    Raises:
+        ArtifactError: another process holds it, or the folder cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / "lock").open("a+", encoding="utf-8")
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not os.path.samestat(os.fstat(lock.fileno()), (folder / "lock").stat()):
+            raise FileNotFoundError(0, "another process has just removed it")
+    except BlockingIOError:
+        lock.seek(0)
+        raise ArtifactError(
+            f"{folder} is being worked in by process {lock.read()}; wait until it ends, or choose another name"
+        ) from None
+    except OSError as error:
+        raise ArtifactError(f"{folder} cannot be worked in: {error.strerror}") from None
+    lock.truncate(0)
+    lock.write(str(os.getpid()))
+    lock.flush()
+    return lock
