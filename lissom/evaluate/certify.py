@@ -70,9 +70,10 @@ def certify_models(
     if len(set(names)) < len(names):
         raise DataError(f"budgets: {', '.join(names)} name a metric twice; give one budget for each")
     trials = [Trial(metric=kind, certifier=kind.certifier(budget, clusters)) for kind, budget in kinds]
-    examples = min(trial.metric.examples for trial in trials)
+    examples = min(kind.examples for kind, _ in kinds)
+    tokens = min((kind.tokens for kind, _ in kinds if kind.tokens is not None), default=None)
     with evaluating(original, compressed):
-        for batch in pieces(data, examples, original):
+        for batch in pieces(data, examples, original, tokens):
             said: dict[Output, tuple[Tensor, Tensor]] = {}
             for trial in trials:
                 output = trial.metric.output

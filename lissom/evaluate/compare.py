@@ -88,7 +88,9 @@ def paired(original: nn.Module, compressed: nn.Module, data: Any, by: str | Metr
     """
     kind = metric(by)
     with evaluating(original, compressed):
-        parts = [both(original, compressed, batch, kind) for batch in pieces(data, kind.examples, original)]
+        parts = [
+            both(original, compressed, batch, kind) for batch in pieces(data, kind.examples, original, kind.tokens)
+        ]
     found = {name: [part[name] for part in parts] for name in parts[0]}
     scores = {name: kind.together(found.pop(name)) for name in ("original", "compressed")}
     return Paired(metric=kind, **scores, **{name: np.concatenate(lists) for name, lists in found.items()})

@@ -29,8 +29,8 @@ def evaluating(*models: nn.Module) -> Iterator[None]:
             part.training = True
 
 
-def pieces(data: Any, examples: int, model: nn.Module) -> Iterator[Batch]:
-    """The batches of the data, cut to at most so many examples, where the model is.
+def pieces(data: Any, examples: int, model: nn.Module, tokens: int | None = None) -> Iterator[Batch]:
+    """The batches of the data, cut to at most so many examples, and windows to so many tokens, where the model is.
 
     Raises:
         DataError: no examples are in it.
@@ -38,9 +38,12 @@ def pieces(data: Any, examples: int, model: nn.Module) -> Iterator[Batch]:
     device = device_of(model)
     seen = 0
     for batch in batches(data):
-        count = len(tensors(batch)[0])
-        for start in range(0, count, examples):
-            yield each(batch, lambda part: part[start : start + examples].to(device))  # noqa: B023, called at once
+        first = tensors(batch)[0]
+        count, several = len(first), examples
+        if tokens is not None and first.dim() == 2:
+            several = max(1, min(examples, tokens // first.shape[1]))
+        for start in range(0, count, several):
+            yield each(batch, lambda part: part[start : start + several].to(device))  # noqa: B023, called at once
         seen += count
     if not seen:
         raise DataError("data: no examples are in it (an iterator can be read once only; give a list or a DataLoader)")

@@ -32,6 +32,7 @@ from lissom.types import Budget
 Output = Callable[[nn.Module, Batch], Tensor]
 Score = Callable[[Tensor, Batch], Tensor]
 Against = Callable[[Tensor, Tensor], Tensor]
+TOKENS = 1024  # at once: their logits are many, one for each entry of a vocabulary
 
 
 def itself(output: Tensor, batch: Batch) -> Tensor:
@@ -48,7 +49,7 @@ class Metric:
     `whole` makes scores of what was graded where that takes all examples together. `logits` says that an output's last
     dim holds logits, so that two models' predictions can be compared. `summary` is the figure people know, of all the
     scores. A drop is a fraction of the range between the `bounds`, or of scores that are `logarithms` that of their
-    exponential, relative to the original's. `examples` are run at once.
+    exponential, relative to the original's. At most so many `examples` are run at once, and `tokens` of windows.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Metric:
     bounds: Bounds = (0.0, 1.0)
     logarithms: bool = False
     examples: int = 128
+    tokens: int | None = None
 
     def scores(self, model: nn.Module, data: Any) -> Float[Array, " n"]:
         """The score of each example.
@@ -71,7 +73,7 @@ class Metric:
         if self.against is not None:
             raise DataError(f"{self.name} is between two models: compare with the original")
         with evaluating(model):
-            batches = pieces(data, self.examples, model)
+            batches = pieces(data, self.examples, model, self.tokens)
             return self.together([array(self.score(self.output(model, batch), batch)) for batch in batches])
 
     def pair(self, original: Tensor, compressed: Tensor, batch: Batch) -> tuple[Array, Array]:
@@ -132,14 +134,14 @@ METRICS = {
         summary=perplexity,
         bounds=None,
         logarithms=True,
-        examples=2,  # the logits of a window are many: tokens x vocabulary
+        tokens=TOKENS,
     ),
     "agreement": Metric(
         name="agreement",
         output=agreement.predictions,
         against=agreement.same_top1,
         logits=True,
-        examples=2,
+        tokens=TOKENS,
     ),
     "kl": Metric(
         name="kl",
@@ -148,7 +150,7 @@ METRICS = {
         logits=True,
         summary=lost,
         bounds=None,
-        examples=2,
+        tokens=TOKENS,
     ),
 }
 

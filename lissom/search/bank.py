@@ -4,9 +4,10 @@ The search chooses among what is in it, a model is put together from it without 
 cut short goes on from what is in it.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
+from typing import Any
 
 from lissom.artifact.journal import Journal
 from lissom.errors import RecipeError
@@ -31,6 +32,19 @@ class Bank:
         self, journal: Journal, units: Mapping[str, tuple[str, ...]], forms: Mapping[str, Mapping[str, Steps]]
     ) -> None:
         self.journal, self.units, self.forms = journal, units, forms
+        self._read: dict[str, dict[str, Any]] = {}
+
+    def record(self, name: str) -> dict[str, Any]:
+        """The record of a piece that is in it."""
+        if name not in self._read:
+            self._read[name] = self.journal.read(name)
+        return self._read[name]
+
+    def known(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """The record of a piece, made now if it is not in it."""
+        if not self.journal.has(name):
+            self.journal.keep(name, make())
+        return self.record(name)
 
     def missing(self) -> dict[str, list[str]]:
         """The forms of each layer that are not in it yet."""
@@ -40,19 +54,19 @@ class Bank:
     def keep(self, layer: str, form: str, option: Option, weight: Weight) -> None:
         """Write down one form; what stays as it is needs no second copy."""
         record = {**option.as_dict(), "spec": weight.spec() if option.steps else None}
-        self.journal.keep(f"{layer} {form}", record, weight.parts() if option.steps else {})
+        self.journal.keep(f"{layer} {form}", record, weight.parts() if option.steps else None)
 
     def refuse(self, layer: str, form: str, reason: RecipeError) -> None:
         """Write down that a form does not suit a layer."""
-        self.journal.keep(f"{layer} {form}", {"refused": str(reason)}, {})
+        self.journal.keep(f"{layer} {form}", {"refused": str(reason)})
 
     def option(self, layer: str, form: str) -> Option:
         """What a form costs."""
-        return Option.of(self.journal.record(f"{layer} {form}"))
+        return Option.of(self.record(f"{layer} {form}"))
 
     def weight(self, layer: str, form: str) -> Weight | None:
         """A layer in a form; None where it stays as it is."""
-        spec = self.journal.record(f"{layer} {form}")["spec"]
+        spec = self.record(f"{layer} {form}")["spec"]
         return None if spec is None else read_weight(spec, self.journal.tensors(f"{layer} {form}"))
 
     @cached_property
@@ -64,7 +78,7 @@ class Bank:
         """The forms of some layers."""
         for form, steps in self.forms[layers[0]].items():
             if all(form in self.forms[layer] for layer in layers):
-                records = [self.journal.record(f"{layer} {form}") for layer in layers]
+                records = [self.record(f"{layer} {form}") for layer in layers]
                 if not any("refused" in record for record in records):
                     own = [Option.of(record) for record in records]
                     nbytes, kl = sum(option.nbytes for option in own), sum(option.kl for option in own)

@@ -13,17 +13,16 @@ from functools import cached_property
 from typing import Any
 
 from lissom.estimate import Estimate
-from lissom.evaluate import Comparison, Metric, paired
+from lissom.evaluate import Comparison, Metric
 from lissom.search.bank import Bank, Choice
-from lissom.search.distance import Distance
 from lissom.search.forms import SAFE
 from lissom.search.joint import Problem
 from lissom.search.local import improved
 from lissom.search.split import Split
 from lissom.search.subject import Subject, plain
+from lissom.search.yardstick import Yardstick
 from lissom.types import Budget
 
-Record = dict[str, Any]
 POINTS = 40  # of the frontier
 LADDER = (1, 2, 4, 7)  # points that much safer than the boldest are measured too
 BOLDER = 3  # points beyond it that local search tries to bring inside the budget
@@ -41,13 +40,12 @@ class Seen:
     before: Estimate
     quality: Estimate
     drop: Estimate
-    kl: Estimate | None
-    distance: float
+    distance: Estimate
 
     @classmethod
-    def of(cls, name: str, choice: Choice, found: Comparison, distance: float) -> "Seen":
+    def of(cls, name: str, choice: Choice, found: Comparison, distance: Estimate) -> "Seen":
         """A choice as a comparison shows it."""
-        figures = {"before": found.original, "quality": found.compressed, "drop": found.drop, "kl": found.kl}
+        figures = {"before": found.original, "quality": found.compressed, "drop": found.drop}
         return cls(name=name, choice=choice, distance=distance, **figures)
 
 
@@ -84,7 +82,7 @@ class Choosing:
         points = self.problem.frontier(POINTS, self.scale)
         for _ in range(2):
             boldest = self.bisect(points)
-            self.scale = self.problem.learned([(one.choice, one.distance) for one in self.seen.values()])
+            self.scale = self.problem.learned([(one.choice, one.distance.value) for one in self.seen.values()])
             points = self.problem.frontier(POINTS, self.scale)
         boldest = self.bisect(points)
         for step in LADDER:
@@ -117,22 +115,23 @@ class Choosing:
         """Improve the boldest point, and bolder ones as long as they can be brought inside the budget."""
         generations = GENERATIONS[self.subject.weights < SMALL]
         for point in points[boldest : boldest + 1 + BOLDER]:
+            self.tell("local search")
             better, _ = improved(self.problem, point, self.distance, self.scale, generations=generations)
             if not self.inside(self.measured(better)):
                 break
 
     @cached_property
-    def far(self) -> Distance:
-        """How far a model is from the original on a few of the examples."""
-        return self.subject.distance(self.lots.selection, self.kind)
+    def yardstick(self) -> Yardstick:
+        """What the original says to the data for choosing."""
+        return Yardstick(self.subject.original, self.lots.selection, self.kind)
 
     def distance(self, choice: Choice) -> float:
         """How far a choice is from the original."""
 
-        def looked() -> Record:
-            return {"value": self.far(self.subject.assemble(self.bank, choice, "").open())}
+        def looked() -> dict[str, Any]:
+            return {"value": self.yardstick.distance(self.subject.assemble(self.bank, choice, "").open())}
 
-        return float(self.kept(choice, "distance", looked)["value"])
+        return float(self.bank.known(f"distance {digest(choice)}", looked)["value"])
 
     def measured(self, choice: Choice, name: str = "") -> Seen:
         """A choice compared with the original on the data for choosing."""
@@ -140,14 +139,14 @@ class Choosing:
         if key not in self.seen:
             name = name or self.name(choice)
 
-            def compared() -> Record:
+            def compared() -> dict[str, Any]:
                 self.tell(f"{name}: compare")
-                model = self.subject.assemble(self.bank, choice, name).open()
-                return plain(Comparison.of(paired(self.subject.original, model, self.lots.selection, self.kind)))
+                figures, far = self.yardstick.compare(self.subject.assemble(self.bank, choice, name).open())
+                return {"figures": plain(figures), "distance": plain(far)}
 
-            record = self.kept(choice, "compared", compared)
-            figures = {what: Estimate(**held) if isinstance(held, dict) else held for what, held in record.items()}
-            self.seen[key] = Seen.of(name, choice, Comparison(**figures), self.distance(choice))
+            held = self.bank.known(f"compared {key}", compared)
+            figures = {what: Estimate(**one) if isinstance(one, dict) else one for what, one in held["figures"].items()}
+            self.seen[key] = Seen.of(name, choice, Comparison(**figures), Estimate(**held["distance"]))
         return self.seen[key]
 
     def name(self, choice: Choice) -> str:
@@ -157,13 +156,6 @@ class Choosing:
         taken = {one.name for one in self.seen.values()}
         names = (f"mixed, {bits:.2f} bits{mark}" for mark in ("", *(f" ({number})" for number in range(2, 1000))))
         return next(name for name in names if name not in taken)
-
-    def kept(self, choice: Choice, what: str, make: Callable[[], Record]) -> Record:
-        """What the bank has of a choice, or what is made now."""
-        name = f"{what} {digest(choice)}"
-        if not self.bank.journal.has(name):
-            self.bank.journal.keep(name, make(), {})
-        return self.bank.journal.record(name)
 
 
 def digest(choice: Choice) -> str:

@@ -1,6 +1,6 @@
 """Filling a bank: one pass over the data, in which every form of every layer is made, and what each would cost is seen.
 
-Of a module in memory that is measured, a unit at a time in another form (`distance.py`). Of a language model on disk,
+Of a module in memory that is measured, a unit at a time in another form (`yardstick.py`). Of a language model on disk,
 whose blocks come and go, it is foreseen (`sensitivity.py`).
 
 Shapes: n windows, t tokens.
@@ -21,14 +21,14 @@ from lissom.errors import DataError, RecipeError
 from lissom.formats import Weight
 from lissom.models import Checkpoint, compressible, replace, weight_of
 from lissom.search.bank import Bank
-from lissom.search.distance import Distance
 from lissom.search.foresee import streamed
 from lissom.search.sensitivity import Option, Steps, kinds_of
+from lissom.search.yardstick import Yardstick
 
 Tell = Callable[[str], None]
 
 
-def fill_from_module(bank: Bank, model: nn.Module, data: Batch, distance: Distance, tell: Tell) -> None:
+def fill_from_module(bank: Bank, model: nn.Module, data: Batch, yardstick: Yardstick, tell: Tell) -> None:
     """Every form of every layer of a module; what is in the bank already is not made again.
 
     A form of a unit is looked at once all its layers are in it, and each of them is charged with its share.
@@ -48,7 +48,7 @@ def fill_from_module(bank: Bank, model: nn.Module, data: Batch, distance: Distan
                 continue
             changed = twin(model)
             replace(changed, made, compressible(changed), trainable=False)
-            kl = distance(changed) / len(own) if bank.forms[unit][form] else 0.0
+            kl = yardstick.distance(changed) / len(own) if bank.forms[unit][form] else 0.0
             for layer, weight in made.items():
                 nbytes = 0 if layer != unit and weight is made[unit] else weight.nbytes
                 option = Option(steps=bank.forms[layer][form], nbytes=nbytes, error=0.0, kl=kl)

@@ -68,7 +68,7 @@ class Problem:
         banned: Collection[tuple[str, str]] = (),
     ) -> "Problem":
         """The problem of a bank; forms of kinds that are `banned` are no choice."""
-        base = {unit: SAFE for unit in bank.units}
+        base = dict.fromkeys(bank.units, SAFE)
         whole = {"size": float(sum(bank.options[unit][SAFE].nbytes for unit in base)), **times(latencies.base)}
         forms = {
             unit: [form for form in options if (kinds[unit], form) not in banned]

@@ -23,6 +23,7 @@ from typing import Any
 from lissom.artifact.manifest import write_json
 from lissom.files import read_json
 from lissom.hardware import describe
+from lissom.search.fingerprints import of_code
 
 Parts = Mapping[str, float]  # milliseconds by name, such as prefill and decode
 Run = Callable[[], Parts]
@@ -80,7 +81,7 @@ def measured(
 def known(key: Any, make: Callable[[], Latencies], folder: Path | None = None) -> Latencies:
     """The table of this key from the cache, or made and put there; what it was made with is part of the name."""
     machine = {**describe().as_dict(), "node": platform.machine()}
-    told = json.dumps([key, machine, code()], sort_keys=True)
+    told = json.dumps([key, machine, of_code("engine")], sort_keys=True)
     file = (folder or cache_folder()) / f"latencies-{hashlib.sha256(told.encode()).hexdigest()[:24]}.json"
     if file.is_file():
         held = read_json(file)
@@ -89,16 +90,6 @@ def known(key: Any, make: Callable[[], Latencies], folder: Path | None = None) -
     file.parent.mkdir(parents=True, exist_ok=True)
     write_json(file, {"base": found.base, "added": found.added})
     return found
-
-
-def code() -> str:
-    """Equal for equal kernels and programs."""
-    digest = hashlib.sha256()
-    engine = Path(__file__).resolve().parent.parent / "engine"
-    for file in sorted(engine.rglob("*.[pch]*")):
-        if file.suffix in (".py", ".c", ".h"):
-            digest.update(file.read_bytes())
-    return digest.hexdigest()
 
 
 def cache_folder() -> Path:

@@ -24,7 +24,7 @@ from typing import Any
 
 from torch import nn
 
-from lissom.artifact.journal import Journal, code_fingerprint, of_tensors
+from lissom.artifact.journal import Journal
 from lissom.calibrate.data import each
 from lissom.errors import DataError, RecipeError
 from lissom.estimate import Certificate, median_estimate
@@ -34,6 +34,7 @@ from lissom.evaluate.metric import Output
 from lissom.hardware import check_target
 from lissom.search.bank import Bank, Choice
 from lissom.search.choosing import Choosing, Seen
+from lissom.search.fingerprints import of_code, of_tensors
 from lissom.search.forms import SAFE
 from lissom.search.joint import Prefer, Problem, weights_of
 from lissom.search.latency import Latencies, Run, by_turns, known, measured
@@ -181,8 +182,7 @@ def by_recipes(subject: Subject, recipes: Sequence[Recipe], lots: Split, terms: 
         except DataError as error:  # such as outputs that overflow: this candidate's fault, not the others'
             failed[recipe.name] = str(error)
             continue
-        distance = found.drop.value if found.kl is None else found.kl.value
-        seen = Seen.of(recipe.name, {}, found, distance)
+        seen = Seen.of(recipe.name, {}, found, found.kl or found.drop)
         tried.append(timed(subject, trial, seen, terms))
     if not tried:
         raise DataError(f"no candidate could be compared: {next(iter(failed.values()))}")
@@ -192,7 +192,7 @@ def by_recipes(subject: Subject, recipes: Sequence[Recipe], lots: Split, terms: 
 def joint(subject: Subject, work: Path, lots: Split, max_ram: int | None, terms: Terms) -> Pool:
     """The candidates that the joint search finds."""
     data = {f"{lot} {n}": t for lot in ("calibration", "selection") for n, t in enumerate(tensors(getattr(lots, lot)))}
-    asked = {"model": subject.fingerprint(), "data": of_tensors(data), "code": code_fingerprint()}
+    asked = {"model": subject.fingerprint(), "data": of_tensors(data), "code": of_code()}
     journal = Journal.open(work, asked)
     bank = Bank(journal, subject.units, subject.forms)
     subject.fill(bank, lots.calibration, terms.metric, max_ram, terms.progress)
@@ -221,7 +221,7 @@ def joint(subject: Subject, work: Path, lots: Split, max_ram: int | None, terms:
 
 def latencies(subject: Subject, bank: Bank, terms: Terms) -> Latencies:
     """How long each form of each kind of unit takes, measured or remembered."""
-    base = {unit: SAFE for unit in bank.units}
+    base = dict.fromkeys(bank.units, SAFE)
     counts = Counter(subject.kinds.values())
     first = {kind: next(unit for unit in bank.units if subject.kinds[unit] == kind) for kind in counts}
     variants = {kind: [form for form in bank.options[unit] if form != SAFE] for kind, unit in first.items()}
@@ -244,9 +244,11 @@ def worth_timing(seen: Sequence[Seen], problem: Problem, budget: Budget) -> list
     costs = {one.name: problem.cost(one.choice) for one in seen}
 
     def beaten(one: Seen) -> bool:
-        return any(costs[o.name] <= costs[one.name] and o.distance < one.distance for o in inside if o is not one)
+        return any(
+            costs[o.name] <= costs[one.name] and o.distance.value < one.distance.value for o in inside if o is not one
+        )
 
-    beyond = sorted((one for one in seen if one not in inside), key=lambda one: one.distance)
+    beyond = sorted((one for one in seen if one not in inside), key=lambda one: one.distance.value)
     return [one for one in inside if not beaten(one)] + beyond[:2]
 
 
@@ -260,10 +262,10 @@ def timed(
     no_drop = replace(seen.drop, value=0.0, low=0.0, high=0.0)
     before = subject.point(first, subject.nbytes, quality=seen.before, drop=no_drop, **parts)
     point = subject.point(
-        seen.name, trial.nbytes, quality=seen.quality, drop=seen.drop, kl=seen.kl, **own, **predicted
+        seen.name, trial.nbytes, quality=seen.quality, drop=seen.drop, kl=seen.distance, **own, **predicted
     )
     return Tried(
-        trial=trial, point=point, before=before, cost=cost(point, before, terms.weights), distance=seen.distance
+        trial=trial, point=point, before=before, cost=cost(point, before, terms.weights), distance=seen.distance.value
     )
 
 

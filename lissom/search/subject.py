@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from lissom.artifact import annotate, compress_checkpoint, open_folder, read_manifest, save
-from lissom.artifact.journal import of_tensors
 from lissom.artifact.language import write_parts
 from lissom.artifact.manifest import building
 from lissom.artifact.module import stored_state
@@ -35,12 +34,13 @@ from lissom.hardware.measure import once_ms
 from lissom.models import Checkpoint, compressible, replace
 from lissom.models.experts import apart
 from lissom.search.bank import Bank, Choice
-from lissom.search.distance import Distance
 from lissom.search.fill import fill_from_checkpoint, fill_from_module
+from lissom.search.fingerprints import of_tensors
 from lissom.search.forms import Steps, forms_of, kind_of, units_of_checkpoint, units_of_module
 from lissom.search.latency import Run
 from lissom.search.mixed import bytes_beside
 from lissom.search.result import Point
+from lissom.search.yardstick import Yardstick
 from lissom.types import Recipe
 
 TIMED = 16  # examples of the batch whose forward pass is timed
@@ -86,12 +86,10 @@ class Subject(ABC):
         """What is run when it is timed, beside its layers, as JSON."""
 
     @abstractmethod
-    def fill(self, bank: Bank, calibration: Batch, kind: Metric, max_ram: int | None, tell: Callable[[str], None]) -> None:
+    def fill(
+        self, bank: Bank, calibration: Batch, kind: Metric, max_ram: int | None, tell: Callable[[str], None]
+    ) -> None:
         """Make what is missing in a bank."""
-
-    @abstractmethod
-    def distance(self, data: Batch, kind: Metric) -> Distance:
-        """How far models are from the original on some data."""
 
     @abstractmethod
     def compress(self, recipe: Recipe, calibration: Batch) -> Trial:
@@ -155,13 +153,12 @@ class ModuleSubject(Subject):
         """The module in words, and the shapes of its inputs."""
         return [repr(self.original), [list(part.shape) for part in tensors(self.few)]]
 
-    def fill(self, bank: Bank, calibration: Batch, kind: Metric, max_ram: int | None, tell: Callable[[str], None]) -> None:
+    def fill(
+        self, bank: Bank, calibration: Batch, kind: Metric, max_ram: int | None, tell: Callable[[str], None]
+    ) -> None:
         """From one pass over the data, and one over a part of it for each form of each unit."""
-        fill_from_module(bank, apart(copy.deepcopy(self.original)), calibration, self.distance(calibration, kind), tell)
-
-    def distance(self, data: Batch, kind: Metric) -> Distance:
-        """Of what it says."""
-        return Distance(self.original, data, logits=kind.logits)
+        yardstick = Yardstick(self.original, calibration, kind)
+        fill_from_module(bank, apart(copy.deepcopy(self.original)), calibration, yardstick, tell)
 
     def compress(self, recipe: Recipe, calibration: Batch) -> Trial:
         """Compress a copy."""
@@ -251,14 +248,12 @@ class LanguageSubject(Subject):
         """The config, and how much is read and written."""
         return [self.checkpoint.config.to_dict(), PROMPT, WRITTEN]
 
-    def fill(self, bank: Bank, calibration: Batch, kind: Metric, max_ram: int | None, tell: Callable[[str], None]) -> None:
+    def fill(
+        self, bank: Bank, calibration: Batch, kind: Metric, max_ram: int | None, tell: Callable[[str], None]
+    ) -> None:
         """From one pass over the data, and one back from the end loss."""
         assert isinstance(calibration, Tensor)
         fill_from_checkpoint(bank, self.checkpoint, calibration, max_ram, tell)
-
-    def distance(self, data: Batch, kind: Metric) -> Distance:
-        """Of what it predicts."""
-        return Distance(self.original, data, logits=True, at_once=2)
 
     def compress(self, recipe: Recipe, calibration: Batch) -> Trial:
         """Stream it into a folder."""
