@@ -13,6 +13,7 @@ from torch import Tensor
 from lissom.errors import ArtifactError
 
 PACKAGE = Path(__file__).resolve().parent.parent
+SOURCES = {".py", ".c", ".h"}
 
 
 def of_model(folder: Path) -> str:
@@ -24,9 +25,10 @@ def of_model(folder: Path) -> str:
     return of_files([folder / "config.json", *sorted(folder.glob("*.safetensors"))])
 
 
-def of_code() -> str:
-    """The fingerprint of this package and of the torch that it runs on."""
-    return of_json([version("torch"), of_files(sorted(PACKAGE.rglob("*.py")))])
+def of_code(room: str = "") -> str:
+    """The fingerprint of this package, or of one of its rooms, and of the torch that it runs on."""
+    files = [file for file in sorted((PACKAGE / room).rglob("*")) if file.suffix in SOURCES]
+    return of_json([version("torch"), of_files(files)])
 
 
 def of_files(files: Iterable[Path]) -> str:

@@ -145,8 +145,10 @@ class Choosing:
                 return {"figures": plain(figures), "distance": plain(far)}
 
             held = self.bank.known(f"compared {key}", compared)
-            figures = {what: Estimate(**one) if isinstance(one, dict) else one for what, one in held["figures"].items()}
-            self.seen[key] = Seen.of(name, choice, Comparison(**figures), Estimate(**held["distance"]))
+            found: dict[str, Any] = {
+                what: Estimate(**one) if isinstance(one, dict) else one for what, one in held["figures"].items()
+            }
+            self.seen[key] = Seen.of(name, choice, Comparison(**found), Estimate(**held["distance"]))
         return self.seen[key]
 
     def name(self, choice: Choice) -> str:

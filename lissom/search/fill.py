@@ -69,9 +69,9 @@ def in_form(
     for layer in bank.units[unit]:
         weight = weight_of(layers[layer])
         shared = layers[layer].weight is layers[unit].weight and unit in made
-        steps = bank.forms[layer].get(form)
-        if steps is None and not shared:
+        if form not in bank.forms[layer] and not shared:
             raise RecipeError(f"{layer} has no form {form!r}")
+        steps = bank.forms[unit if shared else layer][form]
         made[layer] = made[unit] if shared else steps_on(layer, weight, steps, seen.get(layer), weight)
     return made
 

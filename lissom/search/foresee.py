@@ -14,7 +14,7 @@ from typing import Any
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from lissom.artifact.fingerprint import of_code, of_tensors
+from lissom.artifact.fingerprint import of_code, of_json, of_model, of_tensors
 from lissom.calibrate.gradients import Heard, Pull
 from lissom.calibrate.observe import looks_up
 from lissom.calibrate.spill import Spill
@@ -28,7 +28,6 @@ from lissom.files import read_json, replacing
 from lissom.models import Checkpoint, compressible, weight_of
 from lissom.models.experts import check_unrouted
 from lissom.models.families import at
-from lissom.search.fingerprints import of_code, of_files, of_tensors
 from lissom.search.sensitivity import Found, Keep, Option, Seen, Steps, fitting, kinds_of, options
 from lissom.statistics import Gram, Statistic
 
@@ -155,9 +154,7 @@ def seen_of(stream: Stream, name: str, part: nn.Module, kinds: Kinds, ears: Mapp
 
 def fingerprint(checkpoint: Checkpoint, windows: Int[Tensor, "n t"]) -> str:
     """Equal for equal weights, equal data and equal code."""
-    weights = [checkpoint.folder / "config.json", *sorted(checkpoint.folder.glob("*.safetensors"))]
-    told = f"{of_tensors({'windows': windows})} {of_files(weights)} {of_code()}"
-    return hashlib.sha256(told.encode()).hexdigest()[:32]
+    return of_json([of_model(checkpoint.folder), of_tensors({"windows": windows}), of_code()])[:32]
 
 
 def remembered(file: Path | None) -> Known:

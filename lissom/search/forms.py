@@ -72,7 +72,7 @@ def units_of_module(model: nn.Module, example: Batch) -> dict[str, tuple[str, ..
         raise ModelError(f"{type(model).__name__} has no Linear, Conv or Embedding layer of its own to compress")
     given: dict[str, Tensor] = {}
     handles = [
-        layer.register_forward_pre_hook(lambda _, x, name=name: given.setdefault(name, x[0]), prepend=True)  # type: ignore[misc]
+        layer.register_forward_pre_hook(lambda _, x, name=name: given.setdefault(name, x[0]), prepend=True)
         for name, layer in layers.items()
     ]
     try:

@@ -1,8 +1,8 @@
 """The joint problem: one form for each unit, so that all together cost least at each distance from the original.
 
-    min Σ_u cost(u, f_u)    for each    Σ_u a(f_u) KL(u, f_u)        cost = Σ_w w · part(u, f) / part(all in the safe form)
+    min Σ_u cost(u, f_u)  for each  Σ_u a(f_u) KL(u, f_u)        cost(u, f) = Σ_p w_p p(u, f) / Σ_v p(v, safe form)
 
-over bytes and the measured times of the target, weighted as the owner prefers; a multiple-choice knapsack
+over parts p: bytes and the measured times of the target, weighted as the owner prefers; a multiple-choice knapsack
 (`allocate.py`). That distances of single units add up is a first guess: errors of layers that follow one another may
 cancel or amplify. How much those of a form do so is learned from choices that were measured as a whole, by least
 squares of relative errors with a prior of a = 1,
@@ -87,7 +87,7 @@ class Problem:
         )
 
     def frontier(self, points: int, scale: Mapping[str, float]) -> list[dict[str, str]]:
-        """Choices from the closest to the cheapest; `scale` says what distances of a form have to be multiplied with."""
+        """Choices from the closest to the cheapest; `scale` is what distances of each form are multiplied with."""
         least = {unit: min(own) for unit, own in self.costs.items()}
         sizes = [[round(FINE * (cost - least[unit])) for cost in own] for unit, own in self.costs.items()]
         kls = [[self.scaled(unit, k, scale) for k in range(len(own))] for unit, own in self.forms.items()]

@@ -1,7 +1,7 @@
-"""How long each form of each kind of layer takes, measured in the model itself, on the target; kept for the next time.
+"""How long each form of each kind of layer takes, measured in the model, on the target, and kept for the next time.
 
-A layer by itself, in a loop, has its weights in the cache and no neighbours. So what is measured is the whole model with
-all layers of one kind in another form, by turns with the same model as it was:
+A layer by itself, in a loop, has its weights in the cache and no neighbours. So what is measured is the whole model
+with all layers of one kind in another form, by turns with the same model as it was:
 
     T(choice) = T(base) + Σ_units Δ(kind of unit, form)          Δ = median of paired differences / units of the kind
 
@@ -20,10 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lissom.artifact.fingerprint import of_code
 from lissom.artifact.manifest import write_json
 from lissom.files import read_json
 from lissom.hardware import describe
-from lissom.search.fingerprints import of_code
 
 Parts = Mapping[str, float]  # milliseconds by name, such as prefill and decode
 Run = Callable[[], Parts]

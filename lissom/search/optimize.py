@@ -24,6 +24,7 @@ from typing import Any
 
 from torch import nn
 
+from lissom.artifact.fingerprint import of_code, of_tensors
 from lissom.artifact.journal import Journal
 from lissom.calibrate.data import each
 from lissom.errors import DataError, RecipeError
@@ -34,7 +35,6 @@ from lissom.evaluate.metric import Output
 from lissom.hardware import check_target
 from lissom.search.bank import Bank, Choice
 from lissom.search.choosing import Choosing, Seen
-from lissom.search.fingerprints import of_code, of_tensors
 from lissom.search.forms import SAFE
 from lissom.search.joint import Prefer, Problem, weights_of
 from lissom.search.latency import Latencies, Run, by_turns, known, measured
@@ -191,7 +191,8 @@ def by_recipes(subject: Subject, recipes: Sequence[Recipe], lots: Split, terms: 
 
 def joint(subject: Subject, work: Path, lots: Split, max_ram: int | None, terms: Terms) -> Pool:
     """The candidates that the joint search finds."""
-    data = {f"{lot} {n}": t for lot in ("calibration", "selection") for n, t in enumerate(tensors(getattr(lots, lot)))}
+    held = {"calibration": lots.calibration, "selection": lots.selection, "certification": lots.certification}
+    data = {f"{lot} {number}": part for lot, batch in held.items() for number, part in enumerate(tensors(batch))}
     asked = {"model": subject.fingerprint(), "data": of_tensors(data), "code": of_code()}
     journal = Journal.open(work, asked)
     bank = Bank(journal, subject.units, subject.forms)

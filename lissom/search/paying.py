@@ -17,7 +17,7 @@ from lissom.search.subject import Subject
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Effect:
-    """What a step does: bytes that it saves, the ratio of latencies with and without, of costs, and whether it stays."""
+    """What a step does: the bytes that it saves, latency and cost with it over those without; and whether it stays."""
 
     kind: str
     form: str

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lissom.artifact import annotate, compress_checkpoint, open_folder, read_manifest, save
+from lissom.artifact.fingerprint import of_model, of_tensors
 from lissom.artifact.language import write_parts
 from lissom.artifact.manifest import building
 from lissom.artifact.module import stored_state
@@ -35,7 +36,6 @@ from lissom.models import Checkpoint, compressible, replace
 from lissom.models.experts import apart
 from lissom.search.bank import Bank, Choice
 from lissom.search.fill import fill_from_checkpoint, fill_from_module
-from lissom.search.fingerprints import of_tensors
 from lissom.search.forms import Steps, forms_of, kind_of, units_of_checkpoint, units_of_module
 from lissom.search.latency import Run
 from lissom.search.mixed import bytes_beside
@@ -143,7 +143,7 @@ class ModuleSubject(Subject):
     def beside(self) -> int:
         """Bytes of what is no matrix of a layer."""
         matrices = {id(layer.weight): layer.weight.nbytes for layer in self.layers.values()}
-        return self.nbytes - sum(matrices.values())  # type: ignore[arg-type, misc]
+        return self.nbytes - sum(matrices.values())  # type: ignore[arg-type]
 
     def fingerprint(self) -> str:
         """Of all tensors."""
@@ -241,8 +241,8 @@ class LanguageSubject(Subject):
         return bytes_beside(self.checkpoint, dict.fromkeys(self.names))
 
     def fingerprint(self) -> str:
-        """Of all tensors."""
-        return of_tensors({name: self.checkpoint.tensor(name) for name in self.checkpoint.names})
+        """Of all files."""
+        return of_model(self.checkpoint.folder)
 
     def timing(self) -> list[Any]:
         """The config, and how much is read and written."""
