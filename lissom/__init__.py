@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from lissom.compress import compress_model, quantize_model
     from lissom.estimate import Certificate, Certifier, Estimate, certify
     from lissom.evaluate import compare
-    from lissom.search import Result, allocate_sparsity, optimize
+    from lissom.search import Result, allocate_sparsity, optimize, recut
 
 __all__ = [
     "ArtifactError",
@@ -34,6 +34,7 @@ __all__ = [
     "load",
     "optimize",
     "quantize_model",
+    "recut",
     "save",
 ]
 
@@ -42,7 +43,7 @@ HOMES = {  # imported when first asked for: torch takes seconds, and `lissom --h
     "lissom.compress": ("compress_model", "quantize_model"),
     "lissom.estimate": ("Certificate", "Certifier", "Estimate", "certify"),
     "lissom.evaluate": ("compare",),
-    "lissom.search": ("Result", "allocate_sparsity", "optimize"),
+    "lissom.search": ("Result", "allocate_sparsity", "optimize", "recut"),
 }
 
 

@@ -4,13 +4,13 @@ import sys
 
 import typer
 
-from lissom.cli.make import compress, optimize
+from lissom.cli.make import compress, optimize, recut
 from lissom.cli.measure import bench, certify, evaluate, hardware
 from lissom.cli.plan import explain, sensitivity, techniques
 from lissom.cli.serve import serve
 from lissom.errors import LissomError
 
-VERBS = (compress, optimize, explain, sensitivity, techniques, evaluate, certify, bench, hardware, serve)
+VERBS = (compress, optimize, recut, explain, sensitivity, techniques, evaluate, certify, bench, hardware, serve)
 
 app = typer.Typer(
     no_args_is_help=True,

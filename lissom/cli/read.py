@@ -104,6 +104,14 @@ def read_subject(model: str, data: Path, length: int, windows: int) -> tuple[Any
     return model, text_windows(data, Checkpoint(model).tokenizer(), length)[:windows]
 
 
+def read_module(model: str) -> tuple[Any, Any]:
+    """The module of a folder, and a batch that it takes."""
+    from lissom.artifact import open_folder
+
+    opened = open_folder(model)
+    return opened.model, example_of(opened.signature, model)
+
+
 def refuse_taken(out: Path) -> None:
     """See before hours of work that the result can be written.
 

@@ -24,8 +24,11 @@ from typing import Any
 
 from torch import nn
 
+from lissom.artifact import annotate
 from lissom.artifact.fingerprint import of_code, of_tensors
 from lissom.artifact.journal import Journal
+from lissom.artifact.manifest import building
+from lissom.calibrate import Batch
 from lissom.calibrate.data import each
 from lissom.errors import DataError, RecipeError
 from lissom.estimate import Certificate, median_estimate
@@ -35,11 +38,14 @@ from lissom.evaluate.metric import Output
 from lissom.hardware import check_target
 from lissom.search.bank import Bank, Choice
 from lissom.search.choosing import Choosing, Seen
+from lissom.search.forms import ORIGINAL as NOTHING
 from lissom.search.forms import SAFE
 from lissom.search.joint import Prefer, Problem, weights_of
 from lissom.search.latency import Latencies, Run, by_turns, known, measured
-from lissom.search.paying import Effect, paying
-from lissom.search.result import Candidate, Point, Result
+from lissom.search.parity import check_parity
+from lissom.search.paying import paying
+from lissom.search.recut import remember
+from lissom.search.result import Candidate, LayerRow, Point, Result, StepRow
 from lissom.search.split import Split, split
 from lissom.search.subject import LanguageSubject, ModuleSubject, Subject, Trial, plain
 from lissom.types import Budget, Recipe
@@ -157,13 +163,16 @@ class Judged:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pool:
-    """The candidates, those that could not be compared and why, and what is known of the choice of each."""
+    """The candidates, and those that could not be compared and why; with what else the search has found out.
+
+    `layers` tells of a candidate by its name what became of each layer; `remember` is told the verdicts.
+    """
 
     tried: Sequence[Tried]
     failed: Mapping[str, str] = field(default_factory=dict)
-    choices: Mapping[str, Choice] = field(default_factory=dict)
-    effects: Sequence[Effect] = ()
-    bank: Bank | None = None
+    steps: Sequence[StepRow] = ()
+    layers: Callable[[str], Sequence[LayerRow]] = lambda name: ()
+    remember: Callable[[Mapping[str, str]], None] = lambda verdicts: None
 
 
 def by_recipes(subject: Subject, recipes: Sequence[Recipe], lots: Split, terms: Terms) -> Pool:
@@ -202,11 +211,11 @@ def joint(subject: Subject, work: Path, lots: Split, max_ram: int | None, terms:
     choosing = Choosing(subject, bank, problem, lots, terms.metric, terms.budget, terms.progress)
     seen = choosing.worth_trying()
     good = [one for one in seen if choosing.inside(one)]
-    effects: Sequence[Effect] = ()
+    steps: Sequence[StepRow] = ()
     if good:
         boldest = min(good, key=lambda one: problem.cost(one.choice))
-        effects = paying(subject, bank, boldest.choice, terms.weights, terms.progress)
-        vain = {(effect.kind, effect.form) for effect in effects if not effect.kept}
+        steps = paying(subject, bank, boldest.choice, terms.weights, terms.progress)
+        vain = {(step.kind, step.form) for step in steps if not step.kept}
         if vain:  # they cost quality for nothing: the frontier without them
             problem = Problem.of(bank, subject.kinds, table, terms.weights, vain)
             choosing = Choosing(subject, bank, problem, lots, terms.metric, terms.budget, terms.progress)
@@ -217,7 +226,32 @@ def joint(subject: Subject, work: Path, lots: Split, max_ram: int | None, terms:
         predicted = {"predicted_latency_ms": foreseen, "predicted_kl": problem.kl(one.choice, choosing.scale)}
         trial = subject.assemble(bank, one.choice, one.name)
         tried.append(timed(subject, trial, one, terms, predicted))
-    return Pool(tried=tried, choices={one.name: one.choice for one in seen}, effects=effects, bank=bank)
+    choices = {one.name: one.choice for one in seen}
+    return Pool(
+        tried=tried,
+        steps=steps,
+        layers=lambda name: layer_rows(subject, bank, choices[name]),
+        remember=lambda verdicts: remember(bank, choosing, verdicts, subject),
+    )
+
+
+def layer_rows(subject: Subject, bank: Bank, choice: Choice) -> list[LayerRow]:
+    """What becomes of each layer of a choice."""
+    rows = []
+    for layer, form in bank.by_layer(choice).items():
+        before, after = bank.option(layer, NOTHING), bank.option(layer, form)
+        o, i = subject.shapes[layer]
+        rows.append(
+            LayerRow(
+                name=layer,
+                form=form,
+                bits_per_weight=8 * after.nbytes / (o * i),
+                bytes_before=before.nbytes,
+                bytes_after=after.nbytes,
+                kl=after.kl,
+            )
+        )
+    return rows
 
 
 def latencies(subject: Subject, bank: Bank, terms: Terms) -> Latencies:
@@ -296,15 +330,18 @@ def concluded(subject: Subject, pool: Pool, lots: Split, terms: Terms) -> Result
     points = [pool.tried[0].before, *(noted(one, pool.tried, verdicts, terms.budget) for one in pool.tried)]
     passed = sorted((one for one in judged if one.certificate.verdict == "PASS"), key=lambda one: one.tried.cost)
     shown = passed[0] if passed else judged[0] if judged else None
+    pool.remember(verdicts)
     report = {"metric": terms.metric.name, "target": terms.target, "points": [plain(point) for point in points]}
     return Result(
         points=points,
-        best=candidate(passed[0], report, points) if passed else None,
+        best=candidate(passed[0], report, points, lots.selection) if passed else None,
         certificate=shown.certificate if shown else None,
         budget=terms.budget,
         metric=terms.metric.name,
         target=terms.target,
         failed=pool.failed,
+        layers=pool.layers(passed[0].tried.point.name) if passed else (),
+        steps=pool.steps,
     )
 
 
@@ -334,12 +371,21 @@ def certified(subject: Subject, queue: Sequence[Tried], lots: Split, terms: Term
     return judged
 
 
-def candidate(judged: Judged, report: dict[str, Any], points: Sequence[Point]) -> Candidate:
-    """The chosen one, with all that is to be written down beside it."""
+def candidate(judged: Judged, report: dict[str, Any], points: Sequence[Point], examples: Batch) -> Candidate:
+    """The chosen one, with all that is to be written down beside it.
+
+    What is written is opened in a process of its own and compared on some examples before it takes its name.
+    """
     trial, certificate = judged.tried.trial, judged.certificate
 
     def write(folder: Path) -> Path:
-        return trial.write(folder, {"report": report, "certificate": plain(certificate)})
+        with building(folder) as empty:
+            whole = trial.write(empty / folder.name, {"report": report, "certificate": plain(certificate)})
+            annotate(whole, parity=check_parity(whole, trial.open(), examples, trial.language))
+            for file in whole.iterdir():
+                file.rename(empty / file.name)
+            whole.rmdir()
+        return folder
 
     point = next(point for point in points if point.name == judged.tried.point.name)
     return Candidate(point=point, recipe=trial.recipe, certificate=certificate, write=write)

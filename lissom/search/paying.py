@@ -5,38 +5,19 @@ as they were. Both models run by turns; the step is kept where the ratio of cost
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
-from lissom.estimate import Estimate, median_estimate
+from lissom.estimate import median_estimate
 from lissom.search.bank import Bank, Choice
 from lissom.search.forms import ORIGINAL, SAFE
 from lissom.search.joint import times
 from lissom.search.latency import Parts, by_turns
+from lissom.search.result import StepRow
 from lissom.search.subject import Subject
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Effect:
-    """What a step does: the bytes that it saves, latency and cost with it over those without; and whether it stays."""
-
-    kind: str
-    form: str
-    layers: int
-    bytes_saved: int
-    latency_ratio: Estimate
-    cost_ratio: Estimate
-    kl: float
-    kept: bool
-
-    @property
-    def note(self) -> str:
-        """Why it does not stay."""
-        return "" if self.kept else f"{self.cost_ratio:.3f} times the cost: not cheaper"
 
 
 def paying(
     subject: Subject, bank: Bank, choice: Choice, weights: Mapping[str, float], tell: Callable[[str], None]
-) -> list[Effect]:
+) -> list[StepRow]:
     """The effect of each step of a choice."""
     steps: dict[tuple[str, str], list[str]] = {}
     for unit, form in choice.items():
@@ -57,7 +38,8 @@ def paying(
         kl = sum(bank.options[unit][form].kl for unit in units)
         layers = sum(len(bank.units[unit]) for unit in units)
         found.append(
-            Effect(
+            StepRow(
+                name=f"{form}: {kind}",
                 kind=kind,
                 form=form,
                 layers=layers,
@@ -66,6 +48,7 @@ def paying(
                 cost_ratio=cost,
                 kl=kl,
                 kept=cost.high < 1,
+                note="" if cost.high < 1 else f"{cost.value:.3f} times the cost without it, so it was undone",
             )
         )
     return found

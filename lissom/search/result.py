@@ -32,6 +32,37 @@ class Point:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LayerRow:
+    """What became of a layer: its form, its bytes, and the KL that its form alone is foreseen to cost."""
+
+    name: str
+    form: str
+    bits_per_weight: float
+    bytes_before: int
+    bytes_after: int
+    kl: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepRow:
+    """One form of all units of one kind: what it saves, measured with it and without, and whether it was kept.
+
+    `latency_ratio` and `cost_ratio` are with over without, the cost being what was preferred.
+    """
+
+    name: str
+    kind: str
+    form: str
+    layers: int
+    bytes_saved: int
+    latency_ratio: Estimate
+    cost_ratio: Estimate
+    kl: float
+    kept: bool
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
     """A compressed model that can be saved: its recipe, its certificate, and how to write it to a folder."""
 
@@ -55,7 +86,8 @@ class Result:
 
     `points` begins with the original. `best` is None where nothing was certified; `certificate` is then that of the
     first candidate that was not, or None where no candidate looked good enough to be certified. `failed` names the
-    candidates that could not be compared, and why.
+    candidates that could not be compared, and why. `layers` says where the best one's loss comes from, `steps` what
+    each form of each kind of layer was seen to save, those that were undone among them.
     """
 
     points: Sequence[Point]
@@ -65,6 +97,8 @@ class Result:
     metric: str
     target: str
     failed: Mapping[str, str] = field(default_factory=dict)
+    layers: Sequence[LayerRow] = ()
+    steps: Sequence[StepRow] = ()
 
     @property
     def verdict(self) -> str:

@@ -32,7 +32,7 @@ from lissom.evaluate.examples import tensors
 from lissom.formats import freeze
 from lissom.hardware.bench import Answer
 from lissom.hardware.measure import once_ms
-from lissom.models import Checkpoint, compressible, replace
+from lissom.models import Checkpoint, compressible, replace, weight_of
 from lissom.models.experts import apart
 from lissom.search.bank import Bank, Choice
 from lissom.search.fill import fill_from_checkpoint, fill_from_module
@@ -56,6 +56,7 @@ class Trial:
     open: Callable[[], nn.Module]
     timed: Callable[[], Run]
     write: Callable[[Path, Mapping[str, Any]], Path]
+    language: bool = False
 
 
 class Subject(ABC):
@@ -71,6 +72,13 @@ class Subject(ABC):
     units: dict[str, tuple[str, ...]]
     kinds: dict[str, str]
     forms: dict[str, dict[str, Steps]]
+    layers: dict[str, nn.Module]
+    folder: str | None = None  # where it is, if it is on disk
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        """Outputs and inputs of the layers."""
+        return {name: weight_of(self.layers[name]).shape for name in self.forms}
 
     @property
     @abstractmethod
@@ -125,7 +133,7 @@ class ModuleSubject(Subject):
         return units_of_module(self.original, self.example)
 
     @cached_property
-    def layers(self) -> dict[str, nn.Module]:
+    def layers(self) -> dict[str, nn.Module]:  # type: ignore[override]
         """The layers with a matrix."""
         return compressible(apart(copy.deepcopy(self.original)))
 
@@ -224,6 +232,7 @@ class LanguageSubject(Subject):
         self.checkpoint, self.place = Checkpoint(model), place
         held = {name: self.checkpoint.tensor(name) for name in self.checkpoint.names}
         self.nbytes, self.weights = size(held), sum(tensor.numel() for tensor in held.values())
+        self.folder = str(self.checkpoint.folder.resolve())
         self.layers = compressible(self.checkpoint.skeleton())
         self.names = layer_names(self.checkpoint, self.checkpoint.skeleton())
         self.units = units_of_checkpoint(self.checkpoint, self.names)
@@ -287,6 +296,7 @@ class LanguageSubject(Subject):
             open=partial(self.opened, folder, scratch),
             timed=partial(self.answer, folder, scratch),
             write=write,
+            language=self.place.type == "cpu",
         )
 
     def opened(self, folder: Path, scratch: object = None) -> nn.Module:

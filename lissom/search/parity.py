@@ -1,0 +1,110 @@
+"""Parity: what was written is opened in a process of its own and says what was certified, before it counts as done.
+
+Of a language model the engine is asked, which computes attention and norms by other sums than those that certified it:
+the likeliest next token of each prompt must be the same, but for near ties, and its log probability alike. Of a module
+every output must be equal.
+
+Shapes: n prompts or examples, t tokens.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from lissom.calibrate import Batch, call
+from lissom.calibrate.data import device_of, each
+from lissom.compress.layers import said
+from lissom.errors import ArtifactError
+from lissom.evaluate.examples import evaluating
+
+EXAMPLES = 16
+ALIKE = 0.1  # nats that log probabilities may differ by, and that a near tie is apart
+
+
+def check_parity(folder: Path, model: nn.Module, examples: Batch, language: bool) -> dict[str, float]:
+    """Open a folder in a process of its own and compare it with the model that was certified.
+
+    Returns how many examples were compared, and the largest difference.
+
+    Raises:
+        ArtifactError: the folder says something else, or cannot be opened.
+    """
+    few = each(examples, lambda part: part[:EXAMPLES].contiguous())
+    with tempfile.TemporaryDirectory(prefix="lissom-") as scratch:
+        asked, told = Path(scratch) / "asked.safetensors", Path(scratch) / "told.safetensors"
+        save_file(named(few), asked)
+        command = [sys.executable, "-m", "lissom.search.parity", str(folder), str(asked), str(told)]
+        ran = subprocess.run([*command, json.dumps(language)], capture_output=True, text=True, check=False)
+        if ran.returncode:
+            reason = ran.stderr.strip().rpartition("\n")[2]
+            raise ArtifactError(f"{folder} cannot be opened in a process of its own: {reason}")
+        found = load_file(told)
+    with evaluating(model):
+        output = said(model, call(model, each(few, lambda part: part.to(device_of(model))))).float().cpu()
+    apart = differences(output, found) if language else (output - found["output"]).abs().flatten()
+    bound = ALIKE if language else 1e-4 * float(output.abs().max())
+    if not bool((apart <= bound).all()):
+        raise ArtifactError(f"{folder} says something else than what was certified, by up to {float(apart.max()):.3g}")
+    return {"examples": len(output), "largest_difference": float(apart.max())}
+
+
+def differences(logits: Tensor, found: dict[str, Tensor]) -> Tensor:
+    """How far the engine's likeliest token is from the certified model's, in nats, and its log probability."""
+    log_p = logits[:, -1].log_softmax(-1)
+    of_token = log_p.gather(1, found["token"].unsqueeze(1)).squeeze(1)
+    return torch.maximum(log_p.amax(1) - of_token, (of_token - found["logprob"]).abs())
+
+
+def named(batch: Batch) -> dict[str, Tensor]:
+    """A batch as a file holds it."""
+    if isinstance(batch, Tensor):
+        return {"0": batch}
+    return {str(n): part for n, part in enumerate(batch)} if isinstance(batch, tuple) else dict(batch)
+
+
+def batch_of(tensors: dict[str, Tensor]) -> Batch:
+    """The inverse of `named`."""
+    if not all(name.isdecimal() for name in tensors):
+        return tensors
+    parts = tuple(tensors[str(number)] for number in range(len(tensors)))
+    return parts[0] if len(parts) == 1 else parts
+
+
+def answer(folder: str, asked: str, told: str, language: str) -> None:
+    """What a folder says to the examples of a file, written to another."""
+    from lissom.artifact import open_folder
+    from lissom.engine.lower import lower
+
+    batch, as_engine = batch_of(load_file(asked)), json.loads(language)
+    opened = open_folder(folder, bare=as_engine)
+    model: Any = lower(opened.model)
+    if not as_engine:
+        with torch.inference_mode():
+            save_file({"output": said(model, call(model, batch)).float().cpu().contiguous()}, told)
+        return
+    from lissom.engine.bench import engine
+    from lissom.engine.sequence import Sampling
+
+    assert isinstance(batch, Tensor)
+    running = engine(model, opened.tokenizer, len(batch), batch.shape[1], 1)
+    sampling = Sampling(temperature=0, max_tokens=1, ignore_eos=True, logprobs=1)
+    sequences = [running.add(tokens, sampling) for tokens in batch.tolist()]
+    running.step()
+    save_file(
+        {
+            "token": torch.tensor([one.choices[0].token for one in sequences]),
+            "logprob": torch.tensor([one.choices[0].logprob for one in sequences]),
+        },
+        told,
+    )
+
+
+if __name__ == "__main__":
+    answer(*sys.argv[1:])
