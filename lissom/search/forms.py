@@ -19,21 +19,21 @@ SAFE = "8 bits"  # the form that every layer can take and that hardly any model 
 GROUPS = (128, 64, 32)  # inputs that share a scale: the most that divide a layer's inputs
 HALF = {"technique": "sparsegpt", "sparsity": 0.5}
 
-# From what loses least to what takes least. GROUP stands for the layer's own.
-GROUP = object()
+# From what loses least to what takes least. GROUP stands for the layer's own, FINE for the narrowest of it.
+GROUP, FINE = object(), object()
 FORMS: dict[str, tuple[dict[str, object], ...]] = {
     ORIGINAL: (),
     SAFE: ({"technique": "rtn", "bits": 8},),
     "6 bits": ({"technique": "gptq", "bits": 6, "group": GROUP},),
     "5 bits": ({"technique": "gptq", "bits": 5, "group": GROUP},),
-    "4 bits, fine": ({"technique": "gptq", "bits": 4, "group": 32},),
+    "4 bits, fine": ({"technique": "gptq", "bits": 4, "group": FINE},),
     "4 bits": ({"technique": "gptq", "bits": 4, "group": GROUP},),
     "shared 4 bits": ({"technique": "kmeans", "bits": 4, "rows": 0},),
     "half pruned, 8 bits": (HALF, {"technique": "rtn", "bits": 8}),
     "3 bits": ({"technique": "gptq", "bits": 3, "group": GROUP},),
     "shared 3 bits": ({"technique": "kmeans", "bits": 3, "rows": 0},),
     "half pruned, 4 bits": (HALF, {"technique": "gptq", "bits": 4, "group": GROUP}),
-    "2 bits": ({"technique": "gptq", "bits": 2, "group": 32},),
+    "2 bits": ({"technique": "gptq", "bits": 2, "group": FINE},),
     "binary": ({"technique": "binary"},),
 }
 LOOKED_UP = {  # tables, which have no inputs to tell what is listened to
@@ -41,7 +41,7 @@ LOOKED_UP = {  # tables, which have no inputs to tell what is listened to
     SAFE: FORMS[SAFE],
     "6 bits": ({"technique": "rtn", "bits": 6, "group": GROUP},),
     "5 bits": ({"technique": "rtn", "bits": 5, "group": GROUP},),
-    "4 bits, fine": ({"technique": "rtn", "bits": 4, "group": 32},),
+    "4 bits, fine": ({"technique": "rtn", "bits": 4, "group": FINE},),
     "4 bits": ({"technique": "rtn", "bits": 4, "group": GROUP},),
     "3 bits": ({"technique": "rtn", "bits": 3, "group": GROUP},),
 }
@@ -52,12 +52,14 @@ def forms_of(layer: nn.Module) -> dict[str, Steps]:
     """The forms of a layer by name; such as do not suit it are refused when they are made."""
     width = weight_of(layer).shape[1]
     group = next((size for size in GROUPS if width % size == 0), 0)
+    stands = {GROUP: group, FINE: GROUPS[-1] if group else 0}
     table = LOOKED_UP if isinstance(layer, nn.Embedding | CompressedEmbedding) else FORMS
     found: dict[str, Steps] = {}
     for name, given in table.items():
-        steps = tuple(Step.of({k: group if v is GROUP else v for k, v in step.items()}) for step in given)
-        if steps not in found.values() and not (group == 32 and name.endswith("fine")):
-            found[name] = steps
+        steps = tuple(Step.of({knob: stands.get(value, value) for knob, value in step.items()}) for step in given)
+        found[name] = steps
+    if group == stands[FINE]:
+        found.pop("4 bits, fine")  # it is what 4 bits are
     return found
 
 

@@ -22,12 +22,14 @@ from typing import Any
 
 from lissom.artifact.fingerprint import of_code
 from lissom.artifact.manifest import write_json
+from lissom.estimate import median_estimate
 from lissom.files import read_json
 from lissom.hardware import describe
 
 Parts = Mapping[str, float]  # milliseconds by name, such as prefill and decode
 Run = Callable[[], Parts]
-ROUNDS, WARMUP = 9, 2
+ROUNDS, WARMUP, MOST = 9, 2, 45  # of timing; more rounds as long as a difference is not known well enough
+WELL = 0.02  # of the base's time: the width of a difference's interval that is narrow enough
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,14 +70,26 @@ def measured(
         own = added.setdefault(kind, {})
         for form in forms:
             tell(f"{kind}: {form}")
-            rounds = by_turns({"base": base, "variant": made(kind, form)})
-            bases += rounds["base"]
+            pairs = until_known(base, made(kind, form))
+            bases += [before for before, _ in pairs]
             own[form] = {
-                part: statistics.median(v[part] - b[part] for b, v in zip(*rounds.values(), strict=True)) / counts[kind]
-                for part in rounds["base"][0]
+                part: statistics.median(after[part] - before[part] for before, after in pairs) / counts[kind]
+                for part in pairs[0][0]
             }
     bases = bases or by_turns({"base": base})["base"]
     return Latencies(base={part: statistics.median(b[part] for b in bases) for part in bases[0]}, added=added)
+
+
+def until_known(base: Run, variant: Run) -> list[tuple[Parts, Parts]]:
+    """Rounds of two runs by turns, until their difference is known well, or not better by more rounds."""
+    pairs: list[tuple[Parts, Parts]] = []
+    while len(pairs) < MOST:
+        found = by_turns({"base": base, "variant": variant}, warmup=0 if pairs else WARMUP)
+        pairs += zip(found["base"], found["variant"], strict=True)
+        differences = median_estimate([sum(after.values()) - sum(before.values()) for before, after in pairs])
+        if differences.high - differences.low < WELL * statistics.median(sum(b.values()) for b, _ in pairs):
+            break
+    return pairs
 
 
 def known(key: Any, make: Callable[[], Latencies], folder: Path | None = None) -> Latencies:

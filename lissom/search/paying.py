@@ -10,7 +10,7 @@ from lissom.estimate import median_estimate
 from lissom.search.bank import Bank, Choice
 from lissom.search.forms import ORIGINAL, SAFE
 from lissom.search.joint import times
-from lissom.search.latency import Parts, by_turns
+from lissom.search.latency import Parts, until_known
 from lissom.search.result import StepRow
 from lissom.search.subject import Subject
 
@@ -29,12 +29,11 @@ def paying(
         tell(f"with and without {form} for {kind}")
         instead = ORIGINAL if form == SAFE else SAFE
         other = {**choice, **dict.fromkeys(units, instead)}
-        rounds = by_turns({"with": run, "without": subject.assemble(bank, other, "").timed()})
+        pairs = until_known(subject.assemble(bank, other, "").timed(), run)
         saved = total(bank, other) - total(bank, choice)
         size = 1 - saved / (total(bank, other) + subject.beside)
-        pairs = list(zip(rounds["with"], rounds["without"], strict=True))
-        latency = median_estimate([sum(w.values()) / sum(o.values()) for w, o in pairs])
-        cost = median_estimate([ratio(w, o, size, weights) for w, o in pairs])
+        latency = median_estimate([sum(w.values()) / sum(o.values()) for o, w in pairs])
+        cost = median_estimate([ratio(w, o, size, weights) for o, w in pairs])
         kl = sum(bank.options[unit][form].kl for unit in units)
         layers = sum(len(bank.units[unit]) for unit in units)
         found.append(

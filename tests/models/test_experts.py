@@ -20,7 +20,7 @@ from lissom.errors import DataError, RecipeError
 from lissom.formats import CompressedLinear
 from lissom.models import FAMILIES, Checkpoint, compressible
 from lissom.models.experts import Experts, apart, set_apart
-from lissom.search.candidates import for_module
+from lissom.search.forms import units_of_module
 from lissom.search.foresee import foreseen
 from lissom.search.sparsity import allocate_sparsity
 from lissom.types import Step
@@ -97,7 +97,7 @@ def test_what_is_asked_of_all_layers_is_asked_of_experts(model: Any) -> None:
     before = model.state_dict().keys()
     quantized = lissom.quantize_model(model, bits=8)
     assert sum(isinstance(layer, CompressedLinear) for layer in quantized.get_submodule(EXPERTS).modules()) == 9
-    assert any(f"{EXPERTS}.2.up_proj" == step.layers for step in for_module(model)[0].steps)
+    assert any(f"{EXPERTS}.2.up_proj" in own for own in units_of_module(model, IDS).values())
     assert model.state_dict().keys() == before
     steps = allocate_sparsity(model, IDS, sparsity=0.5, technique="wanda", layers="*experts*")
     assert len(steps) == 9

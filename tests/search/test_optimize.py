@@ -21,7 +21,7 @@ from lissom.errors import DataError, LissomError, RecipeError
 from lissom.estimate import Certificate, Verdict
 from lissom.evaluate import metric
 from lissom.search import Result, optimize
-from lissom.search.optimize import Tried, beats, certified, worth_certifying
+from lissom.search.optimize import Terms, Tried, beats, certified, worth_certifying
 from lissom.search.split import split
 from lissom.search.subject import ModuleSubject, Trial, plain
 from lissom.types import Budget, Recipe
@@ -160,9 +160,7 @@ def tried(result: Result, name: str, cost: float, distance: float, drop: float =
     """A candidate of these figures, which nobody runs."""
     point = result.points[1]
     point = dataclasses.replace(point, name=name, drop=dataclasses.replace(point.drop, value=drop))
-    trial = Trial(
-        recipe=INT8, nbytes=1, open=nn.Identity, timed=lambda examples: list, write=lambda folder, notes: folder
-    )
+    trial = Trial(recipe=INT8, nbytes=1, open=nn.Identity, timed=lambda: dict, write=lambda folder, notes: folder)
     return Tried(trial=trial, point=point, before=result.points[0], cost=cost, distance=distance)
 
 
@@ -202,7 +200,10 @@ def test_certifying_stops_at_the_first_that_does_not_pass(
     queue = [opening(name) for name in "abc"]
     monkeypatch.setattr(sys.modules[optimize.__module__], "certify_models", verdict)
     lots = split(examples, accuracy, Budget(max_drop=0.02))
-    judged = certified(subject, queue, lots, accuracy, Budget(max_drop=0.02), lambda text: None)
+    terms = Terms(
+        budget=Budget(max_drop=0.02), metric=accuracy, target="cpu", weights={"size": 1}, progress=lambda text: None
+    )
+    judged = certified(subject, queue, lots, terms)
     assert [one.certificate.verdict for one in judged] == ["PASS", "FAIL"]
     assert opened == ["a", "b"]
 

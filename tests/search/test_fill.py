@@ -1,0 +1,133 @@
+"""A bank: what is in it is what compressing by a recipe makes, with what it costs; what is there is not made again."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import AutoTokenizer
+
+from lissom.artifact.journal import Journal
+from lissom.calibrate import token_windows
+from lissom.calibrate.data import each
+from lissom.compress import compress_model
+from lissom.evaluate import metric
+from lissom.formats import CompressedLayer
+from lissom.search.bank import Bank
+from lissom.search.forms import ORIGINAL, SAFE
+from lissom.search.subject import LanguageSubject, ModuleSubject, Subject
+from lissom.search.yardstick import Yardstick
+
+CPU = torch.device("cpu")
+FEW = (ORIGINAL, SAFE, "4 bits", "half pruned, 8 bits")
+
+
+def bank_of(subject: Subject, journal: Journal) -> Bank:
+    """A bank of a few of the forms."""
+    forms = {layer: {f: own[f] for f in FEW if f in own} for layer, own in subject.forms.items()}
+    return Bank(journal, subject.units, forms)
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Iterator[Journal]:
+    with Journal.open(tmp_path / "bank", {"model": "m"}) as opened:
+        yield opened
+
+
+def test_layers_from_the_bank_are_those_that_the_recipe_makes(
+    classifier: nn.Module, examples: tuple[Tensor, Tensor], journal: Journal
+) -> None:
+    lot = each(examples, lambda part: part[:256])
+    subject = ModuleSubject(classifier, lot, CPU)
+    bank = bank_of(subject, journal)
+    told: list[str] = []
+    subject.fill(bank, lot, metric("accuracy"), None, told.append)
+    assert told == list(subject.units)
+    assert bank.missing() == {}
+    choice = dict(zip(subject.units, ("4 bits", "half pruned, 8 bits"), strict=True))
+    recipe = bank.recipe(choice, "mixed")
+    ours, theirs = subject.with_layers(bank, choice), compress_model(classifier, lot, steps=recipe.steps)
+    for name in subject.units:
+        one, other = (model.get_submodule(name) for model in (ours, theirs))
+        assert isinstance(one, CompressedLayer) and isinstance(other, CompressedLayer)
+        assert torch.equal(one.weight.dense(), other.weight.dense())
+    trial = subject.assemble(bank, choice, "mixed")
+    assert trial.nbytes == sum(bank.options[u][f].nbytes for u, f in choice.items()) + subject.beside
+
+
+def test_what_a_form_costs_is_the_distance_with_that_form_alone(
+    classifier: nn.Module, examples: tuple[Tensor, Tensor], journal: Journal
+) -> None:
+    lot = each(examples, lambda part: part[:256])
+    subject = ModuleSubject(classifier, lot, CPU)
+    bank = bank_of(subject, journal)
+    subject.fill(bank, lot, metric("accuracy"), None, lambda text: None)
+    rod = Yardstick(classifier, lot, metric("accuracy"))
+    for unit in subject.units:
+        alone = subject.with_layers(bank, {**dict.fromkeys(subject.units, ORIGINAL), unit: "4 bits"})
+        assert bank.options[unit]["4 bits"].kl == pytest.approx(rod.distance(alone))
+        assert bank.options[unit][ORIGINAL].kl == 0
+
+
+def test_what_is_there_is_not_made_again(
+    classifier: nn.Module, examples: tuple[Tensor, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped in the middle, the second run makes the rest, and all is as if it had never been stopped."""
+    lot = each(examples, lambda part: part[:256])
+    subject, kind = ModuleSubject(classifier, lot, CPU), metric("accuracy")
+    with Journal.open(tmp_path / "whole", {}) as journal:
+        whole = bank_of(subject, journal)
+        subject.fill(whole, lot, kind, None, lambda text: None)
+        names = journal.names()
+        records = {name: journal.read(name) for name in names}
+
+    class Stopped(Exception):
+        pass
+
+    def stop(text: str) -> None:
+        raise Stopped
+
+    with pytest.raises(Stopped), Journal.open(tmp_path / "bank", {}) as journal:
+        subject.fill(bank_of(subject, journal), lot, kind, None, stop)
+    with Journal.open(tmp_path / "bank", {}) as journal:
+        bank = bank_of(subject, journal)
+        missing = [f"{layer} {form}" for layer, forms in bank.missing().items() for form in forms]
+        assert 0 < len(missing) < len(names)
+        kept: list[str] = []
+        keep = journal.keep
+        monkeypatch.setattr(journal, "keep", lambda name, *given: (kept.append(name), keep(name, *given)))
+        subject.fill(bank, lot, kind, None, lambda text: None)
+        assert sorted(kept) == sorted(missing)
+        assert {name: journal.read(name) for name in names} == records
+    files = [sorted((tmp_path / folder / "files").iterdir()) for folder in ("whole", "bank")]
+    assert [file.read_bytes() for file in files[0]] == [file.read_bytes() for file in files[1]]
+
+
+def test_a_form_that_does_not_suit_is_no_option(examples: tuple[Tensor, Tensor], journal: Journal) -> None:
+    model = nn.Sequential(nn.Linear(32, 5), nn.Linear(5, 4))
+    lot = each(examples, lambda part: part[:64])
+    subject = ModuleSubject(model, lot, CPU)
+    forms = {**subject.forms, "1": {**subject.forms["1"], "4 bits": subject.forms["0"]["4 bits"]}}  # 32 in 5 inputs
+    bank = Bank(journal, subject.units, forms)
+    subject.fill(bank, lot, metric("accuracy"), None, lambda text: None)
+    assert "4 bits" in bank.options["0"]
+    assert "4 bits" not in bank.options["1"]
+    assert bank.missing() == {}
+
+
+def test_a_language_model_is_put_together_from_the_bank(demo_folder: Path, journal: Journal) -> None:
+    text = (demo_folder / "stories.txt").read_text(encoding="utf-8")
+    windows = token_windows(text, AutoTokenizer.from_pretrained(demo_folder), 24)[:8]
+    subject = LanguageSubject(demo_folder, CPU)
+    bank = bank_of(subject, journal)
+    subject.fill(bank, windows, metric("perplexity"), None, lambda text: None)
+    choice = {unit: SAFE if "embed" in unit else "4 bits" for unit in subject.units}
+    trial = subject.assemble(bank, choice, "mixed")
+    other = subject.compress(trial.recipe, windows)
+    assert trial.nbytes == other.nbytes
+    with torch.no_grad():  # the recipe sees the same, but in the type that the checkpoint is stored in
+        log_p, log_q = (model.open()(windows).logits.log_softmax(-1) for model in (trial, other))
+    assert 0 < float((log_p.exp() * (log_p - log_q)).sum(-1).mean()) < 0.02
+    assert all(own["4 bits"].kl > own[SAFE].kl > 0 for unit, own in bank.options.items() if "layers" in unit)
+    assert set(trial.timed()()) == {"prefill", "decode"}

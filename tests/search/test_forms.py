@@ -1,0 +1,86 @@
+"""The table of forms: every one that suits a layer works on it, and siblings go together."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from lissom.compress.layers import steps_on
+from lissom.compress.stream import layer_names
+from lissom.errors import ModelError
+from lissom.formats import Dense
+from lissom.models import FAMILIES, Checkpoint, compressible, weight_of
+from lissom.search.forms import ORIGINAL, SAFE, forms_of, kind_of, units_of_checkpoint, units_of_module
+
+MODELS = [
+    nn.Sequential(nn.Linear(32, 24), nn.ReLU(), nn.Linear(24, 3)),
+    nn.Sequential(nn.Conv2d(1, 5, 3), nn.Conv2d(5, 5, 3, groups=5), nn.Flatten(), nn.Linear(5 * 4 * 4, 2)),
+    nn.Sequential(nn.Embedding(11, 6), nn.Flatten(), nn.Linear(18, 2)),
+]
+
+
+@pytest.mark.parametrize("model", MODELS, ids=["linear", "convolutional", "embedding"])
+def test_every_form_suits_every_layer_and_takes_what_it_says(model: nn.Module) -> None:
+    for name, layer in compressible(model).items():
+        forms, weight = forms_of(layer), weight_of(layer)
+        assert list(forms)[:2] == [ORIGINAL, SAFE]
+        assert len(set(map(str, forms.values()))) == len(forms) > 4
+        made = {form: steps_on(name, weight, steps, None, weight) for form, steps in forms.items()}
+        assert torch.equal(made[ORIGINAL].dense(), weight.dense())
+        assert all(one.dense().isfinite().all() for one in made.values())
+        assert made["3 bits"].nbytes <= made["4 bits"].nbytes <= made[SAFE].nbytes < made[ORIGINAL].nbytes
+
+
+def test_the_group_is_the_widest_that_divides() -> None:
+    groups = {width: forms_of(nn.Linear(width, 2))["4 bits"][0].knobs["group"] for width in (256, 192, 96, 100)}
+    assert groups == {256: 128, 192: 64, 96: 32, 100: 0}
+    assert "4 bits, fine" in forms_of(nn.Linear(256, 2))
+    assert "4 bits, fine" not in forms_of(nn.Linear(96, 2))  # where it is what 4 bits are anyway
+
+
+class Attending(nn.Module):
+    """Three layers that read the same, one that reads what they make, and a head that is the embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.head = nn.Embedding(9, 8), nn.Linear(8, 9, bias=False)
+        self.q, self.k, self.v, self.o = (nn.Linear(8, 8) for _ in range(4))
+        self.head.weight = self.table.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.table(x)
+        said: torch.Tensor = self.head(self.o(self.q(x) * self.k(x) + self.v(x)))
+        return said
+
+
+def test_layers_that_are_given_the_same_or_share_a_matrix_are_one_unit() -> None:
+    units = units_of_module(Attending(), torch.tensor([[1, 2]]))
+    assert units == {"table": ("table", "head"), "q": ("q", "k", "v"), "o": ("o",)}
+
+
+def test_a_module_without_layers_is_refused() -> None:
+    with pytest.raises(ModelError, match="ReLU has no Linear, Conv or Embedding layer"):
+        units_of_module(nn.ReLU(), torch.ones(1))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_units_hold_every_layer_of_a_language_model_once(tiny: Callable[..., Path], family: str, tied: bool) -> None:
+    checkpoint = Checkpoint(tiny(family, tied))
+    layers = compressible(checkpoint.skeleton())
+    names = layer_names(checkpoint, checkpoint.skeleton())
+    units = units_of_checkpoint(checkpoint, names)
+    assert sorted(layer for own in units.values() for layer in own) == sorted(names)
+    assert all(unit == own[0] for unit, own in units.items())
+    first = [own for unit, own in units.items() if unit.startswith(f"{checkpoint.family.blocks}.0.self_attn")]
+    if any(name.endswith("q_proj") for name in names):
+        assert {len(own) for own in first} == {3, 1}
+    kinds = {kind_of(unit, layers) for unit in units if ".mlp.down_proj" in unit}
+    assert len(kinds) <= 1  # alike in all blocks
+
+
+def test_dense_weights_have_no_second_copy() -> None:
+    layer = nn.Linear(4, 4)
+    assert isinstance(steps_on("x", weight_of(layer), forms_of(layer)[ORIGINAL], None, weight_of(layer)), Dense)

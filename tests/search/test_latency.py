@@ -1,0 +1,67 @@
+"""The table of latencies: what forms add, taken in the model, and remembered by all that it hangs on."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lissom.search.latency import Latencies, Run, by_turns, cache_folder, known, measured
+
+TIMES = {"slow": 3.0, "fast": -1.0}
+
+
+def run(ms: float, order: list[str] | None = None, name: str = "") -> Run:
+    def once() -> dict[str, float]:
+        if order is not None:
+            order.append(name)
+        return {"prefill": ms, "decode": 2 * ms}
+
+    return once
+
+
+def test_runs_take_turns() -> None:
+    order: list[str] = []
+    found = by_turns({"a": run(1, order, "a"), "b": run(2, order, "b")}, rounds=3, warmup=1)
+    assert order == ["a", "b"] * 4
+    assert found["b"] == [{"prefill": 2, "decode": 4}] * 3
+
+
+def test_what_a_form_adds_is_for_one_unit_and_all_of_a_choice_add_up() -> None:
+    variants, counts = {"linear": ["slow", "fast"], "head": []}, {"linear": 2, "head": 1}
+    told: list[str] = []
+    table = measured(run(10), variants, counts, lambda kind, form: run(10 + 2 * TIMES[form]), told.append)
+    assert table.base == {"prefill": 10, "decode": 20}
+    assert table.added["linear"] == {"slow": {"prefill": 3, "decode": 6}, "fast": {"prefill": -1, "decode": -2}}
+    assert told == ["linear: slow", "linear: fast"]
+    kinds = {"a": "linear", "b": "linear", "c": "head"}
+    assert table.of(kinds, {"a": "slow", "b": "fast", "c": "safe"}) == {"prefill": 12, "decode": 24}
+
+
+def test_a_model_of_one_form_has_its_own_time(tmp_path: Path) -> None:
+    table = measured(run(4), {"linear": []}, {"linear": 1}, lambda kind, form: run(0), lambda text: None)
+    assert table == Latencies(base={"prefill": 4, "decode": 8}, added={"linear": {}})
+
+
+def test_a_table_is_measured_once_for_a_key(tmp_path: Path) -> None:
+    made: list[str] = []
+
+    def make(name: str) -> Callable[[], Latencies]:
+        def once() -> Latencies:
+            made.append(name)
+            return Latencies(base={"call": 1.5}, added={"k": {"f": {"call": 0.25}}})
+
+        return once
+
+    first = known(["a"], make("a"), tmp_path)
+    assert known(["a"], make("again"), tmp_path) == first
+    known(["b"], make("b"), tmp_path)
+    assert made == ["a", "b"]
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("LISSOM_CACHE", str(tmp_path))
+    assert cache_folder() == tmp_path
+    monkeypatch.delenv("LISSOM_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "x"))
+    assert cache_folder().name == "lissom"

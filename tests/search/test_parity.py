@@ -1,0 +1,50 @@
+"""Parity: a folder that says what was certified passes, one that says something else does not."""
+
+import copy
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import AutoTokenizer
+
+from lissom.artifact import compress_checkpoint, open_folder, save
+from lissom.calibrate import token_windows
+from lissom.engine.lower import lower
+from lissom.errors import ArtifactError
+from lissom.search.parity import check_parity
+from lissom.types import Recipe
+
+
+def test_a_module_says_the_same_in_a_process_of_its_own(
+    classifier: nn.Module, examples: tuple[Tensor, Tensor], tmp_path: Path
+) -> None:
+    folder = save(classifier, tmp_path / "saved", example=examples[0][:2])
+    found = check_parity(folder, classifier, examples, False)
+    assert found == {"examples": 16, "largest_difference": 0}
+    other = copy.deepcopy(classifier)
+    with torch.no_grad():
+        next(other.parameters())[0] += 0.5
+    with pytest.raises(ArtifactError, match="says something else than what was certified, by up to"):
+        check_parity(folder, other, examples, False)
+
+
+def test_a_language_model_says_the_same_by_the_engine(demo_folder: Path, tmp_path: Path) -> None:
+    text = (demo_folder / "stories.txt").read_text(encoding="utf-8")
+    windows = token_windows(text, AutoTokenizer.from_pretrained(demo_folder), 24)[:16]
+    recipe = Recipe.of([{"technique": "rtn", "bits": 4, "group": 32}])
+    folder = compress_checkpoint(demo_folder, recipe, windows[:0], tmp_path / "small")
+    found = check_parity(folder, lower(open_folder(folder).model), windows, True)
+    assert found["examples"] == 16
+    assert found["largest_difference"] < 0.05
+    with pytest.raises(ArtifactError, match="says something else"):
+        check_parity(folder, open_folder(demo_folder).model, windows, True)
+
+
+def test_a_folder_that_cannot_be_opened_is_named(demo_folder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(demo_folder, tmp_path / "broken"))
+    (folder / "model.safetensors").write_bytes(b"nothing")
+    windows = torch.randint(100, (2, 8))
+    with pytest.raises(ArtifactError, match="cannot be opened in a process of its own: .*model.safetensors"):
+        check_parity(folder, nn.Identity(), windows, True)

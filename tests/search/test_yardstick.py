@@ -1,0 +1,74 @@
+"""The yardstick against the slow definitions."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lissom.evaluate import compare, metric
+from lissom.search import yardstick as module
+from lissom.search.yardstick import Yardstick
+
+
+def moved(model: nn.Module) -> nn.Module:
+    """The same model with weights a little apart."""
+    import copy
+
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        for p in other.parameters():
+            p.mul_(0.6)
+    return other
+
+
+def test_figures_are_those_of_a_comparison_and_the_distance_is_kl(
+    classifier: nn.Module, examples: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "EXAMPLES", 300)
+    rod, other = Yardstick(classifier, examples, metric("accuracy")), moved(classifier)
+    figures, far = rod.compare(other)
+    wanted = compare(classifier, other, examples, "accuracy")
+    assert (figures.original, figures.compressed, figures.drop) == (wanted.original, wanted.compressed, wanted.drop)
+    with torch.no_grad():
+        p, q = (m(examples[0][:384]).log_softmax(-1) for m in (classifier, other))  # whole batches of 128
+    assert far.value == pytest.approx(float((p.exp() * (p - q)).sum(1).mean()), rel=1e-3)
+    assert rod.distance(other) == pytest.approx(far.value)
+    assert rod.distance(classifier) == 0
+
+
+def test_what_gives_no_logits_is_compared_by_its_output(classifier: nn.Module, examples: tuple[Tensor, Tensor]) -> None:
+    def sure(model: nn.Module, batch: Any) -> Tensor:
+        found: Tensor = model(batch[0]).softmax(1).amax(1)
+        return found
+
+    rod, other = Yardstick(classifier, examples, metric(sure)), moved(classifier)
+    figures, far = rod.compare(other)
+    assert figures.metric == "sure"
+    with torch.no_grad():
+        f, g = classifier(examples[0][:512]), other(examples[0][:512])
+    assert far.value == pytest.approx(float((f - g).square().sum() / f.square().sum()), rel=1e-3)
+    assert far.unit == ""
+
+
+def test_a_metric_between_two_models_is_taken_between_them(
+    classifier: nn.Module, examples: tuple[Tensor, Tensor]
+) -> None:
+    other = moved(classifier)
+    figures, _ = Yardstick(classifier, examples, metric("agreement")).compare(other)
+    assert figures == compare(classifier, other, examples, "agreement")
+
+
+def test_of_many_predictions_some_are_remembered(
+    classifier: nn.Module, examples: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Several(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            rows: Tensor = classifier(x).unsqueeze(1) * torch.arange(1.0, 9.0).reshape(1, 8, 1)
+            return rows
+
+    monkeypatch.setattr(module, "ROOM", 512 * 4 * 4 * 2)
+    rod = Yardstick(Several(), examples[0], metric("agreement"))
+    assert rod.every == 4
+    assert {tuple(output.shape[1:]) for output in rod.outputs} == {(2, 4)}
+    assert rod.distance(Several()) == 0
