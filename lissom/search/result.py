@@ -25,6 +25,11 @@ class Point:
     drop: Estimate
     verdict: str = ""
     note: str = ""
+    kl: Estimate | None = None
+    parts: Mapping[str, Estimate] = field(default_factory=dict)
+    predicted_latency_ms: float | None = None
+    predicted_kl: float | None = None
+    summary: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
