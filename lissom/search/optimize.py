@@ -223,7 +223,11 @@ def joint(subject: Subject, work: Path, lots: Split, max_ram: int | None, terms:
     tried = []
     for one in worth_timing(seen, problem, terms.budget):
         foreseen = sum(table.of(subject.kinds, one.choice).values())
-        predicted = {"predicted_latency_ms": foreseen, "predicted_kl": problem.kl(one.choice, choosing.scale)}
+        predicted = {
+            "predicted_latency_ms": foreseen,
+            "predicted_kl": problem.kl(one.choice, choosing.scale),
+            "summary": summary(bank, one.choice),
+        }
         trial = subject.assemble(bank, one.choice, one.name)
         tried.append(timed(subject, trial, one, terms, predicted))
     choices = {one.name: one.choice for one in seen}
@@ -233,6 +237,12 @@ def joint(subject: Subject, work: Path, lots: Split, max_ram: int | None, terms:
         layers=lambda name: layer_rows(subject, bank, choices[name]),
         remember=lambda verdicts: remember(bank, choosing, verdicts, subject),
     )
+
+
+def summary(bank: Bank, choice: Choice) -> str:
+    """How many layers are in which form."""
+    counts = Counter(bank.by_layer(choice).values())
+    return ", ".join(f"{count} x {form}" for form, count in counts.most_common())
 
 
 def layer_rows(subject: Subject, bank: Bank, choice: Choice) -> list[LayerRow]:
@@ -288,7 +298,7 @@ def worth_timing(seen: Sequence[Seen], problem: Problem, budget: Budget) -> list
 
 
 def timed(
-    subject: Subject, trial: Trial, seen: Seen, terms: Terms, predicted: Mapping[str, float] = MappingProxyType({})
+    subject: Subject, trial: Trial, seen: Seen, terms: Terms, told: Mapping[str, Any] = MappingProxyType({})
 ) -> Tried:
     """A candidate beside the original, by turns."""
     terms.progress(f"{seen.name}: time")
@@ -297,7 +307,7 @@ def timed(
     no_drop = replace(seen.drop, value=0.0, low=0.0, high=0.0)
     before = subject.point(first, subject.nbytes, quality=seen.before, drop=no_drop, **parts)
     point = subject.point(
-        seen.name, trial.nbytes, quality=seen.quality, drop=seen.drop, kl=seen.distance, **own, **predicted
+        seen.name, trial.nbytes, quality=seen.quality, drop=seen.drop, kl=seen.distance, **own, **told
     )
     return Tried(
         trial=trial, point=point, before=before, cost=cost(point, before, terms.weights), distance=seen.distance.value

@@ -14,7 +14,8 @@ class Point:
 
     `latency` is in milliseconds, of one batch (for a language model, of a short answer); `drop` is a fraction on the
     scale of the budget, on the data for choosing; `verdict` is that of the certificate where there was one; `note` says
-    why a candidate was not taken.
+    why a candidate was not taken, and `summary` what was done to the model. `kl` is how far it is from the original,
+    `parts` are those of the latency, and what was predicted is of the joint search.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Point:
     parts: Mapping[str, Estimate] = field(default_factory=dict)
     predicted_latency_ms: float | None = None
     predicted_kl: float | None = None
+    summary: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

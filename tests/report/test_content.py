@@ -13,4 +13,5 @@ def test_whatever_was_not_chosen_has_a_reason(report: Report) -> None:
         ("rtn 4 bits", "412 more examples are needed"),
         ("gptq 3 bits", "certified to break the budget"),
         ("binary", "drops far more than the budget"),
+        ("ternary", "its outputs overflow"),
     ]
