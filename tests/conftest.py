@@ -7,7 +7,7 @@ checks on the package when it is first imported.
 import os
 import shutil
 from collections.abc import Callable
-from functools import cache
+from functools import cache as once
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,12 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "qwen3_moe": {"num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "mlp_only_layers": [1]},
     "smollm3": {"no_rope_layers": [1, 0], "use_sliding_window": True, "sliding_window": 6, "pad_token_id": 0},
 }
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What lissom remembers from run to run is kept apart from what it remembers for its user."""
+    os.environ["LISSOM_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="session")
@@ -65,7 +71,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    @cache
+    @once
     def made(family: str, tied: bool = False) -> Path:
         sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "vocab_size": 2048}
         heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 128}

@@ -18,6 +18,7 @@ from lissom.search.bank import Bank, Choice
 from lissom.search.forms import SAFE
 from lissom.search.joint import Problem
 from lissom.search.local import improved
+from lissom.search.result import StepRow
 from lissom.search.split import Split
 from lissom.search.subject import Subject, plain
 from lissom.search.yardstick import Yardstick
@@ -27,7 +28,7 @@ POINTS = 40  # of the frontier
 LADDER = (1, 2, 4, 7)  # points that much safer than the boldest are measured too
 BOLDER = 3  # points beyond it that local search tries to bring inside the budget
 SMALL = 50_000_000  # weights of a model that is run in no time
-GENERATIONS = {True: 12, False: 3}  # of local search, for small models and for others
+GENERATIONS = {True: 6, False: 2}  # of local search, for small models and for others
 UNIFORM = (SAFE, "4 bits", "shared 4 bits", "half pruned, 8 bits", "half pruned, 4 bits", "3 bits")
 
 
@@ -59,6 +60,7 @@ class Choosing:
         lots: the data.
         kind: what quality means.
         budget: the accepted drop.
+        pays: what each step of a choice saves, measured.
         tell: told what is being done.
     """
 
@@ -70,26 +72,35 @@ class Choosing:
         lots: Split,
         kind: Metric,
         budget: Budget,
+        pays: Callable[[Choice], Sequence[StepRow]],
         tell: Callable[[str], None],
     ) -> None:
         self.subject, self.bank, self.problem, self.lots = subject, bank, problem, lots
-        self.kind, self.budget, self.tell = kind, budget, tell
-        self.seen: dict[str, Seen] = {}
+        self.kind, self.budget, self.pays, self.tell = kind, budget, pays, tell
+        self.all: dict[str, Seen] = {}
         self.scale: Mapping[str, float] = {}
+        self.steps: Sequence[StepRow] = ()
 
-    def worth_trying(self) -> list[Seen]:
-        """All choices that were measured on the way, those of one form everywhere among them."""
+    @property
+    def seen(self) -> list[Seen]:
+        """The choices that were measured, but for those with a step that was undone."""
+        return [one for one in self.all.values() if self.problem.allows(one.choice)]
+
+    def walk(self) -> None:
+        """Measure what may be worth certifying, choices of one form everywhere among it."""
         points = self.problem.frontier(POINTS, self.scale)
-        for _ in range(2):
-            boldest = self.bisect(points)
-            self.scale = self.problem.learned([(one.choice, one.distance.value) for one in self.seen.values()])
-            points = self.problem.frontier(POINTS, self.scale)
+        boldest = self.bisect(points)
+        if self.inside(self.measured(points[boldest])):
+            self.steps = self.pays(points[boldest])
+            vain = {(step.kind, step.form) for step in self.steps if not step.kept}
+            self.problem = self.problem.without(self.subject.kinds, vain)  # they would cost quality for nothing
+        self.scale = self.problem.learned([(one.choice, one.distance.value) for one in self.seen])
+        points = self.problem.frontier(POINTS, self.scale)
         boldest = self.bisect(points)
         for step in LADDER:
             self.measured(points[max(0, boldest - step)])
         self.uniform(self.problem.cost(points[boldest]))
         self.beyond(points, boldest)
-        return list(self.seen.values())
 
     def bisect(self, points: Sequence[Choice]) -> int:
         """The last of the points that stays inside the budget, as if all before it did."""
@@ -102,13 +113,13 @@ class Choosing:
 
     def inside(self, seen: Seen) -> bool:
         """Whether a choice stays inside the budget, as far as the data for choosing tells."""
-        return seen.drop.value <= self.budget.max_drop
+        return seen.drop.value <= limit(self.budget, self.kind, seen.before)
 
     def uniform(self, cost: float) -> None:
         """Measure choices of one form everywhere that would cost less than what was found."""
         for form in UNIFORM:
             choice = {unit: form if form in forms else SAFE for unit, forms in self.problem.forms.items()}
-            if form in choice.values() and self.problem.cost(choice) < cost:
+            if form in choice.values() and self.problem.allows(choice) and self.problem.cost(choice) < cost:
                 self.measured(choice, form)
 
     def beyond(self, points: Sequence[Choice], boldest: int) -> None:
@@ -136,7 +147,7 @@ class Choosing:
     def measured(self, choice: Choice, name: str = "") -> Seen:
         """A choice compared with the original on the data for choosing."""
         key = digest(choice)
-        if key not in self.seen:
+        if key not in self.all:
             name = name or self.name(choice)
 
             def compared() -> dict[str, Any]:
@@ -148,16 +159,21 @@ class Choosing:
             found: dict[str, Any] = {
                 what: Estimate(**one) if isinstance(one, dict) else one for what, one in held["figures"].items()
             }
-            self.seen[key] = Seen.of(name, choice, Comparison(**found), Estimate(**held["distance"]))
-        return self.seen[key]
+            self.all[key] = Seen.of(name, choice, Comparison(**found), Estimate(**held["distance"]))
+        return self.all[key]
 
     def name(self, choice: Choice) -> str:
         """A name that tells how small a choice is."""
         own = sum(self.bank.options[unit][form].nbytes for unit, form in choice.items())
         bits = 8 * (own + self.subject.beside) / self.subject.weights
-        taken = {one.name for one in self.seen.values()}
+        taken = {one.name for one in self.all.values()}
         names = (f"mixed, {bits:.2f} bits{mark}" for mark in ("", *(f" ({number})" for number in range(2, 1000))))
         return next(name for name in names if name not in taken)
+
+
+def limit(budget: Budget, kind: Metric, before: Estimate) -> float:
+    """The drop that a budget allows: a share of the original's own score where it says so; of a logarithm always."""
+    return budget.max_drop * (before.value if budget.relative and not kind.logarithms else 1.0)
 
 
 def digest(choice: Choice) -> str:

@@ -48,18 +48,21 @@ LOOKED_UP = {  # tables, which have no inputs to tell what is listened to
 TIED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # of a language model: read the same, run as one
 
 
-def forms_of(layer: nn.Module) -> dict[str, Steps]:
+HOPELESS = ("shared 3 bits", "binary")  # for a language model that does not train on
+
+
+def forms_of(layer: nn.Module, *, language: bool = False) -> dict[str, Steps]:
     """The forms of a layer by name; such as do not suit it are refused when they are made."""
     width = weight_of(layer).shape[1]
     group = next((size for size in GROUPS if width % size == 0), 0)
     stands = {GROUP: group, FINE: GROUPS[-1] if group else 0}
     table = LOOKED_UP if isinstance(layer, nn.Embedding | CompressedEmbedding) else FORMS
     found: dict[str, Steps] = {}
-    for name, given in table.items():
+    for name, given in ((name, given) for name, given in table.items() if not (language and name in HOPELESS)):
         steps = tuple(Step.of({knob: stands.get(value, value) for knob, value in step.items()}) for step in given)
         found[name] = steps
     if group == stands[FINE]:
-        found.pop("4 bits, fine")  # it is what 4 bits are
+        found.pop("4 bits, fine", None)  # it is what 4 bits are
     return found
 
 

@@ -65,15 +65,11 @@ class Problem:
         kinds: Mapping[str, str],
         latencies: Latencies,
         weights: Mapping[str, float],
-        banned: Collection[tuple[str, str]] = (),
     ) -> "Problem":
-        """The problem of a bank; forms of kinds that are `banned` are no choice."""
+        """The problem of a bank."""
         base = dict.fromkeys(bank.units, SAFE)
         whole = {"size": float(sum(bank.options[unit][SAFE].nbytes for unit in base)), **times(latencies.base)}
-        forms = {
-            unit: [form for form in options if (kinds[unit], form) not in banned]
-            for unit, options in bank.options.items()
-        }
+        forms = {unit: list(options) for unit, options in bank.options.items()}
 
         def cost(unit: str, form: str) -> float:
             own = {"size": float(bank.options[unit][form].nbytes)}
@@ -85,6 +81,19 @@ class Problem:
             costs={unit: [cost(unit, form) for form in own] for unit, own in forms.items()},
             kls={unit: [bank.options[unit][form].kl for form in own] for unit, own in forms.items()},
         )
+
+    def without(self, kinds: Mapping[str, str], banned: Collection[tuple[str, str]]) -> "Problem":
+        """The problem where some forms of some kinds of units are no choice."""
+        kept = {u: [k for k, form in enumerate(own) if (kinds[u], form) not in banned] for u, own in self.forms.items()}
+        return Problem(
+            forms={unit: [self.forms[unit][k] for k in places] for unit, places in kept.items()},
+            costs={unit: [self.costs[unit][k] for k in places] for unit, places in kept.items()},
+            kls={unit: [self.kls[unit][k] for k in places] for unit, places in kept.items()},
+        )
+
+    def allows(self, choice: Choice) -> bool:
+        """Whether every form of a choice is one of the forms."""
+        return all(form in self.forms[unit] for unit, form in choice.items())
 
     def frontier(self, points: int, scale: Mapping[str, float]) -> list[dict[str, str]]:
         """Choices from the closest to the cheapest; `scale` is what distances of each form are multiplied with."""
@@ -128,4 +137,4 @@ class Problem:
 
 def times(parts: Mapping[str, float]) -> dict[str, float]:
     """The parts of a time, and their sum."""
-    return {**parts, "latency": sum(parts.values())}
+    return {**parts, "latency": sum(parts.values()) if "latency" not in parts else parts["latency"]}

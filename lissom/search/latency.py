@@ -28,8 +28,8 @@ from lissom.hardware import describe
 
 Parts = Mapping[str, float]  # milliseconds by name, such as prefill and decode
 Run = Callable[[], Parts]
-ROUNDS, WARMUP, MOST = 9, 2, 45  # of timing; more rounds as long as a difference is not known well enough
-WELL = 0.02  # of the base's time: the width of a difference's interval that is narrow enough
+ROUNDS, WARMUP, MOST = 9, 2, 36  # of timing; more rounds as long as a difference is not known well enough
+WELL = 0.03  # of the base's time: the width of a difference's interval that is narrow enough
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

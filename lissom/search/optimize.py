@@ -19,40 +19,36 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from lissom.artifact import annotate
-from lissom.artifact.fingerprint import of_code, of_tensors
+from lissom.artifact.fingerprint import of_code, of_json, of_tensors
 from lissom.artifact.journal import Journal
 from lissom.artifact.manifest import building
 from lissom.calibrate import Batch
 from lissom.calibrate.data import each
 from lissom.errors import DataError, RecipeError
-from lissom.estimate import Certificate, median_estimate
+from lissom.estimate import Certificate, Estimate
 from lissom.evaluate import Comparison, Metric, certify_models, metric, paired
 from lissom.evaluate.examples import tensors
 from lissom.evaluate.metric import Output
 from lissom.hardware import check_target
 from lissom.search.bank import Bank, Choice
-from lissom.search.choosing import Choosing, Seen
+from lissom.search.choosing import Choosing, Seen, digest
 from lissom.search.forms import ORIGINAL as NOTHING
 from lissom.search.forms import SAFE
-from lissom.search.joint import Prefer, Problem, weights_of
-from lissom.search.latency import Latencies, Run, by_turns, known, measured
+from lissom.search.joint import Prefer, Problem, times, weights_of
+from lissom.search.latency import Latencies, Run, known, measured
 from lissom.search.parity import check_parity
 from lissom.search.paying import paying
 from lissom.search.recut import remember
 from lissom.search.result import Candidate, LayerRow, Point, Result, StepRow
 from lissom.search.split import Split, split
-from lissom.search.subject import LanguageSubject, ModuleSubject, Subject, Trial, plain
+from lissom.search.subject import LanguageSubject, ModuleSubject, Subject, plain
+from lissom.search.trying import ORIGINAL, Progress, Terms, Tried, cost, noted, timed, worth_certifying
 from lissom.types import Budget, Recipe
-
-Progress = Callable[[str], None]
-ORIGINAL = "original"  # its name among the candidates
-ROUNDS = 15  # of timing each candidate beside the original
 
 
 def optimize(
@@ -106,9 +102,18 @@ def optimize(
     if recipes is not None:
         check_names(recipes)
         return concluded(subject, by_recipes(subject, recipes, lots, terms), lots, terms)
-    with tempfile.TemporaryDirectory(prefix="lissom-") as scratch:
-        pool = joint(subject, Path(work or scratch), lots, max_ram, terms)
-        return concluded(subject, pool, lots, terms)
+    asked = {"model": subject.fingerprint(), "data": of_tensors(named(lots)), "code": of_code()}
+    with (
+        tempfile.TemporaryDirectory(prefix="lissom-") as scratch,
+        Journal.open(Path(work or scratch), asked) as journal,
+    ):
+        return concluded(subject, joint(subject, journal, lots, max_ram, terms), lots, terms)
+
+
+def named(lots: Split) -> dict[str, Tensor]:
+    """All tensors of the data."""
+    held = {"calibration": lots.calibration, "selection": lots.selection, "certification": lots.certification}
+    return {f"{lot} {number}": part for lot, batch in held.items() for number, part in enumerate(tensors(batch))}
 
 
 def check_names(candidates: Sequence[Recipe]) -> None:
@@ -125,32 +130,6 @@ def check_names(candidates: Sequence[Recipe]) -> None:
             raise RecipeError(f"recipes: a candidate is called {name!r}; each needs a name of its own")
         if names.count(name) > 1:
             raise RecipeError(f"recipes: two candidates are called {name!r}; each needs a name of its own")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Terms:
-    """What the search was asked."""
-
-    budget: Budget
-    metric: Metric
-    target: str
-    weights: Mapping[str, float]
-    progress: Progress
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tried:
-    """A candidate and what choosing needs to know of it; `before` is the original, measured beside it.
-
-    `cost` is relative to the original's; `distance` is how far it is from the original on the data for choosing: the
-    KL divergence, or the drop where the metric has no logits.
-    """
-
-    trial: Trial
-    point: Point
-    before: Point
-    cost: float
-    distance: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,45 +177,51 @@ def by_recipes(subject: Subject, recipes: Sequence[Recipe], lots: Split, terms: 
     return Pool(tried=tried, failed=failed)
 
 
-def joint(subject: Subject, work: Path, lots: Split, max_ram: int | None, terms: Terms) -> Pool:
+def joint(subject: Subject, journal: Journal, lots: Split, max_ram: int | None, terms: Terms) -> Pool:
     """The candidates that the joint search finds."""
-    held = {"calibration": lots.calibration, "selection": lots.selection, "certification": lots.certification}
-    data = {f"{lot} {number}": part for lot, batch in held.items() for number, part in enumerate(tensors(batch))}
-    asked = {"model": subject.fingerprint(), "data": of_tensors(data), "code": of_code()}
-    journal = Journal.open(work, asked)
     bank = Bank(journal, subject.units, subject.forms)
     subject.fill(bank, lots.calibration, terms.metric, max_ram, terms.progress)
     table = latencies(subject, bank, terms)
-    problem = Problem.of(bank, subject.kinds, table, terms.weights)
-    choosing = Choosing(subject, bank, problem, lots, terms.metric, terms.budget, terms.progress)
-    seen = choosing.worth_trying()
-    good = [one for one in seen if choosing.inside(one)]
-    steps: Sequence[StepRow] = ()
-    if good:
-        boldest = min(good, key=lambda one: problem.cost(one.choice))
-        steps = paying(subject, bank, boldest.choice, terms.weights, terms.progress)
-        vain = {(step.kind, step.form) for step in steps if not step.kept}
-        if vain:  # they cost quality for nothing: the frontier without them
-            problem = Problem.of(bank, subject.kinds, table, terms.weights, vain)
-            choosing = Choosing(subject, bank, problem, lots, terms.metric, terms.budget, terms.progress)
-            seen = choosing.worth_trying()
+    choosing = Choosing(
+        subject,
+        bank,
+        Problem.of(bank, subject.kinds, table, terms.weights),
+        lots,
+        terms.metric,
+        terms.budget,
+        pays=lambda choice: steps_of(subject, bank, choice, terms),
+        tell=terms.progress,
+    )
+    choosing.walk()
     tried = []
-    for one in worth_timing(seen, problem, terms.budget):
-        foreseen = sum(table.of(subject.kinds, one.choice).values())
-        predicted = {
-            "predicted_latency_ms": foreseen,
-            "predicted_kl": problem.kl(one.choice, choosing.scale),
+    for one in worth_timing(choosing):
+        parts = table.of(subject.kinds, one.choice)
+        told = {
+            "predicted_latency_ms": sum(parts.values()),
+            "predicted_kl": choosing.problem.kl(one.choice, choosing.scale),
             "summary": summary(bank, one.choice),
         }
-        trial = subject.assemble(bank, one.choice, one.name)
-        tried.append(timed(subject, trial, one, terms, predicted))
-    choices = {one.name: one.choice for one in seen}
+        found = timed(subject, subject.assemble(bank, one.choice, one.name), one, terms, told)
+        if found.cost < 1:  # what is measured decides whether it is cheaper at all; among such, noise does not choose
+            found = replace(found, cost=cost({"size": found.point.nbytes, **times(parts)}, found.before, terms.weights))
+        tried.append(found)
+    choices = {one.name: one.choice for one in choosing.all.values()}
     return Pool(
         tried=tried,
-        steps=steps,
+        steps=choosing.steps,
         layers=lambda name: layer_rows(subject, bank, choices[name]),
         remember=lambda verdicts: remember(bank, choosing, verdicts, subject),
     )
+
+
+def steps_of(subject: Subject, bank: Bank, choice: Choice, terms: Terms) -> list[StepRow]:
+    """What each step of a choice saves, measured once."""
+    name = f"steps {digest(choice)} {of_json([terms.target, dict(terms.weights)])}"
+    held = bank.known(
+        name, lambda: {"rows": [plain(row) for row in paying(subject, bank, choice, terms.weights, terms.progress)]}
+    )
+    ratios = ("latency_ratio", "cost_ratio")
+    return [StepRow(**{**row, **{ratio: Estimate(**row[ratio]) for ratio in ratios}}) for row in held["rows"]]
 
 
 def summary(bank: Bank, choice: Choice) -> str:
@@ -283,10 +268,11 @@ def latencies(subject: Subject, bank: Bank, terms: Terms) -> Latencies:
     return known(key, make)
 
 
-def worth_timing(seen: Sequence[Seen], problem: Problem, budget: Budget) -> list[Seen]:
+def worth_timing(choosing: Choosing) -> list[Seen]:
     """Those inside the budget on the data for choosing that no other beats, and the nearest beyond it."""
-    inside = [one for one in seen if one.drop.value <= budget.max_drop]
-    costs = {one.name: problem.cost(one.choice) for one in seen}
+    seen = [one for one in choosing.seen if set(one.choice.values()) != {NOTHING}]
+    inside = [one for one in seen if choosing.inside(one)]
+    costs = {one.name: choosing.problem.cost(one.choice) for one in seen}
 
     def beaten(one: Seen) -> bool:
         return any(
@@ -297,47 +283,11 @@ def worth_timing(seen: Sequence[Seen], problem: Problem, budget: Budget) -> list
     return [one for one in inside if not beaten(one)] + beyond[:2]
 
 
-def timed(
-    subject: Subject, trial: Trial, seen: Seen, terms: Terms, told: Mapping[str, Any] = MappingProxyType({})
-) -> Tried:
-    """A candidate beside the original, by turns."""
-    terms.progress(f"{seen.name}: time")
-    rounds = by_turns({ORIGINAL: subject.timed(), seen.name: trial.timed()}, ROUNDS)
-    (first, parts), (_, own) = ((name, in_parts(spent)) for name, spent in rounds.items())
-    no_drop = replace(seen.drop, value=0.0, low=0.0, high=0.0)
-    before = subject.point(first, subject.nbytes, quality=seen.before, drop=no_drop, **parts)
-    point = subject.point(
-        seen.name, trial.nbytes, quality=seen.quality, drop=seen.drop, kl=seen.distance, **own, **told
-    )
-    return Tried(
-        trial=trial, point=point, before=before, cost=cost(point, before, terms.weights), distance=seen.distance.value
-    )
-
-
-def in_parts(rounds: Sequence[Mapping[str, float]]) -> dict[str, Any]:
-    """The latency, and the parts of it where there are several."""
-    parts = {part: median_estimate([spent[part] for spent in rounds], unit="ms") for part in rounds[0]}
-    latency = median_estimate([sum(spent.values()) for spent in rounds], unit="ms")
-    return {"latency": latency, "parts": parts if len(parts) > 1 else {}}
-
-
-def cost(point: Point, before: Point, weights: Mapping[str, float]) -> float:
-    """The product of what a point costs, as ratios to another."""
-    found = 1.0
-    for part, weight in weights.items():
-        own, other = (
-            one.nbytes if part == "size" else one.latency.value if part == "latency" else one.parts[part].value
-            for one in (point, before)
-        )
-        found *= (own / other) ** weight
-    return found
-
-
 def concluded(subject: Subject, pool: Pool, lots: Split, terms: Terms) -> Result:
     """Certificates, the frontier with verdicts and reasons, and the cheapest candidate that passed."""
-    judged = certified(subject, worth_certifying(pool.tried, terms.budget), lots, terms)
+    judged = certified(subject, worth_certifying(pool.tried), lots, terms)
     verdicts = {one.tried.point.name: one.certificate.verdict for one in judged}
-    points = [pool.tried[0].before, *(noted(one, pool.tried, verdicts, terms.budget) for one in pool.tried)]
+    points = [pool.tried[0].before, *(noted(one, pool.tried, verdicts) for one in pool.tried)]
     passed = sorted((one for one in judged if one.certificate.verdict == "PASS"), key=lambda one: one.tried.cost)
     shown = passed[0] if passed else judged[0] if judged else None
     pool.remember(verdicts)
@@ -353,19 +303,6 @@ def concluded(subject: Subject, pool: Pool, lots: Split, terms: Terms) -> Result
         layers=pool.layers(passed[0].tried.point.name) if passed else (),
         steps=pool.steps,
     )
-
-
-def worth_certifying(tried: Sequence[Tried], budget: Budget) -> list[Tried]:
-    """Those within the budget on the data for choosing that cost less than the original, none beaten; closest first."""
-    good = [one for one in tried if one.point.drop.value <= budget.max_drop and one.cost < 1]
-    best = [one for one in good if not any(beats(other, one) for other in good)]
-    return sorted(best, key=lambda one: one.distance)
-
-
-def beats(one: Tried, other: Tried) -> bool:
-    """Whether a candidate costs no more and is no farther from the original, and is better in one of the two."""
-    ours, theirs = (one.cost, one.distance), (other.cost, other.distance)
-    return ours != theirs and ours[0] <= theirs[0] and ours[1] <= theirs[1]
 
 
 def certified(subject: Subject, queue: Sequence[Tried], lots: Split, terms: Terms) -> list[Judged]:
@@ -399,18 +336,3 @@ def candidate(judged: Judged, report: dict[str, Any], points: Sequence[Point], e
 
     point = next(point for point in points if point.name == judged.tried.point.name)
     return Candidate(point=point, recipe=trial.recipe, certificate=certificate, write=write)
-
-
-def noted(one: Tried, tried: Sequence[Tried], verdicts: Mapping[str, str], budget: Budget) -> Point:
-    """The point with its verdict, and why it was not certified where it was not."""
-    point = one.point
-    if point.name in verdicts:
-        return replace(point, verdict=verdicts[point.name])
-    if point.drop.value > budget.max_drop:
-        return replace(point, note=f"dropped {point.drop.value:.2%} on the data for choosing")
-    if one.cost >= 1:
-        return replace(point, note=f"costs {one.cost:.2f} times what the original does")
-    better = [other for other in tried if beats(other, one) and other.point.drop.value <= budget.max_drop]
-    if better:
-        return replace(point, note=f"{better[0].point.name} costs no more and is closer to the original")
-    return replace(point, note="bolder than one that did not pass")

@@ -1,6 +1,7 @@
 """Re-cut: another point of a frontier that was found before, put together from the bank without calibrating again."""
 
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ def remember(bank: Bank, choosing: Choosing, verdicts: Mapping[str, str], subjec
             "drop": one.drop.value,
             "verdict": verdicts.get(one.name, ""),
         }
-        for one in choosing.seen.values()
+        for one in choosing.all.values()
     ]
     head = {"model": subject.fingerprint(), "folder": subject.folder, "beside": subject.beside}
     bank.journal.keep(FRONTIER, {**head, "scale": dict(choosing.scale), "points": points})
@@ -74,7 +75,7 @@ def recut(
         raise RecipeError("recut: give either a size or a budget")
     if not (Path(work) / "journal.json").is_file():
         raise ArtifactError(f"{work} is no work of a search; give the folder that optimize worked in")
-    with Journal(Path(work)) as journal:
+    with closing(Journal(Path(work))) as journal:  # whatever was asked wrongly, what is in it stays
         if not journal.has(FRONTIER):
             raise ArtifactError(f"{work}: the search did not end; run the same optimize again, it goes on from there")
         held = journal.read(FRONTIER)

@@ -237,7 +237,7 @@ class LanguageSubject(Subject):
         self.names = layer_names(self.checkpoint, self.checkpoint.skeleton())
         self.units = units_of_checkpoint(self.checkpoint, self.names)
         self.kinds = {unit: kind_of(unit, self.layers) for unit in self.units}
-        self.forms = {name: forms_of(self.layers[name]) for name in self.names}
+        self.forms = {name: forms_of(self.layers[name], language=True) for name in self.names}
 
     @cached_property
     def original(self) -> nn.Module:  # type: ignore[override]

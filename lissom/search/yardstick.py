@@ -22,7 +22,7 @@ from lissom.evaluate.compare import Paired
 from lissom.evaluate.examples import array, evaluating, pieces
 
 ROOM = 256 * 2**20  # bytes of what is remembered
-EXAMPLES, TOKENS = 512, 8192  # whose outputs are compared, at most; whichever is fewer
+EXAMPLES, TOKENS = 512, 4096  # whose outputs are compared, at most; whichever is fewer
 
 
 class Yardstick:

@@ -1,7 +1,6 @@
 """Each verb once on a small model."""
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -72,11 +71,10 @@ def test_optimize_a_module_and_use_it(run: Run, module: Path, arrays: Path, tmp_
 def test_optimize_that_finds_nothing_says_so_and_writes_only_the_report(
     run: Run, arrays: Path, module: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lissom.search.subject import ModuleSubject
-    from lissom.types import Recipe
+    from lissom.search import forms
 
-    ruined = Recipe.of({"name": "ruined", "steps": [{"technique": "magnitude", "sparsity": 0.99}]})
-    monkeypatch.setattr(ModuleSubject, "recipes", lambda self: [ruined])
+    ruined = {forms.ORIGINAL: (), forms.SAFE: ({"technique": "magnitude", "sparsity": 0.99},)}
+    monkeypatch.setattr(forms, "FORMS", ruined)
     out, report = tmp_path / "out", tmp_path / "report.html"
     done = run("optimize", module, "--data", arrays, "--max-drop", "0.02", "--out", out, "--report", report)
     assert (done.code, done.error) == (1, "")
@@ -88,9 +86,10 @@ def test_optimize_that_finds_nothing_says_so_and_writes_only_the_report(
 def test_optimize_a_language_model(
     run: Run, tiny: Tiny, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lissom.search import optimize
+    from lissom.search import forms, trying
 
-    monkeypatch.setattr(sys.modules[optimize.__module__], "ROUNDS", 3)
+    monkeypatch.setattr(trying, "ROUNDS", 3)
+    monkeypatch.setattr(forms, "FORMS", {name: forms.FORMS[name] for name in (forms.ORIGINAL, forms.SAFE, "4 bits")})
     out = tmp_path / "out"
     options = ("--max-drop", "20%", "--length", 16, "--windows", 40, "--prefer", "size")
     done = run("optimize", tiny("llama", True), "--data", text, *options, "--out", out)

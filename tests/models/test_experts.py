@@ -20,8 +20,8 @@ from lissom.errors import DataError, RecipeError
 from lissom.formats import CompressedLinear
 from lissom.models import FAMILIES, Checkpoint, compressible
 from lissom.models.experts import Experts, apart, set_apart
-from lissom.search.forms import units_of_module
 from lissom.search.foresee import foreseen
+from lissom.search.forms import units_of_module
 from lissom.search.sparsity import allocate_sparsity
 from lissom.types import Step
 

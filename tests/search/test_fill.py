@@ -50,7 +50,8 @@ def test_layers_from_the_bank_are_those_that_the_recipe_makes(
     ours, theirs = subject.with_layers(bank, choice), compress_model(classifier, lot, steps=recipe.steps)
     for name in subject.units:
         one, other = (model.get_submodule(name) for model in (ours, theirs))
-        assert isinstance(one, CompressedLayer) and isinstance(other, CompressedLayer)
+        assert isinstance(one, CompressedLayer)
+        assert isinstance(other, CompressedLayer)
         assert torch.equal(one.weight.dense(), other.weight.dense())
     trial = subject.assemble(bank, choice, "mixed")
     assert trial.nbytes == sum(bank.options[u][f].nbytes for u, f in choice.items()) + subject.beside

@@ -18,7 +18,7 @@ def problem(units: int, forms: int, seed: int) -> Problem:
     for unit in map(str, range(units)):
         costs[unit] = sorted((draw.random() for _ in names), reverse=True)
         kls[unit] = sorted(draw.random() ** 4 for _ in names)
-    return Problem(forms={unit: names for unit in costs}, costs=costs, kls=kls)
+    return Problem(forms=dict.fromkeys(costs, names), costs=costs, kls=kls)
 
 
 def every(one: Problem) -> list[dict[str, str]]:

@@ -20,10 +20,11 @@ from lissom.engine.lower import lower
 from lissom.errors import DataError, LissomError, RecipeError
 from lissom.estimate import Certificate, Verdict
 from lissom.evaluate import metric
-from lissom.search import Result, optimize
-from lissom.search.optimize import Terms, Tried, beats, certified, worth_certifying
+from lissom.search import Result, optimize, trying
+from lissom.search.optimize import certified
 from lissom.search.split import split
 from lissom.search.subject import ModuleSubject, Trial, plain
+from lissom.search.trying import Terms, Tried, beats, worth_certifying
 from lissom.types import Budget, Recipe
 
 Examples = tuple[Tensor, Tensor]
@@ -161,14 +162,14 @@ def tried(result: Result, name: str, cost: float, distance: float, drop: float =
     point = result.points[1]
     point = dataclasses.replace(point, name=name, drop=dataclasses.replace(point.drop, value=drop))
     trial = Trial(recipe=INT8, nbytes=1, open=nn.Identity, timed=lambda: dict, write=lambda folder, notes: folder)
-    return Tried(trial=trial, point=point, before=result.points[0], cost=cost, distance=distance)
+    return Tried(trial=trial, point=point, before=result.points[0], cost=cost, distance=distance, limit=0.01)
 
 
 def test_those_that_another_beats_are_not_certified_and_the_closest_comes_first(result: Result) -> None:
     safe, bold = tried(result, "safe", 0.5, 0.1), tried(result, "bold", 0.2, 0.4)
     beaten, dear = tried(result, "beaten", 0.6, 0.2), tried(result, "dear", 1.1, 0.0)
     ruined = tried(result, "ruined", 0.1, 0.9, drop=0.5)
-    queue = worth_certifying([bold, ruined, beaten, safe, dear], Budget(max_drop=0.01))
+    queue = worth_certifying([bold, ruined, beaten, safe, dear])
     assert [one.point.name for one in queue] == ["safe", "bold"]
     assert beats(safe, beaten)
     assert not beats(safe, safe)
@@ -211,7 +212,7 @@ def test_certifying_stops_at_the_first_that_does_not_pass(
 def test_a_language_model_is_searched_saved_and_opened(
     demo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys.modules[optimize.__module__], "ROUNDS", 3)
+    monkeypatch.setattr(trying, "ROUNDS", 3)
     text = (demo_folder / "stories.txt").read_text(encoding="utf-8")
     windows = token_windows(text, AutoTokenizer.from_pretrained(demo_folder), 24)[:44]
     blocks, ends = "model.layers.*", {"layers": "model.embed_tokens", "technique": "rtn", "bits": 8}
@@ -246,7 +247,7 @@ def test_a_target_is_where_the_candidates_are_measured(
     classifier: nn.Module, examples: Examples, demo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A model on the CPU is measured on the GPU; it stays where it is, and what is saved opens on the CPU."""
-    monkeypatch.setattr(sys.modules[optimize.__module__], "ROUNDS", 3)
+    monkeypatch.setattr(trying, "ROUNDS", 3)
     found = optimize(classifier, examples, Budget(max_drop=0.02), target="cuda", prefer="size", recipes=[INT8, INT4])
     assert {part.device.type for part in classifier.parameters()} == {"cpu"}
     assert found.best is not None

@@ -46,5 +46,5 @@ def test_a_folder_that_cannot_be_opened_is_named(demo_folder: Path, tmp_path: Pa
     folder = Path(shutil.copytree(demo_folder, tmp_path / "broken"))
     (folder / "model.safetensors").write_bytes(b"nothing")
     windows = torch.randint(100, (2, 8))
-    with pytest.raises(ArtifactError, match="cannot be opened in a process of its own: .*model.safetensors"):
+    with pytest.raises(ArtifactError, match=r"cannot be opened in a process of its own: .*model\.safetensors"):
         check_parity(folder, nn.Identity(), windows, True)

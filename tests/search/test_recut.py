@@ -95,7 +95,8 @@ def test_the_same_search_again_uses_what_is_there(
     told: list[str] = []
     again = optimize(classifier, examples, Budget(max_drop=0.02), prefer="size", work=work, progress=told.append)
     assert not any("compare" in text for text in told)
-    assert again.best is not None and result.best is not None
+    assert again.best is not None
+    assert result.best is not None
     assert again.best.recipe == result.best.recipe
     other = torch.Generator().manual_seed(1)
     changed = (examples[0] + 1e-3 * torch.randn(examples[0].shape, generator=other), examples[1])

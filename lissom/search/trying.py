@@ -1,0 +1,116 @@
+"""Trying a candidate: what it costs beside the original, measured by turns, and whether it is worth certifying."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any
+
+from lissom.estimate import median_estimate
+from lissom.evaluate import Metric
+from lissom.search.choosing import Seen, limit
+from lissom.search.joint import times
+from lissom.search.latency import by_turns
+from lissom.search.result import Point
+from lissom.search.subject import Subject, Trial
+from lissom.types import Budget
+
+Progress = Callable[[str], None]
+ORIGINAL = "original"  # its name among the candidates
+ROUNDS = 15  # of timing each candidate beside the original
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """What the search was asked."""
+
+    budget: Budget
+    metric: Metric
+    target: str
+    weights: Mapping[str, float]
+    progress: Progress
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tried:
+    """A candidate and what choosing needs to know of it; `before` is the original, measured beside it.
+
+    `cost` is relative to the original's; `distance` is how far it is from the original on the data for choosing: the
+    KL divergence, or the drop where the metric has no logits; `limit` is the drop that the budget allows there.
+    """
+
+    trial: Trial
+    point: Point
+    before: Point
+    cost: float
+    distance: float
+    limit: float
+
+
+def timed(
+    subject: Subject, trial: Trial, seen: Seen, terms: Terms, told: Mapping[str, Any] = MappingProxyType({})
+) -> Tried:
+    """A candidate beside the original, by turns."""
+    terms.progress(f"{seen.name}: time")
+    rounds = by_turns({ORIGINAL: subject.timed(), seen.name: trial.timed()}, ROUNDS)
+    (first, parts), (_, own) = ((name, in_parts(spent)) for name, spent in rounds.items())
+    no_drop = replace(seen.drop, value=0.0, low=0.0, high=0.0)
+    before = subject.point(first, subject.nbytes, quality=seen.before, drop=no_drop, **parts)
+    point = subject.point(
+        seen.name, trial.nbytes, quality=seen.quality, drop=seen.drop, kl=seen.distance, **own, **told
+    )
+    own = {"size": point.nbytes, **times(values(point))}
+    return Tried(
+        trial=trial,
+        point=point,
+        before=before,
+        cost=cost(own, before, terms.weights),
+        distance=seen.distance.value,
+        limit=limit(terms.budget, terms.metric, seen.before),
+    )
+
+
+def in_parts(rounds: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """The latency, and the parts of it where there are several."""
+    parts = {part: median_estimate([spent[part] for spent in rounds], unit="ms") for part in rounds[0]}
+    latency = median_estimate([sum(spent.values()) for spent in rounds], unit="ms")
+    return {"latency": latency, "parts": parts if len(parts) > 1 else {}}
+
+
+def values(point: Point) -> dict[str, float]:
+    """The parts of a latency, in milliseconds."""
+    return {part: found.value for part, found in point.parts.items()} or {"latency": point.latency.value}
+
+
+def cost(own: Mapping[str, float], before: Point, weights: Mapping[str, float]) -> float:
+    """The product of size and times, as ratios to those of the original, each to the power of its weight."""
+    original = {"size": before.nbytes, **times(values(before))}
+    return float(math.prod((own[part] / original[part]) ** weight for part, weight in weights.items()))
+
+
+def worth_certifying(tried: Sequence[Tried]) -> list[Tried]:
+    """Those within the budget on the data for choosing that cost less than the original, none beaten; closest first."""
+    good = [one for one in tried if one.point.drop.value <= one.limit and one.cost < 1]
+    best = [one for one in good if not any(beats(other, one) for other in good)]
+    return sorted(best, key=lambda one: one.distance)
+
+
+def beats(one: Tried, other: Tried) -> bool:
+    """Whether a candidate costs no more and is no farther from the original, and is better in one of the two."""
+    ours, theirs = (one.cost, one.distance), (other.cost, other.distance)
+    return ours != theirs and ours[0] <= theirs[0] and ours[1] <= theirs[1]
+
+
+def noted(one: Tried, tried: Sequence[Tried], verdicts: Mapping[str, str]) -> Point:
+    """The point with its verdict, and why it was not certified where it was not."""
+    point = one.point
+    if point.name in verdicts:
+        return replace(point, verdict=verdicts[point.name])
+    if point.drop.value > one.limit:
+        return replace(point, note=f"dropped {point.drop.value:.2%} on the data for choosing")
+    if one.cost >= 1:
+        return replace(point, note=f"costs {one.cost:.2f} times what the original does")
+    better = [other for other in tried if beats(other, one) and other.point.drop.value <= other.limit]
+    if better:
+        return replace(point, note=f"{better[0].point.name} costs no more and is closer to the original")
+    return replace(point, note="bolder than one that did not pass")
