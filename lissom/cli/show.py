@@ -34,6 +34,7 @@ def show(figures: Any, json_lines: bool, more: Any = None) -> None:
 def report_of(result: "Result", model: str, out: Path) -> "Report":
     """What the report shows of a result."""
     import platform
+    import shlex
     from datetime import date
 
     import torch
@@ -58,6 +59,12 @@ def report_of(result: "Result", model: str, out: Path) -> "Report":
         versions={"lissom": package_version(), "torch": torch.__version__, "python": platform.python_version()},
         hashes={name: file["sha256"] for name, file in files.items()},
         made=date.today().isoformat(),
+        failed=result.failed,
+        layers=result.layers,
+        steps=result.steps,
+        command=shlex.join(["lissom", *sys.argv[1:]]),
+        seed=0,
+        folder=str(out) if result.best else "",
     )
 
 

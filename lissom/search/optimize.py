@@ -43,6 +43,7 @@ from lissom.search.joint import Prefer, Problem, times, weights_of
 from lissom.search.latency import Latencies, Run, known, measured
 from lissom.search.parity import check_parity
 from lissom.search.paying import paying
+from lissom.search.recover import recovered
 from lissom.search.recut import remember
 from lissom.search.result import Candidate, LayerRow, Point, Result, StepRow
 from lissom.search.split import Split, split
@@ -206,6 +207,9 @@ def joint(subject: Subject, journal: Journal, lots: Split, max_ram: int | None, 
             found = replace(found, cost=cost({"size": found.point.nbytes, **times(parts)}, found.before, terms.weights))
         tried.append(found)
     choices = {one.name: one.choice for one in choosing.all.values()}
+    for one, trial in recovered(choosing):
+        tried.append(timed(subject, trial, one, terms, {"summary": f"{summary(bank, one.choice)}; distilled"}))
+        choices[one.name] = one.choice
     return Pool(
         tried=tried,
         steps=choosing.steps,

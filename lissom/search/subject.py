@@ -28,7 +28,7 @@ from lissom.compress.stream import assembled, layer_names
 from lissom.engine.bench import engine, once
 from lissom.engine.lower import lower
 from lissom.evaluate import Metric
-from lissom.evaluate.examples import tensors
+from lissom.evaluate.examples import pieces, tensors
 from lissom.formats import freeze
 from lissom.hardware.bench import Answer
 from lissom.hardware.measure import once_ms
@@ -43,6 +43,7 @@ from lissom.search.result import Point
 from lissom.search.yardstick import Yardstick
 from lissom.types import Recipe
 
+LOT = 64  # examples of a step of learning
 TIMED = 16  # examples of the batch whose forward pass is timed
 PROMPT, WRITTEN = 64, 16  # tokens of the answer that is timed
 
@@ -169,8 +170,9 @@ class ModuleSubject(Subject):
         fill_from_module(bank, apart(copy.deepcopy(self.original)), calibration, yardstick, tell)
 
     def compress(self, recipe: Recipe, calibration: Batch) -> Trial:
-        """Compress a copy."""
-        return self.trial(freeze(compress_model(self.model, calibration, steps=recipe.steps)).eval(), recipe)
+        """Compress a copy; where it learns, from a few examples at a time."""
+        lots = list(pieces(calibration, LOT, self.model))
+        return self.trial(freeze(compress_model(self.model, lots, steps=recipe.steps)).eval(), recipe)
 
     def assemble(self, bank: Bank, choice: Choice, name: str) -> Trial:
         """A copy with layers from the bank."""
