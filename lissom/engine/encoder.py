@@ -4,6 +4,9 @@
     h = norm(h + o(attention(q h, k h, v h)))       in each block; tokens see all others of their sequence
     h = norm(h + down(act(up h)))
 
+A token's integers share a scale where the weights of a row do: Yao et al., ZeroQuant, NeurIPS 2022, arXiv:2206.01861,
+section 3.1, of encoders of this kind.
+
 Tables and the pooler stay in PyTorch. Blocks may differ in heads, width and formats.
 
 Shapes: n sequences, t tokens of each with padding, h hidden, r tokens that are no padding.
@@ -59,6 +62,9 @@ class NativeEncoder(StandIn):
     def __init__(self, model: Any, kernel: str | None = None) -> None:
         super().__init__(model)
         self._kernel = kernel or native.kernels()[-1]
+        for layer in model.encoder.modules():
+            if isinstance(layer, PanelLinear):
+                layer.merge()
         self._idle = [Blocks(model, ROWS, self._kernel)]  # each thread that calls has its own
 
     def __getstate__(self) -> dict[str, Any]:

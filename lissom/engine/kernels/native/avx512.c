@@ -146,23 +146,23 @@ INLINE void store_bytes(char *to, Floats f) {
 #include "maps.h"
 
 TARGET static uint32_t largest(const float *x, ptrdiff_t count) {
-    __m512i top = _mm512_setzero_si512(), magnitude = _mm512_set1_epi32(0x7FFFFFFF);
-    for (ptrdiff_t j = 0; j < count; j += 16) {
-        __mmask16 there = count - j >= 16 ? 0xFFFF : (__mmask16)((1u << (count - j)) - 1);
-        top = _mm512_max_epi32(top, _mm512_and_si512(_mm512_maskz_loadu_epi32(there, x + j), magnitude));
-    }
+    Ints top = ints(0);
+    EACH_16(j, count) top = higher(top, magnitude(some_floats(x + j, count - j)));
     return (uint32_t)_mm512_reduce_max_epi32(top);
 }
 
+/* 64 numbers at a time: packing leaves those of a quarter side by side, and each vector's are put together again. */
 TARGET static int32_t round_block(const float *x, ptrdiff_t count, ptrdiff_t block, float factor, int8_t *q) {
-    __m512i sum = _mm512_setzero_si512();
-    for (ptrdiff_t j = 0; j < block; j += 16) {
-        ptrdiff_t left = count - j;
-        __mmask16 there = left >= 16 ? 0xFFFF : left > 0 ? (__mmask16)((1u << left) - 1) : 0;
-        __m512 scaled = _mm512_mul_ps(_mm512_maskz_loadu_ps(there, x + j), _mm512_set1_ps(factor));
-        __m512i whole = _mm512_cvtps_epi32(scaled);
-        sum = _mm512_add_epi32(sum, whole);
-        _mm_storeu_si128((__m128i *)(q + j), _mm512_cvtepi32_epi8(whole));
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    Ints sum = ints(0);
+    for (ptrdiff_t j = 0; j < block; j += 64) {
+        Ints four[4];
+        UNROLL for (int v = 0; v < 4; v++)
+            four[v] = _mm512_cvtps_epi32(times(some_floats(x + j + v * 16, count - j - v * 16), floats(factor)));
+        const Ints low = _mm512_packs_epi32(four[0], four[1]), high = _mm512_packs_epi32(four[2], four[3]);
+        const Ints bytes = _mm512_permutexvar_epi32(order, _mm512_packs_epi16(low, high));
+        sum = _mm512_dpbusd_epi32(sum, _mm512_set1_epi8(1), bytes);
+        _mm512_mask_storeu_epi8(q + j, block - j < 64 ? (1ULL << (block - j)) - 1 : ~0ULL, bytes);
     }
     return _mm512_reduce_add_epi32(sum);
 }

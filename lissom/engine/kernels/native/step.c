@@ -7,7 +7,7 @@
 #include "task.h"
 
 enum {
-    SOME = 32, MANY = 128, /* rows for which a thread runs operations one after the other: at least, and at most */
+    SOME = 32, MANY = 48,  /* rows for which a thread runs operations one after the other: at least, and at most */
     SMALL = 1 << 20,       /* weights that a layer of these has at most */
     TURNS = 4,             /* of each thread at least where heads of sequences are shared out */
 };
