@@ -79,10 +79,11 @@ INLINE Floats add_products(Floats sum, Floats v, Floats w) {
     return _mm512_dpbf16_ps(sum, (__m512bh)_mm512_castps_si512(v), (__m512bh)_mm512_castps_si512(w));
 }
 #define PAIRED
+INLINE Floats side_by_side(Floats a, Floats b) { return _mm512_castsi512_ps((__m512i)_mm512_cvtne2ps_pbh(b, a)); }
 INLINE Floats paired(Floats a, Floats b) {
-    const __m512i low = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(a));
-    const __m512i high = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(b));
-    return _mm512_castsi512_ps(_mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+    const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8,
+                                           23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+    return _mm512_castsi512_ps(_mm512_permutexvar_epi16(order, _mm512_castps_si512(side_by_side(a, b))));
 }
 INLINE void spread_16(uint16_t *to, const uint16_t *from, uint32_t mask) {
     _mm512_storeu_si512(to, _mm512_maskz_expand_epi16(mask, _mm512_loadu_si512(from)));
@@ -138,6 +139,7 @@ INLINE void store_bytes(char *to, Floats f) {
 }
 
 #define ABREAST 4
+#define ACROSS 8
 #define ALONG 8
 
 #include "tile.h"
@@ -165,6 +167,29 @@ TARGET static int32_t round_block(const float *x, ptrdiff_t count, ptrdiff_t blo
         _mm512_mask_storeu_epi8(q + j, block - j < 64 ? (1ULL << (block - j)) - 1 : ~0ULL, bytes);
     }
     return _mm512_reduce_add_epi32(sum);
+}
+
+#define TRANSPOSES
+INLINE Floats quarters(Floats a, Floats b, int odd) {
+    return odd ? _mm512_shuffle_f32x4(a, b, 0xDD) : _mm512_shuffle_f32x4(a, b, 0x88);
+}
+INLINE void transpose(Floats *square) {
+    __m512d pairs[16];
+    UNROLL for (int i = 0; i < 16; i += 2) {
+        pairs[i] = _mm512_castps_pd(_mm512_unpacklo_ps(square[i], square[i + 1]));
+        pairs[i + 1] = _mm512_castps_pd(_mm512_unpackhi_ps(square[i], square[i + 1]));
+    }
+    Floats fours[16]; /* quarter l of number 4 i + j: column 4 l + j of rows 4 i and the three behind */
+    UNROLL for (int i = 0; i < 16; i++) {
+        const __m512d *at = pairs + i / 4 * 4 + i % 4 / 2;
+        fours[i] = _mm512_castpd_ps(i % 2 ? _mm512_unpackhi_pd(at[0], at[2]) : _mm512_unpacklo_pd(at[0], at[2]));
+    }
+    UNROLL for (int j = 0; j < 4; j++)
+        UNROLL for (int odd = 0; odd < 2; odd++) {
+            const Floats low = quarters(fours[j], fours[4 + j], odd), high = quarters(fours[8 + j], fours[12 + j], odd);
+            square[4 * odd + j] = quarters(low, high, 0);
+            square[8 + 4 * odd + j] = quarters(low, high, 1);
+        }
 }
 
 #include "attend.h"
