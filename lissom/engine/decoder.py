@@ -19,7 +19,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lissom.engine.kernels import native
-from lissom.engine.kernels.layer import KernelEmbedding
 from lissom.engine.operations import (
     GATES,
     Angles,
@@ -37,7 +36,6 @@ from lissom.engine.program import Program
 from lissom.engine.runner import check
 from lissom.engine.schedule import Slice
 from lissom.errors import ModelError
-from lissom.formats import scale_of
 from lissom.models.families import at, family_of
 from lissom.models.form import LanguageModel
 
@@ -68,9 +66,7 @@ class Decoder:
         embedding, norm = at(model, family.embedding), at(model, family.norm)
         width = len(norm.weight)  # type: ignore[arg-type]
         stream = self._program.matrix(width)
-        self._program.embed(
-            embedding, stream, embedding.scale if isinstance(embedding, KernelEmbedding) else scale_of(embedding)
-        )
+        self._program.embed(embedding, stream)
         for block in at(model, family.blocks).children():
             self._block(block, stream, width)
         cap = getattr(self._config, "final_logit_softcapping", None)

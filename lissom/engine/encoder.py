@@ -4,7 +4,10 @@
     h = norm(h + o(attention(q h, k h, v h)))       in each block; tokens see all others of their sequence
     h = norm(h + down(act(up h)))
 
-Tables and the pooler stay in PyTorch. Blocks may differ in heads, width and formats.
+A token's integers share a scale where the weights of a row do: Yao et al., ZeroQuant, NeurIPS 2022, arXiv:2206.01861,
+section 3.1, of encoders of this kind.
+
+The pooler stays in PyTorch. Blocks may differ in heads, width and formats.
 
 Shapes: n sequences, t tokens of each with padding, h hidden, r tokens that are no padding.
 """
@@ -13,16 +16,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Int32
 from torch import Tensor, nn
 
 from lissom.engine.kernels import native
+from lissom.engine.kernels.layer import KernelEmbedding
 from lissom.engine.kernels.panels import PanelLinear
-from lissom.engine.operations import GATES, Kind, Part, Product, Source, Whole, outputs
+from lissom.engine.operations import GATES, By, Kind, Product, Source, Whole, outputs
 from lissom.engine.program import Program
 from lissom.engine.stand_in import StandIn, stand_in
-from lissom.errors import ModelError
+from lissom.errors import DataError, ModelError
 
 if TYPE_CHECKING:
     from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
@@ -59,6 +64,9 @@ class NativeEncoder(StandIn):
     def __init__(self, model: Any, kernel: str | None = None) -> None:
         super().__init__(model)
         self._kernel = kernel or native.kernels()[-1]
+        for layer in model.encoder.modules():
+            if isinstance(layer, PanelLinear):
+                layer.merge()
         self._idle = [Blocks(model, ROWS, self._kernel)]  # each thread that calls has its own
 
     def __getstate__(self) -> dict[str, Any]:
@@ -112,19 +120,18 @@ class NativeEncoder(StandIn):
         places = torch.arange(t) if places is None else places
         real = None if mask is None or mask.all() else mask.bool()
         lengths = [t] * n if real is None else [length for length in real.sum(1).tolist() if length]
-        tokens, places, types = (
-            each.expand(n, t).flatten() if real is None else each.expand(n, t)[real] for each in (ids, places, types)
-        )
+        indices = [(each.expand(n, t) if real is None else each.expand(n, t)[real]) for each in (ids, places, types)]
         try:
             blocks = self._idle.pop()
         except IndexError:  # other threads have all that there are
             blocks = Blocks(self.model, ROWS, self._kernel)
         if max(lengths, default=0) > blocks.rows:
             blocks = Blocks(self.model, max(lengths), self._kernel)
-        made, begin = torch.empty(len(tokens), blocks.width, dtype=self.model.dtype), 0
+        numbers, begin = blocks.numbers(*indices), 0
+        made = torch.empty(sum(lengths), blocks.width, dtype=self.model.dtype)
         for counts in cut(lengths, ROWS):
             which = slice(begin, begin + sum(counts))
-            made[which] = blocks.run(tokens[which], places[which], types[which], counts)
+            made[which] = blocks.run(counts, *(each[which] for each in numbers))
             begin = which.stop
         self._idle.append(blocks)
         if real is None:
@@ -133,31 +140,50 @@ class NativeEncoder(StandIn):
 
 
 class Blocks:
-    """A text encoder behind its tables, as a program for at most `rows` tokens."""
+    """A text encoder without its pooler, as a program for at most `rows` tokens."""
 
     def __init__(self, model: Any, rows: int, kernel: str) -> None:
-        self.rows, self._config, self._tables = rows, model.config, model.embeddings
+        self.rows, self._config = rows, model.config
         self._program = Program(rows, kernel, model.dtype, beside_torch=True)
         layers = list(model.encoder.layer)
         self.width = outputs(layers[0].output.dense)
         self._stream = self._program.matrix(self.width)
         self._heads = self._program.matrix(4 * max(outputs(layer.attention.self.query) for layer in layers))
         self._hidden = self._program.matrix(max(outputs(layer.intermediate.dense) for layer in layers))
-        self._norm(model.embeddings.LayerNorm)
+        self._embed(model.embeddings)
         for layer in layers:
             self._attend(layer.attention)
             self._feed(layer)
         self._program.finish()
 
-    def run(
-        self, tokens: Int[Tensor, " r"], places: Int[Tensor, " r"], types: Int[Tensor, " r"], counts: Sequence[int]
-    ) -> Float[Tensor, "r h"]:
+    def numbers(self, *indices: Int[Tensor, "*r"]) -> list[Int32[np.ndarray, " r"]]:
+        """Tokens, places and types as the program reads them.
+
+        Raises:
+            DataError: a table has no such row.
+        """
+        for index, size, name in zip(indices, self._sizes, ("tokens", "positions", "types"), strict=True):
+            low, high = map(int, index.aminmax()) if index.numel() else (0, 0)
+            if not 0 <= low <= high < size:
+                raise DataError(f"engine: {name} {low} to {high} were given; possible are 0 to {size - 1}")
+        return [index.to(torch.int32).flatten().numpy() for index in indices]
+
+    def run(self, counts: Sequence[int], *numbers: Int32[np.ndarray, " r"]) -> Float[Tensor, "r h"]:
         """Sequences of so many tokens each, one after the other; what is given is overwritten by the next pass."""
-        given, tables = self._stream.matrix[: len(tokens)], self._tables
-        rows = tables.word_embeddings(tokens) + tables.position_embeddings(places)
-        torch.add(rows, tables.token_type_embeddings(types), out=given)
-        self._program.run([Part(range(count), 0, ()) for count in counts], [])
-        return given
+        self._program.encode(counts, *numbers)
+        return self._stream.matrix[: sum(counts)]
+
+    def _embed(self, tables: Any) -> None:
+        each = (tables.word_embeddings, tables.position_embeddings, tables.token_type_embeddings)
+        self._sizes = [
+            table.layer.shape[0] if isinstance(table, KernelEmbedding) else len(table.weight) for table in each
+        ]
+        self._program.embed(each[0], self._stream)
+        row = self._program.shared("row", self.width)
+        for table, by in ((each[1], By.PLACE), (each[2], By.TYPE)):
+            self._program.embed(table, row, by)
+            self._program.make(Source(at=row, width=self.width), self._stream, add=True)
+        self._norm(tables.LayerNorm)
 
     def _attend(self, attention: Any) -> None:
         own = attention.self
@@ -188,6 +214,11 @@ class Blocks:
 
     def _given(self) -> Source:
         return Source(at=self._stream, width=self.width)
+
+
+def height(table: Any) -> int:
+    """Rows of an embedding."""
+    return table.layer.out_features if isinstance(table, KernelEmbedding) else len(table.weight)
 
 
 def cut(lengths: Sequence[int], rows: int) -> Iterator[list[int]]:

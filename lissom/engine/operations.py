@@ -30,6 +30,12 @@ class Code(IntEnum):
     EMBED, ROTARY, MAKE, LINEAR, ATTENTION, BOUND, EXPERTS, WHOLE = range(8)
 
 
+class By(IntEnum):
+    """What says which row of a table is a token's, as step.c counts it."""
+
+    TOKEN, PLACE, TYPE = range(3)
+
+
 class Kind(IntEnum):
     """How the input of a layer is made of a row, as step.h counts it."""
 

@@ -6,11 +6,12 @@ numbers, so that a block of a decoder is five operations.
 
 import ctypes
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int32, UInt8
 from torch import Tensor, nn
 
 from lissom.engine.kernels import native
@@ -26,6 +27,7 @@ from lissom.engine.operations import (
     DENSE,
     Angles,
     Attention,
+    By,
     Code,
     Columns,
     Expert,
@@ -40,6 +42,7 @@ from lissom.engine.operations import (
 )
 from lissom.engine.pages import PAGE
 from lissom.errors import LissomError, ModelError
+from lissom.formats import scale_of
 
 T = TypeVar("T")
 LINE = 64
@@ -88,10 +91,10 @@ class Program:
         """Bytes of keys and values."""
         return sum(pages.nbytes for pages in self._caches)
 
-    def embed(self, table: nn.Module, to: Columns, scale: float = 1.0) -> None:
-        """Rows of an embedding, times a number."""
-        made = structs.CEmbed(to=to.given(), scale=scale)
-        held = table.layer if isinstance(table, KernelEmbedding) else table
+    def embed(self, table: nn.Module, to: Columns, by: By = By.TOKEN) -> None:
+        """Rows of an embedding."""
+        held, scale = (table.layer, table.scale) if isinstance(table, KernelEmbedding) else (table, scale_of(table))
+        made = structs.CEmbed(to=to.given(), scale=scale, by=by)
         if isinstance(held, PanelLinear):
             made.panels, made.layout = self._panels(held), structs.CLayout(*held.layout)
         else:
@@ -196,8 +199,6 @@ class Program:
 
     def run(self, parts: Sequence[Part], picked: Sequence[int]) -> Float[np.ndarray, "r v"]:
         """One pass over at most `rows` tokens: the logits of rows that are picked, which the next pass overwrites."""
-        opened = native.library()
-        assert opened is not None
         self._tell(len(picked))
         counts = [len(part.tokens) for part in parts]
         tokens = integers([token for part in parts for token in part.tokens])
@@ -208,11 +209,9 @@ class Program:
             ]
         )
         pages = [integers(part.pages) for part in parts]
-        slots = places  # which nobody reads where nothing is kept
-        if self._caches:
-            rows = np.repeat(np.arange(len(parts)), counts)
-            own = [page[places[rows == at] // PAGE] for at, page in enumerate(pages)]
-            slots = np.concatenate(own) * PAGE + places % PAGE
+        rows = np.repeat(np.arange(len(parts)), counts)
+        own = [page[places[rows == at] // PAGE] for at, page in enumerate(pages)]
+        slots = np.concatenate(own) * PAGE + places % PAGE
         first = np.cumsum([0, *counts])
         listed = (structs.CPart * len(parts))(
             *(
@@ -221,15 +220,32 @@ class Program:
             )
         )
         wanted = integers(picked)
-        given = structs.CPass(
-            *(len(tokens), len(parts), len(picked)),
-            *(array.ctypes.data for array in (tokens, places, slots, wanted)),
-            ctypes.addressof(listed),
-        )
-        how = (self._kernel, self._threads, self._beside_torch)
-        if opened.lissom_step(self._all, len(self._all), ctypes.addressof(given), *how):
-            raise LissomError(f"engine: no memory for a pass of {len(tokens)} tokens; use smaller chunks")
+        self._step(len(parts), listed, tokens=tokens, places=places, slots=slots, picked=wanted)
         return self._logits[: len(picked)].numpy()
+
+    def encode(
+        self,
+        counts: Sequence[int],
+        tokens: Int32[np.ndarray, " r"],
+        places: Int32[np.ndarray, " r"],
+        types: Int32[np.ndarray, " r"],
+    ) -> None:
+        """One pass over sequences of so many tokens each, of which nothing is kept; all indices are contiguous."""
+        first = accumulate(counts, initial=0)
+        listed = (structs.CPart * len(counts))(*map(structs.CPart, first, counts))
+        self._step(len(counts), listed, tokens=tokens, places=places, types=types)
+
+    def _step(self, count: int, parts: "ctypes.Array[structs.CPart]", **given: np.ndarray) -> None:
+        """One pass over so many parts, given arrays of indices."""
+        opened = native.library()
+        assert opened is not None
+        told = structs.CPass(rows=len(given["tokens"]), parts=count, part=ctypes.addressof(parts))
+        told.picks = len(given["picked"]) if "picked" in given else 0
+        for name, array in given.items():
+            setattr(told, name, array.ctypes.data)
+        how = (self._kernel, self._threads, self._beside_torch)
+        if opened.lissom_step(self._all, len(self._all), ctypes.addressof(told), *how):
+            raise LissomError(f"engine: no memory for a pass of {told.rows} tokens; use smaller chunks")
 
     def _tell(self, count: int) -> None:
         """Room for so many rows of logits."""

@@ -13,6 +13,7 @@ from lissom.compress import compress_model
 from lissom.engine.encoder import FAMILIES, ROWS, NativeEncoder, cut, native_encoder
 from lissom.engine.kernels import native
 from lissom.engine.lower import lower
+from lissom.errors import DataError
 from lissom.formats import freeze
 
 pytestmark = pytest.mark.skipif(not native.kernels(), reason="the kernels in C were not built: there was no compiler")
@@ -120,6 +121,38 @@ def test_a_compressed_model_says_what_its_layers_say_in_pytorch(steps: list[dict
 
 
 INT8 = {"technique": "rtn", "bits": 8}
+
+
+@pytest.mark.parametrize("how", [INT8, {"technique": "magnitude", "sparsity": 0.5}], ids=["int8", "pruned"])
+def test_tables_may_be_compressed(how: dict[str, Any]) -> None:
+    steps = [{"layers": f"*{name}", **INT8} for name in LAYERS] + [{"layers": "*embeddings", **how}]
+    model: Any = lower(freeze(compress_model(random(), steps=steps)).eval())
+    assert isinstance(model, NativeEncoder)
+    ids, mask = batch()
+    assert distance(hidden(model, ids, mask), hidden(in_pytorch(model), ids, mask), mask) < 0.02
+
+
+def test_a_model_of_bfloat16_stays_one() -> None:
+    model, (ids, mask) = random().bfloat16(), batch()
+    found = hidden(NativeEncoder(model), ids, mask)
+    assert found.dtype == torch.bfloat16
+    assert distance(found, hidden(model, ids, mask), mask) < 0.02
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"input_ids": [[3, 90]]}, "tokens 3 to 90 were given; possible are 0 to 89"),
+        ({"input_ids": [[-1, 4]]}, "tokens -1 to 4"),
+        ({"input_ids": [[3, 4]], "position_ids": [[0, 400]]}, "positions 0 to 400 were given; possible are 0 to 399"),
+        ({"input_ids": [[3, 4]], "token_type_ids": [[0, 2]]}, "types 0 to 2 were given; possible are 0 to 1"),
+    ],
+    ids=["large", "negative", "position", "type"],
+)
+def test_rows_that_no_table_has_are_refused(given: dict[str, Any], message: str) -> None:
+    model = lowered(INT8)
+    with pytest.raises(DataError, match=message):
+        model(**{name: torch.tensor(rows) for name, rows in given.items()})
 
 
 def test_padding_may_be_anywhere_and_everything() -> None:

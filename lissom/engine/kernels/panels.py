@@ -3,10 +3,10 @@
     y_o = unit_o Σ_b s_ob a_b ( Σ_{j in b} q_j c_oj  -  z_ob Σ_{j in b} q_j )        a_b = max_{j in b} |x_j| / 127
                                                                                      q_j = round(127 x_j / max |x|)
 
-Inputs become integers as they come, in blocks of at most 128 that share a scale; where the format says so (`Dynamic`)
-in one block, of its number of levels. Codes have 1, 2, 3, 4 or 8 bits; those of a codebook are looked up first, and its
-entries have 8 bits. The sums of integers are exact. In C where that was built (native/), else by its definition in
-PyTorch, which decodes the weight at every call.
+Inputs become integers as they come, in blocks of at most 128 that share a scale, or of a whole group of weights once
+that was asked for (`merge`); where the format says so (`Dynamic`) in one block, of its number of levels. Codes have 1,
+2, 3, 4 or 8 bits; those of a codebook are looked up first, and its entries have 8 bits. The sums of integers are exact.
+In C where that was built (native/), else by its definition in PyTorch, which decodes the weight at every call.
 
 Shapes: o outputs, i inputs, g groups of a row, b blocks of a row, p panels of 32 outputs, e entries of a codebook.
 """
@@ -200,6 +200,14 @@ class PanelLinear(KernelLinear):
             sizes = (self.shape[0], self.width, self.block, self.bits, books, self.zero)
             self._places, self._given = places, native.Given.of((*sizes, *places), self.layout)
         return self._given
+
+    def merge(self) -> None:
+        """From now on all inputs of a group share a scale, if 32 bits hold their sum: coarser, and faster."""
+        if self.wide > EXACT:
+            return
+        every = self.wide // self.block
+        self.block, self.scale = self.wide, self.scale[:, ::every].contiguous()
+        self.zeros = None if self.zeros is None else self.zeros[:, ::every].contiguous()
 
     def rescale(self, factor: Float[Tensor, " o"], shift: Float[Tensor, " o"]) -> None:
         """Multiply and move what comes out."""

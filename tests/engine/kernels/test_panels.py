@@ -150,6 +150,8 @@ def test_panels_hold_the_weight(form: str, shape: tuple[int, int]) -> None:
 def test_every_kernel_computes_its_definition(form: str, o: int, i: int, rows: int, threads: int, seed: int) -> None:
     torch.manual_seed(seed)
     made = layer(FORMS[form](o, i), bias=seed % 2 == 0)
+    if seed % 3 == 0:
+        made.merge()
     x = torch.randn(rows, made.shape[1]) * torch.rand(rows, 1).exp()
     assert near(made.definition(x), made, x)
     torch.set_num_threads(threads)
@@ -181,11 +183,18 @@ def test_without_a_compiler_the_definition_runs(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_integers_are_those_of_the_formula() -> None:
-    """Blocks of at most 128 inputs that share a scale, literally; the last of a group may be shorter."""
+    """Blocks of at most 128 inputs that share a scale, or of a group, literally; the last of a group may be shorter."""
     torch.manual_seed(0)
-    for i, groups, size in ((384, 1, 128), (320, 2, 32), (192, 1, 64), (200, 2, 128), (96, 1, 32)):
-        made = layer(affine(4, groups)(8, i))
+    for i, groups, size, merged in (
+        *((384, 1, 128, False), (320, 2, 32, False), (192, 1, 64, False), (200, 2, 128, False), (96, 1, 32, False)),
+        *((384, 1, 384, True), (320, 2, 160, True), (200, 2, 128, True)),
+    ):
+        made = layer(affine(4, groups, symmetric=i > 320)(8, i))
+        matrix = made.matrix()
+        if merged:
+            made.merge()
         assert made.block == size
+        assert torch.equal(made.matrix(), matrix)
         x = torch.randn(3, i)
         group = i // groups
         for row, found in zip(x.tolist(), made.integers(x).tolist(), strict=True):

@@ -79,10 +79,11 @@ INLINE Floats add_products(Floats sum, Floats v, Floats w) {
     return _mm512_dpbf16_ps(sum, (__m512bh)_mm512_castps_si512(v), (__m512bh)_mm512_castps_si512(w));
 }
 #define PAIRED
+INLINE Floats side_by_side(Floats a, Floats b) { return _mm512_castsi512_ps((__m512i)_mm512_cvtne2ps_pbh(b, a)); }
 INLINE Floats paired(Floats a, Floats b) {
-    const __m512i low = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(a));
-    const __m512i high = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(b));
-    return _mm512_castsi512_ps(_mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+    const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8,
+                                           23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+    return _mm512_castsi512_ps(_mm512_permutexvar_epi16(order, _mm512_castps_si512(side_by_side(a, b))));
 }
 INLINE void spread_16(uint16_t *to, const uint16_t *from, uint32_t mask) {
     _mm512_storeu_si512(to, _mm512_maskz_expand_epi16(mask, _mm512_loadu_si512(from)));
@@ -138,6 +139,7 @@ INLINE void store_bytes(char *to, Floats f) {
 }
 
 #define ABREAST 4
+#define ACROSS 8
 #define ALONG 8
 
 #include "tile.h"
@@ -146,25 +148,48 @@ INLINE void store_bytes(char *to, Floats f) {
 #include "maps.h"
 
 TARGET static uint32_t largest(const float *x, ptrdiff_t count) {
-    __m512i top = _mm512_setzero_si512(), magnitude = _mm512_set1_epi32(0x7FFFFFFF);
-    for (ptrdiff_t j = 0; j < count; j += 16) {
-        __mmask16 there = count - j >= 16 ? 0xFFFF : (__mmask16)((1u << (count - j)) - 1);
-        top = _mm512_max_epi32(top, _mm512_and_si512(_mm512_maskz_loadu_epi32(there, x + j), magnitude));
-    }
+    Ints top = ints(0);
+    EACH_16(j, count) top = higher(top, magnitude(some_floats(x + j, count - j)));
     return (uint32_t)_mm512_reduce_max_epi32(top);
 }
 
+/* 64 numbers at a time: packing leaves those of a quarter side by side, and each vector's are put together again. */
 TARGET static int32_t round_block(const float *x, ptrdiff_t count, ptrdiff_t block, float factor, int8_t *q) {
-    __m512i sum = _mm512_setzero_si512();
-    for (ptrdiff_t j = 0; j < block; j += 16) {
-        ptrdiff_t left = count - j;
-        __mmask16 there = left >= 16 ? 0xFFFF : left > 0 ? (__mmask16)((1u << left) - 1) : 0;
-        __m512 scaled = _mm512_mul_ps(_mm512_maskz_loadu_ps(there, x + j), _mm512_set1_ps(factor));
-        __m512i whole = _mm512_cvtps_epi32(scaled);
-        sum = _mm512_add_epi32(sum, whole);
-        _mm_storeu_si128((__m128i *)(q + j), _mm512_cvtepi32_epi8(whole));
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    Ints sum = ints(0);
+    for (ptrdiff_t j = 0; j < block; j += 64) {
+        Ints four[4];
+        UNROLL for (int v = 0; v < 4; v++)
+            four[v] = _mm512_cvtps_epi32(times(some_floats(x + j + v * 16, count - j - v * 16), floats(factor)));
+        const Ints low = _mm512_packs_epi32(four[0], four[1]), high = _mm512_packs_epi32(four[2], four[3]);
+        const Ints bytes = _mm512_permutexvar_epi32(order, _mm512_packs_epi16(low, high));
+        sum = _mm512_dpbusd_epi32(sum, _mm512_set1_epi8(1), bytes);
+        _mm512_mask_storeu_epi8(q + j, block - j < 64 ? (1ULL << (block - j)) - 1 : ~0ULL, bytes);
     }
     return _mm512_reduce_add_epi32(sum);
+}
+
+#define TRANSPOSES
+INLINE Floats quarters(Floats a, Floats b, int odd) {
+    return odd ? _mm512_shuffle_f32x4(a, b, 0xDD) : _mm512_shuffle_f32x4(a, b, 0x88);
+}
+INLINE void transpose(Floats *square) {
+    __m512d pairs[16];
+    UNROLL for (int i = 0; i < 16; i += 2) {
+        pairs[i] = _mm512_castps_pd(_mm512_unpacklo_ps(square[i], square[i + 1]));
+        pairs[i + 1] = _mm512_castps_pd(_mm512_unpackhi_ps(square[i], square[i + 1]));
+    }
+    Floats fours[16]; /* quarter l of number 4 i + j: column 4 l + j of rows 4 i and the three behind */
+    UNROLL for (int i = 0; i < 16; i++) {
+        const __m512d *at = pairs + i / 4 * 4 + i % 4 / 2;
+        fours[i] = _mm512_castpd_ps(i % 2 ? _mm512_unpackhi_pd(at[0], at[2]) : _mm512_unpacklo_pd(at[0], at[2]));
+    }
+    UNROLL for (int j = 0; j < 4; j++)
+        UNROLL for (int odd = 0; odd < 2; odd++) {
+            const Floats low = quarters(fours[j], fours[4 + j], odd), high = quarters(fours[8 + j], fours[12 + j], odd);
+            square[4 * odd + j] = quarters(low, high, 0);
+            square[8 + 4 * odd + j] = quarters(low, high, 1);
+        }
 }
 
 #include "attend.h"

@@ -125,6 +125,7 @@ INLINE void store_bytes(char *to, Floats f) {
 }
 
 #define ABREAST 2
+#define ACROSS 2
 #define ALONG 2
 
 #include "tile.h"

@@ -7,10 +7,13 @@
 #include "task.h"
 
 enum {
-    SOME = 32, MANY = 128, /* rows for which a thread runs operations one after the other: at least, and at most */
+    SOME = 32, MANY = 48,  /* rows for which a thread runs operations one after the other: at least, and at most */
     SMALL = 1 << 20,       /* weights that a layer of these has at most */
     TURNS = 4,             /* of each thread at least where heads of sequences are shared out */
 };
+
+/* What says which row of a table is a token's: as Python counts them. */
+enum { BY_TOKEN, BY_PLACE, BY_TYPE };
 
 /* Rows of a table become rows of a matrix. */
 typedef struct {
@@ -19,6 +22,7 @@ typedef struct {
     Layout layout;
     Columns to;
     float scale;
+    int by;
 } Embed;
 
 /* to = source, or to += source; and that turned by Hadamard matrices of `turn` features each, where it is not 0. */
@@ -59,6 +63,10 @@ static float dense_at(const Dense *d, ptrdiff_t at) {
 }
 
 static void dense_row(const Dense *d, ptrdiff_t row, float *to) {
+    if (!d->mask && d->type == FLOAT32) {
+        memcpy(to, (const float *)d->weight + row * d->inputs, sizeof(float) * (size_t)d->inputs);
+        return;
+    }
     ptrdiff_t next = d->mask ? d->starts[row] : 0;
     for (ptrdiff_t j = 0, at = row * d->inputs; j < d->inputs; j++, at++)
         if (!d->mask) to[j] = dense_at(d, at);
@@ -69,12 +77,13 @@ static void embed(void *given, ptrdiff_t first, ptrdiff_t last, int thread) {
     const Task *task = given;
     const Embed *e = task->what;
     const ptrdiff_t width = e->layout.inputs;
+    const Pass *pass = task->pass;
+    const int32_t *which = e->by == BY_TOKEN ? pass->tokens : e->by == BY_PLACE ? pass->places : pass->types;
     (void)thread;
     for (ptrdiff_t m = first; m < last; m++) {
         float *to = e->to.at + m * e->to.stride;
-        const ptrdiff_t token = task->pass->tokens[m];
-        if (e->panels) lissom_panel_row(e->panels, &e->layout, token, to);
-        else dense_row(e->dense, token, to);
+        if (e->panels) lissom_panel_row(e->panels, &e->layout, which[m], to);
+        else dense_row(e->dense, which[m], to);
         if (e->scale != 1)
             for (ptrdiff_t j = 0; j < width; j++) to[j] *= e->scale;
     }

@@ -16,7 +16,7 @@
 
 /* Tokens of a page, those that attention takes at once, and those after which it sums anew. */
 enum { PAGE = 16, KEYS = 64, SPAN = 512 };
-enum { MOST_TALL = 6 }; /* rows that run together at most (tile.h) */
+enum { LOOKERS = 32 }; /* queries that look together at what sees itself whole */
 
 typedef enum { FLOAT32, BFLOAT16, FLOAT16, INT8 } Type;
 typedef enum { AS_IS, NORMED, SCALED, GATED, CENTRED, ACTIVE } Kind;
@@ -143,11 +143,11 @@ static inline uint8_t *values_at_page(const Attention *a, ptrdiff_t page, ptrdif
     return a->pages + page * page_bytes(a) + a->groups * keys_bytes(a) + group * values_bytes(a);
 }
 
-/* Tokens of a sequence up to whole vectors, and the floats that one of so many takes: keys, values, queries and scores. */
-static inline ptrdiff_t vectors_of(ptrdiff_t tokens) { return (tokens + 15) / 16 * 16; }
+/* Numbers up to whole vectors; the floats that a sequence takes: keys, values, queries, what these are given, and scores. */
+static inline ptrdiff_t vectors_of(ptrdiff_t count) { return (count + 15) / 16 * 16; }
 static inline ptrdiff_t whole_room(const Whole *w, ptrdiff_t count) {
     const ptrdiff_t wide = vectors_of(w->size), tokens = vectors_of(count);
-    return 2 * wide * tokens + MOST_TALL * (wide + tokens);
+    return 2 * wide * tokens + LOOKERS * (2 * wide + tokens);
 }
 
 #endif

@@ -126,7 +126,10 @@ class CWhole(ctypes.Structure):
 class CEmbed(ctypes.Structure):
     """`Embed`."""
 
-    _fields_ = (("panels", POINTER), ("dense", POINTER), ("layout", CLayout), ("to", CColumns), ("scale", c_float))
+    _fields_ = (
+        *((name, POINTER) for name in ("panels", "dense")),
+        *(("layout", CLayout), ("to", CColumns), ("scale", c_float), ("by", c_int)),
+    )
 
 
 class CMake(ctypes.Structure):
@@ -177,7 +180,7 @@ class CPass(ctypes.Structure):
 
     _fields_ = (
         *((name, SIZE) for name in ("rows", "parts", "picks")),
-        *((name, POINTER) for name in ("tokens", "places", "slots", "picked", "part")),
+        *((name, POINTER) for name in ("tokens", "places", "types", "slots", "picked", "part")),
     )
 
 

@@ -20,7 +20,7 @@ typedef struct {
 
 typedef struct {
     ptrdiff_t rows, parts, picks;
-    const int32_t *tokens, *places, *slots, *picked; /* slots: page times PAGE, and where in it */
+    const int32_t *tokens, *places, *types, *slots, *picked; /* types of tokens, or null; slots: page times PAGE, and where in it */
     const Part *part;
 } Pass;
 
