@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from lissom.cli.options import Data, Length, Model, Out
-from lissom.cli.read import fraction, read_recipe, read_subject, refuse_taken, size, text_windows
+from lissom.cli.read import fraction, read_recipe, read_subject, size, text_windows
 from lissom.cli.show import console, report_of, working
 
 
@@ -61,13 +61,14 @@ def optimize(
 ) -> None:
     """Find the smallest model that is certified to stay inside the budget, and write it."""
     from lissom.artifact import add_file
+    from lissom.artifact.manifest import check_free
     from lissom.report import frontier_table, write_report
     from lissom.search import optimize
     from lissom.types import Budget
 
     budget = Budget(max_drop=fraction("max-drop", max_drop), confidence=fraction("confidence", confidence))
     subject, examples = read_subject(model, data, length, windows)
-    refuse_taken(out)
+    check_free(out)
     with working() as tell:
         result = optimize(subject, examples, budget, target=target, prefer=prefer, progress=tell)
     console.print(frontier_table(result.points, result.best.point.name if result.best else None, metric=result.metric))
