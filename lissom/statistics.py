@@ -113,6 +113,11 @@ def mirror(total: Float[Tensor, "i i"], strip: int) -> None:
         total[here, here] = total[here, here].triu() + total[here, here].triu(1).T
 
 
+def finite(x: Float[Tensor, "*n"]) -> bool:
+    """Whether there is no NaN and no infinity among the numbers; nothing is copied for it."""
+    return x.numel() == 0 or all(bool(bound.isfinite()) for bound in x.detach().aminmax())
+
+
 def multiplies_bfloat16() -> bool:
     """Whether this processor multiplies bfloat16 natively, as far as PyTorch can tell."""
     return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", bool)())

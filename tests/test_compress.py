@@ -140,6 +140,32 @@ def test_data_without_a_batch_is_refused(data: Any) -> None:
         compress_model(classifier(), data)
 
 
+def small() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(16, 8), nn.Tanh(), nn.Linear(8, 4))
+
+
+def test_a_weight_that_is_no_number_is_named() -> None:
+    model = small()
+    model[2].weight.data[1, 3] = torch.nan
+    with pytest.raises(ModelError, match=r"^2\.weight of Sequential holds 1 numbers .*, the first at \[1, 3\];"):
+        compress_model(model, steps=[{"technique": "rtn"}])
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"technique": "tuned"}, "the loss on it is nan before"),
+        ({"technique": "distil"}, "the loss on it is nan before"),
+        ({"technique": "gptq", "group": 0}, "what 0 is given is not finite when the model runs on it"),
+    ],
+)
+def test_data_that_is_no_numbers_is_named_where_it_arrives(more: dict[str, Any], message: str) -> None:
+    data = torch.randn(30, 16)
+    data[7, 5] = torch.nan
+    with pytest.raises(DataError, match=rf"^data: {message}.*; leave out the examples"):
+        compress_model(small(), data, steps=[{"technique": "magnitude"}, more])
+
+
 def test_the_parts_stay_in_their_modes() -> None:
     model: Any = convolutional()
     model[1].eval()

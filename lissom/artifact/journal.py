@@ -21,7 +21,7 @@ from urllib.parse import quote, unquote
 
 from torch import Tensor
 
-from lissom.artifact.manifest import fingerprint
+from lissom.artifact.fingerprint import of_files
 from lissom.artifact.tensors import read_file, write_tensors
 from lissom.errors import ArtifactError, RecipeError
 from lissom.files import read_json, replacing
@@ -104,19 +104,24 @@ class Journal:
             ArtifactError: the disk is full or cannot be written; then the piece is not kept, and all others are.
         """
         entry: dict[str, Any] = {"record": dict(record)}
-        if tensors is not None:
-            with replacing(self.file(name)) as new:
-                write_tensors(new, tensors, coding)
-            entry["file"] = fingerprint(self.file(name))
-        with replacing(self.record(name)) as new:
-            new.write_text(json.dumps(entry, ensure_ascii=False), encoding="utf-8")
+        try:
+            if tensors is not None:
+                with replacing(self.file(name)) as new:
+                    write_tensors(new, tensors, coding)
+                entry["file"] = of_files([self.file(name)])
+            with replacing(self.record(name)) as new:
+                new.write_text(json.dumps(entry, ensure_ascii=False), encoding="utf-8")
+        except ArtifactError as error:
+            raise ArtifactError(
+                f"{error}; make room and do the same again: what was finished waits in {self.folder}"
+            ) from None
         self._seen.add(name)
 
     def has(self, name: str) -> bool:
         """Whether a piece was kept, and its file is still the one that was written."""
         if name not in self._seen and self.record(name).is_file():
             wanted, file = read_json(self.record(name)).get("file"), self.file(name)
-            if wanted is None or (file.is_file() and fingerprint(file) == wanted):
+            if wanted is None or (file.is_file() and of_files([file]) == wanted):
                 self._seen.add(name)
         return name in self._seen
 

@@ -1,11 +1,12 @@
-"""Language models: written part by part as they are compressed."""
+"""Language models: written part by part as they are compressed.
 
-import itertools
+A part that is written stays, whatever happens then: the same call goes on from there, to the same result.
+"""
+
 import json
 import shutil
-from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from jaxtyping import Int
@@ -13,10 +14,12 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from lissom.artifact.coding import check as check_coding
-from lissom.artifact.manifest import building, write_json, write_manifest
-from lissom.artifact.tensors import parts_of, write_tensors
+from lissom.artifact.fingerprint import of_code, of_json, of_model, of_tensors
+from lissom.artifact.journal import Journal, beside
+from lissom.artifact.manifest import check_free, write_json, write_manifest
+from lissom.artifact.tensors import parts_of, payload, take_weight
+from lissom.compress import Piece
 from lissom.compress.resident import conduct
-from lissom.compress.stream import Piece
 from lissom.errors import ModelError
 from lissom.models import Checkpoint
 from lissom.models.checkpoint import INDEX, MARK, possible, read_config, skeleton
@@ -49,7 +52,8 @@ def compress_checkpoint(
 ) -> Path:
     """Compress a language model from its folder (or hub name) into a new folder, a block in memory at a time.
 
-    Only where a step must see the whole model (`blocks`) is it held whole.
+    Only where a step must see the whole model (`blocks`) is it held whole. Who is stopped, or has no more room on the
+    disk, makes the same call again: the parts that were done are in a hidden folder beside `out` until that appears.
 
     Args:
         model: a Hugging Face checkpoint of a known family.
@@ -58,55 +62,113 @@ def compress_checkpoint(
         out: the folder to make; it appears when it is complete.
         max_ram: bytes of memory that the process may take; by default as many as it needs.
         entropy_coding: "deflate" for tensors coded on disk and decoded when they are loaded.
-        progress: told the name of each part as it is done.
+        progress: told the name of each part as it is done; not of those that were there already.
 
     Raises:
         ModelError, RecipeError, DataError, ArtifactError: with what is wrong and what to do.
     """
     check_coding(entropy_coding)
-    checkpoint, out = Checkpoint(model), Path(out)
-    with building(out) as folder:
-        parts, told = conduct(checkpoint, recipe, windows, max_ram)
-        write_parts(checkpoint, recipe, parts, folder, told=told, entropy_coding=entropy_coding, progress=progress)
+    out, checkpoint = Path(out), Checkpoint(model)
+    check_free(out)
+    checkpoint.check()
+    asked = {
+        "model": of_model(checkpoint.folder),
+        "data": of_tensors({"windows": windows}),
+        "recipe": of_json([recipe.as_dict(), max_ram, entropy_coding]),
+        "code": of_code(),
+    }
+    with Journal.open(beside(out), asked) as journal:
+        pieces, told = conduct(checkpoint, recipe, windows, max_ram, Kept(journal))
+        write(journal, checkpoint, recipe, pieces, told, entropy_coding, progress)
+        journal.become(out)
     return out
 
 
-def write_parts(
+def write_pieces(checkpoint: Checkpoint, recipe: Recipe, pieces: Iterable[Piece], out: Path) -> None:
+    """Write the compressed parts of a language model, and all that belongs to them, as a new folder.
+
+    Raises:
+        ArtifactError: the name is taken, or the disk cannot hold it.
+    """
+    check_free(out)
+    with Journal.open(beside(out), {}) as journal:
+        write(journal, checkpoint, recipe, pieces, {}, None, lambda name: None)
+        journal.become(out)
+
+
+def write(
+    journal: Journal,
     checkpoint: Checkpoint,
     recipe: Recipe,
-    parts: Iterable[Piece],
-    folder: Path,
-    *,
-    told: Mapping[str, Any] = MappingProxyType({}),
-    entropy_coding: str | None = None,
-    progress: Callable[[str], None] = lambda name: None,
+    pieces: Iterable[Piece],
+    told: Mapping[str, Any],
+    coding: str | None,
+    progress: Callable[[str], None],
 ) -> None:
-    """Write the compressed parts of a language model, and all that belongs to them, into an empty folder.
-
-    `told` is what its config has to say that the original's did not.
-    """
-    weights: dict[str, Any] = {}
-    index: dict[str, str] = {}
-    aliases: dict[str, str] = {}
+    """Write parts into a journal, and what makes them a model; `told` is what its config has to say anew."""
     written = WeakIdKeyDictionary()  # the tensors that are still in memory: a shared one may come again
-    shapes: dict[str, tuple[int, ...]] = {}
-    size, numbers = 0, itertools.count(1)
-    for piece in parts:
-        file = f"model-{next(numbers):05d}.safetensors"
-        tensors = dict(piece.tensors)
-        shapes |= {name: tuple(t.shape) for name, t in tensors.items()} | matrix_shapes(piece.weights)
-        for layer, weight in piece.weights.items():
-            weights[layer] = weight.spec()
-            new, same = once(parts_of(layer, weight), written)
-            tensors, aliases = tensors | new, aliases | same
-        size += write_tensors(folder / file, tensors, entropy_coding)
-        index |= dict.fromkeys(tensors, file)
+    for piece in pieces:
+        keep(journal, piece, written, coding)
         progress(piece.name)
-        del piece, tensors  # none of it waits while the next one is made
-    carry(checkpoint.folder, folder, {**told, **uniform(checkpoint.config, checkpoint.family, shapes)})
+        del piece  # none of it waits while the next one is made
+    complete(journal, checkpoint, recipe, told)
+
+
+class Kept(Mapping[str, Piece]):
+    """The parts of a language model that a journal holds, each read when it is asked for."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        self._names = [name for name in journal.names() if journal.has(name)]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __getitem__(self, name: str) -> Piece:
+        if name not in self._names:
+            raise KeyError(name)
+        record, tensors = self._journal.read(name), self._journal.tensors(name)
+        tensors |= {alias: tensors[same] for alias, same in record["aliases"].items()}
+        weights = {layer: take_weight(layer, spec, tensors) for layer, spec in record["weights"].items()}
+        return Piece(name=name, weights=weights, tensors=tensors)
+
+
+def keep(journal: Journal, piece: Piece, written: MutableMapping[Tensor, str], coding: str | None) -> None:
+    """Write a part into a journal; tensors that were `written` before are not written again."""
+    tensors, aliases = dict(piece.tensors), dict[str, str]()
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()} | matrix_shapes(piece.weights)
+    for layer, weight in piece.weights.items():
+        parts, same = once(parts_of(layer, weight), written)
+        tensors, aliases = tensors | parts, aliases | same
+    weights = {layer: weight.spec() for layer, weight in piece.weights.items()}
+    record = {"weights": weights, "aliases": aliases, "shapes": shapes, "tensors": list(tensors)}
+    journal.keep(piece.name, record, tensors, coding)
+
+
+def complete(journal: Journal, checkpoint: Checkpoint, recipe: Recipe, told: Mapping[str, Any]) -> None:
+    """Put beside the parts, which are all there, what makes them a model."""
+    folder, family = journal.files, checkpoint.family
+    blocks = [f"{family.blocks}.{number}" for number in range(checkpoint.config.num_hidden_layers)]
+    names = [name for name in (family.embedding, *blocks, family.norm, family.head) if journal.has(name)]
+    records = [journal.read(name) for name in names]
+    told = {**told, **uniform(checkpoint.config, family, merged(records, "shapes"))}
+    carry(checkpoint.folder, folder, told)
+    index = {
+        own: journal.file(name).name for name, found in zip(names, records, strict=True) for own in found["tensors"]
+    }
+    size = sum(payload(journal.file(name)) for name in names)
     write_json(folder / INDEX, {"metadata": {"total_size": size}, "weight_map": index})
+    weights, aliases = merged(records, "weights"), merged(records, "aliases")
     content = {"recipe": recipe.as_dict(), "weights": weights, "aliases": aliases, **alone(checkpoint, folder)}
     write_manifest(folder, "language_model", content)
+
+
+def merged(records: Iterable[Mapping[str, Any]], entry: str) -> dict[str, Any]:
+    """One entry of all records, in one mapping."""
+    return {name: value for record in records for name, value in record[entry].items()}
 
 
 def alone(checkpoint: Checkpoint, folder: Path) -> dict[str, Any]:

@@ -28,8 +28,7 @@ def building(folder: Path) -> Iterator[Path]:
     Raises:
         ArtifactError: the name is taken, or the disk cannot hold it.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ArtifactError(f"{folder} exists already; remove it or choose another name")
+    check_free(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
@@ -45,6 +44,16 @@ def building(folder: Path) -> Iterator[Path]:
         raise ArtifactError(f"{folder} cannot be written: {error.strerror or error}") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_free(folder: Path) -> None:
+    """See that a folder of this name can be made.
+
+    Raises:
+        ArtifactError: the name is taken.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ArtifactError(f"{folder} exists already; remove it or choose another name")
 
 
 def write_json(file: Path, content: Mapping[str, Any]) -> None:

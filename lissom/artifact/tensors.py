@@ -19,8 +19,8 @@ from lissom.models import weight_of
 from lissom.models.checkpoint import opened
 
 
-def write_tensors(file: Path, tensors: Mapping[str, Tensor], coding: str | None = None) -> int:
-    """One safetensors file, its tensors entropy coded where asked; returns the bytes that they take in it.
+def write_tensors(file: Path, tensors: Mapping[str, Tensor], coding: str | None = None) -> None:
+    """One safetensors file, its tensors entropy coded where asked.
 
     Raises:
         ArtifactError: the disk is full or cannot be written.
@@ -28,10 +28,15 @@ def write_tensors(file: Path, tensors: Mapping[str, Tensor], coding: str | None 
     content, header = encode(tensors) if coding else (tensors, {})
     plain = apart({name: t.detach().cpu().contiguous() for name, t in content.items()})
     try:
-        save_file(plain, file, {"format": "pt", **header})
+        save_file(plain, file, header or {"format": "pt"})  # one entry: of several the order is left to chance
     except (SafetensorError, OSError) as error:
         raise ArtifactError(f"{file.name} cannot be written: {error}") from None
-    return sum(tensor.nbytes for tensor in plain.values())
+
+
+def payload(file: Path) -> int:
+    """Bytes that the tensors of a safetensors file take in it, without its header."""
+    with file.open("rb") as opened:
+        return file.stat().st_size - 8 - int.from_bytes(opened.read(8), "little")
 
 
 def apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from lissom.errors import DataError
 from lissom.formats import CompressedConv, CompressedEmbedding
-from lissom.statistics import Fisher, Guided, Statistic
+from lissom.statistics import Fisher, Gram, Guided, Moments, Statistic, finite
 
 Collected = dict[type[Statistic], Statistic]
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, CompressedConv)
@@ -31,6 +32,9 @@ def observe(
     """Within the block, every call of a layer adds to its statistics of the kinds in `needs`.
 
     `weights` says of layers with guided Grams how much each row counts, in the order in which they come.
+
+    Raises:
+        DataError: when the block ends, if what a layer was given was not finite; the first such layer is named.
     """
     collected: dict[str, Collected] = {}
     ahead = dict(weights or {})
@@ -57,6 +61,21 @@ def observe(
         last.clear()
         for handle in handles:
             handle.remove()
+    for name, own in collected.items():
+        check_flow(name, "is given", *(one.power for one in own.values() if isinstance(one, Moments | Gram)))
+
+
+def check_flow(name: str, what: str, *numbers: Tensor) -> None:
+    """See that what a part of a model is given, or makes, is finite.
+
+    Raises:
+        DataError: it is not.
+    """
+    if not all(finite(found) for found in numbers):
+        raise DataError(
+            f"data: what {name} {what} is not finite when the model runs on it; leave out the examples that are unlike "
+            "those it was trained on, or give a model that is sound"
+        )
 
 
 def take_in(own: Collected, x: Float[Tensor, "n i"], ahead: dict[str, Tensor], name: str) -> None:

@@ -20,6 +20,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from lissom.calibrate.gradients import E, Heard, end_loss, hear, outputs
+from lissom.calibrate.observe import check_flow
 from lissom.calibrate.spill import Spill, give_back, joined
 from lissom.formats import matrix_of
 from lissom.models import Checkpoint, compressible
@@ -107,7 +108,14 @@ class Stream:
     @torch.no_grad()
     def _flow(self, name: str, part: nn.Module, hidden: Tensor) -> Tensor:
         """The hidden states after a part."""
-        return self._joined(self._one(name, part, lot) for lot in hidden.split(self.batch)) if len(hidden) else hidden
+
+        def lots() -> Iterator[Tensor]:
+            for lot in hidden.split(self.batch):
+                made = self._one(name, part, lot)
+                check_flow(name, "makes", made)
+                yield made
+
+        return self._joined(lots()) if len(hidden) else hidden
 
     def _joined(self, lots: Iterable[Tensor]) -> Tensor:
         return joined(lots, len(self.windows), self.spill)
@@ -119,9 +127,7 @@ class Stream:
         Unless the data follows what becomes of a block, the first such run is the one that it flows on by. In others,
         where it is told which layers are `watched`, what comes after the last of them is not run, once all have been.
         """
-        block = name.rpartition(".")[0] == self.family.blocks
-        if block and not self.follow and self.further is None and self._goes_on(name):
-            self.further = self._flow(name, part, self.hidden)
+        if self.go_on(name, part):
             return
         last: nn.Module | None = None
         for lot in self.hidden.split(self.batch) if len(self.hidden) else ():
@@ -130,6 +136,14 @@ class Stream:
             last = called[-1] if len(set(called)) == len(called) == len(watched) > 0 else None
             if self.spill is not None:
                 self.spill.forget()
+
+    def go_on(self, name: str, part: nn.Module) -> bool:
+        """Let the data flow on by a block as it is, unless it did, or follows what becomes of it; whether it does."""
+        block = name.rpartition(".")[0] == self.family.blocks
+        if not block or self.follow or self.further is not None or not self._goes_on(name):
+            return False
+        self.further = self._flow(name, part, self.hidden)
+        return True
 
     def listen(self, embedding: nn.Module, names: Collection[str]) -> dict[str, Heard]:
         """Through the original model and back from its end loss: what that says of the layers of these names.

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from lissom.cli.options import Data, Length, Model, Out
-from lissom.cli.read import fraction, read_recipe, read_subject, refuse_taken, size, text_windows
+from lissom.cli.read import fraction, read_recipe, read_subject, size, text_windows
 from lissom.cli.show import console, report_of, working
 
 
@@ -73,14 +73,15 @@ def optimize(
     Whoever is stopped goes on where it was, by the same command.
     """
     from lissom.artifact import add_file
+    from lissom.artifact.manifest import check_free
     from lissom.report import frontier_table, write_report
     from lissom.search import optimize
     from lissom.types import Budget
 
     budget = Budget(max_drop=fraction("max-drop", max_drop), confidence=fraction("confidence", confidence))
     bound = None if max_ram is None else size("max-ram", max_ram)
-    refuse_taken(out)
     subject, examples = read_subject(model, data, length, windows)
+    check_free(out)
     bank = work or bank_of(out)
     with working() as tell:
         result = optimize(
@@ -122,13 +123,14 @@ def recut(
     ] = None,
 ) -> None:
     """Build another point of a frontier that optimize found, without calibrating again."""
+    from lissom.artifact.manifest import check_free
     from lissom.cli.read import read_module
     from lissom.search import recut as cut
     from lissom.types import Budget
 
     budget = None if max_drop is None else Budget(max_drop=fraction("max-drop", max_drop))
     nbytes = None if size_ is None else size("size", size_)
-    refuse_taken(out)
+    check_free(out)
     module, example = (None, None) if original is None else read_module(original)
     found = cut(work or bank_of(model), out, size=nbytes, budget=budget, model=module, example=example)
     sure = f"certified: {found.verdict}" if found.verdict else "not certified: see `lissom certify`"

@@ -112,18 +112,6 @@ def read_module(model: str) -> tuple[Any, Any]:
     return opened.model, example_of(opened.signature, model)
 
 
-def refuse_taken(out: Path) -> None:
-    """See before hours of work that the result can be written.
-
-    Raises:
-        ArtifactError: the name is taken.
-    """
-    from lissom.errors import ArtifactError
-
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ArtifactError(f"{out} exists already; remove it or choose another name")
-
-
 def example_of(signature: Any, model: str) -> Any:
     """A batch of noise in the shape that a module takes.
 

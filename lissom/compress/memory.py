@@ -22,6 +22,7 @@ from lissom.errors import ModelError, RecipeError
 from lissom.formats import LowRank, Palette, Sum, Weight, unfreeze
 from lissom.models import compressible, replace, weight_of
 from lissom.models.experts import apart, set_apart
+from lissom.models.layers import check_finite
 from lissom.types import Recipe, Step
 
 DEFAULT = (
@@ -45,8 +46,8 @@ def compress_model(model: nn.Module, data: Any = None, *, steps: Sequence[Any] =
 
     Raises:
         RecipeError: a step names a technique, knob or value that cannot work, or layers that are not there.
-        ModelError: the model has no layer that can be compressed.
-        DataError: the data is in no form described above.
+        ModelError: the model has no layer that can be compressed, or holds numbers that are not finite.
+        DataError: the data is in no form described above, or the model makes numbers of it that are not finite.
     """
     recipe = Recipe.of(list(steps))
     compressed = apart(copy.deepcopy(model))
@@ -55,6 +56,7 @@ def compress_model(model: nn.Module, data: Any = None, *, steps: Sequence[Any] =
         raise ModelError(f"{type(model).__name__} has no Linear, Conv or Embedding layer of its own to compress")
     if "" in layers:
         raise ModelError(f"{type(model).__name__} is a layer by itself; put it in torch.nn.Sequential to compress it")
+    check_finite(compressed.named_parameters(), type(model).__name__)
     plan = phases(recipe, layers)
     check_whole(plan)
     heard = any(back(wanted(phase.plan)) for phase in plan)

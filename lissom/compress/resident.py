@@ -4,7 +4,7 @@ Steps on the residual stream that come first are taken in memory, and what they 
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import takewhile
 from typing import Any
 
@@ -12,7 +12,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from lissom.compress.memory import compress_model
-from lissom.compress.stream import Piece, exactly, kept_in, piece, stream_checkpoint
+from lissom.compress.stream import NOTHING, Piece, exactly, kept_in, piece, stream_checkpoint
 from lissom.compress.whole import BY_BLOCK
 from lissom.errors import RecipeError
 from lissom.formats import freeze
@@ -29,9 +29,15 @@ TOLD = ("num_hidden_layers", *BY_BLOCK, *EXPERTS, "hidden_size", "head_dim", "ti
 
 
 def conduct(
-    checkpoint: Checkpoint, recipe: Recipe, windows: Int[Tensor, "n t"], max_ram: int | None = None
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    windows: Int[Tensor, "n t"],
+    max_ram: int | None = None,
+    kept: Mapping[str, Piece] = NOTHING,
 ) -> tuple[Iterator[Piece], dict[str, Any]]:
     """The compressed parts of a language model, and what its config has to say that it did not say before.
+
+    Where it is streamed, parts that were `kept` are not among them.
 
     Raises:
         RecipeError: as for `compress_model`, or the model must be in memory, which is to be kept small.
@@ -40,14 +46,14 @@ def conduct(
         check(step)
     whole = [step.technique for step in recipe.steps if grain(step.technique) in WHOLE or step.technique in ACROSS]
     if not whole:
-        return stream_checkpoint(checkpoint, recipe, windows, max_ram), {}
+        return stream_checkpoint(checkpoint, recipe, windows, max_ram, kept), {}
     if max_ram is not None:
         raise RecipeError(f"recipe: {whole[0]} needs the whole model in memory; leave out max_ram, or that step")
     data = list(windows.split(WINDOWS)) if len(windows) else None
     first = list(takewhile(lambda step: grain(step.technique) == "stream" or step.technique in ORDERS, recipe.steps))
     if first:
         held = Held(checkpoint, compress_model(loaded(checkpoint), data, steps=first))
-        pieces_of_it, told = conduct(held, Recipe(steps=recipe.steps[len(first) :]), windows)
+        pieces_of_it, told = conduct(held, Recipe(steps=recipe.steps[len(first) :]), windows, kept=kept)
         return pieces_of_it, {"tie_word_embeddings": held.config.tie_word_embeddings} | told
     model = compress_model(loaded(checkpoint), data, steps=recipe.steps)
     config = model.config.to_dict()  # type: ignore[union-attr, operator]

@@ -1,9 +1,10 @@
 """A language model on disk, compressed part by part; the whole is never in memory."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 
 import torch
 from jaxtyping import Int
@@ -25,7 +26,9 @@ from lissom.models import Checkpoint, compressible, replace
 from lissom.models.couplings import block_joints
 from lissom.models.experts import check_unrouted
 from lissom.models.families import at
+from lissom.models.resize import matrix_shapes, resize
 from lissom.statistics import Statistic
+from lissom.techniques.contract import needs
 from lissom.types import Recipe
 
 FOLLOWING = ("shape", "block")  # grains that make good what was done to the blocks before
@@ -40,15 +43,23 @@ class Piece:
     tensors: dict[str, Tensor]
 
 
+NOTHING: Mapping[str, Piece] = MappingProxyType({})
+
+
 def stream_checkpoint(
-    checkpoint: Checkpoint, recipe: Recipe, windows: Int[Tensor, "n t"], max_ram: int | None = None
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    windows: Int[Tensor, "n t"],
+    max_ram: int | None = None,
+    kept: Mapping[str, Piece] = NOTHING,
 ) -> Iterator[Piece]:
     """Compress a language model part by part, in the order of its forward pass.
 
     One block is in memory at a time. A block's layers are calibrated on what the original model gives them; where a
     step fits anew what another took away, or tunes, on what the compressed blocks before it make of that.
     `windows` (n windows of t tokens) may have no rows: then every input is taken to matter alike. With `max_ram` the
-    process stays below so many bytes of memory.
+    process stays below so many bytes of memory. Parts that were `kept` of the same work are not compressed again, and
+    not handed out; the others become what they would have become.
 
     Raises:
         RecipeError: as for `compress_model`; before anything is read.
@@ -67,21 +78,26 @@ def stream_checkpoint(
         if phase.grain == "shape":
             check_joined(phase, block_joints(stream.model, family))
     embedding = stream.embedding()
-    names = [name for phase in plan for name in back(wanted(phase.plan))]
+    names = [name for phase in plan for name in back(wanted(phase.plan)) if not part_of(name, kept)]
     if names and len(windows):
         check_unrouted(stream.model, names)
         stream.heard = stream.listen(embedding, names)
-    yield compressed_part(stream, plan, family.embedding, embedding)
+    yield from compressed_part(stream, plan, family.embedding, embedding, kept)
     stream.start(at(stream.model, family.embedding) if stream.follow else embedding, embedding if tuning else None)
     at(stream.model, family.embedding).to("meta")
     del embedding
     stream.onward = any(family.head in phase.plan for phase in plan)
     for name, block in stream.blocks():
-        yield compressed_part(stream, plan, name, block)
-    yield compressed_part(stream, plan, family.norm, stream.finish())
+        yield from compressed_part(stream, plan, name, block, kept)
+    yield from compressed_part(stream, plan, family.norm, stream.finish(), kept)
     head = stream.head()
     if head is not None:
-        yield compressed_part(stream, plan, family.head, head)
+        yield from compressed_part(stream, plan, family.head, head, kept)
+
+
+def part_of(name: str, parts: Iterable[str]) -> bool:
+    """Whether a layer is, or is in, one of the parts."""
+    return any(f"{name}.".startswith(f"{part}.") for part in parts)
 
 
 def layer_names(checkpoint: Checkpoint, model: nn.Module) -> list[str]:
@@ -90,8 +106,21 @@ def layer_names(checkpoint: Checkpoint, model: nn.Module) -> list[str]:
     return [name for name in compressible(model) if name not in tied]
 
 
-def compressed_part(stream: Stream, plan: Sequence[Phase], name: str, part: nn.Module) -> Piece:
-    """Act on the layers of one part that the plan names, in the stream's model too, so that the data flows on so."""
+def compressed_part(
+    stream: Stream, plan: Sequence[Phase], name: str, part: nn.Module, kept: Mapping[str, Piece]
+) -> Iterator[Piece]:
+    """One part, if it was not kept; where the data follows what becomes of parts, it goes on by what is kept of it."""
+    if name not in kept:
+        act_on(stream, plan, name, part)
+        made = piece(stream.checkpoint, name, at(stream.model, name))
+        yield made
+        kept = {name: made}
+    if stream.follow:
+        put_back(stream, kept[name])
+
+
+def act_on(stream: Stream, plan: Sequence[Phase], name: str, part: nn.Module) -> None:
+    """Act on the layers of one part that the plan names, in the stream's model."""
     originals = matrices(part, name)
     for phase in plan:
         part = at(stream.model, name)
@@ -101,6 +130,8 @@ def compressed_part(stream: Stream, plan: Sequence[Phase], name: str, part: nn.M
             collected = seen_by(stream, name, part, layers, own)
             replace(stream.model, act(layers, own, collected, originals), layers, trainable=False)
         elif own and phase.grain == "coupling":
+            if not all(needs(step.technique) for step in phase.steps):  # some act before they look
+                stream.go_on(name, part)
             links = block_links(stream.model, stream.family, name)
             couple(stream.model, phase, links, originals, partial(seen_by, stream, name, part))
         elif own and phase.grain == "shape":
@@ -108,7 +139,18 @@ def compressed_part(stream: Stream, plan: Sequence[Phase], name: str, part: nn.M
             reshape(stream.model, phase, joints, originals, partial(seen_by, stream, name, part))
         elif own:
             tune(part, phase, originals, stream.lots(name, part), name)
-    return piece(stream.checkpoint, name, at(stream.model, name))
+
+
+def put_back(stream: Stream, kept: Piece) -> None:
+    """Let a part of the stream's model be what is kept of it, in whatever precision that is."""
+    part = at(stream.model, kept.name)
+    own = {name.removeprefix(f"{kept.name}."): tensor for name, tensor in kept.tensors.items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in kept.tensors.items()} | matrix_shapes(kept.weights)
+    resize(stream.model, shapes)
+    replace(stream.model, kept.weights, compressible(part, kept.name), trainable=False)
+    part = at(stream.model, kept.name)
+    floats = {name: tensor.to(torch.promote_types(tensor.dtype, stream.floats)) for name, tensor in own.items()}
+    part.load_state_dict(floats, strict=False, assign=True)
 
 
 def seen_by(

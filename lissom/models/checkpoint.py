@@ -17,6 +17,7 @@ from lissom.files import read_json
 from lissom.formats import scale_of
 from lissom.models.experts import apart
 from lissom.models.families import Family, at, family_of, put
+from lissom.models.layers import check_finite
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -98,6 +99,15 @@ class Checkpoint:
         with opened(self._files[name]) as tensors:
             found: Tensor = tensors.get_tensor(name)
             return found
+
+    def check(self) -> None:
+        """See that every tensor can be read, and that its numbers are numbers.
+
+        Raises:
+            ArtifactError: one is missing, or its file is cut short or corrupt.
+            ModelError: one holds NaN or an infinity.
+        """
+        check_finite(((name, self.tensor(name)) for name in self.names), str(self.folder))
 
     def tokenizer(self) -> "PreTrainedTokenizerBase":
         """The tokenizer of the folder."""

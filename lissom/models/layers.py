@@ -1,12 +1,14 @@
 """Which modules of a model hold a matrix that can be compressed, and putting compressed ones in their place."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
-from torch import nn
+from torch import Tensor, nn
 
+from lissom.errors import ModelError
 from lissom.formats import CompressedLayer, Dense, Frozen, Trainable, Weight, matrix_of, share_base, wrap
 from lissom.formats.linear import compressed_kind
 from lissom.models.families import put
+from lissom.statistics import finite
 
 
 def compressible(model: nn.Module, prefix: str = "") -> dict[str, nn.Module]:
@@ -27,6 +29,21 @@ def weighs(layer: nn.Module) -> bool:
     weight = layer._parameters.get("weight")
     renormalized = getattr(layer, "max_norm", None) is not None  # such an embedding rewrites its rows as it is used
     return weight is not None and weight.is_floating_point() and weight.numel() > 0 and not renormalized
+
+
+def check_finite(tensors: Iterable[tuple[str, Tensor]], whose: str) -> None:
+    """See that the numbers of a model are numbers, before hours of work on it; `whose` they are, an error says.
+
+    Raises:
+        ModelError: a tensor holds NaN or an infinity; it is named.
+    """
+    for name, tensor in tensors:
+        if tensor.is_floating_point() and not finite(tensor):
+            wrong = (~tensor.isfinite()).nonzero()
+            raise ModelError(
+                f"{name} of {whose} holds {len(wrong)} numbers that are not finite, the first at {wrong[0].tolist()}; "
+                "copy or download it again, or give a model whose training went well"
+            )
 
 
 def weight_of(layer: nn.Module) -> Weight:

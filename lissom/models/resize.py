@@ -1,7 +1,7 @@
 """Layers of torch.nn whose tensors have become smaller, and the attributes that say how large they are."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -84,7 +84,7 @@ def matrix_shapes(weights: Mapping[str, Weight]) -> dict[str, tuple[int, ...]]:
     return {f"{layer}.weight": weight.shape for layer, weight in weights.items()}
 
 
-def uniform(config: Any, family: Family, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+def uniform(config: Any, family: Family, shapes: Mapping[str, Sequence[int]]) -> dict[str, int]:
     """What a language model's config has to say of sizes that are not what they were, but the same in every block."""
 
     def sizes(part: str, dim: int) -> set[int]:

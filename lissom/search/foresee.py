@@ -61,6 +61,7 @@ def foreseen(
     missing = {name: [steps for steps in tried if not of(known, name, steps)] for name, tried in candidates.items()}
     missing = {name: tried for name, tried in missing.items() if tried}
     if missing:
+        checkpoint.check()
         for name, new in streamed(checkpoint, windows, missing, max_ram):
             known.setdefault(name, []).extend(zip(missing[name], new, strict=True))
             progress(name)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from lissom.artifact import annotate, compress_checkpoint, open_folder, read_manifest, save
 from lissom.artifact.fingerprint import of_model, of_tensors
-from lissom.artifact.language import write_parts
+from lissom.artifact.language import write_pieces
 from lissom.artifact.manifest import building
 from lissom.artifact.module import stored_state
 from lissom.calibrate import Batch, call
@@ -277,9 +277,8 @@ class LanguageSubject(Subject):
     def assemble(self, bank: Bank, choice: Choice, name: str) -> Trial:
         """Write it into a folder, with layers from the bank."""
         recipe, forms, scratch = bank.recipe(choice, name), bank.by_layer(choice), Scratch()
-        with building(scratch.folder / "model") as folder:
-            parts = assembled(self.checkpoint, lambda layer: bank.weight(layer, forms[layer]))
-            write_parts(self.checkpoint, recipe, parts, folder)
+        pieces = assembled(self.checkpoint, lambda layer: bank.weight(layer, forms[layer]))
+        write_pieces(self.checkpoint, recipe, pieces, scratch.folder / "model")
         return self.trial(scratch.folder / "model", recipe, scratch)
 
     def trial(self, folder: Path, recipe: Recipe, scratch: Scratch) -> Trial:

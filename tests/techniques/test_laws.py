@@ -118,6 +118,31 @@ def test_the_result_keeps_shape_and_is_finite(technique: str, given: dict[str, A
     assert result.dense().isfinite().all()
 
 
+def hollow(x: Tensor, g: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    """Data of which no inverse exists, or whose squares come near to the ends of float32."""
+    dead = torch.arange(x.shape[1]) % 3 == 0
+    return {
+        "zeros": (x * 0, g * 0),
+        "dead inputs": (x * ~dead, g),
+        "fewer rows than inputs": (x[:5], g[:5]),
+        "one row": (x[:1], g[:1]),
+        "tiny": (x * 1e-18, g * 1e-18),
+        "huge": (x * 1e15, g * 1e15),
+    }
+
+
+@pytest.mark.parametrize("which", hollow(*data()))
+@pytest.mark.parametrize(("technique", "given"), CASES)
+def test_hollow_data_is_no_trouble(technique: str, given: dict[str, Any], which: str) -> None:
+    x, g = hollow(*data())[which]
+    before = run(*AFTER[technique]) if technique in AFTER else weight()
+    after = apply(Step(technique=technique, knobs=given), "layer", before, weight(), seen(x, g)).dense()
+    w, x = weight().dense(), x / x.abs().max().clamp(min=1e-30)
+    assert after.isfinite().all()
+    assert after.abs().max() < 3 * w.abs().max()
+    assert (x @ (w - after).T).square().sum() <= (x @ w.T).square().sum()  # no worse than nothing at all
+
+
 @pytest.mark.parametrize("technique", TECHNIQUES)
 def test_all_knobs_have_defaults_of_their_types(technique: str) -> None:
     for types, default in knobs(technique).values():

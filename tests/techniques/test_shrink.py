@@ -268,6 +268,20 @@ def test_dead_channels_cost_nothing_and_go_first() -> None:
     assert all(r.matrix.isfinite().all() for r in after.readers)
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_one_example_is_no_trouble(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    x, matrix = torch.randn(1, 32, generator=generator).relu(), torch.randn(8, 32, generator=generator)
+    reader = Reader(matrix=matrix, bias=torch.randn(8, generator=generator))
+    c = Coupling(channels=32, makers=(torch.randn(32, 5, generator=generator),), readers=(reader,))
+    after = channels(c, (seen(x),))
+    short = after.readers[0]
+    assert after.alive is not None
+    assert short.bias is not None
+    assert short.matrix.abs().max() < 2 * matrix.abs().max()
+    torch.testing.assert_close(x[:, after.alive] @ short.matrix.T + short.bias, x @ matrix.T + reader.bias)
+
+
 def test_a_sparsity_that_is_none_is_refused() -> None:
     c, xs = case()
     with pytest.raises(RecipeError, match=r"sparsity=1\.0 must be a fraction"):

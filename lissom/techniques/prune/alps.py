@@ -70,8 +70,8 @@ def alps(
 def scaled(h: Float[Tensor, "i i"], damp: float) -> tuple[Float[Tensor, " i"], Float[Tensor, "i i"]]:
     """√diag H and H with a unit diagonal, damped first: what was never seen counts a little and divides nothing."""
     mean = h.diagonal().mean()
-    h = h.clone()
-    h.diagonal().add_(torch.where(mean > 0, damp * mean, 1.0))
+    h = h / mean.where(mean > 0, 1.0)
+    h.diagonal().add_(torch.where(mean > 0, damp, 1.0))
     size = h.diagonal().clamp(min=torch.finfo(h.dtype).tiny).sqrt()
     return size, h / size / size[:, None]
 

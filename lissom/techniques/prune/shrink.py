@@ -48,12 +48,17 @@ def shrink(
 
 
 def spread(r: Reader, x: Gram, damp: float) -> Float[Tensor, "i i"]:
-    """C, damped: the covariance where there is a bias, otherwise XᵀX / n."""
+    """C, damped: the covariance where there is a bias, otherwise XᵀX / n.
+
+    Where there is nothing to C but what rounding has left, it is damped by as much as that may be.
+    """
     c = x.mean.double()
     if r.bias is not None:
         c = c - torch.outer(x.center.double(), x.center.double())
-    mean = c.diagonal().mean().clamp(min=torch.finfo(torch.float32).tiny)
-    return c + torch.eye(len(c), dtype=c.dtype, device=c.device) * mean * damp
+    single, mean = torch.finfo(torch.float32), c.diagonal().mean()
+    rounding = single.eps * x.power.double().sum()
+    strength = torch.where(mean > rounding, damp * mean, rounding).clamp(min=single.tiny)
+    return c + torch.eye(len(c), dtype=c.dtype, device=c.device) * strength
 
 
 def repaired(r: Reader, x: Gram, kept: Int[Tensor, " k"], damp: float) -> Reader:

@@ -62,8 +62,8 @@ def nanoquant(w: Weight, x: Gram, /, *, bits: float = 1.0, iterations: int = 200
     at_least(1, iterations=iterations)
     above(0, damp=damp)
     matrix = w.dense()
-    eye = torch.eye(matrix.shape[1], device=matrix.device)
-    h = x.mean + damp * x.power.mean().clamp(min=torch.finfo(torch.float32).tiny) * eye
+    power = x.power.mean()
+    h = x.mean / power.where(power > 0, 1.0) + damp * torch.eye(matrix.shape[1], device=matrix.device)
     found = split(matrix, h, rank(*w.shape, bits), iterations)
     for _ in range(ROUNDS):
         fit_scales(found, matrix, h)

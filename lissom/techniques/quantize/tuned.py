@@ -11,12 +11,14 @@ codebooks, factors; it starts from what the technique before it chose, with the 
 ones as the chosen codes allow, and the start is kept if the end is not better.
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lissom.errors import DataError
 from lissom.formats import Trainable
 from lissom.techniques.knobs import above, at_least, one_of, seed_of
 
@@ -44,7 +46,7 @@ def tuned(
     if not units or not lots:
         return
     before = {p: p.detach().clone() for p in units}
-    start = mean_loss(lots, LOSSES[loss])
+    start = begun(mean_loss(lots, LOSSES[loss]))
     generator = torch.Generator().manual_seed(seed_of(seed))
     passes = range(-(-iterations // len(lots)))
     order = torch.cat([torch.randperm(len(lots), generator=generator, device="cpu") for _ in passes])
@@ -59,6 +61,20 @@ def tuned(
         with torch.no_grad():
             for p, value in before.items():
                 p.copy_(value)
+
+
+def begun(loss: float) -> float:
+    """The loss before anything has moved.
+
+    Raises:
+        DataError: it is no finite number, from which nothing can be learned.
+    """
+    if not math.isfinite(loss):
+        raise DataError(
+            f"data: the loss on it is {loss} before anything is learned; leave out the examples of which the model "
+            "makes no finite numbers, or give a model that is sound"
+        )
+    return loss
 
 
 @torch.no_grad()

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from lissom.errors import RecipeError
 from lissom.formats import Trainable
 from lissom.techniques.knobs import above, at_least, fraction, one_of, seed_of
-from lissom.techniques.quantize.tuned import LOSSES, Lots
+from lissom.techniques.quantize.tuned import LOSSES, Lots, begun
 
 BETAS, EPSILON = (0.9, 0.99), 1e-8
 Units = Mapping[nn.Parameter, Tensor]
@@ -57,7 +57,7 @@ def distil(
     judging, learning = divided(len(lots), held, generator)
     passes = (torch.randperm(len(learning), generator=generator, device="cpu") for _ in range(epochs))
     order = torch.cat([learning[places] for places in passes]).tolist()
-    best, least = copied(units), judged(lots, judging, loss)
+    best, least = copied(units), begun(judged(lots, judging, loss))
     for step, _ in enumerate(descend(units, lots, order, lr=lr, clip=clip, bf16=bf16, loss=loss), 1):
         if step % len(learning) == 0:
             now = judged(lots, judging, loss)
