@@ -11,6 +11,8 @@ Out = Annotated[Path, typer.Option(help="the folder to make; it must not exist")
 Length = Annotated[int, typer.Option(help="tokens of a window", min=2)]
 Json = Annotated[bool, typer.Option("--json", help="figures as one JSON object")]
 Examples = Annotated[int, typer.Option(help="examples (windows of a text) to use, at most, drawn at random", min=1)]
+Tokenizer = Annotated[str | None, typer.Option(help="folder of the tokenizer, for --task sts with sentences")]
 Task = Annotated[
-    str | None, typer.Option(help="what DATA holds: blimp, choices, exact, hellaswag, lambada; else a text or arrays")
+    str | None,
+    typer.Option(help="what DATA holds: blimp, choices, exact, hellaswag, lambada, sts; else text, arrays"),
 ]
