@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lissom.cli.options import Data, Examples, Json, Length, Model, Task, Tokenizer
+from lissom.cli.options import Examples, Json, Length, Lot, Model, Task, Tokenizer
 from lissom.cli.read import example_of, fraction, read_lot
 from lissom.cli.show import show
 from lissom.errors import DataError
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def evaluate(
     model: Model,
-    data: Data,
+    data: Lot = None,
     original: Annotated[str | None, typer.Option(help="the model to compare with, example by example")] = None,
     task: Task = None,
     tokenizer: Tokenizer = None,
@@ -51,7 +51,7 @@ def evaluate(
 def certify(
     model: Model,
     original: Annotated[str, typer.Option(help="the model that it was made from")],
-    data: Data,
+    data: Lot = None,
     budget: Annotated[
         list[str] | None,
         typer.Option(help="accepted drop, such as 1%, or of a metric, such as kl=0.05; all of several must hold"),

@@ -62,7 +62,7 @@ def read_arrays(file: Path, signature: Any) -> tuple[Any, Any]:
 
 
 def read_lot(
-    file: Path, opened: "Opened", length: int, most: int, task: str | None, tokenizer: str | None
+    file: Path | None, opened: "Opened", length: int, most: int, task: str | None, tokenizer: str | None
 ) -> tuple[Any, "Metric"]:
     """Examples to evaluate on, and what they are scored by: those of a task, windows of a text, or arrays.
 
@@ -71,7 +71,15 @@ def read_lot(
     """
     from lissom.evaluate import metric
     from lissom.evaluate.tasks import task as find
+    from lissom.evaluate.tasks.harness import PREFIX, harness
 
+    if task is not None and task.startswith(PREFIX):
+        if opened.tokenizer is None:
+            raise DataError(f"--task {task}: {opened.folder} is no language model; leave it out")
+        examples, kind = harness(task.removeprefix(PREFIX), opened.tokenizer, file)
+        return drawn(examples, most), kind
+    if file is None:
+        raise DataError(f"--data: give examples; only tasks of lm-eval (--task {PREFIX}hellaswag) bring their own")
     if task is not None:
         found = find(task)
         if task == "sts" and opened.tokenizer is None:

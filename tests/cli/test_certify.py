@@ -1,6 +1,7 @@
 """`lissom certify`, and tasks from the command line."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -134,3 +135,9 @@ def test_an_encoder_without_a_tokenizer_is_told_what_it_needs(
     assert done.code == 2
     assert "has no tokenizer; name the folder of one by --tokenizer" in done.error
     assert "input_ids and attention_mask [pairs, 2, tokens]" in done.error
+
+
+def test_without_data_or_the_harness_it_is_said(run: Run, demo_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "--data: give examples" in run("evaluate", demo_folder, "--task", "lambada").error
+    monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
+    assert "pip install 'lissom[lm-eval]'" in run("evaluate", demo_folder, "--task", "lm-eval:hellaswag").error
