@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lissom.cli.options import Data, Examples, Json, Length, Model, Task
+from lissom.cli.options import Examples, Json, Length, Lot, Model, Task, Tokenizer
 from lissom.cli.read import example_of, fraction, read_lot
 from lissom.cli.show import show
 from lissom.errors import DataError
@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 
 def evaluate(
     model: Model,
-    data: Data,
+    data: Lot = None,
     original: Annotated[str | None, typer.Option(help="the model to compare with, example by example")] = None,
     task: Task = None,
+    tokenizer: Tokenizer = None,
     length: Length = 512,
     examples: Examples = 10_000,
     json_lines: Json = False,
@@ -30,7 +31,7 @@ def evaluate(
     from lissom.evaluate import compare
 
     opened = open_folder(model)
-    lot, kind = read_lot(data, opened, length, examples, task)
+    lot, kind = read_lot(data, opened, length, examples, task, tokenizer)
     running = lower(opened.model)
     if original is None:
         figures: dict[str, Estimate | None] = {kind.name: kind.summary(kind.scores(running, lot))}
@@ -50,7 +51,7 @@ def evaluate(
 def certify(
     model: Model,
     original: Annotated[str, typer.Option(help="the model that it was made from")],
-    data: Data,
+    data: Lot = None,
     budget: Annotated[
         list[str] | None,
         typer.Option(help="accepted drop, such as 1%, or of a metric, such as kl=0.05; all of several must hold"),
@@ -58,6 +59,7 @@ def certify(
     relative: Annotated[bool, typer.Option(help="drops are shares of the original's own score")] = False,
     confidence: Annotated[str, typer.Option(help="how sure the certificate is")] = "95%",
     task: Task = None,
+    tokenizer: Tokenizer = None,
     length: Length = 512,
     examples: Examples = 10_000,
     json_lines: Json = False,
@@ -73,7 +75,7 @@ def certify(
 
     sure = fraction("confidence", confidence)
     opened = open_folder(model)
-    lot, kind = read_lot(data, opened, length, examples, task)
+    lot, kind = read_lot(data, opened, length, examples, task, tokenizer)
     budgets: dict[str | Metric | Output, Budget] = {}
     for given in budget or ["1%"]:
         name, _, drop = given.rpartition("=")

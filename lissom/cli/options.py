@@ -7,10 +7,13 @@ import typer
 
 Model = Annotated[str, typer.Argument(help="folder of a model (Hugging Face or lissom), or a hub name")]
 Data = Annotated[Path, typer.Option(help="a text (UTF-8) for language models; else .npz with arrays x and y")]
+Lot = Annotated[Path | None, typer.Option(help="as for optimize; of --task its file, of lm-eval's it may be left out")]
 Out = Annotated[Path, typer.Option(help="the folder to make; it must not exist")]
 Length = Annotated[int, typer.Option(help="tokens of a window", min=2)]
 Json = Annotated[bool, typer.Option("--json", help="figures as one JSON object")]
 Examples = Annotated[int, typer.Option(help="examples (windows of a text) to use, at most, drawn at random", min=1)]
+Tokenizer = Annotated[str | None, typer.Option(help="folder of the tokenizer, for --task sts with sentences")]
 Task = Annotated[
-    str | None, typer.Option(help="what DATA holds: blimp, choices, exact, hellaswag, lambada; else a text or arrays")
+    str | None,
+    typer.Option(help="what DATA holds: blimp, choices, exact, hellaswag, lambada, sts, lm-eval:TASK"),
 ]

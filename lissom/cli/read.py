@@ -61,7 +61,9 @@ def read_arrays(file: Path, signature: Any) -> tuple[Any, Any]:
     return x.to(floats.get(takes["datatype"], x.dtype)) if x.is_floating_point() else x, y
 
 
-def read_lot(file: Path, opened: "Opened", length: int, most: int, task: str | None) -> tuple[Any, "Metric"]:
+def read_lot(
+    file: Path | None, opened: "Opened", length: int, most: int, task: str | None, tokenizer: str | None
+) -> tuple[Any, "Metric"]:
     """Examples to evaluate on, and what they are scored by: those of a task, windows of a text, or arrays.
 
     Raises:
@@ -69,15 +71,49 @@ def read_lot(file: Path, opened: "Opened", length: int, most: int, task: str | N
     """
     from lissom.evaluate import metric
     from lissom.evaluate.tasks import task as find
+    from lissom.evaluate.tasks.harness import PREFIX, harness
 
+    if task is not None and task.startswith(PREFIX):
+        if opened.tokenizer is None:
+            raise DataError(f"--task {task}: {opened.folder} is no language model; leave it out")
+        examples, kind = harness(task.removeprefix(PREFIX), opened.tokenizer, file)
+        return drawn(examples, most), kind
+    if file is None:
+        raise DataError(f"--data: give examples; only tasks of lm-eval (--task {PREFIX}hellaswag) bring their own")
     if task is not None:
         found = find(task)
+        if task == "sts" and opened.tokenizer is None:
+            return drawn(sentence_pairs(file, opened, tokenizer), most), found.metric
         if opened.tokenizer is None:
             raise DataError(f"--task {task}: {opened.folder} is no language model; leave it out")
         return drawn(found.read(file, opened.tokenizer), most), found.metric
     if opened.tokenizer is not None:
         return drawn(text_windows(file, opened.tokenizer, length), most), metric("perplexity")
     return drawn(read_arrays(file, opened.signature), most), metric("accuracy")
+
+
+def sentence_pairs(file: Path, opened: "Opened", tokenizer: str | None) -> Any:
+    """Pairs of sentences for an encoder: from a .csv file and the folder of a tokenizer, or tokenized already.
+
+    Raises:
+        DataError: there is no tokenizer, the file cannot be read, or the model takes another number of tokens.
+    """
+    from lissom.evaluate.tasks import sts
+    from lissom.models.checkpoint import read_tokenizer
+
+    inputs = opened.signature["inputs"] if opened.signature else []
+    takes = next((given["shape"][1] for given in inputs if given["name"] == "input_ids"), None)
+    if file.suffix != ".npz":
+        if tokenizer is None:
+            raise DataError(
+                f"--task sts: {opened.folder} has no tokenizer; name the folder of one by --tokenizer, or give an .npz "
+                "file with arrays input_ids and attention_mask [pairs, 2, tokens] and labels [pairs]"
+            )
+        return sts.read(file, read_tokenizer(Path(tokenizer)), takes)
+    pairs = sts.read_tokens(file)
+    if takes not in (None, pairs["input_ids"].shape[2]):
+        raise DataError(f"{file}: sentences of {pairs['input_ids'].shape[2]} tokens, and the model takes {takes}")
+    return pairs
 
 
 def drawn(examples: Any, most: int) -> Any:

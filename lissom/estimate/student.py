@@ -64,19 +64,15 @@ class Limits:
         """More units: what was lost in each, and what the loss is measured against."""
         if self.n == 0 and m[0] > 0:
             self._origin = float(d[0] / m[0])
-        e = d - self._origin * m
-        parts = np.stack([m, e, m * m, m * e, e * e, m**3, m * m * e, m * e * e, e**3])
+        parts = powers(d - self._origin * m, m)
         parts[:, 0] += self._sums
         sums = np.cumsum(parts, axis=1)
         n = np.arange(self.n + 1, self.n + d.size + 1)
         self.n, self._sums = int(n[-1]), sums[:, -1]
         ready = (n >= FEWEST) & (sums[0] > 0)
         if ready.any():
-            mean, below, above = self._ends(sums[:, ready], n[ready])
-            self.low, self.high = (
-                max(self.low, float((mean - below).max())),
-                min(self.high, float((mean + above).min())),
-            )
+            low, high = self._ends(sums[:, ready], n[ready])
+            self.low, self.high = max(self.low, float(low.max())), min(self.high, float(high.min()))
 
     def more(self, drop: float) -> int | None:
         """About how many further units show on which side of `drop` the truth is, if they are like these."""
@@ -85,24 +81,37 @@ class Limits:
             return first - self.n
 
         def decides(n: int) -> bool:
-            mean, below, above = self._ends((self._sums * n / self.n)[:, None], np.array([n]))
-            return bool((mean - below > drop) | (mean + above <= drop))
+            low, high = self._ends((self._sums * n / self.n)[:, None], np.array([n]))
+            return bool((low > drop) | (high <= drop))
 
         if not decides(OUT_OF_REACH):
             return None
         return first + bisect.bisect_left(range(first, OUT_OF_REACH), True, key=decides) - self.n
 
-    def _ends(self, sums: Float[Array, "9 n"], n: Counts) -> tuple[Array, Array, Array]:
-        """The drop after each number of units, and how far its ends are from it below and above."""
-        m, e, mm, me, ee, mmm, mme, mee, eee = sums
-        r = e / m
-        squares = np.maximum(ee - 2 * r * me + r * r * mm, 0.0)
-        cubes = eee - 3 * r * mee + 3 * r * r * mme - r**3 * mmm
-        skewness = np.sqrt(n) * cubes / np.maximum(squares, TINY) ** 1.5
-        t = threshold(n, self.alpha)
-        amiss = 2 * np.abs(skewness) * (1 + 2 * t * t) / (6 * np.sqrt(n))
-        error = np.sqrt(squares / np.maximum(n - 1, 1) * n) / m
-        return self._origin + r, error * (t + amiss * (skewness < 0)), error * (t + amiss * (skewness > 0))
+    def _ends(self, sums: Float[Array, "9 n"], n: Counts) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
+        """Both ends of the drop after each number of units."""
+        low, high = ends(sums, n, self.alpha)
+        return self._origin + low, self._origin + high
+
+
+def powers(e: Float[Array, "*runs n"], m: Float[Array, "*runs n"]) -> Float[Array, "9 *runs n"]:
+    """What `ends` needs the sums of."""
+    return np.stack([m, e, m * m, m * e, e * e, m**3, m * m * e, m * e * e, e**3])
+
+
+def ends(
+    sums: Float[Array, "9 *runs n"], n: Counts, alpha: float
+) -> tuple[Float[Array, "*runs n"], Float[Array, "*runs n"]]:
+    """Both ends of Σe / Σm after each number of units, from the sums of their `powers`, in each of some runs."""
+    m, e, mm, me, ee, mmm, mme, mee, eee = sums
+    r = e / m
+    squares = np.maximum(ee - 2 * r * me + r * r * mm, 0.0)
+    cubes = eee - 3 * r * mee + 3 * r * r * mme - r**3 * mmm
+    skewness = np.sqrt(n) * cubes / np.maximum(squares, TINY) ** 1.5
+    t = threshold(n, alpha)
+    amiss = 2 * np.abs(skewness) * (1 + 2 * t * t) / (6 * np.sqrt(n))
+    error = np.sqrt(squares / np.maximum(n - 1, 1) * n) / m
+    return r - error * (t + amiss * (skewness < 0)), r + error * (t + amiss * (skewness > 0))
 
 
 def threshold(n: Counts, alpha: float) -> Float[Array, " n"]:

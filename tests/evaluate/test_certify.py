@@ -119,3 +119,63 @@ def test_there_is_no_share_of_a_divergence_of_nothing(models, data):
 def test_no_budget_is_a_mistake(models, data):
     with pytest.raises(DataError, match="at least one metric"):
         certify_models(*models, data, {})
+
+
+@pytest.mark.parametrize("size", [1, 7, 200])
+@pytest.mark.parametrize("seed", range(3))
+def test_clusters_metrics_and_relative_budgets_go_together(models, data, size, seed):
+    """As each metric's scores, all at once, with clusters of any sizes and in any order, however they are cut."""
+    rng = np.random.default_rng(seed)
+    x, y = (part[:200] for part in data)
+    clusters = rng.integers(0, 25, 200)
+    with torch.no_grad():
+        models[1].weight += 0.2 * torch.from_numpy(rng.normal(size=(2, 4))).float()
+
+    def sure(model, batch):
+        return model(batch[0]).softmax(1).gather(1, batch[1][:, None])[:, 0]
+
+    budgets = {
+        "accuracy": Budget(max_drop=0.02, relative=True),
+        sure: Budget(max_drop=0.03, relative=True),
+        "agreement": Budget(max_drop=0.05),
+        "kl": Budget(max_drop=0.0001),
+    }
+    parts = list(zip(x.split(size), y.split(size), strict=True))
+    found = certify_models(*models, parts, budgets, clusters=clusters)
+    seen = found.n if found.verdict != "NEED MORE" else np.unique(clusters).size
+    assert all(part.n == seen for part in found.parts.values())
+    for by, budget in budgets.items():
+        scores = paired(*models, (x, y), by)
+        kind = scores.metric
+        until = last_of(clusters, seen)
+        before, after = scores.original[:until], scores.compressed[:until]
+        alone = certify(before, after, budget, bounds=kind.bounds, clusters=clusters)
+        assert found.parts[kind.name].verdict == alone.verdict
+        assert found.parts[kind.name].drop.value == pytest.approx(alone.drop.value, abs=1e-6)
+
+
+def last_of(clusters, many):
+    """How many examples there are when so many clusters are whole."""
+    last = [int(np.flatnonzero(clusters == label).max()) for label in np.unique(clusters)]
+    return sorted(last)[many - 1] + 1
+
+
+@pytest.mark.parametrize(
+    ("bounds", "draw"),
+    [((0.0, 1.0), lambda rng: rng.random(150) < 0.1), (None, lambda rng: 0.2 * rng.random(150))],
+)
+def test_a_relative_drop_of_clusters_that_is_the_budget_is_rarely_passed(bounds, draw):
+    """A cluster loses the same share of all its scores; beside it passes a metric that is kept."""
+    rng, budget, passed = np.random.default_rng(0), Budget(max_drop=0.1, relative=True), 0
+    for _ in range(300):
+        sizes = rng.integers(1, 9, 150)
+        clusters = np.repeat(np.arange(150), sizes)
+        before = rng.beta(4, 2, clusters.size)
+        after = before * (1 - np.repeat(draw(rng), sizes))
+        both = {
+            "broken": certify(before, after, budget, bounds=bounds, clusters=clusters),
+            "kept": certify(before, before, budget, bounds=bounds, clusters=clusters),
+        }
+        assert both["kept"].verdict == "PASS"
+        passed += joint(both).verdict == "PASS"
+    assert passed <= 300 * (0.05 + 2 * np.sqrt(0.05 * 0.95 / 300))

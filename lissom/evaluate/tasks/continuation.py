@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from lissom.calibrate import Batch
@@ -37,18 +37,34 @@ def encode(
     pairs = [
         pair(tokenizer, context, text) for context, each in zip(contexts, continuations, strict=True) for text in each
     ]
-    longest = max(len(ids) for ids, _ in pairs)
-    tokens, scored = torch.zeros(2, len(pairs), longest, dtype=torch.long)
-    for row, (ids, begin) in enumerate(pairs):
-        tokens[row, : len(ids)] = torch.tensor(ids)
-        scored[row, begin : len(ids)] = 1
-    shape = len(contexts), counts.pop(), longest
+    tokens, scored = (part.unflatten(0, (len(contexts), -1)) for part in filled(pairs))
     return {
-        "input_ids": tokens.reshape(shape),
-        "scored": scored.bool().reshape(shape),
+        "input_ids": tokens,
+        "scored": scored,
         "lengths": torch.tensor([[float(len(text.lstrip())) for text in each] for each in continuations]),
         "labels": torch.tensor(labels),
     }
+
+
+def filled(rows: Sequence[tuple[list[int], int]]) -> tuple[Int[Tensor, "r t"], Bool[Tensor, "r t"]]:
+    """Tokens, and from where on they are scored, filled up to the longest of r rows: tokens, and which are scored."""
+    tokens, scored = torch.zeros(2, len(rows), max(len(ids) for ids, _ in rows), dtype=torch.long)
+    for row, (ids, begin) in enumerate(rows):
+        tokens[row, : len(ids)] = torch.tensor(ids)
+        scored[row, begin : len(ids)] = 1
+    return tokens, scored.bool()
+
+
+def first_token(tokenizer: Any) -> int:
+    """The token that begins a text.
+
+    Raises:
+        DataError: the tokenizer has none.
+    """
+    first: int | None = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    if first is None:
+        raise DataError("data: a context is empty, and the tokenizer has no token that begins a text; give contexts")
+    return first
 
 
 def pair(tokenizer: Any, context: str, continuation: str) -> tuple[list[int], int]:
@@ -66,10 +82,7 @@ def pair(tokenizer: Any, context: str, continuation: str) -> tuple[list[int], in
         raise DataError(f"data: {continuation!r} after {context[-40:]!r} has no token of its own; leave it out")
     if before:
         return whole, len(before)
-    first = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-    if first is None:
-        raise DataError("data: a context is empty, and the tokenizer has no token that begins a text; give contexts")
-    return [first, *whole], 1
+    return [first_token(tokenizer), *whole], 1
 
 
 def parts(batch: Batch) -> Parts:

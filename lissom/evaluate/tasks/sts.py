@@ -1,7 +1,8 @@
 """STS: do an encoder's similarities of sentence pairs rank them as people do? Spearman's correlation.
 
 Cer et al., SemEval 2017, arXiv:1708.00055: a .csv file of sentence, sentence, and what people say, from 0 to 5. They
-are read as by Reimers and Gurevych, arXiv:1908.10084: the mean of the last hidden states, and the cosine of both.
+are read as by Reimers and Gurevych, arXiv:1908.10084: the mean of the last hidden states, or what a model makes of a
+sentence itself, and the cosine of both.
 
 A correlation of ranks is no mean of what each pair scores, but nearly one: with F and G the ranks as fractions, ties at
 their middle, it is ρ = C / √(V_F V_G), C = E[(F - ½)(G - ½)], V = E[(F - ½)²], and a pair (x, y) adds to it
@@ -33,9 +34,12 @@ from lissom.estimate import Array
 from lissom.evaluate.metric import Metric
 from lissom.files import read_text
 
+Pairs = dict[str, Tensor]  # input_ids and attention_mask (n, 2, t), labels (n)
+TOKENS = ("input_ids", "attention_mask")
 
-def read(file: Path, tokenizer: Any) -> dict[str, Tensor]:
-    """The pairs of a file.
+
+def read(file: Path, tokenizer: Any, tokens: int | None = None) -> Pairs:
+    """The pairs of a file; of so many tokens each sentence, else of as many as the longest has.
 
     Raises:
         DataError: it cannot be read, or a line is no pair.
@@ -48,27 +52,51 @@ def read(file: Path, tokenizer: Any) -> dict[str, Tensor]:
     sentences = [sentence for line in lines for sentence in line[:2]]
     if not sentences:
         raise DataError(f"{file}: no pairs of sentences are in it")
-    tokens = tokenizer(sentences, padding=True, truncation=True, return_tensors="pt")
-    return {name: tokens[name].unflatten(0, (-1, 2)) for name in ("input_ids", "attention_mask")} | {"labels": said}
+    filled = True if tokens is None else "max_length"
+    found = tokenizer(sentences, padding=filled, truncation=True, max_length=tokens, return_tensors="pt")
+    return {name: found[name].unflatten(0, (-1, 2)) for name in TOKENS} | {"labels": said}
+
+
+def read_tokens(file: Path) -> Pairs:
+    """Pairs that were tokenized elsewhere: an .npz file with the arrays that a batch has.
+
+    Raises:
+        DataError: it cannot be read, lacks an array, or they do not fit each other.
+    """
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            pairs = {name: torch.from_numpy(arrays[name]) for name in (*TOKENS, "labels")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{file} is no .npz file with arrays {', '.join(TOKENS)} and labels: {error}") from None
+    ids, mask, said = pairs.values()
+    if ids.ndim != 3 or ids.shape[1] != 2 or ids.shape != mask.shape or said.shape != ids.shape[:1]:
+        raise DataError(
+            f"{file}: input_ids is {list(ids.shape)}, attention_mask {list(mask.shape)} and labels {list(said.shape)}; "
+            "give [pairs, 2, tokens] for the first two and [pairs] for the last"
+        )
+    return {"input_ids": ids.long(), "attention_mask": mask.long(), "labels": said.float()}
 
 
 def similarity(model: nn.Module, batch: Batch) -> Float[Tensor, "n 2"]:
     """The cosine of each pair, and what people say.
 
     Raises:
-        DataError: the batch is none that `read` made, or the model gives no hidden states.
+        DataError: the batch is none that `read` made, or the model gives nothing of sentences.
     """
     if not isinstance(batch, Mapping) or "attention_mask" not in batch:
         raise DataError("sts: its pairs are read from a file by `read`")
     mask = batch["attention_mask"].flatten(0, 1)
     output = model(input_ids=batch["input_ids"].flatten(0, 1), attention_mask=mask)
-    hidden = getattr(output, "last_hidden_state", None)
-    if not isinstance(hidden, Tensor):
+    found = getattr(output, "last_hidden_state", output)
+    if not isinstance(found, Tensor) or found.ndim not in (2, 3):
         raise DataError(
-            f"sts: the model gave {type(output).__name__} where last_hidden_state is needed; give an encoder"
+            f"sts: the model gave {type(output).__name__} where last_hidden_state [sentences, tokens, width] or a "
+            "tensor [sentences, width] is needed; give an encoder"
         )
-    kept = mask[..., None].float()
-    first, second = ((hidden.float() * kept).sum(1) / kept.sum(1)).unflatten(0, (-1, 2)).unbind(1)
+    if found.ndim == 3:
+        kept = mask[..., None].float()
+        found = (found.float() * kept).sum(1) / kept.sum(1)
+    first, second = found.float().unflatten(0, (-1, 2)).unbind(1)
     return torch.stack([torch.cosine_similarity(first, second), batch["labels"]], dim=1)
 
 

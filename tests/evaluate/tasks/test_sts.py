@@ -8,7 +8,7 @@ from torch import nn
 
 from lissom.errors import DataError
 from lissom.estimate import certify, mean_estimate
-from lissom.evaluate.tasks.sts import SPEARMAN, read, spearman
+from lissom.evaluate.tasks.sts import SPEARMAN, read, read_tokens, similarity, spearman
 from lissom.types import Budget
 
 
@@ -65,6 +65,18 @@ class Encoder(nn.Module):
         return SimpleNamespace(last_hidden_state=self.embed(input_ids))
 
 
+class Pooled(nn.Module):
+    """The mean of what another makes of a sentence."""
+
+    def __init__(self, states):
+        super().__init__()
+        self.states = states
+
+    def forward(self, **tokens):
+        found = self.states(**tokens)
+        return getattr(found, "last_hidden_state", found).mean(1)
+
+
 def test_sentences_are_read_as_the_mean_of_what_is_no_filling():
     model = Encoder()
     ids = torch.randint(0, 50, (6, 2, 5))
@@ -77,6 +89,32 @@ def test_sentences_are_read_as_the_mean_of_what_is_no_filling():
         expected = torch.cosine_similarity(first, second)
     rho = stats.spearmanr(expected, said).statistic
     assert SPEARMAN.scores(model, batch).mean() == pytest.approx(rho)
+
+
+def test_what_a_model_makes_of_sentences_itself_is_taken_as_it_is():
+    batch = {
+        "input_ids": torch.randint(0, 50, (6, 2, 5)),
+        "attention_mask": torch.ones(6, 2, 5, dtype=torch.long),
+        "labels": torch.arange(6.0),
+    }
+    states = Encoder()
+    assert torch.allclose(similarity(Pooled(states), batch), similarity(states, batch))
+    with pytest.raises(DataError, match="give an encoder"):
+        similarity(Pooled(Pooled(states)), batch)
+
+
+def test_tokens_of_pairs(tmp_path):
+    ids, file = np.arange(12, dtype=np.int32).reshape(3, 2, 2), tmp_path / "sts.npz"
+    np.savez(file, input_ids=ids, attention_mask=np.ones_like(ids), labels=np.arange(3))
+    lot = read_tokens(file)
+    assert lot["input_ids"].tolist() == ids.tolist()
+    assert (lot["attention_mask"].dtype, lot["labels"].tolist()) == (torch.long, [0.0, 1.0, 2.0])
+    np.savez(file, input_ids=ids, attention_mask=np.ones_like(ids), labels=np.arange(2))
+    with pytest.raises(DataError, match=r"input_ids is \[3, 2, 2\], .* labels \[2\]"):
+        read_tokens(file)
+    np.savez(file, input_ids=ids)
+    with pytest.raises(DataError, match=r"no \.npz file with arrays input_ids, attention_mask and labels"):
+        read_tokens(file)
 
 
 def test_a_file_of_pairs(tmp_path):
