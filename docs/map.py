@@ -25,7 +25,9 @@ OTHERS = {
     "demo/tokenizer.json": "Its tokenizer.",
     "demo/tokenizer_config.json": "Its special tokens.",
     "py.typed": "Tells type checkers that the package is typed.",
+    "report/page.css": "Its style, for light and dark, wide and narrow, and paper.",
     "report/page.html": "The template of the page.",
+    "report/page.js": "What answers when a point is pointed at or chosen; the page is whole without it.",
 }
 
 

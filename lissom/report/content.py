@@ -141,3 +141,8 @@ class Report:
         """The candidates that were not chosen, and why; last those that could not be compared."""
         others = [point for point in self.points[1:] if point.name != self.chosen]
         return [*((point.name, point.note or REASONS[point.verdict]) for point in others), *self.failed.items()]
+
+    @property
+    def undone(self) -> list[tuple[str, str]]:
+        """The steps that were not kept, and why."""
+        return [(step.name, step.note or "it was not seen to pay") for step in self.steps if not step.kept]

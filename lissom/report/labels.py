@@ -19,6 +19,7 @@ SIDES = (
     (9, -10, "left", "top"),
     (-9, -10, "right", "top"),
 )
+COVERED = 0.03  # the part of a name that may be covered, so that it can still be read
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +35,8 @@ class Label:
 def place(axes: Axes, labels: Sequence[Label], taken: list[Bbox], *, color: str) -> None:
     """Draw each label at the side where it overlaps least; those that come first choose first.
 
-    `taken` are the boxes, in pixels, that labels should not cover. The layout must be final: draw once before.
+    One that would be covered by a good part everywhere is left out, unless it is bold. `taken` are the boxes, in
+    pixels, that labels should not cover. The layout must be final: draw once before.
     """
     taken = taken + [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in (_pixels(axes, label) for label in labels)]
     for label in labels:
@@ -48,8 +50,12 @@ def place(axes: Axes, labels: Sequence[Label], taken: list[Bbox], *, color: str)
             fontweight="bold" if label.bold else "normal",
             parse_math=False,
         )
-        best = min(SIDES, key=lambda side: _cost(_at(drawn, *side), taken, axes.get_figure(root=True)))
-        taken.append(_at(drawn, *best))
+        costs = {side: _cost(_at(drawn, *side), taken, axes.get_figure(root=True)) for side in SIDES}
+        box = _at(drawn, *min(costs, key=costs.__getitem__))
+        if min(costs.values()) > COVERED * box.width * box.height and not label.bold:
+            drawn.remove()
+        else:
+            taken.append(box)
 
 
 def _pixels(axes: Axes, label: Label) -> tuple[float, float]:

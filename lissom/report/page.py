@@ -1,7 +1,13 @@
-"""The report: one HTML page that needs nothing else, on screen or on paper."""
+"""The report: one HTML page that needs nothing else, on screen or on paper, with scripts or without.
+
+Every text on it is escaped; and a policy on the page itself lets browsers load nothing, and run no script but its own.
+"""
 
 import os
 import tempfile
+from base64 import b64encode
+from hashlib import sha256
+from importlib.resources import files
 from pathlib import Path
 
 import yaml
@@ -11,12 +17,14 @@ from markupsafe import Markup
 from lissom.errors import ArtifactError
 from lissom.report.content import Report
 from lissom.report.plot import plot
-from lissom.report.table import rows
-from lissom.report.words import headline, percent, sentence
+from lissom.report.predicted import predicted
+from lissom.report.rows import layer_rows, rows, step_rows
+from lissom.report.words import headline, lost, meaning, percent, recut, sentence, together
+from lissom.types import Recipe
 
 
 def page(report: Report) -> str:
-    """The page as HTML; every text in it is escaped."""
+    """The page as HTML."""
     environment = Environment(
         loader=PackageLoader("lissom", "report"),
         autoescape=True,
@@ -25,23 +33,45 @@ def page(report: Report) -> str:
         lstrip_blocks=True,
     )
     environment.filters["percent"] = percent
+    certificate, script = report.certificate, _part("page.js")
+    points, chosen, budget = report.points, report.chosen, report.budget.max_drop
     return environment.get_template("page.html").render(
         report=report,
+        style=_part("page.css"),
+        script=script,
+        script_hash=b64encode(sha256(script.encode()).digest()).decode(),
         headline=headline(report),
         sentence=sentence(report),
-        verdict=report.certificate.verdict if report.certificate else "",
-        rows=rows(report.points, report.chosen),
-        plots=_plots(report),
-        recipe=yaml.safe_dump(report.recipe.as_dict(), sort_keys=False) if report.recipe else "",
+        meaning=meaning(certificate) if certificate else "",
+        verdict=certificate.verdict if certificate else "",
+        parts=certificate.parts.values() if certificate else (),
+        rows=rows(points, chosen),
+        first=next((number for number, point in enumerate(points) if point.name == chosen), 0),
+        recut=[recut(report.folder, point) if report.folder else "" for point in points],
+        plots=[
+            Markup(plot(points, chosen, against="size", max_drop=budget)),
+            Markup(plot(points, chosen, against="latency", max_drop=budget)),
+        ],
+        predicted=[
+            Markup(predicted(points, chosen, figure="latency")),
+            Markup(predicted(points, chosen, figure="KL")),
+        ],
+        layers=layer_rows(report.layers),
+        lost=lost(report.layers),
+        steps=step_rows(report.steps),
+        rejected=together(report.rejected),
+        undone=together(report.undone),
+        recipe=_listed(report.recipe) if report.recipe else "",
     )
 
 
-def _plots(report: Report) -> list[Markup]:
-    budget = report.budget.max_drop
-    return [
-        Markup(plot(report.points, report.chosen, against="size", max_drop=budget)),
-        Markup(plot(report.points, report.chosen, against="latency", max_drop=budget)),
-    ]
+def _listed(recipe: Recipe) -> str:
+    """A recipe as it stands in a file, a step in a line."""
+    return yaml.safe_dump(recipe.as_dict(), sort_keys=False, default_flow_style=None, width=1000)
+
+
+def _part(name: str) -> Markup:
+    return Markup((files("lissom.report") / name).read_text(encoding="utf-8").strip())
 
 
 def write_report(path: str | Path, report: Report) -> Path:

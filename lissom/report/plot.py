@@ -1,39 +1,21 @@
-"""The frontier as a picture: the drop in quality against size, and against latency.
-
-The pictures are SVG, drawn once for light and dark: every colour is a CSS variable with a value for each. Verdicts
-differ in shape as well as in colour; the colours are those of Okabe and Ito (2008), which the colour-blind tell apart.
-"""
+"""The frontier as a picture: the drop in quality against size, and against latency."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from io import StringIO
-from typing import Any, Literal
+from typing import Literal
 
 import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 from matplotlib.transforms import Bbox
 
 from lissom.report.content import Point
 from lissom.report.labels import Label, place
-from lissom.report.words import percent
-
-# What matplotlib draws with -> the CSS variable that the browser shows.
-INK, RULE, PASS, FAIL, MORE = "#010101", "#020202", "#030303", "#040404", "#050505"
-VARIABLES = {INK: "--ink", RULE: "--rule", PASS: "--pass", FAIL: "--fail", MORE: "--more"}
-STYLE = """<style>
-.frontier { --ink: #33373d; --rule: #c9ccd1; --pass: #0072b2; --fail: #d55e00; --more: #8a8f98 }
-@media (prefers-color-scheme: dark) {
-.frontier { --ink: #d5d8dd; --rule: #4a4f57; --pass: #56b4e9; --fail: #f08a3c; --more: #8a8f98 } }
-@media print { .frontier { --ink: #000; --rule: #bbb; --pass: #0072b2; --fail: #d55e00; --more: #777 } }
-</style>"""
-SETTINGS: Any = {"svg.fonttype": "none", "svg.hashsalt": "lissom", "font.family": "sans-serif", "font.size": 9}
-SHAPES = {"PASS": ("o", PASS), "FAIL": ("X", FAIL)}
-UNJUDGED = ("D", MORE)
-ORIGINAL = ("s", INK)
+from lissom.report.picture import FAIL, INK, MORE, RULE, SETTINGS, SHAPES, UNJUDGED, blank, mark, svg
+from lissom.report.words import percent, told
 
 Against = Literal["size", "latency"]
+AXES = {"size": "size, MB", "latency": "latency, ms"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,20 +32,20 @@ def plot(points: Sequence[Point], chosen: str | None = None, *, against: Against
     The first point is the original; `chosen` is the name of the point that won; `max_drop` is the budget, a fraction.
     """
     with matplotlib.rc_context(SETTINGS):
-        figure = Figure(figsize=(5.6, 3.9), layout="constrained", facecolor="none")
-        axes = figure.add_subplot(facecolor="none")
+        figure, axes = blank(5.6, 3.9, x=AXES[against], y="drop in quality")
         scale = _scale(points, max_drop)
-        _frame(axes, against, scale, max_drop)
-        axes.set_xlim(0, 1.25 * max(_x(point, against) for point in points))
-        axes.plot(_x(points[0], against), 0, ORIGINAL[0], color=ORIGINAL[1], markersize=6)
-        for point in points[1:]:
-            _draw(axes, point, _x(point, against), scale, point.name == chosen)
+        _frame(axes, scale, max_drop)
+        axes.set_xlim(0, 1.2 * max(_x(point, against) for point in points))
+        best = frontier(points, against, top=scale.top)
+        axes.step(*best, where="post", color=MORE, linewidth=1.2, alpha=0.6, zorder=0)
+        mark(axes, _x(points[0], against), 0, 0, "s", INK)
+        for number, point in enumerate(points[1:], 1):
+            _draw(axes, point, _x(point, against), scale, number, point.name == chosen)
         figure.draw_without_rendering()
-        lines = _lines(axes, points, against, scale, max_drop)
+        lines = [*_lines(axes, points, against, scale, max_drop), *_stairs(axes, *best)]
         place(axes, _labels(points, against, scale, chosen), lines, color=INK)
-        text = StringIO()
-        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
-    return _styled(text.getvalue(), against)
+    titles = {number: told(point) for number, point in enumerate(points)}
+    return svg(figure, f"Drop in quality against {against}", titles)
 
 
 def _x(point: Point, against: Against) -> float:
@@ -79,15 +61,9 @@ def _scale(points: Sequence[Point], max_drop: float) -> _Scale:
     return _Scale(bottom=max(1.2 * min([-budget / 2, *lows]), -top), top=top)
 
 
-def _frame(axes: Axes, against: Against, scale: _Scale, max_drop: float) -> None:
-    axes.set_xlabel("size, MB" if against == "size" else "latency, ms", color=INK)
-    axes.set_ylabel("drop in quality", color=INK)
+def _frame(axes: Axes, scale: _Scale, max_drop: float) -> None:
     axes.set_ylim(scale.bottom, scale.top * 1.08)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: percent(value)))
-    axes.tick_params(colors=INK, length=0)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(RULE)
     axes.axhline(0, color=RULE, linewidth=0.8, zorder=0)
     axes.axhline(max_drop, color=FAIL, linewidth=1, linestyle=(0, (4, 3)), zorder=0)
     axes.annotate(
@@ -102,16 +78,25 @@ def _frame(axes: Axes, against: Against, scale: _Scale, max_drop: float) -> None
     )
 
 
-def _draw(axes: Axes, point: Point, x: float, scale: _Scale, chosen: bool) -> None:
+def frontier(points: Sequence[Point], against: Against, *, top: float) -> tuple[list[float], list[float]]:
+    """Where the points below `top` lie than which no other is better in both, from the cheapest on."""
+    xs: list[float] = []
+    drops: list[float] = []
+    for x, drop in sorted((_x(point, against), point.drop.value) for point in points[1:]):
+        if drop < min([top, *drops]):
+            xs.append(x)
+            drops.append(drop)
+    return xs, drops
+
+
+def _draw(axes: Axes, point: Point, x: float, scale: _Scale, number: int, chosen: bool) -> None:
     shape, colour = SHAPES.get(point.verdict, UNJUDGED)
     if point.drop.value > scale.top:
-        axes.plot(x, scale.top, "^", color=colour, markersize=7, clip_on=False)
+        mark(axes, x, scale.top, number, "^", colour)
         return
     low, high = max(point.drop.low, scale.bottom), min(point.drop.high, scale.top * 1.08)
     axes.plot([x, x], [low, high], color=colour, linewidth=1.4, alpha=0.55, solid_capstyle="round")
-    axes.plot(x, point.drop.value, shape, color=colour, markersize=7, markeredgewidth=0)
-    if chosen:
-        axes.plot(x, point.drop.value, "o", color=colour, markersize=14, fillstyle="none", markeredgewidth=1.4)
+    mark(axes, x, point.drop.value, number, shape, colour, chosen=chosen)
 
 
 def _labels(points: Sequence[Point], against: Against, scale: _Scale, chosen: str | None) -> list[Label]:
@@ -127,6 +112,12 @@ def _labels(points: Sequence[Point], against: Against, scale: _Scale, chosen: st
     ]
 
 
+def _stairs(axes: Axes, xs: Sequence[float], drops: Sequence[float]) -> list[Bbox]:
+    """Where the steps of the frontier are, in pixels."""
+    ends = [((x, drop), (end, drop)) for x, end, drop in zip(xs, xs[1:], drops, strict=False)]
+    return [Bbox(axes.transData.transform(end)).padded(1) for end in ends]
+
+
 def _lines(axes: Axes, points: Sequence[Point], against: Against, scale: _Scale, max_drop: float) -> list[Bbox]:
     """Where the intervals, the zero line and the budget line are, in pixels."""
     boxes = []
@@ -140,12 +131,3 @@ def _lines(axes: Axes, points: Sequence[Point], against: Against, scale: _Scale,
         y = axes.transData.transform((0, height))[1]
         boxes.append(Bbox.from_extents(axes.bbox.x0, y - 1, axes.bbox.x1, y + 1))
     return boxes
-
-
-def _styled(svg: str, against: Against) -> str:
-    """The bare <svg> element, with variables for colours and the page's own fonts."""
-    for colour, variable in VARIABLES.items():
-        svg = svg.replace(colour, f"var({variable})")
-    svg = svg[svg.index("<svg") :].replace("sans-serif", "inherit").replace("'inherit'", "inherit")
-    head, _, rest = svg.partition(">")
-    return f'{head} class="frontier" role="img" aria-label="Drop in quality against {against}">{STYLE}{rest}'

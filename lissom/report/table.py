@@ -1,51 +1,15 @@
-"""The frontier as rows of text, and as a table for the terminal."""
+"""The tables of a report for the terminal: the frontier, the layers, the steps."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from rich.table import Table
 from rich.text import Text
 
-from lissom.report.content import Point
-from lissom.report.words import NONE, drop, figure, size, times
+from lissom.report.content import LayerRow, Point, StepRow
+from lissom.report.rows import Row, layer_rows, rows, step_rows
+from lissom.report.words import percent
 
 STYLES = {"PASS": "green", "FAIL": "red", "NEED MORE": "yellow"}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """One candidate in words; pairs are a figure and its interval."""
-
-    name: str
-    size: str
-    smaller: str
-    bits: str
-    latency: tuple[str, str]
-    faster: str
-    quality: tuple[str, str]
-    drop: tuple[str, str]
-    verdict: str
-    chosen: bool
-
-
-def rows(points: Sequence[Point], chosen: str | None) -> list[Row]:
-    """The candidates in words; the first point is the original, which the others are compared with."""
-    return [_row(point, points[0], point.name == chosen) for point in points]
-
-
-def _row(point: Point, original: Point, chosen: bool) -> Row:
-    return Row(
-        name=point.name,
-        size=size(point.nbytes),
-        smaller=times(original.nbytes, point.nbytes),
-        bits=f"{point.bits_per_weight:.2f}",
-        latency=figure(point.latency, 3),
-        faster=times(original.latency.value, point.latency.value),
-        quality=figure(point.quality),
-        drop=(NONE, "") if point is original else drop(point.drop),
-        verdict=point.verdict or NONE,
-        chosen=chosen,
-    )
 
 
 def frontier_table(points: Sequence[Point], chosen: str | None = None, *, metric: str = "quality") -> Table:
@@ -53,11 +17,9 @@ def frontier_table(points: Sequence[Point], chosen: str | None = None, *, metric
 
     Beside size and latency stand how many times smaller and faster than the original, beside the drop its interval.
     """
-    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1, 0, 0))
-    table.add_column("")
+    table = _table("")
     table.add_column("candidate", overflow="fold", min_width=9)
-    for heading in ("size", "", "bits", "ms", "", metric, "drop, %", ""):
-        table.add_column(heading, justify="right", no_wrap=True)
+    _numbers(table, "size", "", "bits", "ms", "", metric, "drop, %", "")
     table.add_column("", min_width=4)
     for row in rows(points, chosen):
         table.add_row(*_cells(row), style="bold" if row.chosen else None)
@@ -74,3 +36,51 @@ def _cells(row: Row) -> list[Text]:
         Text(row.drop[1], style="dim"),
         Text(row.verdict, style=STYLES.get(row.verdict, "dim")),
     ]
+
+
+def layer_table(layers: Sequence[LayerRow], *, most: int | None = None) -> Table:
+    """Where the loss comes from, for a terminal of 80 columns or more: the layers, first those that cost the most.
+
+    KL is what is foreseen, in nats a prediction. With `most`, the layers after so many are one line.
+    """
+    every = layer_rows(layers)
+    shown = every[:most]
+    table = _table("layer")
+    table.add_column("form", overflow="fold")
+    _numbers(table, "bits", "before", "after", "KL", "of all")
+    for layer in shown:
+        figures = (layer.bits, layer.before, layer.after, layer.kl, layer.percent)
+        table.add_row(Text(layer.name), Text(layer.form), *map(Text, figures))
+    if rest := every[len(shown) :]:
+        share = percent(round(sum(layer.share for layer in rest), 3))
+        table.add_row(f"{len(rest):,} more", *[""] * 5, share, style="dim")
+    return table
+
+
+def step_table(steps: Sequence[StepRow]) -> Table:
+    """What each step saves, for a terminal of 80 columns or more; latency is with the step over without it."""
+    table = _table("step")
+    _numbers(table, "layers", "saves", "latency", "", "KL")
+    table.add_column("")
+    for step in step_rows(steps):
+        table.add_row(
+            Text(step.name),
+            *map(Text, (step.layers, step.saved, step.latency[0])),
+            Text(step.latency[1], style="dim"),
+            Text(step.kl),
+            Text("kept", style="green") if step.kept else Text("undone", style="red"),
+        )
+        if step.note:
+            table.add_row(Text(step.note, style="dim"))
+    return table
+
+
+def _table(first: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1, 0, 0))
+    table.add_column(first, overflow="fold")
+    return table
+
+
+def _numbers(table: Table, *headings: str) -> None:
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)

@@ -1,7 +1,10 @@
 """Numbers and verdicts, as a reader wants them."""
 
-from lissom.estimate import Estimate
-from lissom.report.content import Report
+import shlex
+from collections.abc import Sequence
+
+from lissom.estimate import Certificate, Estimate
+from lissom.report.content import LayerRow, Point, Report
 
 NONE = "\N{EN DASH}"
 
@@ -9,7 +12,7 @@ NONE = "\N{EN DASH}"
 def size(nbytes: float) -> str:
     """Bytes to three digits, in decimal units: 8.03 MB."""
     for unit in ("B", "kB", "MB"):
-        if nbytes < 999.5:
+        if abs(nbytes) < 999.5:
             return f"{_digits(nbytes, 3)} {unit}"
         nbytes /= 1000
     return f"{_digits(nbytes, 3)} GB"
@@ -39,6 +42,59 @@ def times(original: float, now: float) -> str:
     return f"{original / now:.1f}×" if now else NONE
 
 
+def number(value: float) -> str:
+    """A number without a unit, to three digits."""
+    return _digits(value, 3)
+
+
+def error(predicted: float, measured: float) -> str:
+    """How far a measurement is from what was predicted, in percent of that: +4.8 %."""
+    return f"{_signed(f'{100 * (measured / predicted - 1):+.1f}')} %" if predicted else NONE
+
+
+def told(point: Point) -> str:
+    """A point in a line: its name, size, latency, drop and verdict."""
+    return ", ".join(
+        [
+            f"{point.name}: {size(point.nbytes)}",
+            figure(point.latency, 3)[0],
+            f"drop {drop(point.drop)[0]}",
+            *([point.verdict] if point.verdict else []),
+        ]
+    )
+
+
+def recut(folder: str, point: Point) -> str:
+    """The command that builds a point of the frontier again, without calibrating."""
+    out = f"{folder.rstrip('/')}-{point.nbytes}"
+    return f"lissom recut {shlex.quote(folder)} --size {point.nbytes} --out {shlex.quote(out)}"
+
+
+def together(reasons: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Names and reasons, those of one reason together."""
+    found: dict[str, list[str]] = {}
+    for name, reason in reasons:
+        found.setdefault(reason, []).append(name)
+    return [(" · ".join(names), reason) for reason, names in found.items()]
+
+
+def lost(layers: Sequence[LayerRow]) -> str:
+    """Which layers the foreseen loss comes from: as few as make half of it; empty where none is foreseen."""
+    total = sum(layer.kl for layer in layers)
+    if total <= 0:
+        return ""
+    most, part = [], 0.0
+    for layer in sorted(layers, key=lambda layer: -layer.kl):
+        most.append(layer.name)
+        part += layer.kl
+        if part >= total / 2:
+            break
+    carry = "carries" if len(most) == 1 else "carry"
+    names = ", ".join(most[:4]) + (", and others" if len(most) > 4 else "")
+    share = percent(round(part / total, 2))
+    return f"{len(most)} of {len(layers)} layers {carry} {share} of the foreseen loss: {names}."
+
+
 def _digits(value: float, count: int) -> str:
     """A number to so many digits; to more where its integer part has more."""
     large = abs(value) >= 10**count - 0.5
@@ -65,15 +121,36 @@ def sentence(report: Report) -> str:
     certificate = report.certificate
     if certificate is None:
         return ""
-    budget = f"the budget, a drop of at most {percent(report.budget.max_drop)} in quality, measured by {report.metric}"
+    budget = _budget(certificate, report.metric)
     sure = percent(certificate.confidence)
-    count = f"{certificate.n:,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
     value, interval = drop(certificate.drop)
     measured = f"On them the drop is {value} (between {interval.replace(' to ', ' and ')} %)."
     if certificate.verdict == "PASS":
-        said = f"this model stays inside {budget}. {count} examples that had no part in choosing it show it."
-        return f"With {sure} confidence {said} {measured}"
+        said = f"this model stays inside {budget}. {_count(certificate.n)} examples that had no part in choosing it"
+        return f"With {sure} confidence {said} show it. {measured}"
     if certificate.verdict == "FAIL":
-        return f"With {sure} confidence the best candidate breaks {budget}. {count} examples show it. {measured}"
-    more = f"About {certificate.n_more} more would" if certificate.n_more else "No attainable number would"
-    return f"{count} examples do not decide whether the best candidate keeps {budget}. {more}. {measured}"
+        shown = f"{_count(certificate.n)} examples show it."
+        return f"With {sure} confidence the best candidate breaks {budget}. {shown} {measured}"
+    more = f"About {_count(certificate.n_more)} more would" if certificate.n_more else "No attainable number would"
+    undecided = f"{_count(certificate.n)} examples do not decide whether the best candidate keeps {budget}."
+    return f"{undecided} {more}. {measured}"
+
+
+def meaning(certificate: Certificate) -> str:
+    """What a certificate promises and what it does not, for those who have not met one."""
+    limit, risk = percent(certificate.max_drop), percent(round(1 - certificate.confidence, 6))
+    return (
+        f"What that promises: a model that truly drops more than {limit} is passed with a chance of at most {risk}, "
+        "however many candidates were tried and whenever the test was stopped. Both models answered the same examples, "
+        "none of which had been used to calibrate or to choose. It speaks of data like these examples, and of no other."
+    )
+
+
+def _budget(certificate: Certificate, metric: str) -> str:
+    share = " of the original's own" if certificate.relative else ""
+    measured = f"measured by {certificate.metric or metric}"
+    return f"the budget, a drop of at most {percent(certificate.max_drop)}{share} in quality, {measured}"
+
+
+def _count(number: int) -> str:
+    return f"{number:,}".replace(",", "\N{NARROW NO-BREAK SPACE}")

@@ -131,6 +131,17 @@ def report(points: list[Candidate]) -> "Report":
 @pytest.fixture
 def hostile(report: "Report") -> "Report":
     """A report whose every text tries to be markup."""
+    from lissom.types import Recipe, Step
+
     bad = "<script>alert(1)</script> & $x$ {{ 7 * 7 }}"
-    points = [*report.points, candidate(bad, 3, 3.0, 0.002, "PASS", bad)]
-    return replace(report, title=bad, points=points, metric=bad, target=bad, machine={bad: bad}, hashes={bad: bad})
+    told = dict.fromkeys(("title", "metric", "target", "made", "command", "folder"), bad)
+    listed = {name: {bad: bad} for name in ("machine", "versions", "hashes", "failed")}
+    return replace(
+        report,
+        points=[*report.points, replace(candidate(bad, 3, 3.0, 0.002, "PASS", bad), summary=bad)],
+        recipe=Recipe(name=bad, steps=(Step(technique=bad, layers=bad),)),
+        layers=[OneLayer(bad, bad, 4.0, 2, 1, 0.1)],
+        steps=[OneStep(bad, 1, 1, None, 0.1, kept, bad) for kept in (True, False)],
+        **told,
+        **listed,
+    )

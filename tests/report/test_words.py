@@ -1,3 +1,4 @@
+import shlex
 from dataclasses import replace
 from typing import Any
 
@@ -5,12 +6,34 @@ import pytest
 
 from lissom.estimate import Estimate
 from lissom.report import Report
-from lissom.report.words import drop, figure, headline, percent, sentence, size, times
+from lissom.report.words import (
+    drop,
+    error,
+    figure,
+    headline,
+    lost,
+    meaning,
+    number,
+    percent,
+    recut,
+    sentence,
+    size,
+    times,
+    together,
+    told,
+)
 
 
 @pytest.mark.parametrize(
     ("nbytes", "text"),
-    [(12, "12.0 B"), (999, "999 B"), (8_034_000, "8.03 MB"), (999_600, "1.00 MB"), (2.5e12, "2,500 GB")],
+    [
+        (12, "12.0 B"),
+        (999, "999 B"),
+        (8_034_000, "8.03 MB"),
+        (999_600, "1.00 MB"),
+        (2.5e12, "2,500 GB"),
+        (-8_034_000, "−8.03 MB"),
+    ],
 )
 def test_size(nbytes: float, text: str) -> None:
     assert size(nbytes) == text
@@ -70,3 +93,53 @@ def test_the_certificate_in_words(report: Report, verdict: Any, n_more: int | No
 
 def test_nothing_is_said_of_a_certificate_that_is_none(report: Report) -> None:
     assert sentence(replace(report, certificate=None)) == ""
+
+
+def test_a_relative_budget_is_a_share_of_the_original(report: Report) -> None:
+    assert report.certificate is not None
+    certificate = replace(report.certificate, relative=True, max_drop=0.02, metric="agreement")
+    said = sentence(replace(report, certificate=certificate))
+    assert "at most 2 % of the original's own in quality, measured by agreement." in said
+
+
+def test_what_a_certificate_promises(report: Report) -> None:
+    assert report.certificate is not None
+    said = meaning(replace(report.certificate, confidence=0.99, max_drop=0.005))
+    assert "drops more than 0.5 % is passed with a chance of at most 1 %" in said
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.00064, "0.000640"), (1.5, "1.50"), (12345.6, "12,346"), (1e-5, "1.00e−05"), (0.0, "0.00")]
+)
+def test_a_number(value: float, text: str) -> None:
+    assert number(value) == text
+
+
+def test_an_error_is_how_much_more_was_measured() -> None:
+    assert error(2.0, 2.1) == "+5.0 %"
+    assert error(2.0, 1.5) == "−25.0 %"
+    assert error(0.0, 1.0) == "–"
+
+
+def test_a_point_in_a_line(report: Report) -> None:
+    assert told(report.points[1]) == "gptq 4 bits: 2.00 MB, 2.00 ms, drop 0.32 %, PASS"
+    assert told(replace(report.points[1], verdict="")) == "gptq 4 bits: 2.00 MB, 2.00 ms, drop 0.32 %"
+
+
+@pytest.mark.parametrize("folder", ["small", "small models/", "it's $HOME; rm"])
+def test_the_command_that_cuts_anew_can_be_pasted(report: Report, folder: str) -> None:
+    words = shlex.split(recut(folder, report.points[1]))
+    assert words == ["lissom", "recut", folder, "--size", "2000000", "--out", f"{folder.rstrip('/')}-2000000"]
+
+
+def test_the_fewest_layers_that_make_half_of_the_loss_are_named(report: Report) -> None:
+    layers = [replace(report.layers[0], name=f"layer {i}", kl=kl) for i, kl in enumerate([1.0, 4.0, 2.0, 3.0])]
+    assert lost(layers) == "2 of 4 layers carry 70 % of the foreseen loss: layer 1, layer 3."
+    assert lost(layers[1:2] * 12).endswith(
+        "6 of 12 layers carry 50 % of the foreseen loss: " + "layer 1, " * 4 + "and others."
+    )
+    assert lost([replace(layer, kl=0.0) for layer in layers]) == ""
+
+
+def test_names_of_one_reason_stand_together() -> None:
+    assert together([("a", "slow"), ("b", "large"), ("c", "slow")]) == [("a · c", "slow"), ("b", "large")]
