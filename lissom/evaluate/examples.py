@@ -40,7 +40,7 @@ def pieces(data: Any, examples: int, model: nn.Module, tokens: int | None = None
     for batch in batches(data):
         first = tensors(batch)[0]
         count, several = len(first), examples
-        if tokens is not None and first.dim() == 2:
+        if tokens is not None and first.dim() == 2 and not first.is_floating_point():
             several = max(1, min(examples, tokens // first.shape[1]))
         for start in range(0, count, several):
             yield each(batch, lambda part: part[start : start + several].to(device))  # noqa: B023, called at once
