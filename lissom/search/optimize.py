@@ -81,7 +81,7 @@ def optimize(
         recipes: the candidates, in place of those that the search finds.
         work: a folder for what is made on the way. A search that was cut short goes on from there, and `recut` builds
             other points of the frontier from it; without one nothing is kept.
-        max_ram: bytes of memory that calibrating a language model may take; by default as many as it needs.
+        max_ram: bytes of memory that calibrating a language model on disk may take; by default as many as it needs.
         progress: told what is being done.
 
     Raises:
@@ -90,6 +90,8 @@ def optimize(
     budget = budget or Budget()
     place = check_target(target)
     module = isinstance(model, nn.Module)
+    if module and max_ram is not None:
+        raise DataError("max_ram: a module is in memory already; leave it out")
     weights = weights_of(prefer, () if module else ("prefill", "decode"))
     kind = metric(by or ("accuracy" if module else "perplexity"))
     lots = split(data, kind, budget)
@@ -206,6 +208,8 @@ def joint(subject: Subject, journal: Journal, lots: Split, max_ram: int | None, 
         if found.cost < 1:  # what is measured decides whether it is cheaper at all; among such, noise does not choose
             found = replace(found, cost=cost({"size": found.point.nbytes, **times(parts)}, found.before, terms.weights))
         tried.append(found)
+    if not tried:
+        raise DataError("no candidate could be compared: every layer is best as it is")
     choices = {one.name: one.choice for one in choosing.all.values()}
     for one, trial in recovered(choosing):
         tried.append(timed(subject, trial, one, terms, {"summary": f"{summary(bank, one.choice)}; distilled"}))
