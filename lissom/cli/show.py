@@ -45,7 +45,8 @@ def report_of(result: "Result", model: str, out: Path) -> "Report":
     from lissom.hardware import describe
     from lissom.report.content import Report
 
-    files = read_json(out / MANIFEST)["files"] if result.best else {}
+    manifest = read_json(out / MANIFEST) if result.best else {}
+    kind, files = manifest.get("kind"), manifest.get("files", {})
     return Report(
         title=Path(model).name,
         points=result.points,
@@ -64,7 +65,7 @@ def report_of(result: "Result", model: str, out: Path) -> "Report":
         steps=result.steps,
         command=shlex.join(["lissom", *sys.argv[1:]]),
         seed=0,
-        folder=str(out) if result.best else "",
+        folder=str(out) if kind == "language_model" else "",  # a cut of a module needs the module too
     )
 
 

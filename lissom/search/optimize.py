@@ -235,7 +235,7 @@ def steps_of(subject: Subject, bank: Bank, choice: Choice, terms: Terms) -> list
 def summary(bank: Bank, choice: Choice) -> str:
     """How many layers are in which form."""
     counts = Counter(bank.by_layer(choice).values())
-    return ", ".join(f"{count} x {form}" for form, count in counts.most_common())
+    return " · ".join(f"{count} x {form}" for form, count in counts.most_common())
 
 
 def layer_rows(subject: Subject, bank: Bank, choice: Choice) -> list[LayerRow]:

@@ -1,8 +1,9 @@
 """Parity: what was written is opened in a process of its own and says what was certified, before it counts as done.
 
 Of a language model the engine is asked, which computes attention and norms by other sums than those that certified it:
-the likeliest next token of each prompt must be the same, but for near ties, and its log probability alike. A module whose
-class is its owner's runs there from its graph, whose kernels may round inputs elsewhere: outputs must be nearly equal.
+the likeliest next token of each prompt must be the same, but for near ties, and its log probability alike. A module
+of a class of its own runs there from its graph, whose kernels may round inputs elsewhere: outputs must be nearly
+equal.
 
 Shapes: n prompts or examples, t tokens.
 """

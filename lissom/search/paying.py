@@ -47,7 +47,7 @@ def paying(
                 cost_ratio=cost,
                 kl=kl,
                 kept=cost.high < 1,
-                note="" if cost.high < 1 else f"{cost.value:.3f} times the cost without it, so it was undone",
+                note="" if cost.high < 1 else f"undone: not surely cheaper, {cost.value:.3f} [{cost.low:.3f}, {cost.high:.3f}] times the cost without it",
             )
         )
     return found

@@ -11,8 +11,8 @@ from lissom.search.choosing import POINTS, SMALL, Choosing, Seen
 from lissom.search.subject import Trial
 from lissom.types import Recipe, Step
 
-LEARN = Step(technique="distil")
-FARTHER = (2.0, 4.0)  # times the distance of the boldest choice inside the budget
+LEARN = Step(technique="distil", knobs={"epochs": 2})
+FARTHER = (2.0,)  # times the distance of the boldest choice inside the budget
 
 
 def recovered(choosing: Choosing) -> Iterator[tuple[Seen, Trial]]:

@@ -57,7 +57,7 @@ def timed(
     no_drop = replace(seen.drop, value=0.0, low=0.0, high=0.0)
     before = subject.point(first, subject.nbytes, quality=seen.before, drop=no_drop, **parts)
     point = subject.point(
-        seen.name, trial.nbytes, quality=seen.quality, drop=seen.drop, kl=seen.distance, **own, **told
+        seen.name, trial.nbytes, quality=seen.quality, drop=seen.drop, kl=seen.distance if terms.metric.logits else None, **own, **told
     )
     own = {"size": point.nbytes, **times(values(point))}
     return Tried(
