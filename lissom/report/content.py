@@ -76,8 +76,9 @@ class LayerRow(Protocol):
 class StepRow(Protocol):
     """A step that the search took: on how many layers, what it saves, and whether it was kept.
 
-    `latency_ratio` is the time with the step over that without it, measured by turns; None where it was not measured.
-    `kl` is foreseen; `note` may say why the step was undone.
+    `latency_ratio` is the time with the step over that without it, measured by turns, and `cost_ratio` is of what was
+    asked to be small, such as size times latency; None where it was not measured. `kl` is foreseen; `note` may say why
+    the step was undone.
     """
 
     @property
@@ -88,6 +89,8 @@ class StepRow(Protocol):
     def bytes_saved(self) -> int: ...
     @property
     def latency_ratio(self) -> Estimate | None: ...
+    @property
+    def cost_ratio(self) -> Estimate | None: ...
     @property
     def kl(self) -> float: ...
     @property

@@ -38,7 +38,7 @@ def place(axes: Axes, labels: Sequence[Label], taken: list[Bbox], *, color: str)
     One that would be covered by a good part everywhere is left out, unless it is bold. `taken` are the boxes, in
     pixels, that labels should not cover. The layout must be final: draw once before.
     """
-    taken = taken + [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in (_pixels(axes, label) for label in labels)]
+    taken = taken + [_spot(axes, label) for label in labels]
     for label in labels:
         drawn = axes.annotate(
             label.text,
@@ -58,9 +58,11 @@ def place(axes: Axes, labels: Sequence[Label], taken: list[Bbox], *, color: str)
             taken.append(box)
 
 
-def _pixels(axes: Axes, label: Label) -> tuple[float, float]:
+def _spot(axes: Axes, label: Label) -> Bbox:
+    """What is drawn at the spot; around that of a bold name there is a circle."""
     x, y = axes.transData.transform((label.x, label.y))
-    return float(x), float(y)
+    half = 11 if label.bold else 5
+    return Bbox.from_extents(x - half, y - half, x + half, y + half)
 
 
 def _at(label: Annotation, right: float, up: float, horizontal: Any, vertical: Any) -> Bbox:

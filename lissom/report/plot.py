@@ -53,10 +53,11 @@ def _x(point: Point, against: Against) -> float:
 
 
 def _scale(points: Sequence[Point], max_drop: float) -> _Scale:
-    """Room for four budgets and for every interval of a point that passed; what lost more would flatten the rest."""
+    """Room for every interval of a point that passed, for others up to four budgets; more would flatten the rest."""
     budget = max(max_drop, 1e-3)
     passed = [point.drop for point in points if point.verdict == "PASS"]
-    top = max([4 * budget, *(1.2 * drop.high for drop in passed)])
+    highest = max([1.4 * budget, *(1.1 * point.drop.high for point in points[1:])])
+    top = max([min(4 * budget, highest), *(1.2 * drop.high for drop in passed)])
     lows = [point.drop.low for point in points[1:] if point.drop.value <= top]
     return _Scale(bottom=max(1.2 * min([-budget / 2, *lows]), -top), top=top)
 

@@ -54,6 +54,7 @@ class Step:
     layers: str
     saved: str
     latency: Pair
+    cost: Pair
     kl: str
     kept: bool
     note: str
@@ -116,7 +117,8 @@ def step_rows(steps: Sequence[StepRow]) -> list[Step]:
             name=step.name,
             layers=f"{step.layers:,}",
             saved=size(step.bytes_saved),
-            latency=NOTHING if step.latency_ratio is None else ratio(step.latency_ratio),
+            latency=_ratio(step.latency_ratio),
+            cost=_ratio(step.cost_ratio),
             kl=number(step.kl),
             kept=step.kept,
             note=step.note,
@@ -125,6 +127,7 @@ def step_rows(steps: Sequence[StepRow]) -> list[Step]:
     ]
 
 
-def ratio(estimate: Estimate) -> Pair:
-    """A ratio to two places, which are what can be measured of a latency."""
+def _ratio(estimate: Estimate | None) -> Pair:
+    if estimate is None:
+        return NOTHING
     return f"{estimate.value:.2f}×", f"{estimate.low:.2f} to {estimate.high:.2f}"

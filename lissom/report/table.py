@@ -58,15 +58,18 @@ def layer_table(layers: Sequence[LayerRow], *, most: int | None = None) -> Table
 
 
 def step_table(steps: Sequence[StepRow]) -> Table:
-    """What each step saves, for a terminal of 80 columns or more; latency is with the step over without it."""
+    """What each step saves, for a terminal of 80 columns or more.
+
+    Latency, and the cost that was asked to be small, are with the step over without it; beside the cost, its interval.
+    """
     table = _table("step")
-    _numbers(table, "layers", "saves", "latency", "", "KL")
+    _numbers(table, "layers", "saves", "latency", "cost", "", "KL")
     table.add_column("")
     for step in step_rows(steps):
         table.add_row(
             Text(step.name),
-            *map(Text, (step.layers, step.saved, step.latency[0])),
-            Text(step.latency[1], style="dim"),
+            *map(Text, (step.layers, step.saved, step.latency[0], step.cost[0])),
+            Text(step.cost[1], style="dim"),
             Text(step.kl),
             Text("kept", style="green") if step.kept else Text("undone", style="red"),
         )

@@ -42,6 +42,7 @@ class OneStep:
     layers: int
     bytes_saved: int
     latency_ratio: "Estimate | None"
+    cost_ratio: "Estimate | None"
     kl: float
     kept: bool
     note: str = ""
@@ -118,9 +119,20 @@ def report(points: list[Candidate]) -> "Report":
             OneLayer("down", "8 bits", 8.125, 1_000_000, 507_812, 0.0030),
         ],
         steps=[
-            OneStep("gptq 4 bits of up", 1, 734_375, _estimate(0.90, 0.02, ""), 0.0010, True),
-            OneStep("binary of down", 1, 960_000, _estimate(1.02, 0.01, ""), 0.2, False, "not faster"),
-            OneStep("k-means of down", 1, 700_000, None, 0.0020, False),
+            OneStep(
+                "gptq 4 bits of up", 1, 734_375, _estimate(0.90, 0.02, ""), _estimate(0.75, 0.02, ""), 0.0010, True
+            ),
+            OneStep(
+                "binary of down",
+                1,
+                960_000,
+                _estimate(1.02, 0.01, ""),
+                _estimate(0.99, 0.02, ""),
+                0.2,
+                False,
+                "not faster",
+            ),
+            OneStep("k-means of down", 1, 700_000, None, None, 0.0020, False),
         ],
         command="lissom optimize digits --data digits.npz --out small",
         seed=7,
@@ -141,7 +153,7 @@ def hostile(report: "Report") -> "Report":
         points=[*report.points, replace(candidate(bad, 3, 3.0, 0.002, "PASS", bad), summary=bad)],
         recipe=Recipe(name=bad, steps=(Step(technique=bad, layers=bad),)),
         layers=[OneLayer(bad, bad, 4.0, 2, 1, 0.1)],
-        steps=[OneStep(bad, 1, 1, None, 0.1, kept, bad) for kept in (True, False)],
+        steps=[OneStep(bad, 1, 1, None, None, 0.1, kept, bad) for kept in (True, False)],
         **told,
         **listed,
     )

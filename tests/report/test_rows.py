@@ -22,7 +22,8 @@ def test_steps_say_what_they_save_and_whether_they_were_kept(report: Report) -> 
     kept, undone, unmeasured = step_rows(report.steps)
     assert (kept.saved, kept.latency, kept.kept) == ("734 kB", ("0.90×", "0.88 to 0.92"), True)
     assert (undone.kept, undone.note) == (False, "not faster")
-    assert unmeasured.latency == NOTHING
+    assert kept.cost == ("0.75×", "0.73 to 0.77")
+    assert unmeasured.latency == unmeasured.cost == NOTHING
 
 
 def test_beside_what_was_predicted_stands_how_much_more_was_measured(report: Report) -> None:

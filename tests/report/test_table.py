@@ -54,8 +54,8 @@ def test_the_layers_after_so_many_are_one_line(report: Report) -> None:
 
 def test_steps_are_listed_with_what_became_of_them(report: Report) -> None:
     lines = printed(step_table(report.steps))
-    assert lines[0].split() == ["step", "layers", "saves", "latency", "KL"]
-    assert lines[1].split()[-8:] == ["734", "kB", "0.90×", "0.88", "to", "0.92", "0.00100", "kept"]
+    assert lines[0].split() == ["step", "layers", "saves", "latency", "cost", "KL"]
+    assert lines[1].split()[-9:] == ["734", "kB", "0.90×", "0.75×", "0.73", "to", "0.77", "0.00100", "kept"]
     assert lines[2].split()[-1] == "undone"
     assert lines[3].split() == ["not", "faster"]
 
