@@ -13,7 +13,6 @@ import copy
 import dataclasses
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ from cifar import images, trained
 from table import markdown
 from torch import Tensor, nn
 from transformers import AutoTokenizer
-from turns import Arrays, batches, turn
+from turns import Arrays, Peer, batches, turn
 
 from lissom.compress import compress_model
 from lissom.engine.lower import lower
@@ -112,36 +111,6 @@ SUBJECTS: dict[str, Callable[[Path], Subject]] = {
 }
 
 
-class Peers:
-    """The other process: it is asked, and answers."""
-
-    def __init__(self, python: str, folder: Path) -> None:
-        environment = {**os.environ, "PYTHONPATH": ""}
-        answers, pipe = os.pipe()  # the tools talk on the standard output
-        words = [python, str(HERE / "peer_modules.py"), str(folder), str(pipe)]
-        self.log = folder / "peers.log"
-        with self.log.open("w") as log:
-            self.process = subprocess.Popen(
-                words, env=environment, stdin=subprocess.PIPE, stdout=log, stderr=log, pass_fds=[pipe], text=True
-            )
-        os.close(pipe)
-        self.answers = os.fdopen(answers)
-        self.versions: dict[str, str] = self.answer()
-
-    def ask(self, *words: Any) -> Any:
-        """The answer to a question."""
-        assert self.process.stdin is not None
-        print(json.dumps(words), file=self.process.stdin, flush=True)
-        return self.answer()
-
-    def answer(self) -> Any:
-        """The next line."""
-        line = self.answers.readline()
-        if not line:
-            raise SystemExit(f"modules: the peers failed:\n{self.log.read_text(encoding='utf-8')[-3000:]}")
-        return json.loads(line)
-
-
 def forms(subject: Subject) -> dict[str, nn.Module]:
     """The original, and what lissom makes of it."""
     made = {"original, float32": subject.model}
@@ -167,7 +136,7 @@ def write(name: str, subject: Subject, folder: Path) -> None:
 
 @torch.inference_mode()
 def measured(
-    name: str, subject: Subject, own: Mapping[str, nn.Module], peers: Peers, folder: Path, rounds: int
+    name: str, subject: Subject, own: Mapping[str, nn.Module], peers: Peer, folder: Path, rounds: int
 ) -> list[dict[str, Any]]:
     """Every form: the time of a batch of each size, and quality."""
     times: dict[tuple[str, int], list[float]] = {(form, size): [] for form in (*own, *PEERS) for size in subject.sizes}
@@ -185,7 +154,7 @@ def measured(
     return rows
 
 
-def quality(name: str, form: str, subject: Subject, own: Mapping[str, nn.Module], peers: Peers, folder: Path) -> float:
+def quality(name: str, form: str, subject: Subject, own: Mapping[str, nn.Module], peers: Peer, folder: Path) -> float:
     """The figure for a form, in batches of the larger size."""
     file, size = folder / f"{name}-test.npz", subject.sizes[-1]
     if form in own:
@@ -260,7 +229,7 @@ def main() -> None:
         folder = Path(place)
         for name, subject in subjects.items():
             write(name, subject, folder)
-        peers = Peers(asked.peer_python, folder)
+        peers = Peer(asked.peer_python, "peer_modules.py", folder)
         rows = {
             name: measured(name, subject, forms(subject), peers, folder, asked.rounds)
             for name, subject in subjects.items()

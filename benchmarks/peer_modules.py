@@ -9,12 +9,9 @@ weights and, as they come, the inputs of matrix products (quantize_dynamic); con
 OpenVINO quantizes by NNCF's post-training quantization, with its own settings for each kind of module.
 """
 
-import json
-import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import nncf
 import numpy as np
@@ -23,7 +20,7 @@ import openvino
 import torch
 from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_dynamic, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
-from turns import Arrays, batches, turn
+from turns import Arrays, answer_all, batches, turn
 
 THREADS = torch.get_num_threads()
 TRANSFORMERS = ("encoder", "padded")
@@ -76,27 +73,23 @@ PEERS = {"onnxruntime": with_onnxruntime, "OpenVINO": with_openvino}
 
 def main() -> None:
     """Make every model, then answer until there is no more question."""
-    folder, answers = Path(sys.argv[1]), os.fdopen(int(sys.argv[2]), "w")
-
-    def say(what: Any) -> None:
-        print(json.dumps(what), file=answers, flush=True)
-
+    folder = Path(sys.argv[1])
     made: dict[tuple[str, str, int], Run] = {}
     for file in sorted(folder.glob("*.pt2")):
         name, _, size = file.stem.rpartition("-")
         for peer, make in PEERS.items():
             made[peer, name, int(size)] = make(folder, name, int(size))
-    say({tool.__name__: tool.__version__ for tool in (onnxruntime, openvino, nncf)})
-    for line in sys.stdin:
-        peer, name, size, *file = json.loads(line)
+
+    def answer(peer: str, name: str, size: int, file: str | None = None) -> float | None:
         run = made[peer, name, size]
-        if file:
-            found = np.concatenate([run(lot) for lot in batches(Path(file[0]), size)])
-            np.save(Path(file[0]).with_suffix(".npy"), found)
-            say(None)
-        else:
+        if file is None:
             lot = next(batches(folder / f"{name}.npz", size))
-            say(turn(lambda run=run, lot=lot: run(lot)))
+            return turn(lambda: run(lot))
+        found = np.concatenate([run(lot) for lot in batches(Path(file), size)])
+        np.save(Path(file).with_suffix(".npy"), found)
+        return None
+
+    answer_all(sys.argv[2], {tool.__name__: tool.__version__ for tool in (onnxruntime, openvino, nncf)}, answer)
 
 
 if __name__ == "__main__":

@@ -4,15 +4,60 @@ import json
 import os
 import resource
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 TURN_S = 0.3
 
 Arrays = list[np.ndarray]
+
+
+class Peer:
+    """A script of this folder in another process, run by an interpreter that has what it needs: asked, it answers.
+
+    The script gets the words, the folder among them, and then the number of the descriptor that its answers go to; what
+    its tools say on the way is in `peer.log` in the folder. `versions` is what it says first.
+    """
+
+    def __init__(self, python: Path | str, script: str, folder: Path, *words: Any) -> None:
+        answers, pipe = os.pipe()  # the tools talk on the standard output
+        command = [str(word) for word in (python, Path(__file__).with_name(script), folder, *words, pipe)]
+        environment = {**os.environ, "PYTHONPATH": ""}
+        self.log = folder / "peer.log"
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                command, env=environment, stdin=subprocess.PIPE, stdout=log, stderr=log, pass_fds=[pipe], text=True
+            )
+        os.close(pipe)
+        self.answers = os.fdopen(answers)
+        self.versions: dict[str, str] = self.answer()
+
+    def ask(self, *words: Any) -> Any:
+        """The answer to a question."""
+        assert self.process.stdin is not None
+        print(json.dumps(words), file=self.process.stdin, flush=True)
+        return self.answer()
+
+    def answer(self) -> Any:
+        """The next line."""
+        line = self.answers.readline()
+        if not line:
+            raise SystemExit(f"{self.process.args[1]} failed:\n{self.log.read_text(encoding='utf-8')[-3000:]}")
+        return json.loads(line)
+
+
+def answer_all(pipe: str, versions: dict[str, str], answer: Callable[..., Any]) -> None:
+    """What the script of a `Peer` does: it says its versions, then answers until there is no more question."""
+    with os.fdopen(int(pipe), "w") as answers:
+        print(json.dumps(versions), file=answers, flush=True)
+        for line in sys.stdin:
+            print(json.dumps(answer(*json.loads(line))), file=answers, flush=True)
 
 
 def turn(run: Callable[[], object]) -> float:

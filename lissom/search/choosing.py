@@ -97,6 +97,9 @@ class Choosing:
         self.scale = self.problem.learned([(one.choice, one.distance.value) for one in self.seen])
         points = self.problem.frontier(POINTS, self.scale)
         boldest = self.bisect(points)
+        safe = dict.fromkeys(self.problem.forms, SAFE)
+        if self.problem.allows(safe):
+            self.measured(safe, SAFE)
         for step in LADDER:
             self.measured(points[max(0, boldest - step)])
         self.uniform(self.problem.cost(points[boldest]))

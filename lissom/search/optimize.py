@@ -14,6 +14,7 @@ Test, 2021, arXiv:2110.01052, section 3.2): that many candidates were tried cost
 chosen.
 """
 
+import statistics
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -35,12 +36,13 @@ from lissom.evaluate import Comparison, Metric, certify_models, metric, paired
 from lissom.evaluate.examples import tensors
 from lissom.evaluate.metric import Output
 from lissom.hardware import check_target
+from lissom.search import trying
 from lissom.search.bank import Bank, Choice
-from lissom.search.choosing import Choosing, Seen, digest
+from lissom.search.choosing import UNIFORM, Choosing, Seen, digest
 from lissom.search.forms import ORIGINAL as NOTHING
 from lissom.search.forms import SAFE
 from lissom.search.joint import Prefer, Problem, times, weights_of
-from lissom.search.latency import Latencies, Run, known, measured
+from lissom.search.latency import Latencies, Run, by_turns, known, measured
 from lissom.search.parity import check_parity
 from lissom.search.paying import paying
 from lissom.search.recover import recovered
@@ -277,7 +279,7 @@ def latencies(subject: Subject, bank: Bank, terms: Terms) -> Latencies:
 
 
 def worth_timing(choosing: Choosing) -> list[Seen]:
-    """Those inside the budget on the data for choosing that no other beats, and the nearest beyond it."""
+    """Those inside the budget on the data for choosing that no other beats, or of one form; the nearest beyond it."""
     seen = [one for one in choosing.seen if set(one.choice.values()) != {NOTHING}]
     inside = [one for one in seen if choosing.inside(one)]
     costs = {one.name: choosing.problem.cost(one.choice) for one in seen}
@@ -288,7 +290,7 @@ def worth_timing(choosing: Choosing) -> list[Seen]:
         )
 
     beyond = sorted((one for one in seen if one not in inside), key=lambda one: one.distance.value)
-    return [one for one in inside if not beaten(one)] + beyond[:2]
+    return [one for one in inside if one.name in UNIFORM or not beaten(one)] + beyond[:2]
 
 
 def concluded(subject: Subject, pool: Pool, lots: Split, terms: Terms) -> Result:
@@ -296,7 +298,7 @@ def concluded(subject: Subject, pool: Pool, lots: Split, terms: Terms) -> Result
     judged = certified(subject, worth_certifying(pool.tried), lots, terms)
     verdicts = {one.tried.point.name: one.certificate.verdict for one in judged}
     points = [pool.tried[0].before, *(noted(one, pool.tried, verdicts) for one in pool.tried)]
-    passed = sorted((one for one in judged if one.certificate.verdict == "PASS"), key=lambda one: one.tried.cost)
+    passed = cheapest_first([one for one in judged if one.certificate.verdict == "PASS"], terms)
     shown = passed[0] if passed else judged[0] if judged else None
     pool.remember(verdicts)
     report = {"metric": terms.metric.name, "target": terms.target, "points": [plain(point) for point in points]}
@@ -311,6 +313,23 @@ def concluded(subject: Subject, pool: Pool, lots: Split, terms: Terms) -> Result
         layers=pool.layers(passed[0].tried.point.name) if passed else (),
         steps=pool.steps,
     )
+
+
+def cheapest_first(passed: Sequence[Judged], terms: Terms) -> list[Judged]:
+    """Those that passed, first the one that is cheapest as measured: the best, and those of one form, by turns."""
+    ordered = sorted(passed, key=lambda one: one.tried.cost)
+    if len(passed) < 2 or set(terms.weights) == {"size"}:
+        return ordered
+    last = {one.tried.point.name: one for n, one in enumerate(ordered) if n < 3 or one.tried.point.name in UNIFORM}
+    rounds = by_turns({name: one.tried.trial.timed() for name, one in last.items()}, trying.ROUNDS)
+
+    def measured_cost(name: str) -> float:
+        parts = {part: statistics.median(spent[part] for spent in rounds[name]) for part in rounds[name][0]}
+        own = {"size": float(last[name].tried.point.nbytes), **times(parts)}
+        return cost(own, last[name].tried.before, terms.weights)
+
+    best = last[min(last, key=measured_cost)]
+    return [best, *(one for one in ordered if one is not best)]
 
 
 def certified(subject: Subject, queue: Sequence[Tried], lots: Split, terms: Terms) -> list[Judged]:

@@ -66,7 +66,8 @@ def differences(logits: Tensor, found: dict[str, Tensor]) -> Tensor:
 def relative(output: Tensor, other: Tensor) -> Tensor:
     """‖f - g‖ / ‖f‖ of each example."""
     before, after = output.flatten(1), other.flatten(1)
-    return (before - after).norm(dim=1) / before.norm(dim=1).clamp(min=torch.finfo(torch.float32).tiny)
+    power = before.square().sum(1).clamp(min=torch.finfo(torch.float32).tiny)
+    return ((before - after).square().sum(1) / power).sqrt()
 
 
 def named(batch: Batch) -> dict[str, Tensor]:

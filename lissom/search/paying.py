@@ -47,7 +47,7 @@ def paying(
                 cost_ratio=cost,
                 kl=kl,
                 kept=cost.high < 1,
-                note="" if cost.high < 1 else f"undone: not surely cheaper, {cost.value:.3f} [{cost.low:.3f}, {cost.high:.3f}] times the cost without it",
+                note="" if cost.high < 1 else f"undone: {cost:.3f} times the cost without it, not surely less",
             )
         )
     return found

@@ -8,7 +8,7 @@ from typing import Any
 
 from lissom.estimate import median_estimate
 from lissom.evaluate import Metric
-from lissom.search.choosing import Seen, limit
+from lissom.search.choosing import UNIFORM, Seen, limit
 from lissom.search.joint import times
 from lissom.search.latency import by_turns
 from lissom.search.result import Point
@@ -56,9 +56,8 @@ def timed(
     (first, parts), (_, own) = ((name, in_parts(spent)) for name, spent in rounds.items())
     no_drop = replace(seen.drop, value=0.0, low=0.0, high=0.0)
     before = subject.point(first, subject.nbytes, quality=seen.before, drop=no_drop, **parts)
-    point = subject.point(
-        seen.name, trial.nbytes, quality=seen.quality, drop=seen.drop, kl=seen.distance if terms.metric.logits else None, **own, **told
-    )
+    kl = seen.distance if terms.metric.logits else None
+    point = subject.point(seen.name, trial.nbytes, quality=seen.quality, drop=seen.drop, kl=kl, **own, **told)
     own = {"size": point.nbytes, **times(values(point))}
     return Tried(
         trial=trial,
@@ -89,9 +88,12 @@ def cost(own: Mapping[str, float], before: Point, weights: Mapping[str, float]) 
 
 
 def worth_certifying(tried: Sequence[Tried]) -> list[Tried]:
-    """Those within the budget on the data for choosing that cost less than the original, none beaten; closest first."""
+    """Those within the budget on the data for choosing that cost less than the original, the closest first.
+
+    None is among them that another beats, but for those of one form, which all are compared with.
+    """
     good = [one for one in tried if one.point.drop.value <= one.limit and one.cost < 1]
-    best = [one for one in good if not any(beats(other, one) for other in good)]
+    best = [one for one in good if one.point.name in UNIFORM or not any(beats(other, one) for other in good)]
     return sorted(best, key=lambda one: one.distance)
 
 

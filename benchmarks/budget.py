@@ -1,0 +1,278 @@
+"""What `lissom.optimize` finds within a budget, beside the best uniform recipe and beside peers.
+
+    python benchmarks/budget.py WORK [--only wikilm,stories,resnet20,resnet56,minilm] [--budgets 0.5,1,2,5] [--quick]
+                                [--nncf PYTHON] [--autoscheme PYTHON] [--write FILE]
+    python benchmarks/budget.py WORK --cost [--max-ram 3GB]
+
+For each model and budget, `optimize` looks for the smallest model and for the fastest, once among all that it can make
+and once among the uniform recipes only; peers give one model each. All are written to disk, read again, and timed in
+turns. What WORK holds of an earlier run is not made again. Prints the tables, then one JSON line. It needs the shared
+models and data: the folder that LISSOM_SHARED names, or `shared` beside the repository. With --cost it tells instead
+what the search takes on a checkpoint of random weights in the shape of Qwen3-0.6B, in a process of its own.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from contestants import checkpoint
+from rivals import NNCF, AutoScheme, Rival, Row, proof
+from subjects import SUBJECTS, Subject
+from table import markdown, size_of, span
+from turns import turn
+
+import lissom
+from lissom.estimate import Estimate, median_estimate
+from lissom.evaluate import compare
+from lissom.hardware import describe
+
+HERE = Path(__file__).parent
+ROUNDS, QUICK = 15, 3  # turns of each contender
+THINNED = 10  # with --quick, one in so many examples
+PREFER = {"smallest": "size", "fastest": "latency"}
+GAIN = 0.85  # of the bytes or of the time, or less
+SHAPE, COST = "qwen3-0.6b", ("--length", "256", "--windows", "64")
+
+
+def cell(subject: Subject, budget: lissom.Budget, place: Path, rivals: Sequence[Rival], rounds: int) -> list[Row]:
+    """All contenders for a model and a budget, timed in turns."""
+    rows: dict[str, Row] = {}
+    turns: dict[str, Callable[[], float]] = {}
+    for who, recipes in (("uniform", subject.uniform), ("lissom", None)):
+        for what, prefer in PREFER.items():
+            name, folder = f"{who}, {what}", place / f"{who}-{what}"
+            work = place.parent / "bank" if recipes is None else None  # calibrated once for all budgets
+            rows[name] = searched(subject, budget, folder, prefer=prefer, recipes=recipes, work=work)
+            if passed(rows[name]):
+                run = subject.timed(folder)
+                turns[name] = lambda run=run: turn(run)
+    for rival in rivals:
+        rows[rival.name] = rival.within(budget)
+        if passed(rows[rival.name]):
+            turns[rival.name] = rival.turn
+    times: dict[str, list[float]] = {name: [] for name in turns}
+    for _ in range(rounds):
+        for name, take in turns.items():
+            times[name].append(take())
+    return [{"budget": budget.max_drop, "name": name, **row, **clocked(times, name)} for name, row in rows.items()]
+
+
+def tell(text: str) -> None:
+    """What is being done, and when it was begun."""
+    print(f"{time.strftime('%X')} {text}", file=sys.stderr, flush=True)
+
+
+def passed(row: Row) -> bool:
+    """Whether a contender is within the budget, for certain."""
+    return bool(row["verdict"] == "PASS")
+
+
+def searched(subject: Subject, budget: lissom.Budget, folder: Path, **asked: Any) -> Row:
+    """What `optimize` chose, written to a folder, and the seconds that it took."""
+    begun = time.perf_counter()
+    result = lissom.optimize(subject.model, subject.data, budget, by=subject.by, progress=tell, **asked)
+    row: Row = {"verdict": result.verdict, "seconds": time.perf_counter() - begun}
+    if result.certificate is not None:
+        row |= proof(result.certificate)
+    if result.best is None:
+        return row
+    shutil.rmtree(folder, ignore_errors=True)
+    result.best.save(folder)
+    if subject.exact is not None and isinstance(subject.model, torch.nn.Module):
+        row["exact"] = asdict(compare(subject.model, subject.opened(folder), subject.exact, subject.by).drop)
+    return row | {"recipe": result.best.point.name, "bytes": size_of(folder)}
+
+
+def clocked(times: Mapping[str, list[float]], name: str) -> Row:
+    """The time of a contender, and beside that of the fastest uniform recipe in the same turns."""
+    if name not in times:
+        return {}
+    found = {"ms": asdict(median_estimate(times[name], unit="ms"))}
+    if "uniform, fastest" in times:
+        ratios = [own / base for own, base in zip(times[name], times["uniform, fastest"], strict=True)]
+        found["time"] = asdict(median_estimate(ratios))
+    return found
+
+
+def measured(name: str, asked: argparse.Namespace, shared: Path) -> list[Row]:
+    """The rows of one model, those that the work folder does not hold made now."""
+    place = asked.work / (f"{name}-quick" if asked.quick else name)
+    files = {percent: place / f"{percent:g}.json" for percent in asked.budgets}
+    if not all(file.exists() for file in files.values()):
+        place.mkdir(parents=True, exist_ok=True)
+        whole = SUBJECTS[name](shared)
+        subject = whole.thinned(THINNED) if asked.quick else whole
+        rivals = list(peers(subject, asked, place))
+        for percent, file in files.items():
+            if not file.exists():
+                tell(f"{name}, {percent:g} %")
+                budget = lissom.Budget(max_drop=percent / 100)
+                rows = cell(subject, budget, place / f"{percent:g}", rivals, QUICK if asked.quick else ROUNDS)
+                file.write_text(json.dumps(rows), encoding="utf-8")
+    return [row for file in files.values() for row in json.loads(file.read_text(encoding="utf-8"))]
+
+
+def peers(subject: Subject, asked: argparse.Namespace, place: Path) -> Iterator[Rival]:
+    """Those that take such a model and are there."""
+    kind, python = (AutoScheme, asked.autoscheme) if isinstance(subject.model, Path) else (NNCF, asked.nncf)
+    if python is not None:
+        yield kind(python, subject, place / "peer", asked.quick)
+
+
+def table(rows: Sequence[Row]) -> list[str]:
+    """Every contender of one model."""
+    head = (
+        "budget: model",
+        "what it is",
+        "verdict",
+        "drop %, examples",
+        "drop %, exact images",
+        "bytes",
+        "of the smallest uniform's",
+        "ms",
+        "of the fastest uniform's",
+        "seconds of search",
+    )
+    least = {row["budget"]: row["bytes"] for row in rows if row["name"] == "uniform, smallest" and "bytes" in row}
+    return markdown(head, [line(row, least.get(row["budget"])) for row in rows])
+
+
+def line(row: Row, least: int | None) -> tuple[str, ...]:
+    """One contender."""
+    nbytes = row.get("bytes")
+    return (
+        f"{row['budget']:.1%}: {row['name']}",
+        row.get("recipe", ""),
+        row["verdict"],
+        f"{spread(row['drop'], '+.2f', 100)}, {row['n']}" if "drop" in row else "",
+        spread(row.get("exact"), "+.2f", 100),
+        f"{nbytes:,}" if nbytes else "",
+        f"{nbytes / least:.2f}" if nbytes and least else "",
+        spread(row.get("ms"), ".2f"),
+        spread(row.get("time"), ".2f"),
+        f"{row['seconds']:.0f}",
+    )
+
+
+def spread(figure: Mapping[str, Any] | None, spec: str, scale: float = 1) -> str:
+    """An estimate in a row, with its interval."""
+    return span(None if figure is None else Estimate(**figure), spec, scale)
+
+
+def summary(found: Mapping[str, Sequence[Row]]) -> list[str]:
+    """In how many cells the search found less than the best uniform recipe takes, and in how many it did not."""
+    ratios: dict[str, list[float]] = {"bytes": [], "time": []}
+    alone = {"lissom": 0, "uniform": 0}
+    for rows in found.values():
+        best = {(row["budget"], row["name"]): row for row in rows if passed(row)}
+        for drop in {row["budget"] for row in rows}:
+            for what, measure in (("smallest", "bytes"), ("fastest", "time")):
+                ours, theirs = (best.get((drop, f"{who}, {what}")) for who in ("lissom", "uniform"))
+                if ours and theirs:
+                    ratio = ours["bytes"] / theirs["bytes"] if measure == "bytes" else ours["time"]["value"]
+                    ratios[measure].append(ratio)
+                elif ours or theirs:
+                    alone["lissom" if ours else "uniform"] += 1
+    said = [counted(what, part) for what, part in ratios.items() if part]
+    return [
+        *said,
+        f"- certified where the other is not: {alone['lissom']} by the search, {alone['uniform']} uniform",
+        "",
+    ]
+
+
+def counted(what: str, ratios: Sequence[float]) -> str:
+    """Ratios to the best uniform recipe's, in words."""
+    gains, losses = (sum(test) for test in ([r <= GAIN for r in ratios], [r > 1 for r in ratios]))
+    return (
+        f"- {what}, of the best uniform recipe's: {gains} of {len(ratios)} cells at most {GAIN}, {losses} above 1; "
+        f"median {np.median(ratios):.2f}, {min(ratios):.2f} to {max(ratios):.2f}"
+    )
+
+
+def page(found: Mapping[str, Sequence[Row]], command: str) -> str:
+    """The tables, what they say together, and what measured."""
+    said = [
+        "# Within a budget: the search, uniform recipes, and peers",
+        "",
+        "Written from what the command below printed. Each line is the model that a search chose within a budget at",
+        "95 % confidence, by the same certificate on the same examples; the drop is that of the certificate, or of the",
+        "first candidate that it refused. Bytes are those of the tensor files. Times are medians of a batch, or of one",
+        "answer of a language model, with 95 % intervals, all of one budget taking turns, as do their ratios.",
+        "",
+        f"```text\n{command}\n```",
+        "",
+        *summary(found),
+        "",
+    ]
+    for name, rows in found.items():
+        said += [f"## {name}", "", *table(rows), ""]
+    facts = {**describe().as_dict(), "threads": torch.get_num_threads(), **versions(found)}
+    return "\n".join([*said, "## Machine and versions", "", *(f"- {name}: {value}" for name, value in facts.items())])
+
+
+def versions(found: Mapping[str, Sequence[Row]]) -> dict[str, str]:
+    """Those of the peers."""
+    said = (row.get("versions", {}) for rows in found.values() for row in rows)
+    return {tool: number for versions in said for tool, number in versions.items()}
+
+
+def cost(asked: argparse.Namespace) -> Row:
+    """What `lissom optimize` takes on a checkpoint of random weights: the clock, the peak of its memory, its result."""
+    model, out = checkpoint(asked.work, SHAPE), asked.work / "cost"
+    shutil.rmtree(out, ignore_errors=True)
+    text = Path(lissom.__file__).parent / "demo" / "stories.txt"
+    command = ["-m", "lissom.cli", "optimize", model, "--data", text, "--out", out, *COST]
+    command += ["--max-ram", asked.max_ram] if asked.max_ram else []
+    spent = [sys.executable, "-S", HERE / "spent.py", sys.executable, *command]
+    done = subprocess.run([str(word) for word in spent], capture_output=True, text=True, check=False)
+    print(done.stderr[-3000:], file=sys.stderr)
+    return {**json.loads(done.stdout), "rc": done.returncode, "bytes": size_of(out), "original": size_of(model)}
+
+
+def arguments() -> argparse.Namespace:
+    """What was asked on the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("work", type=Path, help="a folder for what is made")
+    parser.add_argument("--only", type=lambda words: words.split(","), default=list(SUBJECTS), help="models")
+    parser.add_argument(
+        "--budgets", type=lambda words: [float(word) for word in words.split(",")], default=[0.5, 1, 2, 5], help="in %%"
+    )
+    parser.add_argument("--quick", action="store_true", help="fewer examples and turns: to see that it works")
+    parser.add_argument("--nncf", type=Path, metavar="PYTHON", help="an interpreter that has NNCF and OpenVINO")
+    parser.add_argument("--autoscheme", type=Path, metavar="PYTHON", help="an interpreter that has AutoRound")
+    parser.add_argument("--cost", action="store_true", help="what the search takes on a larger checkpoint")
+    parser.add_argument("--max-ram", metavar="SIZE", help="the memory that it may take then")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="write the page there")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure, print, and write the page if asked."""
+    asked = arguments()
+    torch.manual_seed(0)
+    if asked.cost:
+        print(json.dumps({"benchmark": "budget, cost", **cost(asked)}))
+        return
+    shared = Path(os.environ.get("LISSOM_SHARED", HERE.parents[1] / "shared"))
+    found = {name: measured(name, asked, shared) for name in asked.only}
+    words = [f"…/{Path(word).name}" if Path(word).is_absolute() else word for word in sys.argv[1:]]
+    text = page(found, " ".join(["python benchmarks/budget.py", *words]))
+    print(text)
+    print(json.dumps({"benchmark": "budget", "found": found}))
+    if asked.write is not None:
+        asked.write.write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
