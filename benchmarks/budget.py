@@ -4,11 +4,11 @@
                                 [--nncf PYTHON] [--autoscheme PYTHON] [--write FILE]
     python benchmarks/budget.py WORK --cost [--max-ram 3GB]
 
-For each model and budget, `optimize` looks for the smallest model and for the fastest, once among all that it can make
-and once among the uniform recipes only; peers give one model each. All are written to disk, read again, and timed in
-turns. What WORK holds of an earlier run is not made again. Prints the tables, then one JSON line. It needs the shared
-models and data: the folder that LISSOM_SHARED names, or `shared` beside the repository. With --cost it tells instead
-what the search takes on a checkpoint of random weights in the shape of Qwen3-0.6B, in a process of its own.
+For each model and budget, `optimize` looks for the smallest model and for the fastest. Beside them stand the uniform
+recipes, each certified by itself, and what peers make. All are written to disk, read again, and timed in turns. What
+WORK holds of an earlier run is not made again. Prints the tables, then one JSON line. It needs the shared models and
+data: the folder that LISSOM_SHARED names, or `shared` beside the repository. With --cost it tells instead what the
+search takes on a checkpoint of random weights in the shape of Qwen3-0.6B, in a process of its own.
 """
 
 import argparse
@@ -18,22 +18,23 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
 from contestants import checkpoint
-from rivals import NNCF, AutoScheme, Rival, Row, proof
+from rivals import NNCF, AutoScheme, Rival, Row, Uniform, proof
 from subjects import SUBJECTS, Subject
 from table import markdown, size_of, span
 from turns import turn
 
 import lissom
 from lissom.estimate import Estimate, median_estimate
-from lissom.evaluate import compare
 from lissom.hardware import describe
 
 HERE = Path(__file__).parent
@@ -46,25 +47,20 @@ SHAPE, COST = "qwen3-0.6b", ("--length", "256", "--windows", "64")
 
 def cell(subject: Subject, budget: lissom.Budget, place: Path, rivals: Sequence[Rival], rounds: int) -> list[Row]:
     """All contenders for a model and a budget, timed in turns."""
-    rows: dict[str, Row] = {}
-    turns: dict[str, Callable[[], float]] = {}
-    for who, recipes in (("uniform", subject.uniform), ("lissom", None)):
-        for what, prefer in PREFER.items():
-            name, folder = f"{who}, {what}", place / f"{who}-{what}"
-            work = place.parent / "bank" if recipes is None else None  # calibrated once for all budgets
-            rows[name] = searched(subject, budget, folder, prefer=prefer, recipes=recipes, work=work)
-            if passed(rows[name]):
-                run = subject.timed(folder)
-                turns[name] = lambda run=run: turn(run)
-    for rival in rivals:
-        rows[rival.name] = rival.within(budget)
-        if passed(rows[rival.name]):
-            turns[rival.name] = rival.turn
+    rows = {rival.name: {"uniform": isinstance(rival, Uniform), **rival.within(budget)} for rival in rivals}
+    turns = {rival.name: rival.turn for rival in rivals if passed(rows[rival.name])}
+    for what, prefer in PREFER.items():
+        name, folder = f"lissom, {what}", place / what
+        rows[name] = searched(subject, budget, folder, prefer=prefer, work=place.parent / "bank")
+        if passed(rows[name]):
+            turns[name] = partial(turn, subject.timed(folder))
     times: dict[str, list[float]] = {name: [] for name in turns}
     for _ in range(rounds):
         for name, take in turns.items():
             times[name].append(take())
-    return [{"budget": budget.max_drop, "name": name, **row, **clocked(times, name)} for name, row in rows.items()]
+    uniform = [name for name in times if rows[name].get("uniform")]
+    fastest = min(uniform, key=lambda name: median(times[name]), default=None)
+    return [{"budget": budget.max_drop, "name": n, **row, **clocked(times, n, fastest)} for n, row in rows.items()]
 
 
 def tell(text: str) -> None:
@@ -88,18 +84,19 @@ def searched(subject: Subject, budget: lissom.Budget, folder: Path, **asked: Any
         return row
     shutil.rmtree(folder, ignore_errors=True)
     result.best.save(folder)
-    if subject.exact is not None and isinstance(subject.model, torch.nn.Module):
-        row["exact"] = asdict(compare(subject.model, subject.opened(folder), subject.exact, subject.by).drop)
-    return row | {"recipe": result.best.point.name, "bytes": size_of(folder)}
+    point = result.best.point
+    foreseen = {"foreseen_ms": point.predicted_latency_ms, "found_ms": point.latency.value}
+    made = {"recipe": point.name, "summary": point.summary, "bytes": size_of(folder), **foreseen}
+    return row | made | subject.on_exact(folder)
 
 
-def clocked(times: Mapping[str, list[float]], name: str) -> Row:
+def clocked(times: Mapping[str, list[float]], name: str, fastest: str | None) -> Row:
     """The time of a contender, and beside that of the fastest uniform recipe in the same turns."""
     if name not in times:
         return {}
     found = {"ms": asdict(median_estimate(times[name], unit="ms"))}
-    if "uniform, fastest" in times:
-        ratios = [own / base for own, base in zip(times[name], times["uniform, fastest"], strict=True)]
+    if fastest is not None:
+        ratios = [own / base for own, base in zip(times[name], times[fastest], strict=True)]
         found["time"] = asdict(median_estimate(ratios))
     return found
 
@@ -112,7 +109,7 @@ def measured(name: str, asked: argparse.Namespace, shared: Path) -> list[Row]:
         place.mkdir(parents=True, exist_ok=True)
         whole = SUBJECTS[name](shared)
         subject = whole.thinned(THINNED) if asked.quick else whole
-        rivals = list(peers(subject, asked, place))
+        rivals = list(compared(subject, asked, place))
         for percent, file in files.items():
             if not file.exists():
                 tell(f"{name}, {percent:g} %")
@@ -122,8 +119,10 @@ def measured(name: str, asked: argparse.Namespace, shared: Path) -> list[Row]:
     return [row for file in files.values() for row in json.loads(file.read_text(encoding="utf-8"))]
 
 
-def peers(subject: Subject, asked: argparse.Namespace, place: Path) -> Iterator[Rival]:
-    """Those that take such a model and are there."""
+def compared(subject: Subject, asked: argparse.Namespace, place: Path) -> Iterator[Rival]:
+    """Every uniform recipe, and the peer that takes such a model if it is there."""
+    for recipe in subject.uniform:
+        yield Uniform(recipe, subject, place / "uniform" / recipe.name)
     kind, python = (AutoScheme, asked.autoscheme) if isinstance(subject.model, Path) else (NNCF, asked.nncf)
     if python is not None:
         yield kind(python, subject, place / "peer", asked.quick)
@@ -143,8 +142,13 @@ def table(rows: Sequence[Row]) -> list[str]:
         "of the fastest uniform's",
         "seconds of search",
     )
-    least = {row["budget"]: row["bytes"] for row in rows if row["name"] == "uniform, smallest" and "bytes" in row}
-    return markdown(head, [line(row, least.get(row["budget"])) for row in rows])
+    return markdown(head, [line(row, least(rows, row["budget"])) for row in rows])
+
+
+def least(rows: Sequence[Row], budget: float) -> int | None:
+    """The bytes of the smallest uniform recipe that keeps a budget."""
+    kept = [row["bytes"] for row in rows if row["budget"] == budget and row.get("uniform") and passed(row)]
+    return min(kept, default=None)
 
 
 def line(row: Row, least: int | None) -> tuple[str, ...]:
@@ -152,7 +156,7 @@ def line(row: Row, least: int | None) -> tuple[str, ...]:
     nbytes = row.get("bytes")
     return (
         f"{row['budget']:.1%}: {row['name']}",
-        row.get("recipe", ""),
+        " ".join(word for word in (row.get("recipe"), row.get("summary")) if word),
         row["verdict"],
         f"{spread(row['drop'], '+.2f', 100)}, {row['n']}" if "drop" in row else "",
         spread(row.get("exact"), "+.2f", 100),
@@ -170,25 +174,34 @@ def spread(figure: Mapping[str, Any] | None, spec: str, scale: float = 1) -> str
 
 
 def summary(found: Mapping[str, Sequence[Row]]) -> list[str]:
-    """In how many cells the search found less than the best uniform recipe takes, and in how many it did not."""
+    """In how many cells the search found less than the best uniform recipe takes, and how well it foresaw its time."""
     ratios: dict[str, list[float]] = {"bytes": [], "time": []}
-    alone = {"lissom": 0, "uniform": 0}
+    alone = {"the search": 0, "uniform recipes": 0}
+    off = list[float]()
     for rows in found.values():
-        best = {(row["budget"], row["name"]): row for row in rows if passed(row)}
         for drop in {row["budget"] for row in rows}:
-            for what, measure in (("smallest", "bytes"), ("fastest", "time")):
-                ours, theirs = (best.get((drop, f"{who}, {what}")) for who in ("lissom", "uniform"))
-                if ours and theirs:
-                    ratio = ours["bytes"] / theirs["bytes"] if measure == "bytes" else ours["time"]["value"]
-                    ratios[measure].append(ratio)
-                elif ours or theirs:
-                    alone["lissom" if ours else "uniform"] += 1
-    said = [counted(what, part) for what, part in ratios.items() if part]
+            own = {row["name"]: row for row in rows if row["budget"] == drop and passed(row)}
+            kept, size = [row for row in own.values() if row.get("uniform")], least(rows, drop)
+            ours = {what: own.get(f"lissom, {what}") for what in PREFER}
+            off += [row["foreseen_ms"] / row["found_ms"] - 1 for row in ours.values() if row and row["foreseen_ms"]]
+            if kept and all(ours.values()):
+                ratios["bytes"].append(ours["smallest"]["bytes"] / size)
+                ratios["time"].append(ours["fastest"]["time"]["value"])
+            elif kept or any(ours.values()):
+                alone["uniform recipes" if kept else "the search"] += 1
     return [
-        *said,
-        f"- certified where the other is not: {alone['lissom']} by the search, {alone['uniform']} uniform",
-        "",
+        *(counted(what, part) for what, part in ratios.items() if part),
+        f"- certified where the other is not: {', '.join(f'{n} by {who}' for who, n in alone.items())}",
+        f"- the time foreseen of what was chosen, beside the time measured by the search: {apart(off)}",
     ]
+
+
+def apart(off: Sequence[float]) -> str:
+    """Relative errors in words."""
+    if not off:
+        return "none was foreseen"
+    errors = [abs(one) for one in off]
+    return f"median error {np.median(errors):.1%}, largest {max(errors):.1%}, of {len(errors)}"
 
 
 def counted(what: str, ratios: Sequence[float]) -> str:
@@ -205,10 +218,11 @@ def page(found: Mapping[str, Sequence[Row]], command: str) -> str:
     said = [
         "# Within a budget: the search, uniform recipes, and peers",
         "",
-        "Written from what the command below printed. Each line is the model that a search chose within a budget at",
-        "95 % confidence, by the same certificate on the same examples; the drop is that of the certificate, or of the",
-        "first candidate that it refused. Bytes are those of the tensor files. Times are medians of a batch, or of one",
-        "answer of a language model, with 95 % intervals, all of one budget taking turns, as do their ratios.",
+        "Written from what the command below printed. A line is the model that a search chose within a budget at 95 %",
+        "confidence, or a recipe that is the same for every layer; all are certified on the same examples. The drop",
+        "is that of the certificate, or of the first candidate that it refused. Bytes are those of the tensor files.",
+        "Times are medians of a batch, or of one answer of a language model, with 95 % intervals, all of one budget",
+        "by turns, as are their ratios. The searches of one model share what they have made.",
         "",
         f"```text\n{command}\n```",
         "",

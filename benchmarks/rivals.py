@@ -1,7 +1,8 @@
-"""Peers that look for a model within a budget themselves, each in an interpreter of its own.
+"""What the search is compared with: recipes that are the same for every layer, and peers that search themselves.
 
 A rival chooses on the examples that `optimize` calibrates and chooses on, and what it made is certified as ours is, on
-the same examples. NNCF's accuracy control is given the budget. AutoRound's AutoScheme is given mean bits per weight
+the same examples. A uniform recipe has nothing to choose, and is certified by itself. Peers run in an interpreter of
+their own. NNCF's accuracy control is given the budget. AutoRound's AutoScheme is given mean bits per weight
 instead: of several targets the smallest model that is certified counts, with the seconds of making it alone. It leaves
 the embedding, which is the head too, in 16 bits; here that is rounded to 8 as in our uniform recipes, and counted so.
 
@@ -9,6 +10,8 @@ Shapes: n examples.
 """
 
 import json
+import shutil
+import time
 from abc import ABC, abstractmethod
 from dataclasses import asdict
 from functools import cached_property
@@ -18,21 +21,23 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file
-from subjects import BATCH, LENGTH, PROMPT, WRITTEN, Subject
+from subjects import BATCH, LENGTH, PROMPT, WRITTEN, Run, Subject
+from table import size_of
 from torch import Tensor, nn
-from turns import Peer
+from turns import Peer as Process
+from turns import turn
 
 from lissom.artifact import open_folder
 from lissom.calibrate import Batch
 from lissom.calibrate.data import each
 from lissom.estimate import Certificate
-from lissom.evaluate import certify_models
+from lissom.evaluate import Paired, certify_models, paired
 from lissom.evaluate.examples import tensors
 from lissom.formats import Dense
 from lissom.search.split import Split, split
 from lissom.statistics import Moments
 from lissom.techniques.quantize.rtn import rtn
-from lissom.types import Budget
+from lissom.types import Budget, Recipe
 
 BITS = (2.5, 3, 4, 5, 6, 8)  # mean bits per weight that AutoScheme is asked for, scales counted
 EMBEDDING = "model.embed_tokens.weight"
@@ -54,12 +59,12 @@ class Said(nn.Module):
 
 
 class Rival(ABC):
-    """A peer on one subject, in a process that begins when it is first needed."""
+    """What is compared with the search on one subject."""
 
     name: str
 
-    def __init__(self, python: Path, subject: Subject, place: Path, quick: bool) -> None:
-        self.python, self.subject, self.place, self.quick = python, subject, place, quick
+    def __init__(self, subject: Subject, place: Path) -> None:
+        self.subject, self.place = subject, place
 
     @cached_property
     def lots(self) -> Split:
@@ -67,14 +72,10 @@ class Rival(ABC):
         return split(self.subject.data, self.subject.by, Budget())
 
     @cached_property
-    def peer(self) -> Peer:
-        """The other process."""
-        self.place.mkdir(parents=True, exist_ok=True)
-        return self.begin()
-
-    @abstractmethod
-    def begin(self) -> Peer:
-        """Write the files that it needs, and start it."""
+    def original(self) -> nn.Module:
+        """The model that it is compared with."""
+        model = self.subject.model
+        return model if isinstance(model, nn.Module) else open_folder(model).model
 
     @abstractmethod
     def within(self, budget: Budget) -> Row:
@@ -84,16 +85,61 @@ class Rival(ABC):
     def turn(self) -> float:
         """The milliseconds that this takes, as others are timed."""
 
+
+class Uniform(Rival):
+    """One recipe of the subject's, made once for all budgets."""
+
+    def __init__(self, recipe: Recipe, subject: Subject, place: Path) -> None:
+        super().__init__(subject, place)
+        self.name, self.recipe = recipe.name, recipe
+
+    @cached_property
+    def scores(self) -> Paired:
+        """Its scores beside the original's on the examples that certify; it is written to disk on the way."""
+        begun = time.perf_counter()
+        trial = self.subject.searched(self.lots).compress(self.recipe, self.lots.calibration)
+        self.seconds = time.perf_counter() - begun
+        shutil.rmtree(self.place, ignore_errors=True)
+        self.place.parent.mkdir(parents=True, exist_ok=True)
+        trial.write(self.place, {})
+        return paired(self.original, trial.open(), self.lots.certification, self.subject.by)
+
+    def within(self, budget: Budget) -> Row:
+        """Its certificate."""
+        found = proof(self.scores.certify(budget))
+        return {**found, "seconds": self.seconds, "bytes": size_of(self.place), **self.subject.on_exact(self.place)}
+
+    @cached_property
+    def run(self) -> Run:
+        """What is timed."""
+        return self.subject.timed(self.place)
+
+    def turn(self) -> float:
+        """A turn of it."""
+        return turn(self.run)
+
+
+class Peer(Rival):
+    """A tool in a process that begins when it is first needed."""
+
+    def __init__(self, python: Path, subject: Subject, place: Path, quick: bool) -> None:
+        super().__init__(subject, place)
+        self.python, self.quick = python, quick
+
+    @cached_property
+    def peer(self) -> Process:
+        """The other process."""
+        self.place.mkdir(parents=True, exist_ok=True)
+        return self.begin()
+
+    @abstractmethod
+    def begin(self) -> Process:
+        """Write the files that it needs, and start it."""
+
     def certified(self, model: nn.Module, budget: Budget) -> Row:
         """The certificate of what it made."""
         found = certify_models(self.original, model, self.lots.certification, {self.subject.by: budget})
         return {**proof(found), "versions": self.peer.versions}
-
-    @cached_property
-    def original(self) -> nn.Module:
-        """The model that it is compared with."""
-        model = self.subject.model
-        return model if isinstance(model, nn.Module) else open_folder(model).model
 
 
 def proof(certificate: Certificate) -> Row:
@@ -101,12 +147,12 @@ def proof(certificate: Certificate) -> Row:
     return {"verdict": certificate.verdict, "drop": asdict(certificate.drop), "n": certificate.n}
 
 
-class NNCF(Rival):
+class NNCF(Peer):
     """NNCF's quantization with accuracy control, run in OpenVINO."""
 
     name = "NNCF, accuracy control"
 
-    def begin(self) -> Peer:
+    def begin(self) -> Process:
         """The module as an exported graph, and the examples as arrays."""
         for name in ("calibration", "selection", "certification"):
             parts = tensors(padded(getattr(self.lots, name)))
@@ -114,7 +160,7 @@ class NNCF(Rival):
         inputs = tensors(each(self.lots.calibration, lambda part: part[:BATCH]))[:-1]
         torch.export.save(torch.export.export(self.original, inputs), self.place / "model.pt2")
         kind = "classes" if self.subject.by.name == "accuracy" else "pairs"
-        return Peer(self.python, "peer_nncf.py", self.place, kind, BATCH)
+        return Process(self.python, "peer_nncf.py", self.place, kind, BATCH)
 
     def within(self, budget: Budget) -> Row:
         """Its model for the budget."""
@@ -127,19 +173,19 @@ class NNCF(Rival):
         return float(self.peer.ask("turn"))
 
 
-class AutoScheme(Rival):
+class AutoScheme(Peer):
     """AutoRound's choice of bits for each layer, run in transformers."""
 
     name = "AutoRound, AutoScheme"
     bits: float
 
-    def begin(self) -> Peer:
+    def begin(self) -> Process:
         """The windows for calibration as texts."""
         tokenizer: Any = open_folder(self.source).tokenizer
         texts = [tokenizer.decode(window) for window in tensors(self.lots.calibration)[0]]
         (self.place / "texts.json").write_text(json.dumps(texts), encoding="utf-8")
         words = (self.source, LENGTH, PROMPT, WRITTEN, 0 if self.quick else ITERATIONS)
-        return Peer(self.python, "peer_autoscheme.py", self.place, *words)
+        return Process(self.python, "peer_autoscheme.py", self.place, *words)
 
     @property
     def source(self) -> Path:

@@ -10,7 +10,7 @@ Shapes: n pairs, t tokens of a sentence, h hidden.
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,9 +28,11 @@ from lissom.calibrate.data import each
 from lissom.compress.memory import quantizing
 from lissom.engine.bench import engine, once
 from lissom.engine.lower import lower
-from lissom.evaluate import Metric, metric
+from lissom.evaluate import Metric, compare, metric
 from lissom.evaluate.tasks.sts import spearman
 from lissom.models import compressible
+from lissom.search.split import Split
+from lissom.search.subject import LanguageSubject, ModuleSubject
 from lissom.types import Recipe, Step
 
 LENGTH, WINDOWS = 512, 700  # tokens of a window, and windows of a text at most
@@ -57,6 +59,19 @@ class Subject:
     opened: Callable[[Path], nn.Module]
     timed: Callable[[Path], Run]
     exact: Batch | None = None
+
+    def searched(self, lots: Split) -> ModuleSubject | LanguageSubject:
+        """As `optimize` sees it."""
+        place = torch.device("cpu")
+        if isinstance(self.model, Path):
+            return LanguageSubject(self.model, place)
+        return ModuleSubject(self.model, each(lots.calibration, lambda part: part[:2]), place)
+
+    def on_exact(self, folder: Path) -> dict[str, Any]:
+        """The drop of a folder on the exact data, where there is such."""
+        if self.exact is None or isinstance(self.model, Path):
+            return {}
+        return {"exact": asdict(compare(self.model, self.opened(folder), self.exact, self.by).drop)}
 
     def thinned(self, part: int) -> "Subject":
         """The same with one in so many of the examples."""
