@@ -146,6 +146,8 @@ def uniform_module(model: nn.Module) -> list[Recipe]:
     half = [Step(layers=name, technique="sparsegpt", knobs={"sparsity": 0.5}) for name in matrices]
     shared = [Step(technique="kmeans", knobs={"bits": 4, "rows": 0})]
     forms = {"int8": eight, "int4": four, "50 % pruned, int8": [*half, *eight], "4-bit codebook": shared}
+    if any(isinstance(layer, nn.Conv2d) for layer in layers.values()):  # whose kernel is faster without groups
+        forms["int4, a scale for each output"] = [replace(step, knobs={**step.knobs, "group": 0}) for step in four]
     return [named(name, steps) for name, steps in forms.items()]
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lissom.calibrate import Batch, call
+from lissom.calibrate.observe import CONVOLUTIONS
 from lissom.errors import ModelError
 from lissom.formats import CompressedEmbedding
 from lissom.models import Checkpoint, compressible, weight_of
@@ -52,16 +53,20 @@ HOPELESS = ("shared 3 bits", "binary")  # for a language model that does not tra
 
 
 def forms_of(layer: nn.Module, *, language: bool = False) -> dict[str, Steps]:
-    """The forms of a layer by name; such as do not suit it are refused when they are made."""
+    """The forms of a layer by name; such as do not suit it are refused when they are made.
+
+    A convolution has one scale for each output, but for the fine forms: a kernel that gathers patches with the channels
+    innermost finds inputs of a group far apart, and takes several times as long.
+    """
     width = weight_of(layer).shape[1]
     group = next((size for size in GROUPS if width % size == 0), 0)
-    stands = {GROUP: group, FINE: GROUPS[-1] if group else 0}
+    stands = {GROUP: 0 if isinstance(layer, CONVOLUTIONS) else group, FINE: GROUPS[-1] if group else 0}
     table = LOOKED_UP if isinstance(layer, nn.Embedding | CompressedEmbedding) else FORMS
     found: dict[str, Steps] = {}
     for name, given in ((name, given) for name, given in table.items() if not (language and name in HOPELESS)):
         steps = tuple(Step.of({knob: stands.get(value, value) for knob, value in step.items()}) for step in given)
         found[name] = steps
-    if group == stands[FINE]:
+    if stands[GROUP] == stands[FINE]:
         found.pop("4 bits, fine", None)  # it is what 4 bits are
     return found
 

@@ -40,6 +40,12 @@ def test_the_group_is_the_widest_that_divides() -> None:
     assert "4 bits, fine" not in forms_of(nn.Linear(96, 2))  # where it is what 4 bits are anyway
 
 
+def test_a_convolution_has_a_scale_for_each_output_but_for_the_fine_forms() -> None:
+    forms = forms_of(nn.Conv2d(32, 8, 3))
+    groups = {name: forms[name][0].knobs["group"] for name in ("5 bits", "4 bits", "4 bits, fine", "2 bits")}
+    assert groups == {"5 bits": 0, "4 bits": 0, "4 bits, fine": 32, "2 bits": 32}
+
+
 class Attending(nn.Module):
     """Three layers that read the same, one that reads what they make, and a head that is the embedding."""
 
