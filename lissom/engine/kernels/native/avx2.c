@@ -12,6 +12,10 @@
 #define INLINE static inline __attribute__((always_inline)) TARGET
 
 #define TALL 2
+#if !VNNI
+#define SHIFT 128
+#define PANEL_ROWS 4
+#endif
 
 typedef struct { __m256i low, high; } Codes;
 typedef struct { __m256i low, high; } Ints;
@@ -59,9 +63,10 @@ INLINE Ints dot(Ints a, Codes c, int32_t x) {
 }
 INLINE Ints ints(int32_t value) { return (Ints){_mm256_set1_epi32(value), _mm256_set1_epi32(value)}; }
 INLINE __m256i eight_bytes(const uint8_t *from) { return _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)from)); }
-INLINE Ints minus_product(const uint8_t *zeros, int32_t sum) {
-    __m256i all = _mm256_set1_epi32(-sum);
-    return (Ints){_mm256_mullo_epi32(eight_bytes(zeros), all), _mm256_mullo_epi32(eight_bytes(zeros + 8), all)};
+INLINE Ints minus_product(const uint8_t *zeros, int shift, int32_t sum) {
+    const __m256i all = _mm256_set1_epi32(sum), from = _mm256_set1_epi32(shift);
+    return (Ints){_mm256_mullo_epi32(_mm256_sub_epi32(from, eight_bytes(zeros)), all),
+                  _mm256_mullo_epi32(_mm256_sub_epi32(from, eight_bytes(zeros + 8)), all)};
 }
 INLINE Floats floats(float value) { return (Floats){_mm256_set1_ps(value), _mm256_set1_ps(value)}; }
 INLINE Floats to_floats(Ints a) { return (Floats){_mm256_cvtepi32_ps(a.low), _mm256_cvtepi32_ps(a.high)}; }

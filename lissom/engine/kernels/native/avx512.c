@@ -39,9 +39,9 @@ INLINE Codes look(Codes c, const uint8_t *book, int books) {
 }
 INLINE Ints dot(Ints a, Codes c, int32_t x) { return _mm512_dpbusd_epi32(a, c, _mm512_set1_epi32(x)); }
 INLINE Ints ints(int32_t value) { return _mm512_set1_epi32(value); }
-INLINE Ints minus_product(const uint8_t *zeros, int32_t sum) {
+INLINE Ints minus_product(const uint8_t *zeros, int shift, int32_t sum) {
     Ints wide = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)zeros));
-    return _mm512_mullo_epi32(wide, _mm512_set1_epi32(-sum));
+    return _mm512_mullo_epi32(_mm512_sub_epi32(ints(shift), wide), ints(sum));
 }
 INLINE Floats floats(float value) { return _mm512_set1_ps(value); }
 INLINE Floats to_floats(Ints a) { return _mm512_cvtepi32_ps(a); }

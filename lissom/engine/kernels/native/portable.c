@@ -34,9 +34,9 @@ INLINE Ints dot(Ints a, Codes c, int32_t x) {
     return a + (Ints)(c >> 16 & 255) * four[2] + (Ints)(c >> 24) * four[3];
 }
 INLINE Ints ints(int32_t value) { return (Ints){0} + value; }
-INLINE Ints minus_product(const uint8_t *zeros, int32_t sum) {
+INLINE Ints minus_product(const uint8_t *zeros, int shift, int32_t sum) {
     Ints made;
-    for (int i = 0; i < 16; i++) made[i] = -sum * zeros[i];
+    for (int i = 0; i < 16; i++) made[i] = (shift - zeros[i]) * sum;
     return made;
 }
 INLINE Floats floats(float value) { return (Floats){0} + value; }

@@ -13,6 +13,7 @@
    ...              and the few operations on Ints and Floats below
    TARGET           the attribute that lets a function use the instructions
    TALL             how many rows run together, as registers allow
+   PANEL_ROWS       how many rows of integers do, if that is another number
 
    Sums of integers are exact and those of floats run block by block, so that a row's result does not depend on what else is
    computed beside it. */
@@ -29,6 +30,10 @@
 #define UP_TO_8(DO) UP_TO_7(DO) DO(8)
 #define PASTED(most) UP_TO_##most
 #define UP_TO(most) PASTED(most)
+
+#ifndef PANEL_ROWS
+#define PANEL_ROWS TALL
+#endif
 
 #ifndef UNROLL
 #define UNROLL _Pragma("GCC unroll 16")
@@ -63,11 +68,30 @@ INLINE Codes values_at(const uint8_t *chunk, int bits, int books, const uint8_t 
     return books ? look(codes, book + half * books * 64, books) : codes;
 }
 
+/* What a chunk adds to the sums of `rows` rows, with codes taken less SHIFT where they are not small. */
+#ifdef SHIFT
+#include "pairs.h"
+#else
+#define SHIFT 0
+INLINE void chunk(int rows, int bits, int books, const uint8_t *codes, const uint8_t *book, const int8_t *x, ptrdiff_t width,
+                  Ints a[][HALVES]) {
+    UNROLL for (int part = 0; part < CHUNK / 4; part++) {
+        Codes c[HALVES];
+        UNROLL for (int h = 0; h < HALVES; h++) c[h] = values_at(codes, bits, books, book, part, h);
+        UNROLL for (int m = 0; m < rows; m++) {
+            int32_t inputs = four(x + m * width + part * 4);
+            UNROLL for (int h = 0; h < HALVES; h++) a[m][h] = dot(a[m][h], c[h], inputs);
+        }
+    }
+}
+#endif
+
 /* `rows` rows, a constant, from `row` on, times one panel. Its codes come from memory for the first rows, and are fetched
    ahead where so much is done to each that the processor does not find out by itself which will be next. For the rows
    behind them the places of their results are fetched: each store would wait for its own after the one before. */
 INLINE void tile(int rows, int bits, int books, const Panels *w, const Rows *r, ptrdiff_t row, ptrdiff_t panel) {
     const int fetch = row == 0 && (bits < 8 || rows > 4);
+    const int shift = bits == 8 || books ? SHIFT : 0;
     const ptrdiff_t blocks = w->width / w->block, step = bits * LANES * CHUNK / 8;
     const int8_t *x = r->x + row * w->width;
     const float *xs = r->xs + row * blocks;
@@ -75,32 +99,25 @@ INLINE void tile(int rows, int bits, int books, const Panels *w, const Rows *r, 
     const uint8_t *codes = w->codes + panel * (w->width / CHUNK) * step;
     const uint8_t *book = books ? w->book + panel * HALVES * books * 64 : NULL;
     const float *results = r->y + row * r->stride + panel * LANES;
-    Floats sums[TALL][HALVES];
+    Floats sums[PANEL_ROWS][HALVES];
     UNROLL for (int m = 0; m < rows; m++)
         UNROLL for (int h = 0; h < HALVES; h++) {
             if (row > 0) __builtin_prefetch(results + m * r->stride + h * 16, 1);
             sums[m][h] = floats(0);
         }
     for (ptrdiff_t b = 0; b < blocks; b++) {
-        Ints a[TALL][HALVES];
+        Ints a[PANEL_ROWS][HALVES];
         if (w->zeros) {
             const uint8_t *zeros = w->zeros + (panel * blocks + b) * LANES;
             UNROLL for (int m = 0; m < rows; m++)
-                for (int h = 0; h < HALVES; h++) a[m][h] = minus_product(zeros + h * 16, xt[m * blocks + b]);
+                for (int h = 0; h < HALVES; h++) a[m][h] = minus_product(zeros + h * 16, shift, xt[m * blocks + b]);
         } else {
             UNROLL for (int m = 0; m < rows; m++)
-                for (int h = 0; h < HALVES; h++) a[m][h] = ints(-w->zero * xt[m * blocks + b]);
+                for (int h = 0; h < HALVES; h++) a[m][h] = ints((shift - w->zero) * xt[m * blocks + b]);
         }
         for (ptrdiff_t k = b * w->block; k < (b + 1) * w->block; k += CHUNK, codes += step) {
             if (fetch) fetch_ahead(codes, step);
-            UNROLL for (int part = 0; part < CHUNK / 4; part++) {
-                Codes c[HALVES];
-                UNROLL for (int h = 0; h < HALVES; h++) c[h] = values_at(codes, bits, books, book, part, h);
-                UNROLL for (int m = 0; m < rows; m++) {
-                    int32_t inputs = four(x + m * w->width + k + part * 4);
-                    UNROLL for (int h = 0; h < HALVES; h++) a[m][h] = dot(a[m][h], c[h], inputs);
-                }
-            }
+            chunk(rows, bits, books, codes, book, x + k, w->width, a);
         }
         const uint16_t *scale = w->scale + (panel * blocks + b) * LANES;
         UNROLL for (int h = 0; h < HALVES; h++) {
@@ -124,11 +141,11 @@ INLINE void tile(int rows, int bits, int books, const Panels *w, const Rows *r, 
 /* All rows times one panel, in tiles of as equal height as can be; codes are unpacked anew for each, which costs less than
    writing them down once. */
 INLINE void one(int bits, int books, const Panels *w, const Rows *r, ptrdiff_t panel) {
-    const ptrdiff_t tiles = (r->count + TALL - 1) / TALL;
+    const ptrdiff_t tiles = (r->count + PANEL_ROWS - 1) / PANEL_ROWS;
     for (ptrdiff_t t = 0, row = 0; t < tiles; t++) {
         const ptrdiff_t next = r->count * (t + 1) / tiles, height = next - row;
 #define TILE(rows) if (height == rows) tile(rows, bits, books, w, r, row, panel);
-        UP_TO(TALL)(TILE)
+        UP_TO(PANEL_ROWS)(TILE)
 #undef TILE
         row = next;
     }
