@@ -4,6 +4,9 @@
    taken less SHIFT, as signed bytes: 2 * 128 * 127 fits, where two products with codes up to 255 would not. A half of the
    panel is done by itself, for then twice as many rows fit into the registers. */
 
+/* Sums one after the other: compilers would turn them into trees, whose leaves do not fit into the registers. */
+#define IN_TURN(sum) __asm__("" : "+x"(sum))
+
 INLINE __m256i widened(__m256i a, __m256i pairs) {
     return _mm256_add_epi32(a, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
 }
@@ -18,6 +21,8 @@ INLINE void small_codes(int rows, int bits, const uint8_t *codes, const int8_t *
             const __m256i all = _mm256_set1_epi32(four(x + m * width + part * 4));
             pairs[m].low = _mm256_add_epi16(pairs[m].low, _mm256_maddubs_epi16(c.low, all));
             pairs[m].high = _mm256_add_epi16(pairs[m].high, _mm256_maddubs_epi16(c.high, all));
+            IN_TURN(pairs[m].low);
+            IN_TURN(pairs[m].high);
         }
     }
     UNROLL for (int m = 0; m < rows; m++)
@@ -45,6 +50,8 @@ INLINE void chunk(int rows, int bits, int books, const uint8_t *codes, const uin
                 const __m256i all = _mm256_set1_epi32(four(x + m * width + part * 4));
                 a[m][h].low = signed_dot(a[m][h].low, c.low, sizes.low, all);
                 a[m][h].high = signed_dot(a[m][h].high, c.high, sizes.high, all);
+                IN_TURN(a[m][h].low);
+                IN_TURN(a[m][h].high);
             }
         }
     }
