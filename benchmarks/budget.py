@@ -76,7 +76,7 @@ def passed(row: Row) -> bool:
 def searched(subject: Subject, budget: lissom.Budget, folder: Path, **asked: Any) -> Row:
     """What `optimize` chose, written to a folder, and the seconds that it took."""
     begun = time.perf_counter()
-    result = lissom.optimize(subject.model, subject.data, budget, by=subject.by, progress=tell, **asked)
+    result = lissom.optimize(subject.model, subject.data, {subject.by: budget}, progress=tell, **asked)
     row: Row = {"verdict": result.verdict, "seconds": time.perf_counter() - begun}
     if result.certificate is not None:
         row |= proof(result.certificate)

@@ -69,7 +69,7 @@ class Rival(ABC):
     @cached_property
     def lots(self) -> Split:
         """The examples as `optimize` divides them."""
-        return split(self.subject.data, self.subject.by, Budget())
+        return split(self.subject.data, {self.subject.by: Budget()})
 
     @cached_property
     def original(self) -> nn.Module:

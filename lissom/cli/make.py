@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from lissom.cli.options import Data, Length, Model, Out
-from lissom.cli.read import fraction, read_recipe, read_subject, size, text_windows
+from lissom.cli.options import Confidence, Data, Drops, Length, Model, Out, Relative, Task
+from lissom.cli.read import fraction, read_budgets, read_recipe, read_scored, read_subject, size, text_windows
 from lissom.cli.show import console, report_of, working
 
 
@@ -47,10 +47,13 @@ def optimize(
     model: Model,
     data: Data,
     out: Out,
-    max_drop: Annotated[
-        str, typer.Option(help="accepted drop: points of accuracy, or of perplexity in percent")
-    ] = "1%",
-    confidence: Annotated[str, typer.Option(help="how sure the certificate is")] = "95%",
+    budget: Drops = None,
+    relative: Relative = False,
+    confidence: Confidence = "95%",
+    task: Task = None,
+    task_data: Annotated[
+        Path | None, typer.Option(help="the file of --task, which is scored; DATA, a text, calibrates then")
+    ] = None,
     target: Annotated[str, typer.Option(help="the hardware to measure on")] = "cpu",
     prefer: Annotated[
         str, typer.Option(help="what cheap means: size, latency, both, prefill or decode; or weights: size=1,decode=2")
@@ -76,18 +79,19 @@ def optimize(
     from lissom.artifact.manifest import check_free
     from lissom.report import frontier_table, write_report
     from lissom.search import optimize
-    from lissom.types import Budget
 
-    budget = Budget(max_drop=fraction("max-drop", max_drop), confidence=fraction("confidence", confidence))
     bound = None if max_ram is None else size("max-ram", max_ram)
     subject, examples = read_subject(model, data, length, windows)
+    scored, kind = read_scored(subject, task, task_data)
+    budgets = read_budgets(budget, kind, task, confidence, relative)
     check_free(out)
     bank = work or bank_of(out)
     with working() as tell:
         result = optimize(
             subject,
             examples,
-            budget,
+            budgets,
+            examples=scored,
             target=target,
             prefer=weights(prefer),
             work=bank,

@@ -4,15 +4,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lissom.cli.options import Examples, Json, Length, Lot, Model, Task, Tokenizer
-from lissom.cli.read import example_of, fraction, read_lot
+from lissom.cli.options import Confidence, Drops, Examples, Json, Length, Lot, Model, Relative, Task, Tokenizer
+from lissom.cli.read import example_of, read_budgets, read_lot
 from lissom.cli.show import show
-from lissom.errors import DataError
 
 if TYPE_CHECKING:
     from lissom.estimate import Estimate
-    from lissom.evaluate import Metric
-    from lissom.evaluate.metric import Output
 
 
 def evaluate(
@@ -52,12 +49,9 @@ def certify(
     model: Model,
     original: Annotated[str, typer.Option(help="the model that it was made from")],
     data: Lot = None,
-    budget: Annotated[
-        list[str] | None,
-        typer.Option(help="accepted drop, such as 1%, or of a metric, such as kl=0.05; all of several must hold"),
-    ] = None,
-    relative: Annotated[bool, typer.Option(help="drops are shares of the original's own score")] = False,
-    confidence: Annotated[str, typer.Option(help="how sure the certificate is")] = "95%",
+    budget: Drops = None,
+    relative: Relative = False,
+    confidence: Confidence = "95%",
     task: Task = None,
     tokenizer: Tokenizer = None,
     length: Length = 512,
@@ -71,19 +65,10 @@ def certify(
     from lissom.artifact import open_folder
     from lissom.engine.lower import lower
     from lissom.evaluate import certify_models
-    from lissom.types import Budget
 
-    sure = fraction("confidence", confidence)
     opened = open_folder(model)
     lot, kind = read_lot(data, opened, length, examples, task, tokenizer)
-    budgets: dict[str | Metric | Output, Budget] = {}
-    for given in budget or ["1%"]:
-        name, _, drop = given.rpartition("=")
-        if name and task:
-            raise DataError(f"--budget {given}: with --task the budget is the task's; write --budget {drop}")
-        if (name or kind) in budgets:
-            raise DataError(f"--budget {given}: a metric has one budget, and there is one for it already")
-        budgets[name or kind] = Budget(max_drop=fraction("budget", drop), confidence=sure, relative=relative)
+    budgets = read_budgets(budget, kind, task, confidence, relative)
     found = certify_models(lower(open_folder(original).model), lower(opened.model), lot, budgets)
     show({"certificate": found}, json_lines)
     if found.verdict != "PASS":

@@ -12,6 +12,16 @@ Out = Annotated[Path, typer.Option(help="the folder to make; it must not exist")
 Length = Annotated[int, typer.Option(help="tokens of a window", min=2)]
 Json = Annotated[bool, typer.Option("--json", help="figures as one JSON object")]
 Examples = Annotated[int, typer.Option(help="examples (windows of a text) to use, at most, drawn at random", min=1)]
+Drops = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--budget",
+        "--max-drop",
+        help="accepted drop, such as 1% (the default), or of a metric, such as kl=0.05; all of several must hold",
+    ),
+]
+Relative = Annotated[bool, typer.Option(help="drops are shares of the original's own score")]
+Confidence = Annotated[str, typer.Option(help="how sure the certificate is")]
 Tokenizer = Annotated[str | None, typer.Option(help="folder of the tokenizer, for --task sts with sentences")]
 Task = Annotated[
     str | None,

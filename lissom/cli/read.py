@@ -12,7 +12,7 @@ from lissom.files import read_text
 if TYPE_CHECKING:
     from lissom.artifact import Opened
     from lissom.evaluate import Metric
-    from lissom.types import Recipe
+    from lissom.types import Budget, Recipe
 
 
 def read_recipe(file: Path) -> "Recipe":
@@ -70,26 +70,41 @@ def read_lot(
         DataError: there is no such task, or the model is none for it.
     """
     from lissom.evaluate import metric
-    from lissom.evaluate.tasks import task as find
-    from lissom.evaluate.tasks.harness import PREFIX, harness
+    from lissom.evaluate.tasks import TASKS
 
-    if task is not None and task.startswith(PREFIX):
-        if opened.tokenizer is None:
-            raise DataError(f"--task {task}: {opened.folder} is no language model; leave it out")
-        examples, kind = harness(task.removeprefix(PREFIX), opened.tokenizer, file)
+    if task == "sts" and opened.tokenizer is None and file is not None:
+        return drawn(sentence_pairs(file, opened, tokenizer), most), TASKS[task].metric
+    if task is not None:
+        examples, kind = read_task(task, file, opened.tokenizer, opened.folder)
         return drawn(examples, most), kind
     if file is None:
-        raise DataError(f"--data: give examples; only tasks of lm-eval (--task {PREFIX}hellaswag) bring their own")
-    if task is not None:
-        found = find(task)
-        if task == "sts" and opened.tokenizer is None:
-            return drawn(sentence_pairs(file, opened, tokenizer), most), found.metric
-        if opened.tokenizer is None:
-            raise DataError(f"--task {task}: {opened.folder} is no language model; leave it out")
-        return drawn(found.read(file, opened.tokenizer), most), found.metric
+        raise DataError("--data: give examples; only tasks of lm-eval (--task lm-eval:hellaswag) bring their own")
     if opened.tokenizer is not None:
         return drawn(text_windows(file, opened.tokenizer, length), most), metric("perplexity")
     return drawn(read_arrays(file, opened.signature), most), metric("accuracy")
+
+
+def read_task(
+    task: str, file: Path | None, tokenizer: Any, folder: str | Path, option: str = "data"
+) -> tuple[Any, "Metric"]:
+    """The examples of a language model's task, and what they are scored by; `option` is what names their file.
+
+    Raises:
+        DataError: there is no such task, its file is missing, or the model is none for it.
+    """
+    from lissom.evaluate.tasks import task as find
+    from lissom.evaluate.tasks.harness import PREFIX, harness
+
+    found = None if task.startswith(PREFIX) else find(task)
+    if tokenizer is None:
+        raise DataError(f"--task {task}: {folder} is no language model; leave it out")
+    if found is None:
+        return harness(task.removeprefix(PREFIX), tokenizer, file)
+    if file is None:
+        raise DataError(
+            f"--{option}: give examples of {task}; only tasks of lm-eval (--task {PREFIX}hellaswag) bring their own"
+        )
+    return found.read(file, tokenizer), found.metric
 
 
 def sentence_pairs(file: Path, opened: "Opened", tokenizer: str | None) -> Any:
@@ -138,6 +153,48 @@ def read_subject(model: str, data: Path, length: int, windows: int) -> tuple[Any
         opened = open_folder(folder)
         return opened.model, read_arrays(data, opened.signature)
     return model, text_windows(data, Checkpoint(model).tokenizer(), length)[:windows]
+
+
+def read_scored(subject: Any, task: str | None, file: Path | None) -> tuple[Any, "Metric"]:
+    """What is scored where that is not the data itself, else None, and the metric that a budget without a name is for.
+
+    Raises:
+        DataError: a file is given and no task, there is no such task, or the model is none for it.
+    """
+    from lissom.evaluate import METRICS
+    from lissom.models import Checkpoint
+
+    language = isinstance(subject, str)
+    if task is not None:
+        tokenizer = Checkpoint(subject).tokenizer() if language else None
+        return read_task(task, file, tokenizer, subject if language else "a module", "task-data")
+    if file is not None:
+        raise DataError(f"--task-data {file}: say by --task what it holds, such as lambada")
+    return None, METRICS["perplexity" if language else "accuracy"]
+
+
+def read_budgets(
+    given: list[str] | None, kind: "Metric", task: str | None, confidence: str, relative: bool
+) -> "dict[Metric, Budget]":
+    """Budgets written as 1%, which is for one metric, or kl=0.05, which names its own.
+
+    Raises:
+        DataError: a metric does not exist, has two budgets, or is not the task's; or what is given is no fraction.
+    """
+    from lissom.evaluate import metric
+    from lissom.types import Budget
+
+    sure = fraction("confidence", confidence)
+    found: dict[Metric, Budget] = {}
+    for each in given or ["1%"]:
+        name, _, drop = each.rpartition("=")
+        if name and task:
+            raise DataError(f"--budget {each}: with --task the budget is the task's; write --budget {drop}")
+        by = metric(name) if name else kind
+        if by in found:
+            raise DataError(f"--budget {each}: a metric has one budget, and there is one for it already")
+        found[by] = Budget(max_drop=fraction("budget", drop), confidence=sure, relative=relative)
+    return found
 
 
 def read_module(model: str) -> tuple[Any, Any]:

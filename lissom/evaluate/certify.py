@@ -13,9 +13,29 @@ from torch import Tensor, nn
 from lissom.calibrate import Batch
 from lissom.errors import DataError
 from lissom.estimate import Array, Certificate, Certifier, joint
-from lissom.evaluate.examples import evaluating, pieces
-from lissom.evaluate.metric import Metric, Output, metric
+from lissom.evaluate.examples import evaluating
+from lissom.evaluate.metric import Metric, Output, lots, metric
 from lissom.types import Budget
+
+Budgets = Mapping[Metric, Budget]
+Given = Mapping[str, Budget] | Budgets | Mapping[str | Metric | Output, Budget]  # by name, itself, or a function
+
+
+def budgets_of(given: Given) -> dict[Metric, Budget]:
+    """The metrics that names and functions stand for, each with its budget.
+
+    Raises:
+        DataError: there is none, one is there twice, or a budget is none that its metric can have.
+    """
+    kinds = [(metric(by), budget) for by, budget in given.items()]
+    if not kinds:
+        raise DataError("budgets: there are none; give at least one metric with its budget, {'accuracy': Budget()}")
+    names = [kind.name for kind, _ in kinds]
+    if len(set(names)) < len(names):
+        raise DataError(f"budgets: {', '.join(names)} name a metric twice; give one budget for each")
+    for kind, budget in kinds:
+        kind.certifier(budget)  # refuses what cannot be tested
+    return dict(kinds)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +64,7 @@ def certify_models(
     original: nn.Module,
     compressed: nn.Module,
     data: Any,
-    budgets: Mapping[str | Metric | Output, Budget],
+    budgets: Given,
     *,
     clusters: ArrayLike | None = None,
 ) -> Certificate:
@@ -63,17 +83,10 @@ def certify_models(
     Raises:
         DataError: there are no examples, or they do not fit a metric; or there is no metric, or one twice.
     """
-    kinds = [(metric(by), budget) for by, budget in budgets.items()]
-    if not kinds:
-        raise DataError("budgets: there are none; give at least one metric with its budget, {'accuracy': Budget()}")
-    names = [kind.name for kind, _ in kinds]
-    if len(set(names)) < len(names):
-        raise DataError(f"budgets: {', '.join(names)} name a metric twice; give one budget for each")
-    trials = [Trial(metric=kind, certifier=kind.certifier(budget, clusters)) for kind, budget in kinds]
-    examples = min(kind.examples for kind, _ in kinds)
-    tokens = min((kind.tokens for kind, _ in kinds if kind.tokens is not None), default=None)
+    kinds = budgets_of(budgets)
+    trials = [Trial(metric=kind, certifier=kind.certifier(budget, clusters)) for kind, budget in kinds.items()]
     with evaluating(original, compressed):
-        for batch in pieces(data, examples, original, tokens):
+        for batch in lots(data, kinds, original):
             said: dict[Output, tuple[Tensor, Tensor]] = {}
             for trial in trials:
                 output = trial.metric.output

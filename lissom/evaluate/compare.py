@@ -13,8 +13,8 @@ from torch import nn
 from lissom.calibrate import Batch
 from lissom.estimate import Array, Certificate, Estimate, mean_estimate, paired_difference, proportion
 from lissom.evaluate.agreement import divergence, same_top1
-from lissom.evaluate.examples import array, evaluating, pieces
-from lissom.evaluate.metric import Metric, Output, metric
+from lissom.evaluate.examples import array, evaluating
+from lissom.evaluate.metric import Metric, Output, lots, metric
 from lissom.types import Budget
 
 
@@ -88,9 +88,7 @@ def paired(original: nn.Module, compressed: nn.Module, data: Any, by: str | Metr
     """
     kind = metric(by)
     with evaluating(original, compressed):
-        parts = [
-            both(original, compressed, batch, kind) for batch in pieces(data, kind.examples, original, kind.tokens)
-        ]
+        parts = [both(original, compressed, batch, kind) for batch in lots(data, [kind], original)]
     found = {name: [part[name] for part in parts] for name in parts[0]}
     scores = {name: kind.together(found.pop(name)) for name in ("original", "compressed")}
     return Paired(metric=kind, **scores, **{name: np.concatenate(lists) for name, lists in found.items()})

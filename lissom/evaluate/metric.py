@@ -3,7 +3,7 @@
 Shapes: n examples.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,8 +73,8 @@ class Metric:
         if self.against is not None:
             raise DataError(f"{self.name} is between two models: compare with the original")
         with evaluating(model):
-            batches = pieces(data, self.examples, model, self.tokens)
-            return self.together([array(self.score(self.output(model, batch), batch)) for batch in batches])
+            graded = [array(self.score(self.output(model, batch), batch)) for batch in lots(data, [self], model)]
+            return self.together(graded)
 
     def pair(self, original: Tensor, compressed: Tensor, batch: Batch) -> tuple[Array, Array]:
         """The scores of a batch's examples, by what two models say."""
@@ -106,6 +106,16 @@ class Metric:
     def fewest_examples(self, budget: Budget) -> int:
         """The smallest number of examples with which a model can pass."""
         return fewest_examples(budget, bounds=self.bounds)
+
+
+def lots(data: Any, kinds: Collection[Metric], model: nn.Module) -> Iterator[Batch]:
+    """The batches of the data where a model is, none larger than each of some metrics takes.
+
+    Raises:
+        DataError: no examples are in it.
+    """
+    tokens = min((kind.tokens for kind in kinds if kind.tokens is not None), default=None)
+    return pieces(data, min(kind.examples for kind in kinds), model, tokens)
 
 
 def share(right: Float[Array, " n"]) -> Estimate:

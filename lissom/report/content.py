@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from lissom.estimate import Certificate, Estimate
+from lissom.evaluate import Comparison
 from lissom.types import Budget, Recipe
 
 # Why a candidate was not chosen, where it has no note of its own.
@@ -23,7 +24,8 @@ class Point(Protocol):
     `latency` is in milliseconds, and so are `parts`, such as "prefill" and "decode"; `drop` is a fraction, on the scale
     of the budget's `max_drop`; `kl` is the divergence from the original in nats a prediction, on the data for choosing;
     what was predicted is None where nothing was. `verdict` is PASS, FAIL, NEED MORE, or empty where the candidate was
-    not certified; `note` may say why it was rejected, and `summary` what was done to the model, in a line.
+    not certified; `note` may say why it was rejected, and `summary` what was done to the model, in a line. `others` has
+    what `quality` and `drop` are for each further metric, by its name.
     """
 
     @property
@@ -52,6 +54,8 @@ class Point(Protocol):
     def predicted_latency_ms(self) -> float | None: ...
     @property
     def predicted_kl(self) -> float | None: ...
+    @property
+    def others(self) -> Mapping[str, Comparison]: ...
 
 
 @runtime_checkable
@@ -105,9 +109,10 @@ class Report:
 
     `points` begins with the original model, which sizes and times are compared with. `chosen` is the name of the point
     that won, None where none did; `failed` names candidates that could not be compared, and why. `metric` is what
-    quality means here ("accuracy"). `layers` are those of the chosen model. `machine`, `versions` and `hashes` (file:
-    sha-256) are printed as they are given; `made` is a date. `command` makes all of it again; `folder` is what `lissom
-    recut` can cut anew, empty where it cannot.
+    quality means here ("accuracy"), of several the first, and `budget` is its budget; the certificate has all. `layers`
+    are those of the chosen model. `machine`, `versions` and `hashes` (file: sha-256) are printed as they are given;
+    `made` is a date. `command` makes all of it again; `folder` is what `lissom recut` can cut anew, empty where it
+    cannot.
     """
 
     title: str

@@ -13,7 +13,10 @@ NOTHING: Pair = (NONE, "")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One candidate in words; below what was predicted stands how much more was measured."""
+    """One candidate in words; below what was predicted stands how much more was measured.
+
+    `others` has the name, the quality and the drop of each further metric.
+    """
 
     name: str
     size: str
@@ -29,6 +32,7 @@ class Row:
     predicted_kl: Pair
     verdict: str
     chosen: bool
+    others: Sequence[tuple[str, Pair, Pair]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +86,10 @@ def _row(point: Point, original: Point, chosen: bool) -> Row:
         predicted_kl=_predicted(point.predicted_kl, None if kl is None else kl.value),
         verdict=point.verdict or NONE,
         chosen=chosen,
+        others=[
+            (name, figure(other.compressed), NOTHING if point is original else drop(other.drop))
+            for name, other in point.others.items()
+        ],
     )
 
 

@@ -6,7 +6,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lissom.report.content import LayerRow, Point, StepRow
-from lissom.report.rows import Row, layer_rows, rows, step_rows
+from lissom.report.rows import Pair, Row, layer_rows, rows, step_rows
 from lissom.report.words import percent
 
 STYLES = {"PASS": "green", "FAIL": "red", "NEED MORE": "yellow"}
@@ -15,11 +15,14 @@ STYLES = {"PASS": "green", "FAIL": "red", "NEED MORE": "yellow"}
 def frontier_table(points: Sequence[Point], chosen: str | None = None, *, metric: str = "quality") -> Table:
     """The frontier, for a terminal of 80 columns or more; `chosen` is the name of the point that won.
 
-    Beside size and latency stand how many times smaller and faster than the original, beside the drop its interval.
+    Beside size and latency stand how many times smaller and faster than the original, beside the drop its interval. Of
+    several metrics each has its columns, and the table is as much wider.
     """
     table = _table("")
     table.add_column("candidate", overflow="fold", min_width=9)
     _numbers(table, "size", "", "bits", "ms", "", metric, "drop, %", "")
+    for other in points[0].others:
+        _numbers(table, other, "drop, %", "")
     table.add_column("", min_width=4)
     for row in rows(points, chosen):
         table.add_row(*_cells(row), style="bold" if row.chosen else None)
@@ -32,10 +35,14 @@ def _cells(row: Row) -> list[Text]:
         Text("\N{BLACK RIGHT-POINTING TRIANGLE}" if row.chosen else " "),
         Text(row.name),
         *(Text(cell) for cell in figures),
-        Text(row.drop[0].removesuffix(" %")),
-        Text(row.drop[1], style="dim"),
+        *_drop(row.drop),
+        *(cell for _, quality, lost in row.others for cell in (Text(quality[0]), *_drop(lost))),
         Text(row.verdict, style=STYLES.get(row.verdict, "dim")),
     ]
+
+
+def _drop(pair: Pair) -> tuple[Text, Text]:
+    return Text(pair[0].removesuffix(" %")), Text(pair[1], style="dim")
 
 
 def layer_table(layers: Sequence[LayerRow], *, most: int | None = None) -> Table:

@@ -124,32 +124,55 @@ def sentence(report: Report) -> str:
     budget = _budget(certificate, report.metric)
     sure = percent(certificate.confidence)
     value, interval = drop(certificate.drop)
-    measured = f"On them the drop is {value} (between {interval.replace(' to ', ' and ')} %)."
+    measured = f" On them the drop is {value} (between {interval.replace(' to ', ' and ')} %)."
+    if len(_judged(certificate)) > 1:
+        measured = ""  # a drop for each, which stand below
     if certificate.verdict == "PASS":
         said = f"this model stays inside {budget}. {_count(certificate.n)} examples that had no part in choosing it"
-        return f"With {sure} confidence {said} show it. {measured}"
+        return f"With {sure} confidence {said} show it.{measured}"
     if certificate.verdict == "FAIL":
         shown = f"{_count(certificate.n)} examples show it."
-        return f"With {sure} confidence the best candidate breaks {budget}. {shown} {measured}"
+        return f"With {sure} confidence the best candidate breaks {budget}. {shown}{measured}"
     more = f"About {_count(certificate.n_more)} more would" if certificate.n_more else "No attainable number would"
     undecided = f"{_count(certificate.n)} examples do not decide whether the best candidate keeps {budget}."
-    return f"{undecided} {more}. {measured}"
+    return f"{undecided} {more}.{measured}"
 
 
 def meaning(certificate: Certificate) -> str:
     """What a certificate promises and what it does not, for those who have not met one."""
-    limit, risk = percent(certificate.max_drop), percent(round(1 - certificate.confidence, 6))
+    parts = list(certificate.parts.values()) or [certificate]
+    risk = percent(round(1 - min(part.confidence for part in parts), 6))
+    breaks, whole = f"truly drops more than {percent(certificate.max_drop)}", ""
+    if certificate.parts:
+        breaks = "truly breaks one of these budgets"
+        whole = (
+            "Each is tested at the full confidence, and all must pass, which needs no correction "
+            "(an intersection-union test; Berger, Technometrics 1982). "
+        )
     return (
-        f"What that promises: a model that truly drops more than {limit} is passed with a chance of at most {risk}, "
+        f"What that promises: a model that {breaks} is passed with a chance of at most {risk}, "
         "however many candidates were tried and whenever the test was stopped. Both models answered the same examples, "
-        "none of which had been used to calibrate or to choose. It speaks of data like these examples, and of no other."
+        f"none of which had been used to calibrate or to choose. {whole}"
+        "It speaks of data like these examples, and of no other."
     )
 
 
+def _judged(certificate: Certificate) -> list[Certificate]:
+    """Those that a verdict is of: of several metrics all with this verdict."""
+    return [part for part in certificate.parts.values() if part.verdict == certificate.verdict] or [certificate]
+
+
 def _budget(certificate: Certificate, metric: str) -> str:
-    share = " of the original's own" if certificate.relative else ""
-    measured = f"measured by {certificate.metric or metric}"
-    return f"the budget, a drop of at most {percent(certificate.max_drop)}{share} in quality, {measured}"
+    limits = [(percent(one.max_drop), _share(one), one.metric or metric) for one in _judged(certificate)]
+    if len(limits) > 1:
+        each = " and ".join(f"{limit}{share} by {name}" for limit, share, name in limits)
+        return f"the budgets, drops in quality of at most {each}"
+    ((limit, share, name),) = limits
+    return f"the budget, a drop of at most {limit}{share} in quality, measured by {name}"
+
+
+def _share(certificate: Certificate) -> str:
+    return " of the original's own" if certificate.relative else ""
 
 
 def _count(number: int) -> str:

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from lissom.artifact.fingerprint import of_json
 from lissom.estimate import Estimate
-from lissom.evaluate import Comparison, Metric
+from lissom.evaluate import Budgets, Comparison, Metric
 from lissom.search.bank import Bank, Choice
 from lissom.search.forms import SAFE
 from lissom.search.joint import Problem
@@ -34,20 +35,12 @@ UNIFORM = (SAFE, "4 bits", "shared 4 bits", "half pruned, 8 bits", "half pruned,
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seen:
-    """A choice as it was measured on the data for choosing; `before` is the quality of the original."""
+    """A choice as it was measured on the data for choosing: by each metric, and how far from the original it is."""
 
     name: str
     choice: Choice
-    before: Estimate
-    quality: Estimate
-    drop: Estimate
+    figures: Mapping[str, Comparison]
     distance: Estimate
-
-    @classmethod
-    def of(cls, name: str, choice: Choice, found: Comparison, distance: Estimate) -> "Seen":
-        """A choice as a comparison shows it."""
-        figures = {"before": found.original, "quality": found.compressed, "drop": found.drop}
-        return cls(name=name, choice=choice, distance=distance, **figures)
 
 
 class Choosing:
@@ -58,8 +51,8 @@ class Choosing:
         bank: its layers in all forms.
         problem: what they cost.
         lots: the data.
-        kind: what quality means.
-        budget: the accepted drop.
+        budgets: the accepted drop in each metric.
+        by: the metric that reads the outputs by which distances are told.
         pays: what each step of a choice saves, measured.
         tell: told what is being done.
     """
@@ -70,13 +63,14 @@ class Choosing:
         bank: Bank,
         problem: Problem,
         lots: Split,
-        kind: Metric,
-        budget: Budget,
+        budgets: Budgets,
+        by: Metric,
         pays: Callable[[Choice], Sequence[StepRow]],
         tell: Callable[[str], None],
     ) -> None:
         self.subject, self.bank, self.problem, self.lots = subject, bank, problem, lots
-        self.kind, self.budget, self.pays, self.tell = kind, budget, pays, tell
+        self.budgets, self.by, self.pays, self.tell = budgets, by, pays, tell
+        self.told = of_json([by.name, *(kind.name for kind in budgets)])  # what was measured is of these
         self.all: dict[str, Seen] = {}
         self.scale: Mapping[str, float] = {}
         self.steps: Sequence[StepRow] = ()
@@ -115,8 +109,8 @@ class Choosing:
         return low
 
     def inside(self, seen: Seen) -> bool:
-        """Whether a choice stays inside the budget, as far as the data for choosing tells."""
-        return seen.drop.value <= limit(self.budget, self.kind, seen.before)
+        """Whether a choice stays inside all budgets, as far as the data for choosing tells."""
+        return not broken(self.budgets, seen.figures)
 
     def uniform(self, cost: float) -> None:
         """Measure choices of one form everywhere that would cost less than what was found."""
@@ -137,7 +131,7 @@ class Choosing:
     @cached_property
     def yardstick(self) -> Yardstick:
         """What the original says to the data for choosing."""
-        return Yardstick(self.subject.original, self.lots.selection, self.kind)
+        return yardstick_of(self.subject, self.lots, self.budgets, self.by)
 
     def distance(self, choice: Choice) -> float:
         """How far a choice is from the original."""
@@ -145,7 +139,7 @@ class Choosing:
         def looked() -> dict[str, Any]:
             return {"value": self.yardstick.distance(self.subject.assemble(self.bank, choice, "").open())}
 
-        return float(self.bank.known(f"distance {digest(choice)}", looked)["value"])
+        return float(self.bank.known(f"distance {digest(choice)} {self.by.name}", looked)["value"])
 
     def measured(self, choice: Choice, name: str = "") -> Seen:
         """A choice compared with the original on the data for choosing."""
@@ -158,11 +152,9 @@ class Choosing:
                 figures, far = self.yardstick.compare(self.subject.assemble(self.bank, choice, name).open())
                 return {"figures": plain(figures), "distance": plain(far)}
 
-            held = self.bank.known(f"compared {key}", compared)
-            found: dict[str, Any] = {
-                what: Estimate(**one) if isinstance(one, dict) else one for what, one in held["figures"].items()
-            }
-            self.all[key] = Seen.of(name, choice, Comparison(**found), Estimate(**held["distance"]))
+            held = self.bank.known(f"compared {key} {self.told}", compared)
+            figures = {kind: comparison_of(one) for kind, one in held["figures"].items()}
+            self.all[key] = Seen(name=name, choice=choice, figures=figures, distance=Estimate(**held["distance"]))
         return self.all[key]
 
     def name(self, choice: Choice) -> str:
@@ -172,6 +164,27 @@ class Choosing:
         taken = {one.name for one in self.all.values()}
         names = (f"mixed, {bits:.2f} bits{mark}" for mark in ("", *(f" ({number})" for number in range(2, 1000))))
         return next(name for name in names if name not in taken)
+
+
+def yardstick_of(subject: Subject, lots: Split, budgets: Budgets, by: Metric) -> Yardstick:
+    """What the original says to the data for choosing."""
+    return Yardstick(subject.original, lots.selection, budgets, (lots.outputs, by))
+
+
+def comparison_of(held: Mapping[str, Any]) -> Comparison:
+    """Figures from JSON."""
+    read: Any = {name: Estimate(**one) if isinstance(one, dict) else one for name, one in held.items()}
+    return Comparison(**read)
+
+
+def broken(budgets: Budgets, figures: Mapping[str, Comparison]) -> str:
+    """The first budget that is broken on the data for choosing, in words; empty where all hold."""
+    for kind, budget in budgets.items():
+        found = figures[kind.name]
+        if not found.drop.value <= limit(budget, kind, found.original):
+            of = f" of {kind.name}" if len(budgets) > 1 else ""
+            return f"dropped {found.drop.value:.2%}{of} on the data for choosing"
+    return ""
 
 
 def limit(budget: Budget, kind: Metric, before: Estimate) -> float:

@@ -11,7 +11,8 @@ closeness to the original, are certified on examples of their own, from the clos
 each at the full confidence, until one does not pass. Testing in an order fixed beforehand and stopping at the first
 that fails keeps the chance of any false pass at 1 - confidence (fixed-sequence testing; Angelopoulos et al., Learn then
 Test, 2021, arXiv:2110.01052, section 3.2): that many candidates were tried costs nothing. The cheapest that passed is
-chosen.
+chosen. Of several metrics each is tested at the full confidence, and all must pass: a model that breaks some budget is
+passed only if that very one is passed falsely (an intersection-union test; Berger, Technometrics 1982).
 """
 
 import statistics
@@ -22,7 +23,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from lissom.artifact import annotate
 from lissom.artifact.fingerprint import of_code, of_json, of_tensors
@@ -32,13 +33,11 @@ from lissom.calibrate import Batch
 from lissom.calibrate.data import each
 from lissom.errors import DataError, RecipeError
 from lissom.estimate import Certificate, Estimate
-from lissom.evaluate import Comparison, Metric, certify_models, metric, paired
-from lissom.evaluate.examples import tensors
-from lissom.evaluate.metric import Output
+from lissom.evaluate import METRICS, Budgets, Given, budgets_of, certify_models
 from lissom.hardware import check_target
 from lissom.search import trying
 from lissom.search.bank import Bank, Choice
-from lissom.search.choosing import UNIFORM, Choosing, Seen, digest
+from lissom.search.choosing import UNIFORM, Choosing, Seen, digest, yardstick_of
 from lissom.search.forms import ORIGINAL as NOTHING
 from lissom.search.forms import SAFE
 from lissom.search.joint import Prefer, Problem, times, weights_of
@@ -57,11 +56,12 @@ from lissom.types import Budget, Recipe
 def optimize(
     model: nn.Module | str | Path,
     data: Any,
-    budget: Budget | None = None,
+    budget: Budget | Given | None = None,
     *,
     target: str = "cpu",
     prefer: Prefer = "both",
-    by: str | Metric | Output | None = None,
+    examples: Any = None,
+    clusters: Any = None,
     recipes: Sequence[Recipe] | None = None,
     work: str | Path | None = None,
     max_ram: int | None = None,
@@ -74,12 +74,18 @@ def optimize(
         data: labelled examples for a module, as (inputs, classes) or batches of those; windows of tokens, an integer
             tensor (n, t), for a language model. They are shuffled and divided: a fifth calibrates, three tenths choose,
             the rest certifies.
-        budget: the accepted drop and the confidence; by default 1 % and 95 %.
+        budget: the accepted drop and the confidence, by default 1 % and 95 %, in "accuracy" for a module and in
+            "perplexity" for a language model; or as for `certify_models` one for each of several metrics, {metric:
+            budget}, all of which must hold. A metric is a name, a Metric, or a function (model, batch) -> scores
+            between 0 and 1, one per example. The tables show the first.
         target: the hardware to measure on.
         prefer: what cheap means: "size", "latency", or "both", their product; for a language model also "prefill" and
             "decode"; or the exponent of each in the product, such as {"size": 1, "decode": 2}.
-        by: the metric: "accuracy" (the default for modules), "perplexity" (for language models), or a function
-            (model, batch) -> scores between 0 and 1, one per example.
+        examples: what the metrics score, where that is of another kind than what calibrates, as a task's examples are
+            for a language model. Of `data` two fifths calibrate then, and on the rest it is seen how far candidates are
+            from the original; of the examples three eighths choose, and the rest certifies.
+        clusters: an integer for each example that is scored. Those of one belong together, such as questions about one
+            text: they come into one lot, and the certificate counts them once.
         recipes: the candidates, in place of those that the search finds.
         work: a folder for what is made on the way. A search that was cut short goes on from there, and `recut` builds
             other points of the frontier from it; without one nothing is kept.
@@ -89,25 +95,28 @@ def optimize(
     Raises:
         ModelError, DataError, RecipeError, ArtifactError: with what is wrong and what to do.
     """
-    budget = budget or Budget()
     place = check_target(target)
     module = isinstance(model, nn.Module)
     if module and max_ram is not None:
         raise DataError("max_ram: a module is in memory already; leave it out")
     weights = weights_of(prefer, () if module else ("prefill", "decode"))
-    kind = metric(by or ("accuracy" if module else "perplexity"))
-    lots = split(data, kind, budget)
+    budgets = budgets_for(budget, module)
+    by = next(iter(budgets))
+    if not (module or by.logits):
+        by = METRICS["perplexity"]  # it reads the logits of windows
+    lots = split(data, budgets, examples=examples, clusters=clusters)
     example = each(lots.calibration, lambda part: part[:2])
     subject: Subject
     if isinstance(model, nn.Module):
-        subject = ModuleSubject(model, example, place, lots.selection)
+        subject = ModuleSubject(model, example, place, lots.outputs)
     else:
         subject = LanguageSubject(model, place)
-    terms = Terms(budget=budget, metric=kind, target=target, weights=weights, progress=progress)
+    terms = Terms(budgets=budgets, by=by, target=target, weights=weights, progress=progress)
     if recipes is not None:
         check_names(recipes)
         return concluded(subject, by_recipes(subject, recipes, lots, terms), lots, terms)
-    asked = {"model": subject.fingerprint(), "data": of_tensors(named(lots)), "code": of_code()}
+    asked = {"model": subject.fingerprint(), "data": of_tensors(lots.tensors), "code": of_code()}
+    asked["kind of distance"] = "KL" if by.logits else "squared error"
     with (
         tempfile.TemporaryDirectory(prefix="lissom-") as scratch,
         Journal.open(Path(work or scratch), asked) as journal,
@@ -115,10 +124,11 @@ def optimize(
         return concluded(subject, joint(subject, journal, lots, max_ram, terms), lots, terms)
 
 
-def named(lots: Split) -> dict[str, Tensor]:
-    """All tensors of the data."""
-    held = {"calibration": lots.calibration, "selection": lots.selection, "certification": lots.certification}
-    return {f"{lot} {number}": part for lot, batch in held.items() for number, part in enumerate(tensors(batch))}
+def budgets_for(given: Budget | Given | None, module: bool) -> Budgets:
+    """What was given as budget, by metric."""
+    return budgets_of(
+        given if isinstance(given, Mapping) else {"accuracy" if module else "perplexity": given or Budget()}
+    )
 
 
 def check_names(candidates: Sequence[Recipe]) -> None:
@@ -167,15 +177,16 @@ def by_recipes(subject: Subject, recipes: Sequence[Recipe], lots: Split, terms: 
     """
     tried: list[Tried] = []
     failed: dict[str, str] = {}
+    yardstick = yardstick_of(subject, lots, terms.budgets, terms.by)
     for recipe in recipes:
         terms.progress(f"{recipe.name}: compress")
         try:
             trial = subject.compress(recipe, lots.calibration)
-            found = Comparison.of(paired(subject.original, trial.open(), lots.selection, terms.metric))
+            figures, far = yardstick.compare(trial.open())
         except DataError as error:  # such as outputs that overflow: this candidate's fault, not the others'
             failed[recipe.name] = str(error)
             continue
-        seen = Seen.of(recipe.name, {}, found, found.kl or found.drop)
+        seen = Seen(name=recipe.name, choice={}, figures=figures, distance=far)
         tried.append(timed(subject, trial, seen, terms))
     if not tried:
         raise DataError(f"no candidate could be compared: {next(iter(failed.values()))}")
@@ -185,15 +196,15 @@ def by_recipes(subject: Subject, recipes: Sequence[Recipe], lots: Split, terms: 
 def joint(subject: Subject, journal: Journal, lots: Split, max_ram: int | None, terms: Terms) -> Pool:
     """The candidates that the joint search finds."""
     bank = Bank(journal, subject.units, subject.forms)
-    subject.fill(bank, lots.calibration, terms.metric, max_ram, terms.progress)
+    subject.fill(bank, lots.calibration, terms.by, max_ram, terms.progress)
     table = latencies(subject, bank, terms)
     choosing = Choosing(
         subject,
         bank,
         Problem.of(bank, subject.kinds, table, terms.weights),
         lots,
-        terms.metric,
-        terms.budget,
+        terms.budgets,
+        terms.by,
         pays=lambda choice: steps_of(subject, bank, choice, terms),
         tell=terms.progress,
     )
@@ -301,13 +312,13 @@ def concluded(subject: Subject, pool: Pool, lots: Split, terms: Terms) -> Result
     passed = cheapest_first([one for one in judged if one.certificate.verdict == "PASS"], terms)
     shown = passed[0] if passed else judged[0] if judged else None
     pool.remember(verdicts)
-    report = {"metric": terms.metric.name, "target": terms.target, "points": [plain(point) for point in points]}
+    budgets = {kind.name: budget for kind, budget in terms.budgets.items()}
+    report = {"metric": next(iter(budgets)), "target": terms.target, "points": [plain(point) for point in points]}
     return Result(
         points=points,
-        best=candidate(passed[0], report, points, lots.selection) if passed else None,
+        best=candidate(passed[0], report, points, lots.outputs) if passed else None,
         certificate=shown.certificate if shown else None,
-        budget=terms.budget,
-        metric=terms.metric.name,
+        budgets=budgets,
         target=terms.target,
         failed=pool.failed,
         layers=pool.layers(passed[0].tried.point.name) if passed else (),
@@ -338,7 +349,7 @@ def certified(subject: Subject, queue: Sequence[Tried], lots: Split, terms: Term
     for tried in queue:
         terms.progress(f"{tried.point.name}: certify")
         model = tried.trial.open()
-        certificate = certify_models(subject.original, model, lots.certification, {terms.metric: terms.budget})
+        certificate = certify_models(subject.original, model, lots.certification, terms.budgets, clusters=lots.clusters)
         judged.append(Judged(tried=tried, certificate=certificate))
         if certificate.verdict != "PASS":
             break

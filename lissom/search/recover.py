@@ -36,7 +36,7 @@ def recovered(choosing: Choosing) -> Iterator[tuple[Seen, Trial]]:
             figures, far = choosing.yardstick.compare(trial.open())
         except DataError:  # it went astray
             return
-        seen = Seen.of(name, choice, figures, far)
+        seen = Seen(name=name, choice=choice, figures=figures, distance=far)
         yield seen, trial
         if not choosing.inside(seen):
             return

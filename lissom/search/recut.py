@@ -39,7 +39,7 @@ def remember(bank: Bank, choosing: Choosing, verdicts: Mapping[str, str], subjec
             "name": one.name,
             "choice": dict(one.choice),
             "kl": one.distance.value,
-            "drop": one.drop.value,
+            "drop": next(iter(one.figures.values())).drop.value,
             "verdict": verdicts.get(one.name, ""),
         }
         for one in choosing.all.values()

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lissom.estimate import Certificate, Estimate
+from lissom.evaluate import Comparison
 from lissom.types import Budget, Recipe
 
 
@@ -15,7 +16,8 @@ class Point:
     `latency` is in milliseconds, of one batch (for a language model, of a short answer); `drop` is a fraction on the
     scale of the budget, on the data for choosing; `verdict` is that of the certificate where there was one; `note` says
     why a candidate was not taken, and `summary` what was done to the model. `kl` is how far it is from the original,
-    `parts` are those of the latency, and what was predicted is of the joint search.
+    `parts` are those of the latency, and what was predicted is of the joint search. Of several metrics, quality and
+    drop are those of the first, and `others` has those of the others by their names.
     """
 
     name: str
@@ -31,6 +33,7 @@ class Point:
     predicted_latency_ms: float | None = None
     predicted_kl: float | None = None
     summary: str = ""
+    others: Mapping[str, Comparison] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,18 +92,28 @@ class Result:
     `points` begins with the original. `best` is None where nothing was certified; `certificate` is then that of the
     first candidate that was not, or None where no candidate looked good enough to be certified. `failed` names the
     candidates that could not be compared, and why. `layers` says where the best one's loss comes from, `steps` what
-    each form of each kind of layer was seen to save, those that were undone among them.
+    each form of each kind of layer was seen to save, those that were undone among them. `budgets` has that of each
+    metric by its name.
     """
 
     points: Sequence[Point]
     best: Candidate | None
     certificate: Certificate | None
-    budget: Budget
-    metric: str
+    budgets: Mapping[str, Budget]
     target: str
     failed: Mapping[str, str] = field(default_factory=dict)
     layers: Sequence[LayerRow] = ()
     steps: Sequence[StepRow] = ()
+
+    @property
+    def metric(self) -> str:
+        """The name of the metric, or of the first of several."""
+        return next(iter(self.budgets))
+
+    @property
+    def budget(self) -> Budget:
+        """Its budget."""
+        return self.budgets[self.metric]
 
     @property
     def verdict(self) -> str:

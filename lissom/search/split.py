@@ -1,6 +1,10 @@
-"""Dividing examples among calibrating, choosing and certifying; what certifies was never looked at before."""
+"""Dividing examples among calibrating, choosing and certifying; what certifies was never looked at before.
 
-from dataclasses import dataclass
+Examples that belong together, such as questions about one text, are a cluster: no two lots have a part in one.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -10,41 +14,124 @@ from torch import Tensor
 from lissom.calibrate import Batch, batches
 from lissom.calibrate.data import each
 from lissom.errors import DataError
-from lissom.evaluate import Metric
+from lissom.evaluate import Budgets
 from lissom.evaluate.examples import tensors
-from lissom.types import Budget
 
 CALIBRATE, CHOOSE = 0.2, 0.3  # the rest certifies
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Split:
-    """Three lots of examples with none in common."""
+    """Lots of examples with none in common.
+
+    When choosing, `selection` is scored, and how far a candidate is from the original is seen on `outputs`: the same
+    lot, unless what is scored is of another kind than what calibrates. `clusters` labels what certifies.
+    """
 
     calibration: Batch
+    outputs: Batch
     selection: Batch
     certification: Batch
+    clusters: Int[Tensor, " n"] | None = None
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """All that is in the lots."""
+        lots = {part.name: getattr(self, part.name) for part in fields(self)}
+        held = {name: tensors(lot) for name, lot in lots.items() if lot is not None}
+        return {f"{name} {number}": part for name, parts in held.items() for number, part in enumerate(parts)}
 
 
-def split(data: Any, metric: Metric, budget: Budget, seed: int = 0) -> Split:
+def split(data: Any, budgets: Budgets, *, examples: Any = None, clusters: Any = None, seed: int = 0) -> Split:
     """Shuffle the examples and divide them.
+
+    Args:
+        data: what calibrates, and where there are no `examples` chooses and certifies too.
+        budgets: those that are to be certified.
+        examples: what is scored, where that is of another kind than what calibrates.
+        clusters: an integer for each example that is scored; those of one stay together, side by side in one lot.
+        seed: of the order.
 
     Raises:
         DataError: too few would be left to certify with; the message says how many are needed.
     """
-    examples = joined(data)
-    n = len(tensors(examples)[0])
-    first, second = int(n * CALIBRATE), int(n * (CALIBRATE + CHOOSE))
-    fewest = metric.fewest_examples(budget)
-    if n - second < fewest:
-        needed = -(-fewest * 100 // round(100 * (1 - CALIBRATE - CHOOSE)))
+    given = joined(data)
+    scored = given if examples is None else joined(examples)
+    labels = None if clusters is None else labelled(clusters, count(scored))
+    shares = (CALIBRATE, CALIBRATE + CHOOSE) if examples is None else (CHOOSE / (1 - CALIBRATE),)
+    *first, last = dealt(count(scored), shares, labels, seed)
+    check_enough(labels, last, 1 - shares[-1], count(scored), budgets)
+    if examples is None:
+        calibration, outputs = (taken(given, lot) for lot in first)
+        selection = outputs
+    else:
+        both = dealt(count(given), (CALIBRATE / (CALIBRATE + CHOOSE),), None, seed)
+        calibration, outputs = (taken(given, lot) for lot in both)
+        selection = taken(scored, first[0])
+    return Split(
+        calibration=calibration,
+        outputs=outputs,
+        selection=selection,
+        certification=taken(scored, last),
+        clusters=None if labels is None else labels[last],
+    )
+
+
+def dealt(n: int, shares: Sequence[float], labels: Tensor | None, seed: int) -> list[Int[Tensor, "..."]]:
+    """The numbers of n examples in random order, cut at these shares; at the end of a cluster, where there are some.
+
+    Raises:
+        DataError: a lot would be empty.
+    """
+    draw = torch.Generator().manual_seed(seed)
+    cuts = [int(round(n * share, 6)) for share in shares]
+    if labels is None:
+        order = torch.randperm(n, generator=draw)
+    else:
+        places = torch.randperm(len(labels.unique()), generator=draw)[labels.unique(return_inverse=True)[1]]
+        order = places.argsort(stable=True)
+        cuts = [int((places <= places[order[max(cut - 1, 0)]]).sum()) for cut in cuts]
+    lots = list(order.tensor_split(cuts))
+    if not all(map(len, lots)):
+        of = f" in {len(labels.unique())} clusters" if labels is not None else ""
+        raise DataError(f"data: {n} examples{of} are too few to divide among {len(lots)} lots; give more")
+    return lots
+
+
+def check_enough(labels: Tensor | None, last: Tensor, share: float, n: int, budgets: Budgets) -> None:
+    """See that the last lot, a share of all n examples, can certify the budgets.
+
+    Raises:
+        DataError: it cannot.
+    """
+    found, units, noun = len(last), n, "examples"
+    if labels is not None:
+        found, units, noun = len(labels[last].unique()), len(labels.unique()), "clusters of examples"
+    fewest, budget = max(((kind.fewest_examples(own), own) for kind, own in budgets.items()), key=lambda one: one[0])
+    if found < fewest:
+        needed = -(-fewest * 1000 // round(1000 * share))
         raise DataError(
-            f"data: {n} examples are too few to certify a drop of {budget.max_drop:.2%} at {budget.confidence:.0%} "
+            f"data: {units} {noun} are too few to certify a drop of {budget.max_drop:.2%} at {budget.confidence:.0%} "
             f"confidence; at least {needed} are needed, of which {fewest} certify"
         )
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
-    lots = [taken(examples, lot) for lot in order.tensor_split([first, second])]
-    return Split(calibration=lots[0], selection=lots[1], certification=lots[2])
+
+
+def labelled(clusters: Any, n: int) -> Int[Tensor, " n"]:
+    """The labels of clusters, one for each example.
+
+    Raises:
+        DataError: they are something else.
+    """
+    labels = torch.as_tensor(clusters)
+    if labels.shape != (n,) or labels.is_floating_point():
+        found = f"{list(labels.shape)} of {str(labels.dtype).removeprefix('torch.')}"
+        raise DataError(f"clusters: found {found}, where an integer for each of {n} examples is needed")
+    return labels
+
+
+def count(examples: Batch) -> int:
+    """How many there are."""
+    return len(tensors(examples)[0])
 
 
 def taken(examples: Batch, which: Int[Tensor, " n"]) -> Batch:

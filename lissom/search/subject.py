@@ -166,7 +166,7 @@ class ModuleSubject(Subject):
         self, bank: Bank, calibration: Batch, kind: Metric, max_ram: int | None, tell: Callable[[str], None]
     ) -> None:
         """From one pass over the data, and one over a part of it for each form of each unit."""
-        yardstick = Yardstick(self.original, calibration, kind)
+        yardstick = Yardstick(self.original, (), (), (calibration, kind))
         fill_from_module(bank, apart(copy.deepcopy(self.original)), calibration, yardstick, tell)
 
     def compress(self, recipe: Recipe, calibration: Batch) -> Trial:

@@ -7,13 +7,12 @@ from types import MappingProxyType
 from typing import Any
 
 from lissom.estimate import median_estimate
-from lissom.evaluate import Metric
-from lissom.search.choosing import UNIFORM, Seen, limit
+from lissom.evaluate import Budgets, Comparison, Metric
+from lissom.search.choosing import UNIFORM, Seen, broken
 from lissom.search.joint import times
 from lissom.search.latency import by_turns
 from lissom.search.result import Point
 from lissom.search.subject import Subject, Trial
-from lissom.types import Budget
 
 Progress = Callable[[str], None]
 ORIGINAL = "original"  # its name among the candidates
@@ -22,10 +21,10 @@ ROUNDS = 15  # of timing each candidate beside the original
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Terms:
-    """What the search was asked."""
+    """What the search was asked; of the metrics the tables show the first, and `by` reads outputs for distances."""
 
-    budget: Budget
-    metric: Metric
+    budgets: Budgets
+    by: Metric
     target: str
     weights: Mapping[str, float]
     progress: Progress
@@ -35,8 +34,8 @@ class Terms:
 class Tried:
     """A candidate and what choosing needs to know of it; `before` is the original, measured beside it.
 
-    `cost` is relative to the original's; `distance` is how far it is from the original on the data for choosing: the
-    KL divergence, or the drop where the metric has no logits; `limit` is the drop that the budget allows there.
+    `cost` is relative to the original's; `distance` is how far it is from the original on the data for choosing (by
+    `yardstick.py`); `broken` says which budget it breaks there, and is empty where it breaks none.
     """
 
     trial: Trial
@@ -44,7 +43,7 @@ class Tried:
     before: Point
     cost: float
     distance: float
-    limit: float
+    broken: str
 
 
 def timed(
@@ -54,10 +53,9 @@ def timed(
     terms.progress(f"{seen.name}: time")
     rounds = by_turns({ORIGINAL: subject.timed(), seen.name: trial.timed()}, ROUNDS)
     (first, parts), (_, own) = ((name, in_parts(spent)) for name, spent in rounds.items())
-    no_drop = replace(seen.drop, value=0.0, low=0.0, high=0.0)
-    before = subject.point(first, subject.nbytes, quality=seen.before, drop=no_drop, **parts)
-    kl = seen.distance if terms.metric.logits else None
-    point = subject.point(seen.name, trial.nbytes, quality=seen.quality, drop=seen.drop, kl=kl, **own, **told)
+    before = subject.point(first, subject.nbytes, **shown([unchanged(one) for one in seen.figures.values()]), **parts)
+    kl = seen.distance if terms.by.logits else None
+    point = subject.point(seen.name, trial.nbytes, kl=kl, **shown(list(seen.figures.values())), **own, **told)
     own = {"size": point.nbytes, **times(values(point))}
     return Tried(
         trial=trial,
@@ -65,8 +63,20 @@ def timed(
         before=before,
         cost=cost(own, before, terms.weights),
         distance=seen.distance.value,
-        limit=limit(terms.budget, terms.metric, seen.before),
+        broken=broken(terms.budgets, seen.figures),
     )
+
+
+def shown(figures: Sequence[Comparison]) -> dict[str, Any]:
+    """What a point has of several metrics."""
+    first, *others = figures
+    return {"quality": first.compressed, "drop": first.drop, "others": {one.metric: one for one in others}}
+
+
+def unchanged(found: Comparison) -> Comparison:
+    """The original compared with itself."""
+    nothing = replace(found.drop, value=0.0, low=0.0, high=0.0)
+    return Comparison(metric=found.metric, original=found.original, compressed=found.original, drop=nothing)
 
 
 def in_parts(rounds: Sequence[Mapping[str, float]]) -> dict[str, Any]:
@@ -88,11 +98,11 @@ def cost(own: Mapping[str, float], before: Point, weights: Mapping[str, float]) 
 
 
 def worth_certifying(tried: Sequence[Tried]) -> list[Tried]:
-    """Those within the budget on the data for choosing that cost less than the original, the closest first.
+    """Those within all budgets on the data for choosing that cost less than the original, the closest first.
 
     None is among them that another beats, but for those of one form, which all are compared with.
     """
-    good = [one for one in tried if one.point.drop.value <= one.limit and one.cost < 1]
+    good = [one for one in tried if not one.broken and one.cost < 1]
     best = [one for one in good if one.point.name in UNIFORM or not any(beats(other, one) for other in good)]
     return sorted(best, key=lambda one: one.distance)
 
@@ -108,11 +118,11 @@ def noted(one: Tried, tried: Sequence[Tried], verdicts: Mapping[str, str]) -> Po
     point = one.point
     if point.name in verdicts:
         return replace(point, verdict=verdicts[point.name])
-    if point.drop.value > one.limit:
-        return replace(point, note=f"dropped {point.drop.value:.2%} on the data for choosing")
+    if one.broken:
+        return replace(point, note=one.broken)
     if one.cost >= 1:
         return replace(point, note=f"costs {one.cost:.2f} times what the original does")
-    better = [other for other in tried if beats(other, one) and other.point.drop.value <= other.limit]
+    better = [other for other in tried if beats(other, one) and not other.broken]
     if better:
         return replace(point, note=f"{better[0].point.name} costs no more and is closer to the original")
     return replace(point, note="bolder than one that did not pass")

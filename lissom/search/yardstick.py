@@ -1,12 +1,13 @@
 """A yardstick: what the original says to some examples, remembered, and how far other models are from it.
 
-Their scores are compared on all examples, their outputs on the first few: where these are logits by KL(original ‖
-model), in nats per prediction, else by ‖f - g‖² / E ‖f‖², the squared error of an example's output beside what the
-original's are on the average.
+Their scores are compared on all examples, by each metric, their outputs on the first few: where these are logits by
+KL(original ‖ model), in nats per prediction, else by ‖f - g‖² / E ‖f‖², the squared error of an example's output beside
+what the original's are on the average.
 
 Shapes: n examples, p predictions, c classes.
 """
 
+from collections.abc import Callable, Collection, Iterator
 from itertools import islice
 from typing import Any
 
@@ -15,61 +16,83 @@ from torch import Tensor, nn
 
 from lissom.calibrate import Batch, call
 from lissom.compress.layers import said
-from lissom.estimate import Estimate, mean_estimate
+from lissom.estimate import Array, Estimate, mean_estimate
 from lissom.evaluate import Comparison, Metric, paired
 from lissom.evaluate.agreement import divergence
 from lissom.evaluate.compare import Paired
-from lissom.evaluate.examples import array, evaluating, pieces
+from lissom.evaluate.examples import array, evaluating
+from lissom.evaluate.metric import Output, lots
 
 ROOM = 256 * 2**20  # bytes of what is remembered
 EXAMPLES, TOKENS = 512, 4096  # whose outputs are compared, at most; whichever is fewer
 
 
 class Yardstick:
-    """What a metric makes of the original."""
+    """What some metrics make of the original.
 
-    def __init__(self, original: nn.Module, data: Any, kind: Metric) -> None:
-        self.original, self.data, self.kind = original, data, kind
+    Args:
+        original: the model that others are compared with.
+        data: the examples that are scored.
+        kinds: the metrics; none where only distances are asked for.
+        outputs: the examples whose outputs are compared, and the metric that reads them; by default those that are
+            scored, and the first metric.
+    """
+
+    def __init__(
+        self, original: nn.Module, data: Any, kinds: Collection[Metric], outputs: tuple[Any, Metric] | None = None
+    ) -> None:
+        self.original, self.data, self.kinds = original, data, list(kinds)
+        self.near, self.by = outputs or (data, self.kinds[0])
+        self.reads: Output = self.by.output if self.by.logits else raw
+        self.alone = [kind for kind in self.kinds if kind.against is None]  # which score what one model says
         self.outputs: list[Tensor] = []
-        self.scores: list[Any] = []
-        self.every = 1
-        seen = 0
-        with evaluating(original):
-            for number, batch in enumerate(self.batches(original)):
-                output = self.said(original, batch)
-                if not number:
-                    few = EXAMPLES if output.dim() < 3 else min(EXAMPLES, max(1, TOKENS // output.shape[1]))
-                    if output.dim() > 2:
-                        self.every = -(-few * output[0].nbytes // ROOM)
-                if seen < few:
-                    self.outputs.append(self.kept(output))
-                if kind.against is None:
-                    self.scores.append(self.graded(original, output, batch))
-                seen += len(output)
+        self.few, self.every = 1, 1
+        self.scores = self.run(original, self.remember)
         power = torch.cat([output.square().flatten(1).sum(1) for output in self.outputs]).mean()
         self.power = float(power.clamp(min=torch.finfo(torch.float32).tiny))
 
-    def batches(self, model: nn.Module) -> Any:
-        """The examples, as many at a time as the metric says."""
-        return pieces(self.data, self.kind.examples, model, self.kind.tokens)
+    def batches(self, model: nn.Module) -> Iterator[Batch]:
+        """The examples whose outputs are compared."""
+        return lots(self.near, self.kinds if self.near is self.data else [self.by], model)
 
-    def said(self, model: nn.Module, batch: Batch) -> Tensor:
-        """What a model says to a batch: what the metric reads, where that is logits."""
-        return self.kind.output(model, batch) if self.kind.logits else said(model, call(model, batch)).float()
+    def run(self, model: nn.Module, see: Callable[[Tensor], bool]) -> dict[str, list[Array]]:
+        """The scores of a model by each metric, batch by batch; `see` is given outputs for as long as it asks for more.
+
+        Where the same examples are scored and compared, a model runs once on each for all that reads the same output.
+        """
+        scores: dict[str, list[Array]] = {kind.name: [] for kind in self.alone}
+        more, apart = True, self.near is not self.data
+        with evaluating(model):
+            for batch in self.batches(model) if apart else ():
+                if not see(self.reads(model, batch)):
+                    break
+            for batch in lots(self.data, self.kinds, model) if self.kinds else ():
+                known: dict[Output, Tensor] = {}
+                if more and not apart:
+                    more = see(read(self.reads, model, batch, known))
+                for kind in self.alone:
+                    scores[kind.name].append(array(kind.score(read(kind.output, model, batch, known), batch)))
+                if not self.alone and (apart or not more):
+                    break
+        return scores
+
+    def remember(self, output: Tensor) -> bool:
+        """Keep what the original says; whether more is wanted."""
+        if not self.outputs:
+            self.few = EXAMPLES if output.dim() < 3 else min(EXAMPLES, max(1, TOKENS // output.shape[1]))
+            if output.dim() > 2:
+                self.every = -(-self.few * output[0].nbytes // ROOM)
+        self.outputs.append(self.kept(output))
+        return sum(map(len, self.outputs)) < self.few
 
     def kept(self, output: Tensor) -> Tensor:
         """Of several predictions for an example some, where all would be too many to remember."""
         return output[:, :: self.every].clone() if self.every > 1 else output
 
-    def graded(self, model: nn.Module, output: Tensor, batch: Batch) -> Any:
-        """The scores of a batch."""
-        read = output if self.kind.logits else self.kind.output(model, batch)
-        return array(self.kind.score(read, batch))
-
     def apart(self, before: Tensor, output: Tensor) -> Tensor:
         """How far outputs are from what was said before, example by example; rounding may not lead below nothing."""
         after = self.kept(output)
-        if self.kind.logits:
+        if self.by.logits:
             return divergence(before, after).clamp(min=0)
         return (after - before).square().flatten(1).sum(1) / self.power
 
@@ -77,24 +100,36 @@ class Yardstick:
         """How far a model is from the original."""
         with evaluating(model):
             batches = islice(self.batches(model), len(self.outputs))
-            found = [self.apart(o, self.said(model, batch)) for o, batch in zip(self.outputs, batches, strict=True)]
+            found = [self.apart(o, self.reads(model, batch)) for o, batch in zip(self.outputs, batches, strict=True)]
         return float(torch.cat(found).mean())
 
-    def compare(self, model: nn.Module) -> tuple[Comparison, Estimate]:
-        """A model's scores beside the original's, and how far it is."""
+    def compare(self, model: nn.Module) -> tuple[dict[str, Comparison], Estimate]:
+        """A model's scores beside the original's, by each metric, and how far it is."""
         parts: list[Tensor] = []
-        scores = []
-        with evaluating(model):
-            for number, batch in enumerate(self.batches(model)):
-                output = self.said(model, batch)
-                if number < len(self.outputs):
-                    parts.append(self.apart(self.outputs[number], output))
-                elif self.kind.against is not None:
-                    break
-                if self.kind.against is None:
-                    scores.append(self.graded(model, output, batch))
-        far = mean_estimate(torch.cat(parts).tolist(), unit="nats" if self.kind.logits else "")
-        if self.kind.against is not None:
-            return Comparison.of(paired(self.original, model, self.data, self.kind)), far
-        before, after = (self.kind.together(graded) for graded in (self.scores, scores))
-        return Comparison.of(Paired(metric=self.kind, original=before, compressed=after)), far
+
+        def see(output: Tensor) -> bool:
+            parts.append(self.apart(self.outputs[len(parts)], output))
+            return len(parts) < len(self.outputs)
+
+        scores = self.run(model, see)
+        far = mean_estimate(torch.cat(parts).tolist(), unit="nats" if self.by.logits else "")
+        return {kind.name: Comparison.of(self.pair(kind, model, scores)) for kind in self.kinds}, far
+
+    def pair(self, kind: Metric, model: nn.Module, scores: dict[str, list[Array]]) -> Paired:
+        """The scores of the original and of a model."""
+        if kind.against is not None:
+            return paired(self.original, model, self.data, kind)
+        before, after = (kind.together(found[kind.name]) for found in (self.scores, scores))
+        return Paired(metric=kind, original=before, compressed=after)
+
+
+def raw(model: nn.Module, batch: Batch) -> Tensor:
+    """What a model says to a batch."""
+    return said(model, call(model, batch)).float()
+
+
+def read(output: Output, model: nn.Module, batch: Batch, known: dict[Output, Tensor]) -> Tensor:
+    """An output for a batch, of which the model is asked once."""
+    if output not in known:
+        known[output] = output(model, batch)
+    return known[output]

@@ -138,6 +138,6 @@ def test_an_encoder_without_a_tokenizer_is_told_what_it_needs(
 
 
 def test_without_data_or_the_harness_it_is_said(run: Run, demo_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "--data: give examples" in run("evaluate", demo_folder, "--task", "lambada").error
+    assert "--data: give examples of lambada" in run("evaluate", demo_folder, "--task", "lambada").error
     monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
     assert "pip install 'lissom[lm-eval]'" in run("evaluate", demo_folder, "--task", "lm-eval:hellaswag").error

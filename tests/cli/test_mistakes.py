@@ -129,7 +129,7 @@ def test_a_recipe_that_is_not_there_is_one_line(run: Run, tiny: Tiny, tmp_path: 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--max-drop", "little"), "--max-drop 'little' is no fraction; write 1% or 0.01"),
+        (("--max-drop", "little"), "--budget 'little' is no fraction; write 1% or 0.01"),
         (("--max-drop", "200%"), "max_drop=2.0 must be a fraction from 0 up to 1"),
         (("--max-drop", "nan"), "max_drop=nan must be a fraction"),
         (("--max-drop", "-1%"), "max_drop=-0.01 must be a fraction"),

@@ -8,6 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lissom.errors import DataError
+from lissom.evaluate.tasks.continuation import LIKELIEST
+from lissom.types import Budget
+
 Tiny = Callable[..., Path]
 Run = Callable[..., Any]
 
@@ -91,14 +95,42 @@ def test_optimize_a_language_model(
     monkeypatch.setattr(trying, "ROUNDS", 3)
     monkeypatch.setattr(forms, "FORMS", {name: forms.FORMS[name] for name in (forms.ORIGINAL, forms.SAFE, "4 bits")})
     out = tmp_path / "out"
-    options = ("--max-drop", "20%", "--length", 16, "--windows", 40, "--prefer", "size")
+    drops = ("--max-drop", "20%", "--max-drop", "agreement=80%")
+    options = (*drops, "--length", 16, "--windows", 40, "--prefer", "size")
     done = run("optimize", tiny("llama", True), "--data", text, *options, "--out", out)
     assert (done.code, done.error) == (0, "")
     assert "perplexity" in done.out
     manifest = json.loads((out / "lissom.json").read_text())
     assert manifest["kind"] == "language_model"
     assert manifest["certificate"]["verdict"] == "PASS"
+    limits = {name: part["max_drop"] for name, part in manifest["certificate"]["parts"].items()}
+    assert limits == {"perplexity": 0.2, "agreement": 0.8}
+    assert "PASS: drop of agreement" in done.out
     assert run("evaluate", out, "--data", text, "--length", 16, "--examples", 10).code == 0
+
+
+def test_a_task_is_what_a_language_model_is_optimized_for(
+    run: Run, tiny: Tiny, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The text calibrates, the task's file is scored, and the budget is the task's."""
+    told: dict[str, Any] = {}
+
+    def search(model: str, windows: Any, budgets: Any, *, examples: Any, **rest: Any) -> None:
+        told.update(windows=windows, budgets=budgets, examples=examples)
+        raise DataError("this is as far as it goes")
+
+    monkeypatch.setattr("lissom.search.optimize", search)
+    asked = [{"context": "Lily saw a", "choices": [" dog", " tree"], "answer": number % 2} for number in range(60)]
+    (tmp_path / "asked.jsonl").write_text("\n".join(map(json.dumps, asked)))
+    common = ("optimize", tiny("llama"), "--data", text, "--out", tmp_path / "out", "--length", 16, "--windows", 20)
+    task = ("--task", "choices", "--task-data", tmp_path / "asked.jsonl")
+    assert "this is as far as it goes" in run(*common, *task, "--budget", "20%", "--relative").error
+    assert told["budgets"] == {LIKELIEST: Budget(max_drop=0.2, relative=True)}
+    assert told["windows"].shape == (20, 16)
+    assert told["examples"]["labels"].tolist() == [0, 1] * 30
+    assert "--task-data: give examples of choices" in run(*common, "--task", "choices").error
+    assert "say by --task what it holds" in run(*common, "--task-data", text).error
+    assert "with --task the budget is the task's" in run(*common, *task, "--budget", "kl=1%").error
 
 
 def test_hardware(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import pytest
 
 if TYPE_CHECKING:
     from lissom.estimate import Estimate
+    from lissom.evaluate import Comparison
     from lissom.report import Report
 
 
@@ -24,6 +25,7 @@ class Candidate:
     parts: "Mapping[str, Estimate]" = field(default_factory=dict)
     predicted_latency_ms: float | None = None
     predicted_kl: float | None = None
+    others: "Mapping[str, Comparison]" = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -157,3 +159,23 @@ def hostile(report: "Report") -> "Report":
         **told,
         **listed,
     )
+
+
+@pytest.fixture
+def several(report: "Report") -> "Report":
+    """The same, of two metrics."""
+    from lissom.estimate import Estimate, joint
+    from lissom.evaluate import Comparison
+
+    def agreement(drop: float) -> Comparison:
+        found = Estimate(value=1 - drop, low=0.9 - drop, high=1 - drop / 2, n=1000)
+        return Comparison(metric="agreement", original=found, compressed=found, drop=_estimate(drop, 0.002, ""))
+
+    points = [
+        replace(point, others={"agreement": agreement(drop)})  # type: ignore[type-var]
+        for point, drop in zip(report.points, (0, 0.0456, 0.05, 0.08, 0.7), strict=True)
+    ]
+    assert report.certificate is not None
+    other = replace(report.certificate, max_drop=0.05, relative=True)
+    both = joint({"accuracy": report.certificate, "agreement": other})
+    return replace(report, points=points, certificate=both)

@@ -169,3 +169,14 @@ def test_a_failed_write_leaves_nothing(report: Report, tmp_path: Path) -> None:
 def test_a_folder_that_is_not_there_is_named(report: Report, tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"cannot write to .*absent"):
         write_report(tmp_path / "absent" / "report.html", report)
+
+
+def test_each_of_several_metrics_is_on_the_page(several: Report) -> None:
+    html = page(several)
+    Nesting(html)
+    assert html.count("<dt>drop of agreement</dt>") == len(several.points) - 1
+    assert html.count("<dt>agreement</dt>") == len(several.points)
+    assert html.count('<th class="number">agreement</th>') == 1
+    assert html.count("4.56 %") == 2
+    assert text_of(html).count("PASS: drop of") == 2
+    assert "Drops are of accuracy." in html

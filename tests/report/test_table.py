@@ -31,6 +31,15 @@ def test_the_chosen_one_is_marked_and_complete(report: Report) -> None:
         assert cell in line
 
 
+def test_every_metric_has_its_columns(several: Report) -> None:
+    console = Console(file=StringIO(), width=140)
+    console.print(frontier_table(several.points, several.chosen, metric=several.metric))
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert lines[0].split() == ["candidate", "size", "bits", "ms", "accuracy", "drop,", "%", "agreement", "drop,", "%"]
+    assert lines[1].split("91.50 %")[1].split() == ["–", "100.0", "%", "–", "–"]
+    assert lines[2].split("0.72")[1].split() == ["95.44", "%", "4.56", "4.36", "to", "4.76", "PASS"]
+
+
 def test_the_original_has_no_drop_and_no_verdict(report: Report) -> None:
     assert shown(report)[1].split("91.50 %")[1].split() == ["–", "–"]
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from lissom.estimate import Estimate
+from lissom.estimate import Estimate, joint
 from lissom.report import Report
 from lissom.report.words import (
     drop,
@@ -100,6 +100,22 @@ def test_a_relative_budget_is_a_share_of_the_original(report: Report) -> None:
     certificate = replace(report.certificate, relative=True, max_drop=0.02, metric="agreement")
     said = sentence(replace(report, certificate=certificate))
     assert "at most 2 % of the original's own in quality, measured by agreement." in said
+
+
+def test_several_budgets_are_all_named(several: Report) -> None:
+    said = sentence(several)
+    assert (
+        "stays inside the budgets, drops in quality of at most 1 % by accuracy and 5 % of the original's own by" in said
+    )
+    assert said.endswith("examples that had no part in choosing it show it.")
+    assert several.certificate is not None
+    assert "truly breaks one of these budgets is passed with a chance of at most 5 %" in meaning(several.certificate)
+    assert "Berger, Technometrics 1982" in meaning(several.certificate)
+    parts = several.certificate.parts
+    failed = joint({"accuracy": parts["accuracy"], "agreement": replace(parts["agreement"], verdict="FAIL")})
+    said = sentence(replace(several, certificate=failed))
+    assert "breaks the budget, a drop of at most 5 % of the original's own in quality, measured by agreement." in said
+    assert said.endswith("On them the drop is 0.32 % (between −0.08 and 0.72 %).")
 
 
 def test_what_a_certificate_promises(report: Report) -> None:

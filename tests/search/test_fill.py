@@ -64,7 +64,7 @@ def test_what_a_form_costs_is_the_distance_with_that_form_alone(
     subject = ModuleSubject(classifier, lot, CPU)
     bank = bank_of(subject, journal)
     subject.fill(bank, lot, metric("accuracy"), None, lambda text: None)
-    rod = Yardstick(classifier, lot, metric("accuracy"))
+    rod = Yardstick(classifier, lot, [metric("accuracy")])
     for unit in subject.units:
         alone = subject.with_layers(bank, {**dict.fromkeys(subject.units, ORIGINAL), unit: "4 bits"})
         assert bank.options[unit]["4 bits"].kl == pytest.approx(rod.distance(alone))

@@ -20,6 +20,7 @@ from lissom.engine.lower import lower
 from lissom.errors import DataError, LissomError, RecipeError
 from lissom.estimate import Certificate, Verdict
 from lissom.evaluate import metric
+from lissom.evaluate.tasks.continuation import LIKELIEST, encode
 from lissom.search import Result, optimize, trying
 from lissom.search.optimize import certified
 from lissom.search.split import split
@@ -75,7 +76,7 @@ def test_what_is_saved_is_what_was_certified(
     with torch.no_grad():
         assert torch.equal(loaded(examples[0]), one(examples[0]))
     # The certificate is of the kernels: it can be had again from the folder and the same examples.
-    lots = split(examples, metric("accuracy"), result.budget)
+    lots = split(examples, {metric("accuracy"): result.budget})
     accuracy = metric("accuracy")
     scores = [accuracy.scores(model, lots.certification) for model in (classifier, other)]
     seen = result.best.certificate.n  # until the verdict was clear
@@ -125,10 +126,62 @@ def test_a_metric_of_ones_own_is_a_function(classifier: nn.Module, examples: Exa
         probabilities: Tensor = model(batch[0]).softmax(1)
         return probabilities.gather(1, batch[1].unsqueeze(1)).squeeze(1)
 
-    result = optimize(classifier, examples, Budget(max_drop=0.02), by=sure, recipes=[INT8], prefer="size")
+    result = optimize(classifier, examples, {sure: Budget(max_drop=0.02)}, recipes=[INT8], prefer="size")
     assert result.metric == "sure"
     assert result.verdict == "PASS"
     assert result.points[1].quality.value > 0.8
+
+
+def test_of_several_metrics_all_budgets_must_hold(classifier: nn.Module, examples: Examples) -> None:
+    """What is good enough by one metric is not chosen where it breaks another; each has its certificate."""
+    loose, none = Budget(max_drop=0.9), Budget(max_drop=0.3)
+    budgets: dict[str, Budget] = {"accuracy": loose, "kl": none}
+    alone = optimize(classifier, examples, loose, prefer="size", recipes=[INT8, RUINED])
+    both = optimize(classifier, examples, budgets, prefer="size", recipes=[INT8, RUINED])
+    assert alone.best is not None
+    assert alone.best.point.name == "ruined"
+    assert both.best is not None
+    assert both.best.point.name == "int8"
+    assert (both.metric, both.budget, both.budgets) == ("accuracy", loose, budgets)
+    (ruined,) = (point for point in both.points if point.name == "ruined")
+    assert ruined.verdict == ""
+    assert "of kl on the data for choosing" in ruined.note
+    assert ruined.others["kl"].drop.value > 0.3
+    assert both.points[0].others["kl"].drop.value == 0
+    assert both.certificate is not None
+    assert {name: part.max_drop for name, part in both.certificate.parts.items()} == {"accuracy": 0.9, "kl": 0.3}
+    assert {part.verdict for part in both.certificate.parts.values()} == {both.verdict} == {"PASS"}
+
+
+def test_clusters_are_counted_once(classifier: nn.Module, examples: Examples) -> None:
+    clusters = torch.arange(2400) // 6
+    result = optimize(
+        classifier, examples, Budget(max_drop=0.05), prefer="size", recipes=[INT8], clusters=clusters.flip(0)
+    )
+    assert result.certificate is not None
+    assert result.certificate.n <= 200
+    assert result.verdict == "PASS"
+
+
+def test_a_language_model_is_scored_on_examples_of_another_kind(
+    demo_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A text calibrates and tells distances, questions choose and certify."""
+    monkeypatch.setattr(trying, "ROUNDS", 3)
+    tokenizer = AutoTokenizer.from_pretrained(demo_folder)
+    text = (demo_folder / "stories.txt").read_text(encoding="utf-8")
+    windows = token_windows(text, tokenizer, 24)[:20]
+    words = ("dog", "ball", "tree", "park", "mom")
+    choices = encode(tokenizer, ["Lily saw the"] * 40, [[f" {word}" for word in words]] * 40, [0, 1] * 20)
+    recipe = Recipe.of({"name": "int8", "steps": [{"layers": "model.layers.*", "technique": "rtn", "bits": 8}]})
+    budgets = {LIKELIEST: Budget(max_drop=0.2)}
+    result = optimize(demo_folder, windows, budgets, examples=choices, prefer="size", recipes=[recipe])
+    assert result.metric == "accuracy of the likeliest"
+    assert result.points[1].quality.n == 15
+    assert result.points[1].kl is not None
+    assert result.points[1].kl.n == 12
+    assert result.best is not None
+    assert result.best.certificate.n <= 25
 
 
 @pytest.mark.parametrize(
@@ -136,8 +189,12 @@ def test_a_metric_of_ones_own_is_a_function(classifier: nn.Module, examples: Exa
     [
         ({"prefer": "beauty"}, "prefer: 'beauty' is none of size, latency, both"),
         ({"target": "tpu"}, "tpu"),
-        ({"by": "bleu"}, "metric: 'bleu' is none of accuracy, perplexity"),
+        ({"budget": {"bleu": Budget()}}, "metric: 'bleu' is none of accuracy, perplexity"),
         ({"budget": Budget(max_drop=0.0001)}, r"2400 examples are too few .* at least \d+ are needed"),
+        ({"budget": {"kl": Budget(), metric("kl"): Budget()}}, "kl, kl name a metric twice"),
+        ({"budget": {"kl": Budget(relative=True)}}, "kl: the original's own is 0"),
+        ({"clusters": torch.zeros(2400)}, r"clusters: found \[2400\] of float32, where an integer for each of 2400"),
+        ({"clusters": torch.arange(2400) // 100}, "24 clusters of examples are too few"),
         ({"recipes": []}, "no candidates"),
         ({"recipes": [INT8, INT8]}, "two candidates are called 'int8'"),
         ({"recipes": [dataclasses.replace(INT8, name="original")]}, "called 'original'"),
@@ -157,18 +214,17 @@ def test_a_recipe_that_does_not_fit_is_the_users_mistake(classifier: nn.Module, 
         optimize(classifier, examples, recipes=[wrong])
 
 
-def tried(result: Result, name: str, cost: float, distance: float, drop: float = 0.0) -> Tried:
+def tried(result: Result, name: str, cost: float, distance: float, broken: str = "") -> Tried:
     """A candidate of these figures, which nobody runs."""
-    point = result.points[1]
-    point = dataclasses.replace(point, name=name, drop=dataclasses.replace(point.drop, value=drop))
+    point = dataclasses.replace(result.points[1], name=name)
     trial = Trial(recipe=INT8, nbytes=1, open=nn.Identity, timed=lambda: dict, write=lambda folder, notes: folder)
-    return Tried(trial=trial, point=point, before=result.points[0], cost=cost, distance=distance, limit=0.01)
+    return Tried(trial=trial, point=point, before=result.points[0], cost=cost, distance=distance, broken=broken)
 
 
 def test_those_that_another_beats_are_not_certified_and_the_closest_comes_first(result: Result) -> None:
     safe, bold = tried(result, "safe", 0.5, 0.1), tried(result, "bold", 0.2, 0.4)
     beaten, dear = tried(result, "beaten", 0.6, 0.2), tried(result, "dear", 1.1, 0.0)
-    ruined = tried(result, "ruined", 0.1, 0.9, drop=0.5)
+    ruined = tried(result, "ruined", 0.1, 0.9, "dropped 50 %")
     queue = worth_certifying([bold, ruined, beaten, safe, dear])
     assert [one.point.name for one in queue] == ["safe", "bold"]
     assert beats(safe, beaten)
@@ -184,7 +240,7 @@ def test_certifying_stops_at_the_first_that_does_not_pass(
     verdicts: Iterator[Verdict] = iter(("PASS", "FAIL", "PASS"))
     opened: list[str] = []
 
-    def verdict(*models: Any) -> Certificate:
+    def verdict(*models: Any, clusters: Any) -> Certificate:
         assert result.certificate is not None
         return dataclasses.replace(result.certificate, verdict=next(verdicts))
 
@@ -200,10 +256,9 @@ def test_certifying_stops_at_the_first_that_does_not_pass(
     subject = ModuleSubject(classifier, examples, torch.device("cpu"))
     queue = [opening(name) for name in "abc"]
     monkeypatch.setattr(sys.modules[optimize.__module__], "certify_models", verdict)
-    lots = split(examples, accuracy, Budget(max_drop=0.02))
-    terms = Terms(
-        budget=Budget(max_drop=0.02), metric=accuracy, target="cpu", weights={"size": 1}, progress=lambda text: None
-    )
+    budgets = {accuracy: Budget(max_drop=0.02)}
+    lots = split(examples, budgets)
+    terms = Terms(budgets=budgets, by=accuracy, target="cpu", weights={"size": 1}, progress=lambda text: None)
     judged = certified(subject, queue, lots, terms)
     assert [one.certificate.verdict for one in judged] == ["PASS", "FAIL"]
     assert opened == ["a", "b"]
@@ -233,7 +288,7 @@ def test_a_language_model_is_searched_saved_and_opened(
     opened = open_folder(result.best.save(tmp_path / "out"))
     assert opened.manifest["certificate"]["verdict"] == "PASS"
     perplexity = metric("perplexity")
-    lots = split(windows, perplexity, Budget(max_drop=0.05))
+    lots = split(windows, {perplexity: Budget(max_drop=0.05)})
     found = perplexity.summary(perplexity.scores(lower(opened.model), lots.selection))
     assert math.isclose(found.value, result.best.point.quality.value, rel_tol=1e-9)
     assert [path.name for path in scratch.iterdir()]

@@ -20,7 +20,7 @@ from lissom.types import Budget
 
 def test_what_was_too_bold_comes_closer(classifier: nn.Module, examples: tuple[Tensor, Tensor], tmp_path: Any) -> None:
     budget, kind = Budget(max_drop=0.02), metric("accuracy")
-    lots = split(examples, kind, budget)
+    lots = split(examples, {kind: budget})
     subject = ModuleSubject(classifier, lots.calibration, torch.device("cpu"))
     with Journal.open(tmp_path / "bank", {}) as journal:
         bank = Bank(journal, subject.units, subject.forms)
@@ -28,7 +28,7 @@ def test_what_was_too_bold_comes_closer(classifier: nn.Module, examples: tuple[T
         none: dict[str, dict[str, dict[str, float]]] = {own: {} for own in subject.kinds.values()}
         table = Latencies(base={"call": 1.0}, added=none)
         problem = Problem.of(bank, subject.kinds, table, {"size": 1})
-        choosing = Choosing(subject, bank, problem, lots, kind, budget, lambda choice: (), lambda text: None)
+        choosing = Choosing(subject, bank, problem, lots, {kind: budget}, kind, lambda choice: (), lambda text: None)
         points = problem.frontier(40, {})
         choosing.measured(points[len(points) // 2])
         (best,) = choosing.seen

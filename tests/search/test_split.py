@@ -19,7 +19,7 @@ def numbers(n: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize("n", [720, 1001])
 def test_the_lots_are_all_the_examples_and_have_none_in_common(n: int) -> None:
-    lots = split(numbers(n), ACCURACY, Budget())
+    lots = split(numbers(n), {ACCURACY: Budget()})
     found: list[list[int]] = []
     for lot in (lots.calibration, lots.selection, lots.certification):
         assert isinstance(lot, tuple)
@@ -31,8 +31,8 @@ def test_the_lots_are_all_the_examples_and_have_none_in_common(n: int) -> None:
 
 
 def test_the_division_is_the_same_each_time() -> None:
-    one, other = (split(numbers(720), ACCURACY, Budget()).certification for _ in range(2))
-    another = split(numbers(720), ACCURACY, Budget(), seed=1).certification
+    one, other = (split(numbers(720), {ACCURACY: Budget()}).certification for _ in range(2))
+    another = split(numbers(720), {ACCURACY: Budget()}, seed=1).certification
     assert isinstance(one, tuple)
     assert isinstance(other, tuple)
     assert isinstance(another, tuple)
@@ -47,11 +47,44 @@ def test_too_few_examples_say_how_many_are_needed(kind: Any, budget: Budget) -> 
     with pytest.raises(
         DataError, match=f"data: 9 examples are too few .* at least {2 * fewest} are needed, of"
     ) as told:
-        split(torch.zeros(9, 4, dtype=torch.long), kind, budget)
+        split(torch.zeros(9, 4, dtype=torch.long), {kind: budget})
     assert f"of which {fewest} certify" in str(told.value)
-    assert split(torch.zeros(2 * fewest, 4, dtype=torch.long), kind, budget)
+    assert split(torch.zeros(2 * fewest, 4, dtype=torch.long), {kind: budget})
     with pytest.raises(DataError):
-        split(torch.zeros(2 * fewest - 2, 4, dtype=torch.long), kind, budget)
+        split(torch.zeros(2 * fewest - 2, 4, dtype=torch.long), {kind: budget})
+
+
+def test_clusters_stay_whole_and_side_by_side() -> None:
+    """In lots of nearly the sizes they have else; and what certifies comes with its labels."""
+    clusters = torch.arange(2000).repeat_interleave(3).flip(0)[torch.randperm(6000)] * 7 - 3
+    lots = split(numbers(6000), {ACCURACY: Budget()}, clusters=clusters)
+    found = []
+    for lot in (lots.calibration, lots.selection, lots.certification):
+        assert isinstance(lot, tuple)
+        labels = clusters[lot[1]]
+        assert len(labels.unique_consecutive()) == len(labels.unique()) == len(labels) / 3
+        found.append(set(labels.tolist()))
+    assert not found[0] & found[1] | found[1] & found[2] | found[0] & found[2]
+    assert [abs(len(lot) - share) <= 1 for lot, share in zip(found, (400, 600, 1000), strict=True)] == [True] * 3
+    assert isinstance(lots.certification, tuple)
+    assert lots.clusters is not None
+    assert torch.equal(lots.clusters, clusters[lots.certification[1]])
+    assert lots.clusters.tolist() != sorted(lots.clusters.tolist())
+
+
+def test_what_is_scored_may_be_of_another_kind() -> None:
+    text, asked = torch.arange(50).reshape(10, 5), numbers(800)
+    lots = split(text, {ACCURACY: Budget()}, examples=asked)
+    assert isinstance(lots.calibration, torch.Tensor)
+    assert isinstance(lots.outputs, torch.Tensor)
+    assert (len(lots.calibration), len(lots.outputs)) == (4, 6)
+    assert sorted(torch.cat([lots.calibration, lots.outputs])[:, 0].tolist()) == list(range(0, 50, 5))
+    assert isinstance(lots.selection, tuple)
+    assert isinstance(lots.certification, tuple)
+    assert [len(lots.selection[1]), len(lots.certification[1])] == [300, 500]
+    assert sorted(torch.cat([lots.selection[1], lots.certification[1]]).tolist()) == list(range(800))
+    with pytest.raises(DataError, match="1 examples are too few to divide among 2 lots"):
+        split(text[:1], {ACCURACY: Budget()}, examples=asked)
 
 
 def test_batches_of_every_shape_are_joined() -> None:

@@ -1,5 +1,6 @@
 """The yardstick against the slow definitions."""
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -26,8 +27,9 @@ def test_figures_are_those_of_a_comparison_and_the_distance_is_kl(
     classifier: nn.Module, examples: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "EXAMPLES", 300)
-    rod, other = Yardstick(classifier, examples, metric("accuracy")), moved(classifier)
-    figures, far = rod.compare(other)
+    rod, other = Yardstick(classifier, examples, [metric("accuracy")]), moved(classifier)
+    told, far = rod.compare(other)
+    figures = told["accuracy"]
     wanted = compare(classifier, other, examples, "accuracy")
     assert (figures.original, figures.compressed, figures.drop) == (wanted.original, wanted.compressed, wanted.drop)
     with torch.no_grad():
@@ -42,9 +44,9 @@ def test_what_gives_no_logits_is_compared_by_its_output(classifier: nn.Module, e
         found: Tensor = model(batch[0]).softmax(1).amax(1)
         return found
 
-    rod, other = Yardstick(classifier, examples, metric(sure)), moved(classifier)
+    rod, other = Yardstick(classifier, examples, [metric(sure)]), moved(classifier)
     figures, far = rod.compare(other)
-    assert figures.metric == "sure"
+    assert figures["sure"].metric == "sure"
     with torch.no_grad():
         f, g = classifier(examples[0][:512]), other(examples[0][:512])
     assert far.value == pytest.approx(float((f - g).square().sum() / f.square().sum()), rel=1e-3)
@@ -55,8 +57,8 @@ def test_a_metric_between_two_models_is_taken_between_them(
     classifier: nn.Module, examples: tuple[Tensor, Tensor]
 ) -> None:
     other = moved(classifier)
-    figures, _ = Yardstick(classifier, examples, metric("agreement")).compare(other)
-    assert figures == compare(classifier, other, examples, "agreement")
+    figures, _ = Yardstick(classifier, examples, [metric("agreement")]).compare(other)
+    assert figures == {"agreement": compare(classifier, other, examples, "agreement")}
 
 
 def test_of_many_predictions_some_are_remembered(
@@ -68,7 +70,32 @@ def test_of_many_predictions_some_are_remembered(
             return rows
 
     monkeypatch.setattr(module, "ROOM", 512 * 4 * 4 * 2)
-    rod = Yardstick(Several(), examples[0], metric("agreement"))
+    rod = Yardstick(Several(), examples[0], [metric("agreement")])
     assert rod.every == 4
     assert {tuple(output.shape[1:]) for output in rod.outputs} == {(2, 4)}
     assert rod.distance(Several()) == 0
+
+
+def test_several_metrics_are_those_of_each_and_outputs_may_be_of_other_examples(
+    classifier: nn.Module, examples: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model runs once on a batch for all metrics that read the same."""
+    monkeypatch.setattr(module, "EXAMPLES", 300)
+    runs: list[int] = []
+
+    def wrong(logits: Tensor, batch: Any) -> Tensor:
+        return logits.argmax(1) != batch[1]
+
+    accuracy, other = metric("accuracy"), moved(classifier)
+    kinds = [dataclasses.replace(accuracy, name="error", score=wrong), accuracy, metric("kl")]
+    few = tuple(part[:384] for part in examples)
+    other.register_forward_hook(lambda *_: runs.append(1))
+    figures, far = Yardstick(classifier, examples, kinds).compare(other)
+    assert list(figures) == ["error", "accuracy", "kl"]
+    assert len(runs) == 2 * -(-2400 // 128)  # once more for what is between two models
+    assert figures["error"].drop.value == pytest.approx(-figures["accuracy"].drop.value)
+    assert figures["kl"].drop.value == pytest.approx(compare(classifier, other, examples, "kl").drop.value)
+    apart, near = Yardstick(classifier, few, [accuracy], (examples, accuracy)).compare(other)
+    assert near == far
+    wanted = compare(classifier, other, few, "accuracy")
+    assert (apart["accuracy"].compressed, apart["accuracy"].drop) == (wanted.compressed, wanted.drop)
