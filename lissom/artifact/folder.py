@@ -32,6 +32,11 @@ class Opened:
         return self.manifest.get("signature")
 
     @property
+    def cache(self) -> str:
+        """How a language model's keys and values were held when it was certified; "auto" is as it was trained."""
+        return str(self.manifest.get("cache", "auto"))
+
+    @property
     def evidence(self) -> Mapping[str, Any]:
         """What the folder proves about the model: certificate, report, recipe, hashes."""
         return {name: self.manifest[name] for name in ("certificate", "recipe", "files") if name in self.manifest}

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lissom.artifact.tensors import check_layers, read_tensors, take_weight
 from lissom.errors import ArtifactError
 from lissom.models import compressible, replace
+from lissom.models.attention import attend_in_8_bits
 from lissom.models.checkpoint import check_shapes, read_config, skeleton
 from lissom.models.families import at, family_of
 from lissom.models.form import Bare, form_of
@@ -21,7 +22,8 @@ def build_language_model(folder: Path, manifest: Mapping[str, Any], *, bare: boo
     """The model of a folder, in float32 but for its compressed layers.
 
     `manifest` is empty for a plain checkpoint. A `bare` model has its matrices of 16 bits as they are stored; where the
-    manifest does not say its form, transformers does.
+    manifest does not say its form, transformers does. Where it says that keys and values are held in 8 bits, a model of
+    transformers attends as the engine then does.
 
     Raises:
         ArtifactError: tensors are missing.
@@ -60,7 +62,7 @@ def build_language_model(folder: Path, manifest: Mapping[str, Any], *, bare: boo
         raise ArtifactError(f"{folder} has no tensor {missing[0]!r}; the checkpoint is incomplete")
     if config.tie_word_embeddings and family.embedding not in weights:
         at(model, family.head).weight = at(model, family.embedding).weight  # one parameter, not two of one tensor
-    return model.eval()
+    return model.eval() if bare or manifest.get("cache") != "int8" else attend_in_8_bits(model.eval())
 
 
 def narrow(tensor: Tensor) -> bool:

@@ -100,7 +100,8 @@ def bench(
         figures = {"latency_ms": speed.latency_ms, "examples_per_s": speed.examples_per_s}
     else:
         can = limits(0.3)
-        served = bench_engine(running, opened.tokenizer, can, batches=sizes, prompt=prompt, new=new)  # type: ignore[arg-type]
+        sized = {"batches": sizes, "prompt": prompt, "new": new}
+        served = bench_engine(running, opened.tokenizer, can, cache=opened.cache, **sized)  # type: ignore[arg-type]
         figures = {
             f"{name}, {one.sequences} at once": getattr(one, name)
             for one in served

@@ -22,7 +22,10 @@ def serve(
     api_key: Annotated[str | None, typer.Option(envvar="LISSOM_API_KEY", help="key that clients must send")] = None,
     name: Annotated[str | None, typer.Option(help="name of the model; by default that of its folder")] = None,
     kv_cache: Annotated[
-        str, typer.Option(help="how keys and values are held: auto, float, bfloat16, int8 or int4")
+        str,
+        typer.Option(
+            help="how keys and values are held: float, bfloat16, int8, int4; auto: as certified, or as it was trained"
+        ),
     ] = "auto",
     draft: Annotated[
         str | None, typer.Option(help="a compressed copy of the model that guesses tokens ahead; it changes no text")
@@ -74,7 +77,7 @@ def _service(model: str, name: str | None, *, kv_cache: str, draft: str | None, 
             tokenizer=opened.tokenizer,
             name=called,
             evidence=opened.evidence,
-            cache=kv_cache,
+            cache=opened.cache if kv_cache == "auto" else kv_cache,
             draft=None if draft is None else _draft(draft),
             speculate=speculate,
         )

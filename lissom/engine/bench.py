@@ -46,11 +46,12 @@ def bench_engine(
     prompt: int = 128,
     new: int = 32,
     rounds: int = 5,
+    cache: str = AUTO,
 ) -> list[Served]:
     """The speed of a language model, as it is, for each number of sequences at once; the numbers take turns.
 
     A round reads a random prompt of so many tokens for each sequence, all in one step, and then writes `new` tokens
-    more of each.
+    more of each. Keys and values are held as `cache` says.
 
     Raises:
         ModelError: a model of a family that the engine does not know.
@@ -58,7 +59,7 @@ def bench_engine(
     """
     if min(prompt, new, rounds, len(batches), *batches) < 1:
         raise DataError(f"bench: batches {batches}, prompt {prompt}, {new} new tokens: at least 1 of each is needed")
-    engines = {size: engine(model, tokenizer, size, prompt, new) for size in batches}
+    engines = {size: engine(model, tokenizer, size, prompt, new, cache=cache) for size in batches}
     times = {size: list[tuple[float, float]]() for size in batches}
     for number in range(rounds + 1):  # the first one warms up
         for size, running in engines.items():

@@ -51,10 +51,11 @@ class Bank:
         found = {layer: [f for f in own if not self.journal.has(f"{layer} {f}")] for layer, own in self.forms.items()}
         return {layer: forms for layer, forms in found.items() if forms}
 
-    def keep(self, layer: str, form: str, option: Option, weight: Weight) -> None:
-        """Write down one form; what stays as it is needs no second copy."""
-        record = {**option.as_dict(), "spec": weight.spec() if option.steps else None}
-        self.journal.keep(f"{layer} {form}", record, weight.parts() if option.steps else None)
+    def keep(self, layer: str, form: str, option: Option, weight: Weight | None, **told: float) -> None:
+        """Write down one form, and what else is told of it; what stays as it is needs no second copy."""
+        weight = weight if option.steps else None
+        record = {**option.as_dict(), **told, "spec": None if weight is None else weight.spec()}
+        self.journal.keep(f"{layer} {form}", record, None if weight is None else weight.parts())
 
     def refuse(self, layer: str, form: str, reason: RecipeError) -> None:
         """Write down that a form does not suit a layer."""

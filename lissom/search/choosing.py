@@ -16,7 +16,7 @@ from lissom.artifact.fingerprint import of_json
 from lissom.estimate import Estimate
 from lissom.evaluate import Budgets, Comparison, Metric
 from lissom.search.bank import Bank, Choice
-from lissom.search.forms import SAFE
+from lissom.search.forms import CACHE, SAFE
 from lissom.search.joint import Problem
 from lissom.search.local import improved
 from lissom.search.result import StepRow
@@ -91,7 +91,7 @@ class Choosing:
         self.scale = self.problem.learned([(one.choice, one.distance.value) for one in self.seen])
         points = self.problem.frontier(POINTS, self.scale)
         boldest = self.bisect(points)
-        safe = dict.fromkeys(self.problem.forms, SAFE)
+        safe = everywhere(self.problem, SAFE)
         if self.problem.allows(safe):
             self.measured(safe, SAFE)
         for step in LADDER:
@@ -115,7 +115,7 @@ class Choosing:
     def uniform(self, cost: float) -> None:
         """Measure choices of one form everywhere that would cost less than what was found."""
         for form in UNIFORM:
-            choice = {unit: form if form in forms else SAFE for unit, forms in self.problem.forms.items()}
+            choice = everywhere(self.problem, form)
             if form in choice.values() and self.problem.allows(choice) and self.problem.cost(choice) < cost:
                 self.measured(choice, form)
 
@@ -185,6 +185,15 @@ def broken(budgets: Budgets, figures: Mapping[str, Comparison]) -> str:
             of = f" of {kind.name}" if len(budgets) > 1 else ""
             return f"dropped {found.drop.value:.2%}{of} on the data for choosing"
     return ""
+
+
+def everywhere(problem: Problem, form: str) -> dict[str, str]:
+    """One form for all layers that can take it, the safe one for others; the cache is held as is cheapest."""
+    choice = {unit: form if form in forms else SAFE for unit, forms in problem.forms.items()}
+    if CACHE in choice:
+        costs = problem.costs[CACHE]
+        choice[CACHE] = problem.forms[CACHE][costs.index(min(costs))]
+    return choice
 
 
 def limit(budget: Budget, kind: Metric, before: Estimate) -> float:

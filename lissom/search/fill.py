@@ -9,6 +9,7 @@ Shapes: n windows, t tokens.
 import copy
 from collections.abc import Callable
 from itertools import chain
+from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -17,15 +18,19 @@ from torch import Tensor, nn
 from lissom.calibrate import Batch
 from lissom.calibrate.observe import Collected
 from lissom.compress.layers import look, steps_on
+from lissom.engine.cache import kind_of_cache
 from lissom.errors import DataError, RecipeError
 from lissom.formats import Weight
 from lissom.models import Checkpoint, compressible, replace, weight_of
+from lissom.models.attention import attend_in_8_bits
 from lissom.search.bank import Bank
 from lissom.search.foresee import streamed
+from lissom.search.forms import CACHE, HELD
 from lissom.search.sensitivity import Option, Steps, kinds_of
 from lissom.search.yardstick import Yardstick
 
 Tell = Callable[[str], None]
+TOKENS = 4096  # of the data, on which the cache is looked at
 
 
 def fill_from_module(bank: Bank, model: nn.Module, data: Batch, yardstick: Yardstick, tell: Tell) -> None:
@@ -89,7 +94,7 @@ def fill_from_checkpoint(
     Raises:
         DataError: a layer is not used when the model runs on the windows, or `max_ram` is too little.
     """
-    missing = bank.missing()
+    missing = {layer: forms for layer, forms in bank.missing().items() if layer != CACHE}
     candidates: dict[str, list[Steps]] = {
         layer: [bank.forms[layer][form] for form in forms] for layer, forms in missing.items()
     }
@@ -103,6 +108,19 @@ def fill_from_checkpoint(
                 if isinstance(made, RecipeError):
                     bank.refuse(layer, form, made)
             tell(layer)
-    silent = list(bank.missing())
+    silent = [layer for layer in bank.missing() if layer != CACHE]
     if silent:
         raise DataError(f"data: {silent[0]} is not used when the model runs on it; give other data")
+
+
+def fill_cache(bank: Bank, model: nn.Module, yardstick: Yardstick) -> None:
+    """The forms of the cache of a language model: bytes of a token in it, and what rounding it is measured to cost."""
+    config: Any = model.config
+    heads = 2 * config.num_hidden_layers * config.num_key_value_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    wide = 2 if kind_of_cache("auto", config) == "bfloat16" else 4
+    token = {"auto": heads * size * wide, "int8": heads * (size + 4)}  # bytes, with a float for each scale
+    for form, kind in HELD.items():
+        kl = yardstick.distance(attend_in_8_bits(twin(model))) if kind == "int8" else 0.0
+        option = Option(steps=(), nbytes=0, error=0.0, kl=kl)
+        bank.keep(CACHE, form, option, None, token_bytes=token[kind], numbers=heads * size)

@@ -38,8 +38,8 @@ from lissom.hardware import check_target
 from lissom.search import trying
 from lissom.search.bank import Bank, Choice
 from lissom.search.choosing import UNIFORM, Choosing, Seen, digest, yardstick_of
+from lissom.search.forms import CACHE, SAFE
 from lissom.search.forms import ORIGINAL as NOTHING
-from lissom.search.forms import SAFE
 from lissom.search.joint import Prefer, Problem, times, weights_of
 from lissom.search.latency import Latencies, Run, by_turns, known, measured
 from lissom.search.parity import check_parity
@@ -247,14 +247,18 @@ def steps_of(subject: Subject, bank: Bank, choice: Choice, terms: Terms) -> list
 
 def summary(bank: Bank, choice: Choice) -> str:
     """How many layers are in which form."""
-    counts = Counter(bank.by_layer(choice).values())
-    return " · ".join(f"{count} x {form}" for form, count in counts.most_common())
+    counts = Counter(form for layer, form in bank.by_layer(choice).items() if layer != CACHE)
+    parts = [f"{count} x {form}" for form, count in counts.most_common()]
+    return " · ".join([*parts, *([f"{CACHE} in {SAFE}"] if choice.get(CACHE) == SAFE else [])])
 
 
 def layer_rows(subject: Subject, bank: Bank, choice: Choice) -> list[LayerRow]:
     """What becomes of each layer of a choice."""
     rows = []
     for layer, form in bank.by_layer(choice).items():
+        if layer == CACHE:
+            rows.append(cache_row(bank, form))
+            continue
         before, after = bank.option(layer, NOTHING), bank.option(layer, form)
         o, i = subject.shapes[layer]
         rows.append(
@@ -268,6 +272,19 @@ def layer_rows(subject: Subject, bank: Bank, choice: Choice) -> list[LayerRow]:
             )
         )
     return rows
+
+
+def cache_row(bank: Bank, form: str) -> LayerRow:
+    """What becomes of the keys and values of a token, which are no bytes of the folder."""
+    before, after = bank.record(f"{CACHE} {NOTHING}"), bank.record(f"{CACHE} {form}")
+    return LayerRow(
+        name=f"{CACHE}, of each token",
+        form=form,
+        bits_per_weight=8 * after["token_bytes"] / after["numbers"],
+        bytes_before=before["token_bytes"],
+        bytes_after=after["token_bytes"],
+        kl=after["kl"],
+    )
 
 
 def latencies(subject: Subject, bank: Bank, terms: Terms) -> Latencies:

@@ -101,7 +101,7 @@ def answer(folder: str, asked: str, told: str, language: str) -> None:
     from lissom.engine.sequence import Sampling
 
     assert isinstance(batch, Tensor)
-    running = engine(model, opened.tokenizer, len(batch), batch.shape[1], 1)
+    running = engine(model, opened.tokenizer, len(batch), batch.shape[1], 1, cache=opened.cache)
     sampling = Sampling(temperature=0, max_tokens=1, ignore_eos=True, logprobs=1)
     sequences = [running.add(tokens, sampling) for tokens in batch.tolist()]
     running.step()

@@ -31,7 +31,7 @@ def recovered(choosing: Choosing) -> Iterator[tuple[Seen, Trial]]:
         recipe = choosing.bank.recipe(choice, name)
         try:
             trial = choosing.subject.compress(
-                Recipe(name=name, steps=(*recipe.steps, LEARN)), choosing.lots.calibration
+                Recipe(name=name, steps=(*recipe.steps, LEARN)), choosing.lots.calibration, choice
             )
             figures, far = choosing.yardstick.compare(trial.open())
         except DataError:  # it went astray

@@ -15,6 +15,8 @@ from lissom.errors import ArtifactError, RecipeError
 from lissom.search.allocate import choose
 from lissom.search.bank import Bank, Choice
 from lissom.search.choosing import Choosing
+from lissom.search.forms import CACHE
+from lissom.search.sensitivity import Option
 from lissom.search.subject import LanguageSubject, ModuleSubject, Subject
 from lissom.types import Budget
 
@@ -44,7 +46,10 @@ def remember(bank: Bank, choosing: Choosing, verdicts: Mapping[str, str], subjec
         }
         for one in choosing.all.values()
     ]
-    head = {"model": subject.fingerprint(), "folder": subject.folder, "beside": subject.beside}
+    allowed = [one for one in choosing.seen if choosing.inside(one)] or choosing.seen
+    cheapest = min(allowed, key=lambda one: choosing.problem.cost(one.choice), default=None)
+    held = None if cheapest is None else cheapest.choice.get(CACHE)
+    head = {"cache": held, "model": subject.fingerprint(), "folder": subject.folder, "beside": subject.beside}
     bank.journal.keep(FRONTIER, {**head, "scale": dict(choosing.scale), "points": points})
 
 
@@ -82,7 +87,8 @@ def recut(
         subject = subject_of(held, model, example)
         if subject.fingerprint() != held["model"]:
             raise ArtifactError(f"recut: the model is not that with which {work} was made; give the same")
-        bank = Bank(journal, subject.units, subject.forms)
+        units = {unit: layers for unit, layers in subject.units.items() if unit in held["points"][0]["choice"]}
+        bank = Bank(journal, units, subject.forms)
         choice = of_size(bank, held, size) if size is not None else inside(bank, held, budget or Budget())
         trial = subject.assemble(bank, choice, "recut")
         known = next((point for point in held["points"] if point["choice"] == choice), None)
@@ -113,7 +119,7 @@ def of_size(bank: Bank, held: Mapping[str, Any], size: int) -> Choice:
     Raises:
         RecipeError: the smallest takes more.
     """
-    options = bank.options
+    options = options_of(bank, held)
     sizes = [[option.nbytes for option in own.values()] for own in options.values()]
     kls = [[option.kl * held["scale"].get(form, 1.0) for form, option in own.items()] for own in options.values()]
     least = sum(map(min, sizes)) + held["beside"]
@@ -121,6 +127,14 @@ def of_size(bank: Bank, held: Mapping[str, Any], size: int) -> Choice:
         raise RecipeError(f"size: {size:,} bytes are too few; the smallest that can be built has {least:,}")
     chosen = choose(sizes, kls, size - held["beside"])
     return {unit: list(own)[k] for (unit, own), k in zip(options.items(), chosen, strict=True)}
+
+
+def options_of(bank: Bank, held: Mapping[str, Any]) -> dict[str, dict[str, Option]]:
+    """The forms of each unit; the cache, which has no bytes in a folder, stays as the search held it."""
+    options = dict(bank.options)
+    if CACHE in options:
+        options[CACHE] = {held["cache"]: options[CACHE][held["cache"]]}
+    return options
 
 
 def inside(bank: Bank, held: Mapping[str, Any], budget: Budget) -> Choice:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -35,8 +36,8 @@ from lissom.hardware.measure import once_ms
 from lissom.models import Checkpoint, compressible, replace, weight_of
 from lissom.models.experts import apart
 from lissom.search.bank import Bank, Choice
-from lissom.search.fill import fill_from_checkpoint, fill_from_module
-from lissom.search.forms import Steps, forms_of, kind_of, units_of_checkpoint, units_of_module
+from lissom.search.fill import TOKENS, fill_cache, fill_from_checkpoint, fill_from_module
+from lissom.search.forms import CACHE, HELD, ORIGINAL, Steps, forms_of, kind_of, units_of_checkpoint, units_of_module
 from lissom.search.latency import Run
 from lissom.search.mixed import bytes_beside
 from lissom.search.result import Point
@@ -45,6 +46,7 @@ from lissom.types import Recipe
 
 LOT = 64  # examples of a step of learning
 TIMED = 16  # examples of the batch whose forward pass is timed
+NOTHING: Choice = MappingProxyType({})
 PROMPT, WRITTEN = 64, 16  # tokens of the answer that is timed
 
 
@@ -79,7 +81,7 @@ class Subject(ABC):
     @property
     def shapes(self) -> dict[str, tuple[int, int]]:
         """Outputs and inputs of the layers."""
-        return {name: weight_of(self.layers[name]).shape for name in self.forms}
+        return {name: weight_of(self.layers[name]).shape for name in self.forms if name != CACHE}
 
     @property
     @abstractmethod
@@ -101,8 +103,8 @@ class Subject(ABC):
         """Make what is missing in a bank."""
 
     @abstractmethod
-    def compress(self, recipe: Recipe, calibration: Batch) -> Trial:
-        """Compress it by a recipe."""
+    def compress(self, recipe: Recipe, calibration: Batch, choice: Choice = NOTHING) -> Trial:
+        """Compress it by a recipe; the choice says what is of no layer."""
 
     @abstractmethod
     def assemble(self, bank: Bank, choice: Choice, name: str) -> Trial:
@@ -169,7 +171,7 @@ class ModuleSubject(Subject):
         yardstick = Yardstick(self.original, (), (), (calibration, kind))
         fill_from_module(bank, apart(copy.deepcopy(self.original)), calibration, yardstick, tell)
 
-    def compress(self, recipe: Recipe, calibration: Batch) -> Trial:
+    def compress(self, recipe: Recipe, calibration: Batch, choice: Choice = NOTHING) -> Trial:
         """Compress a copy; where it learns, from a few examples at a time."""
         lots = list(pieces(calibration, LOT, self.model))
         return self.trial(freeze(compress_model(self.model, lots, steps=recipe.steps)).eval(), recipe)
@@ -240,6 +242,8 @@ class LanguageSubject(Subject):
         self.units = units_of_checkpoint(self.checkpoint, self.names)
         self.kinds = {unit: kind_of(unit, self.layers) for unit in self.units}
         self.forms = {name: forms_of(self.layers[name], language=True) for name in self.names}
+        if place.type == "cpu":  # where the engine runs
+            self.units[CACHE], self.kinds[CACHE], self.forms[CACHE] = (CACHE,), CACHE, dict.fromkeys(HELD, ())
 
     @cached_property
     def original(self) -> nn.Module:  # type: ignore[override]
@@ -265,24 +269,29 @@ class LanguageSubject(Subject):
         """From one pass over the data, and one back from the end loss."""
         assert isinstance(calibration, Tensor)
         fill_from_checkpoint(bank, self.checkpoint, calibration, max_ram, tell)
+        if CACHE in bank.missing():
+            few = calibration[: max(1, TOKENS // calibration.shape[1])]
+            fill_cache(bank, self.original, Yardstick(self.original, (), (), (few, kind)))
 
-    def compress(self, recipe: Recipe, calibration: Batch) -> Trial:
+    def compress(self, recipe: Recipe, calibration: Batch, choice: Choice = NOTHING) -> Trial:
         """Stream it into a folder."""
         assert isinstance(calibration, Tensor)
         scratch = Scratch()
         folder = scratch.folder / "model"
         compress_checkpoint(self.checkpoint.folder, recipe, calibration, folder)
-        return self.trial(folder, recipe, scratch)
+        return self.trial(folder, recipe, scratch, choice)
 
     def assemble(self, bank: Bank, choice: Choice, name: str) -> Trial:
         """Write it into a folder, with layers from the bank."""
         recipe, forms, scratch = bank.recipe(choice, name), bank.by_layer(choice), Scratch()
         pieces = assembled(self.checkpoint, lambda layer: bank.weight(layer, forms[layer]))
         write_pieces(self.checkpoint, recipe, pieces, scratch.folder / "model")
-        return self.trial(scratch.folder / "model", recipe, scratch)
+        return self.trial(scratch.folder / "model", recipe, scratch, choice)
 
-    def trial(self, folder: Path, recipe: Recipe, scratch: Scratch) -> Trial:
-        """What is asked of a folder, which is there for as long as this is."""
+    def trial(self, folder: Path, recipe: Recipe, scratch: Scratch, choice: Choice) -> Trial:
+        """What is asked of a folder, which is there for as long as this is; how its cache is held is written down."""
+        if choice.get(CACHE, ORIGINAL) != ORIGINAL:
+            annotate(folder, cache=HELD[choice[CACHE]])
         files = read_manifest(folder)["files"]
 
         def write(out: Path, notes: Mapping[str, Any], scratch: object = scratch) -> Path:
@@ -317,7 +326,7 @@ class LanguageSubject(Subject):
         if self.place.type == "cpu":
             opened = open_folder(folder, bare=True)
             model: Any = lower(opened.model)
-            running = engine(model, opened.tokenizer, 1, PROMPT, WRITTEN)
+            running = engine(model, opened.tokenizer, 1, PROMPT, WRITTEN, cache=opened.cache)
 
             def served() -> dict[str, float]:
                 read, write = once(running, 1, PROMPT, WRITTEN)

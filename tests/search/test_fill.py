@@ -5,19 +5,25 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoTokenizer
 
+from lissom.artifact import compress_checkpoint, open_folder
 from lissom.artifact.journal import Journal
 from lissom.calibrate import token_windows
 from lissom.calibrate.data import each
 from lissom.compress import compress_model
+from lissom.engine.lower import lower
 from lissom.evaluate import metric
 from lissom.formats import CompressedLayer
 from lissom.search.bank import Bank
-from lissom.search.forms import ORIGINAL, SAFE
-from lissom.search.subject import LanguageSubject, ModuleSubject, Subject
+from lissom.search.fill import fill_cache
+from lissom.search.forms import CACHE, ORIGINAL, SAFE
+from lissom.search.parity import answer, differences
+from lissom.search.subject import LanguageSubject, ModuleSubject, Scratch, Subject
 from lissom.search.yardstick import Yardstick
+from lissom.types import Recipe
 
 CPU = torch.device("cpu")
 FEW = (ORIGINAL, SAFE, "4 bits", "half pruned, 8 bits")
@@ -123,12 +129,41 @@ def test_a_language_model_is_put_together_from_the_bank(demo_folder: Path, journ
     subject = LanguageSubject(demo_folder, CPU)
     bank = bank_of(subject, journal)
     subject.fill(bank, windows, metric("perplexity"), None, lambda text: None)
-    choice = {unit: SAFE if "embed" in unit else "4 bits" for unit in subject.units}
+    choice = {unit: SAFE if "embed" in unit else "4 bits" for unit in subject.units} | {CACHE: ORIGINAL}
     trial = subject.assemble(bank, choice, "mixed")
     other = subject.compress(trial.recipe, windows)
     assert trial.nbytes == other.nbytes
     with torch.no_grad():  # the recipe sees the same, but in the type that the checkpoint is stored in
         log_p, log_q = (model.open()(windows).logits.log_softmax(-1) for model in (trial, other))
-    assert 0 < float((log_p.exp() * (log_p - log_q)).sum(-1).mean()) < 0.02
+    assert float((log_p.exp() * (log_p - log_q)).sum(-1).mean()) < 0.02
     assert all(own["4 bits"].kl > own[SAFE].kl > 0 for unit, own in bank.options.items() if "layers" in unit)
     assert set(trial.timed()()) == {"prefill", "decode"}
+
+
+def test_the_cache_is_a_unit_without_bytes_that_is_written_down(
+    demo_folder: Path, tmp_path: Path, journal: Journal
+) -> None:
+    """In 8 bits it costs what the engine's rounding is measured to cost, and the folder is opened so."""
+    text = (demo_folder / "stories.txt").read_text(encoding="utf-8")
+    windows = token_windows(text, AutoTokenizer.from_pretrained(demo_folder), 24)[:16]
+    subject = LanguageSubject(demo_folder, CPU)
+    bank = Bank(journal, {CACHE: subject.units[CACHE]}, {CACHE: subject.forms[CACHE]})
+    fill_cache(bank, subject.original, Yardstick(subject.original, (), (), (windows, metric("perplexity"))))
+    assert bank.missing() == {}
+    assert bank.options[CACHE][SAFE].nbytes == 0
+    assert bank.options[CACHE][SAFE].kl > bank.options[CACHE][ORIGINAL].kl == 0
+    assert bank.record(f"{CACHE} {SAFE}")["token_bytes"] == 4 * 2 * 2 * (64 + 4)
+    scratch = Scratch()
+    folder = compress_checkpoint(demo_folder, Recipe(), windows[:0], scratch.folder / "model")
+    trial = subject.trial(folder, Recipe(), scratch, {CACHE: SAFE})
+    opened = open_folder(trial.write(tmp_path / "small", {}))
+    assert opened.cache == "int8"
+    rounded = trial.open()
+    with torch.no_grad():
+        logits = rounded(windows).logits
+        assert torch.equal(logits, lower(opened.model)(windows).logits)
+        assert not torch.equal(logits, subject.original(windows).logits)
+    asked, told = tmp_path / "asked.safetensors", tmp_path / "told.safetensors"
+    save_file({"0": windows}, asked)
+    answer(str(opened.folder), str(asked), str(told), "true")
+    assert differences(logits, load_file(told)).max() < 0.01  # by the engine

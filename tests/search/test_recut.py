@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -11,6 +12,10 @@ from lissom.artifact import load, read_manifest
 from lissom.errors import ArtifactError, RecipeError
 from lissom.search import Result, optimize, recut
 from lissom.search import subject as module
+from lissom.search.bank import Bank
+from lissom.search.forms import CACHE, ORIGINAL, SAFE
+from lissom.search.recut import of_size
+from lissom.search.sensitivity import Option
 from lissom.types import Budget
 
 
@@ -102,3 +107,15 @@ def test_the_same_search_again_uses_what_is_there(
     changed = (examples[0] + 1e-3 * torch.randn(examples[0].shape, generator=other), examples[1])
     with pytest.raises(ArtifactError, match="the data changed"):
         optimize(classifier, changed, Budget(max_drop=0.02), prefer="size", work=work)
+
+
+@pytest.mark.parametrize("form", [ORIGINAL, SAFE])
+def test_the_cache_stays_as_the_search_held_it(form: str) -> None:
+    """It has no bytes, so that no size would ever ask for fewer bits of it."""
+    options = {
+        "layer": {SAFE: Option(steps=(), nbytes=100, error=0.0, kl=0.1)},
+        CACHE: {own: Option(steps=(), nbytes=0, error=0.0, kl=kl) for own, kl in ((ORIGINAL, 0.0), (SAFE, 0.1))},
+    }
+    held = {"cache": form, "beside": 10, "scale": {}}
+    assert of_size(Mock(spec=Bank, options=options), held, 110) == {"layer": SAFE, CACHE: form}
+    assert set(options[CACHE]) == {ORIGINAL, SAFE}
