@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -53,4 +53,5 @@ def replacing(file: Path) -> Iterator[Path]:
     except OSError as error:
         raise ArtifactError(f"{file} cannot be written: {error.strerror or error}") from None
     finally:
-        new.unlink(missing_ok=True)
+        with suppress(OSError):  # of a disk that cannot be written; what went wrong first is what is said
+            new.unlink(missing_ok=True)

@@ -14,9 +14,10 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TextIO
+from typing import Any, BinaryIO, Self
 from urllib.parse import quote, unquote
 
 from torch import Tensor
@@ -26,7 +27,8 @@ from lissom.artifact.tensors import read_file, write_tensors
 from lissom.errors import ArtifactError, RecipeError
 from lissom.files import read_json, replacing
 
-HEAD = "journal.json"
+HEAD, LOCK = "journal.json", "lock"
+OWN = {HEAD, LOCK, "records", "files"}  # what is in the folder
 
 
 class Journal:
@@ -63,11 +65,7 @@ class Journal:
     def _begin(self, asked: Mapping[str, str]) -> None:
         head = self.folder / HEAD
         if not (head.is_file() and self.files.is_dir()):  # new, or what is left of one that is finished
-            for place in (self.records, self.files):
-                shutil.rmtree(place, ignore_errors=True)
-                place.mkdir()
-            with replacing(head) as new:
-                new.write_text(json.dumps(asked), encoding="utf-8")
+            self._make(asked)
         begun = read_json(head)
         changed = [name for name in {**begun, **asked} if begun.get(name) != asked.get(name)]
         if changed:
@@ -76,8 +74,30 @@ class Journal:
                 "give what was given then, or remove that folder to begin anew"
             )
         kept = {self.file(name) for name in self.names()}
-        for file in set(self.files.iterdir()) - kept:  # half a piece, or a part of a result that was not finished
-            file.unlink()
+        try:
+            for file in set(self.files.iterdir()) - kept:  # half a piece, or a part of a result that was not finished
+                file.unlink()
+        except OSError as error:
+            raise refused(self.folder, error) from None
+
+    def _make(self, asked: Mapping[str, str]) -> None:
+        """Begin anew; where that cannot be done, nothing is left of it."""
+        others = {file.name for file in self.folder.iterdir()} - OWN
+        if others:
+            with suppress(OSError):
+                (self.folder / LOCK).unlink()
+            raise ArtifactError(
+                f"{self.folder} holds {min(others)!r}, which is none of ours; give a new or an empty folder"
+            )
+        try:
+            for place in (self.records, self.files):
+                shutil.rmtree(place, ignore_errors=True)
+                place.mkdir()
+            with replacing(self.folder / HEAD) as new:
+                new.write_text(json.dumps(asked), encoding="utf-8")
+        except (OSError, ArtifactError) as error:
+            self.remove()
+            raise refused(self.folder, error) from None
 
     def names(self) -> list[str]:
         """The names of the pieces that have a record."""
@@ -104,6 +124,7 @@ class Journal:
             ArtifactError: the disk is full or cannot be written; then the piece is not kept, and all others are.
         """
         entry: dict[str, Any] = {"record": dict(record)}
+        self._seen.discard(name)
         try:
             if tensors is not None:
                 with replacing(self.file(name)) as new:
@@ -112,6 +133,9 @@ class Journal:
             with replacing(self.record(name)) as new:
                 new.write_text(json.dumps(entry, ensure_ascii=False), encoding="utf-8")
         except ArtifactError as error:
+            if "file" in entry:  # without its record it is no piece, and takes room
+                with suppress(OSError):
+                    self.file(name).unlink(missing_ok=True)
             raise ArtifactError(
                 f"{error}; make room and do the same again: what was finished waits in {self.folder}"
             ) from None
@@ -147,8 +171,13 @@ class Journal:
         self.remove()
 
     def remove(self) -> None:
-        """Let go of all that was kept."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Let go of all that was kept; of the folder too, where nobody put something else into it."""
+        for name in (HEAD, *sorted(OWN - {HEAD, LOCK}), LOCK):  # the lock last: until then nobody else begins here
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+            with suppress(OSError):
+                (self.folder / name).unlink()
+        with suppress(OSError):
+            self.folder.rmdir()
         self.close()
 
     def close(self) -> None:
@@ -169,26 +198,40 @@ def beside(out: Path) -> Path:
     return out.parent / f".{out.name}.work"
 
 
-def locked(folder: Path) -> TextIO:
+def refused(folder: Path, error: OSError | ArtifactError) -> ArtifactError:
+    """What the disk refused while something was done in a folder, with what the user can do about it."""
+    told = str(error)
+    if isinstance(error, OSError):
+        told = f"{error.filename or folder} cannot be written: {error.strerror or error}"
+    return ArtifactError(f"{told}; make room, or let the work be kept in a folder that you may write to")
+
+
+def locked(folder: Path) -> BinaryIO:
     """A folder's lock, held until it is closed or the process ends, by whatever end.
 
     Raises:
-        ArtifactError: another process holds it, or the folder cannot be made.
+        ArtifactError: another process holds it, or the folder cannot be made or written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / "lock").open("a+", encoding="utf-8")
+        lock = (folder / LOCK).open("a+b", buffering=0)  # nothing waits to be written when it is closed
+    except OSError as error:
+        raise refused(folder, error) from None
+    try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if not os.path.samestat(os.fstat(lock.fileno()), (folder / "lock").stat()):
+        if not os.path.samestat(os.fstat(lock.fileno()), (folder / LOCK).stat()):
             raise FileNotFoundError(0, "another process has just removed it")
     except BlockingIOError:
         lock.seek(0)
+        holder = lock.read().decode()
+        lock.close()
         raise ArtifactError(
-            f"{folder} is being worked in by process {lock.read()}; wait until it ends, or choose another name"
+            f"{folder} is being worked in by process {holder}; wait until it ends, or choose another name"
         ) from None
     except OSError as error:
-        raise ArtifactError(f"{folder} cannot be worked in: {error.strerror}") from None
-    lock.truncate(0)
-    lock.write(str(os.getpid()))
-    lock.flush()
+        lock.close()
+        raise refused(folder, error) from None
+    with suppress(OSError):  # it only says to others who works here
+        lock.truncate(0)
+        lock.write(str(os.getpid()).encode())
     return lock

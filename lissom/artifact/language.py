@@ -21,6 +21,7 @@ from lissom.artifact.tensors import parts_of, payload, take_weight
 from lissom.compress import Piece
 from lissom.compress.resident import conduct
 from lissom.errors import ModelError
+from lissom.files import replacing
 from lissom.models import Checkpoint
 from lissom.models.checkpoint import INDEX, MARK, possible, read_config, skeleton
 from lissom.models.form import form_of
@@ -198,7 +199,8 @@ def carry(source: Path, folder: Path, told: Mapping[str, Any]) -> None:
     """
     for pattern in CARRIED:
         for file in source.glob(pattern):
-            shutil.copyfile(file, folder / file.name)
+            with replacing(folder / file.name) as new:
+                shutil.copyfile(file, new)
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
     if not possible({**config, **told}):
         told = {name: value for name, value in told.items() if name not in SIZES}

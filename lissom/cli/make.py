@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from lissom.cli.options import Confidence, Data, Drops, Length, Model, Out, Relative, Task
-from lissom.cli.read import fraction, read_budgets, read_recipe, read_scored, read_subject, size, text_windows
+from lissom.cli.read import read_again, read_budgets, read_recipe, read_scored, read_subject, size, text_windows
 from lissom.cli.show import console, report_of, working
 
 
@@ -120,27 +120,49 @@ def recut(
     model: Annotated[Path, typer.Argument(help="what optimize wrote; its layers in all forms must still be there")],
     out: Out,
     size_: Annotated[str | None, typer.Option("--size", help="bytes that the weights may take, such as 300MB")] = None,
-    max_drop: Annotated[str | None, typer.Option(help="accepted drop, in place of a size, such as 2%")] = None,
+    budget: Drops = None,
+    relative: Relative = False,
+    confidence: Confidence = "95%",
+    data: Annotated[Path | None, typer.Option(help="what optimize was given, to certify the cut too")] = None,
+    length: Length = 512,
+    windows: Annotated[int, typer.Option(help="with --data: windows, as for optimize", min=1)] = 1000,
+    task: Task = None,
+    task_data: Annotated[Path | None, typer.Option(help="the file of --task, as for optimize")] = None,
     work: Annotated[Path | None, typer.Option(help="where optimize kept the layers; by default MODEL.bank")] = None,
     original: Annotated[
-        str | None, typer.Option(help="for a module: the folder that optimize was given; its data is not needed")
+        str | None, typer.Option(help="the model that optimize was given: for a module, and with --data")
     ] = None,
 ) -> None:
-    """Build another point of a frontier that optimize found, without calibrating again."""
-    from lissom.artifact.manifest import check_free
-    from lissom.cli.read import read_module
-    from lissom.search import recut as cut
-    from lissom.types import Budget
+    """Build another point of a frontier that optimize found, without calibrating again; with its data certify it.
 
-    budget = None if max_drop is None else Budget(max_drop=fraction("max-drop", max_drop))
+    Exit code 1 if it was certified and did not pass.
+    """
+    from lissom.artifact.manifest import check_free
+    from lissom.cli.read import is_module, read_module
+    from lissom.search import recut as cut
+
     nbytes = None if size_ is None else size("size", size_)
     check_free(out)
-    module, example = (None, None) if original is None else read_module(original)
-    found = cut(work or bank_of(model), out, size=nbytes, budget=budget, model=module, example=example)
-    sure = f"certified: {found.verdict}" if found.verdict else "not certified: see `lissom certify`"
-    console.print(
-        f"{out}: {found.nbytes:,} bytes of weights; foreseen: KL {found.kl:.3g}, drop {found.drop:.2%}; {sure}"
+    lots, scored, kind = read_again(original, data, length, windows, task, task_data)
+    budgets = read_budgets(budget, kind, task, confidence, relative) if budget else None
+    module, example = read_module(original) if original and is_module(original) else (None, None)
+    found = cut(
+        work or bank_of(model),
+        out,
+        size=nbytes,
+        budget=budgets,
+        model=module,
+        example=example,
+        data=lots,
+        examples=scored,
     )
+    drops = "".join(f"drop of {name} {drop:.2%}, " for name, drop in found.drops.items())
+    sure = f"certified: {found.verdict}" if found.verdict else "not certified: give --data, or see `lissom certify`"
+    console.print(f"{out}: {found.nbytes:,} bytes of weights; foreseen: {drops}KL {found.kl:.3g}; {sure}")
+    if found.certificate is not None:
+        console.print(str(found.certificate))
+        if found.verdict != "PASS":
+            raise typer.Exit(1)
 
 
 def bank_of(out: Path) -> Path:

@@ -144,15 +144,42 @@ def drawn(examples: Any, most: int) -> Any:
 
 def read_subject(model: str, data: Path, length: int, windows: int) -> tuple[Any, Any]:
     """What to optimize, and the examples: a module with arrays, or a language model with windows of a text."""
-    from lissom.artifact import MANIFEST, open_folder
-    from lissom.files import read_json
+    from lissom.artifact import open_folder
     from lissom.models import Checkpoint
 
-    folder = Path(model)
-    if (folder / MANIFEST).is_file() and read_json(folder / MANIFEST).get("kind") == "module":
-        opened = open_folder(folder)
+    if is_module(model):
+        opened = open_folder(model)
         return opened.model, read_arrays(data, opened.signature)
     return model, text_windows(data, Checkpoint(model).tokenizer(), length)[:windows]
+
+
+def is_module(model: str) -> bool:
+    """Whether a model is a folder with a module in it, and no language model."""
+    from lissom.artifact import MANIFEST
+    from lissom.files import read_json
+
+    manifest = Path(model) / MANIFEST
+    return manifest.is_file() and read_json(manifest).get("kind") == "module"
+
+
+def read_again(
+    original: str | None, data: Path | None, length: int, windows: int, task: str | None, file: Path | None
+) -> tuple[Any, Any, "Metric"]:
+    """The data and the examples that a search was given, None where they are not, and the metric that it was for.
+
+    Raises:
+        DataError: there is data and no model for it, or no such task.
+    """
+    from lissom.evaluate import METRICS
+    from lissom.evaluate.tasks import task as find
+
+    if data is None:
+        default = METRICS["perplexity" if original is None or not is_module(original) else "accuracy"]
+        return None, None, find(task).metric if task else default
+    if original is None:
+        raise DataError("--data: name by --original the model that optimize was given, too")
+    subject, examples = read_subject(original, data, length, windows)
+    return examples, *read_scored(subject, task, file)
 
 
 def read_scored(subject: Any, task: str | None, file: Path | None) -> tuple[Any, "Metric"]:

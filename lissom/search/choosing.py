@@ -181,7 +181,7 @@ def broken(budgets: Budgets, figures: Mapping[str, Comparison]) -> str:
     """The first budget that is broken on the data for choosing, in words; empty where all hold."""
     for kind, budget in budgets.items():
         found = figures[kind.name]
-        if not found.drop.value <= limit(budget, kind, found.original):
+        if not found.drop.value <= limit(budget, kind, found.original.value):
             of = f" of {kind.name}" if len(budgets) > 1 else ""
             return f"dropped {found.drop.value:.2%}{of} on the data for choosing"
     return ""
@@ -196,9 +196,9 @@ def everywhere(problem: Problem, form: str) -> dict[str, str]:
     return choice
 
 
-def limit(budget: Budget, kind: Metric, before: Estimate) -> float:
+def limit(budget: Budget, kind: Metric, before: float) -> float:
     """The drop that a budget allows: a share of the original's own score where it says so; of a logarithm always."""
-    return budget.max_drop * (before.value if budget.relative and not kind.logarithms else 1.0)
+    return budget.max_drop * (before if budget.relative and not kind.logarithms else 1.0)
 
 
 def digest(choice: Choice) -> str:

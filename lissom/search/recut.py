@@ -1,6 +1,6 @@
 """Re-cut: another point of a frontier that was found before, put together from the bank without calibrating again."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,14 +10,19 @@ import numpy as np
 import torch
 from torch import nn
 
-from lissom.artifact.journal import Journal
-from lissom.errors import ArtifactError, RecipeError
+from lissom.artifact.fingerprint import of_tensors
+from lissom.artifact.journal import HEAD, Journal
+from lissom.errors import ArtifactError, DataError, RecipeError
+from lissom.estimate import Certificate
+from lissom.evaluate import METRICS, Budgets, Given, budgets_of, certify_models
+from lissom.files import read_json
 from lissom.search.allocate import choose
 from lissom.search.bank import Bank, Choice
-from lissom.search.choosing import Choosing
+from lissom.search.choosing import Choosing, limit
 from lissom.search.forms import CACHE
 from lissom.search.sensitivity import Option
-from lissom.search.subject import LanguageSubject, ModuleSubject, Subject
+from lissom.search.split import split
+from lissom.search.subject import LanguageSubject, ModuleSubject, Subject, plain
 from lissom.types import Budget
 
 FRONTIER = "frontier"  # the name of its record in the bank
@@ -25,13 +30,17 @@ FRONTIER = "frontier"  # the name of its record in the bank
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recut:
-    """What was built: its bytes, the KL and the drop that are foreseen of it, and its verdict where it has one."""
+    """What was built: its bytes, and the KL and the drops by each metric that are foreseen of it, or were measured.
+
+    `verdict` is that of the certificate, or that of the search where it certified this very choice; else empty.
+    """
 
     folder: Path
     nbytes: int
     kl: float
-    drop: float
+    drops: Mapping[str, float]
     verdict: str
+    certificate: Certificate | None = None
 
 
 def remember(bank: Bank, choosing: Choosing, verdicts: Mapping[str, str], subject: Subject) -> None:
@@ -41,15 +50,18 @@ def remember(bank: Bank, choosing: Choosing, verdicts: Mapping[str, str], subjec
             "name": one.name,
             "choice": dict(one.choice),
             "kl": one.distance.value,
-            "drop": next(iter(one.figures.values())).drop.value,
+            "drops": {name: found.drop.value for name, found in one.figures.items()},
             "verdict": verdicts.get(one.name, ""),
         }
         for one in choosing.all.values()
     ]
     allowed = [one for one in choosing.seen if choosing.inside(one)] or choosing.seen
     cheapest = min(allowed, key=lambda one: choosing.problem.cost(one.choice), default=None)
-    held = None if cheapest is None else cheapest.choice.get(CACHE)
-    head = {"cache": held, "model": subject.fingerprint(), "folder": subject.folder, "beside": subject.beside}
+    head: dict[str, Any] = {"model": subject.fingerprint(), "folder": subject.folder, "beside": subject.beside}
+    head["cache"] = None if cheapest is None else cheapest.choice.get(CACHE)
+    figures = next(iter(choosing.all.values())).figures
+    head["before"] = {name: found.original.value for name, found in figures.items()}
+    head["budgets"] = {kind.name: plain(budget) for kind, budget in choosing.budgets.items()}
     bank.journal.keep(FRONTIER, {**head, "scale": dict(choosing.scale), "points": points})
 
 
@@ -58,27 +70,38 @@ def recut(
     out: str | Path,
     *,
     size: int | None = None,
-    budget: Budget | None = None,
+    budget: Budget | Given | None = None,
     model: nn.Module | None = None,
     example: Any = None,
+    data: Any = None,
+    examples: Any = None,
+    clusters: Any = None,
 ) -> Recut:
     """Build the closest model of so many bytes, or the smallest that is foreseen to stay inside a budget.
+
+    With the data of the search it is certified too, at the full confidence, on the lot that certified there and had no
+    part in choosing; the certificate is written into the folder. Certificates of several cuts are from one lot: each
+    is valid by itself, for a cut that was decided on before the others' verdicts were seen, and not all of them
+    together, nor the best of them. Layers are put together as they were before anything was learned: a point that was
+    distilled is built without what it had learned.
 
     Args:
         work: the folder that `optimize` was given for its work.
         out: the folder to make.
         size: bytes that all tensors may take.
-        budget: the accepted drop, in place of a size.
+        budget: the accepted drop, in place of a size; as for `optimize`, in metrics that the search measured. With a
+            size it is only what is certified; by default that of the search.
         model: the original, where it was a module; a language model is read from where it was.
         example: for a module, a batch that it takes.
+        data, examples, clusters: as they were given to `optimize`, to certify with.
 
     Raises:
-        RecipeError: neither or both of size and budget are given, or nothing there is small or close enough.
-        ArtifactError: the search in that folder did not end, the model has changed, or `out` is taken.
+        RecipeError: size and budget do not go together, or nothing there is small or close enough.
+        ArtifactError: the search in that folder did not end, the model or the data has changed, or `out` is taken.
     """
-    if (size is None) == (budget is None):
-        raise RecipeError("recut: give either a size or a budget")
-    if not (Path(work) / "journal.json").is_file():
+    if (size is None and budget is None) or (size is not None and budget is not None and data is None):
+        raise RecipeError("recut: give either a size or a budget; both only with data, to certify the budget")
+    if not (Path(work) / HEAD).is_file():
         raise ArtifactError(f"{work} is no work of a search; give the folder that optimize worked in")
     with closing(Journal(Path(work))) as journal:  # whatever was asked wrongly, what is in it stays
         if not journal.has(FRONTIER):
@@ -88,15 +111,50 @@ def recut(
         if subject.fingerprint() != held["model"]:
             raise ArtifactError(f"recut: the model is not that with which {work} was made; give the same")
         units = {unit: layers for unit, layers in subject.units.items() if unit in held["points"][0]["choice"]}
-        bank = Bank(journal, units, subject.forms)
-        choice = of_size(bank, held, size) if size is not None else inside(bank, held, budget or Budget())
+        bank, budgets = Bank(journal, units, subject.forms), of_search(held, budget)
+        lots = None if data is None else split(data, budgets, examples=examples, clusters=clusters)
+        if lots is not None and of_tensors(lots.tensors) != read_json(Path(work) / HEAD)["data"]:
+            raise ArtifactError(
+                f"recut: the data is not that with which {work} was made; give the same, in the same order"
+            )
+        choice = of_size(bank, held, size) if size is not None else inside(bank, held, budgets)
         trial = subject.assemble(bank, choice, "recut")
         known = next((point for point in held["points"] if point["choice"] == choice), None)
         kl = known["kl"] if known else foreseen(bank, held, choice)
-        drop = known["drop"] if known else drop_at(held, kl)
-        verdict = known["verdict"] if known else ""
-        notes = {"recut": {"kl": kl, "drop": drop, "verdict": verdict, "measured": known is not None}}
-        return Recut(folder=trial.write(Path(out), notes), nbytes=trial.nbytes, kl=kl, drop=drop, verdict=verdict)
+        drops = known["drops"] if known else drops_at(held, kl)
+        verdict, certificate = known["verdict"] if known else "", None
+        if lots is not None:
+            certificate = certify_models(
+                subject.original, trial.open(), lots.certification, budgets, clusters=lots.clusters
+            )
+            verdict = certificate.verdict
+        notes = {"recut": {"kl": kl, "drops": drops, "verdict": verdict, "measured": known is not None}}
+        proof = {} if certificate is None else {"certificate": plain(certificate)}
+        folder = trial.write(Path(out), {**notes, **proof})
+        return Recut(folder=folder, nbytes=trial.nbytes, kl=kl, drops=drops, verdict=verdict, certificate=certificate)
+
+
+def of_search(held: Mapping[str, Any], budget: Budget | Given | None) -> Budgets:
+    """A budget for each metric: as it is given, or as the search had them.
+
+    Raises:
+        DataError: a metric is not one that the search measured, or one of the user's own that is not given again.
+    """
+    names = list(held["budgets"])
+    if budget is None:
+        given: Any = {name: Budget(**own) for name, own in held["budgets"].items()}
+    elif isinstance(budget, Budget):
+        given = {names[0]: budget}
+    else:
+        given = budget
+    lost = [name for name in given if isinstance(name, str) and name in names and name not in METRICS]
+    if lost:
+        raise DataError(f"recut: the search was for {lost[0]}, a metric of your own; give it, {{metric: Budget()}}")
+    budgets = budgets_of(given)
+    strange = [kind.name for kind in budgets if kind.name not in names]
+    if strange:
+        raise DataError(f"recut: the search did not measure {strange[0]}; give a budget in {' or '.join(names)}")
+    return budgets
 
 
 def subject_of(held: Mapping[str, Any], model: nn.Module | None, example: Any) -> Subject:
@@ -137,8 +195,8 @@ def options_of(bank: Bank, held: Mapping[str, Any]) -> dict[str, dict[str, Optio
     return options
 
 
-def inside(bank: Bank, held: Mapping[str, Any], budget: Budget) -> Choice:
-    """The smallest choice that is foreseen to stay inside a budget: by bytes, halved until the drop fits.
+def inside(bank: Bank, held: Mapping[str, Any], budgets: Budgets) -> Choice:
+    """The smallest choice that is foreseen to stay inside all budgets: by bytes, halved until the drops fit.
 
     Raises:
         RecipeError: not even the largest does.
@@ -150,12 +208,14 @@ def inside(bank: Bank, held: Mapping[str, Any], budget: Budget) -> Choice:
     while high - low > max(1, high // 500):
         middle = (low + high) // 2
         choice = of_size(bank, held, middle)
-        if drop_at(held, foreseen(bank, held, choice)) <= budget.max_drop:
+        drops = drops_at(held, foreseen(bank, held, choice))
+        if all(drops[kind.name] <= limit(own, kind, held["before"][kind.name]) for kind, own in budgets.items()):
             best, high = choice, middle
         else:
             low = middle
     if best is None:
-        raise RecipeError(f"budget: nothing in the bank is foreseen to drop less than {budget.max_drop:.2%}")
+        limits = " and ".join(f"{budget.max_drop:.2%} of {kind.name}" for kind, budget in budgets.items())
+        raise RecipeError(f"budget: nothing in the bank is foreseen to drop less than {limits}")
     return best
 
 
@@ -165,9 +225,16 @@ def foreseen(bank: Bank, held: Mapping[str, Any], choice: Choice) -> float:
     return float(sum(bank.options[unit][form].kl * scale.get(form, 1.0) for unit, form in choice.items()))
 
 
-def drop_at(held: Mapping[str, Any], kl: float) -> float:
+def drops_at(held: Mapping[str, Any], kl: float) -> dict[str, float]:
+    """The drop by each metric at a distance."""
+    return {
+        name: drop_at([(point["kl"], point["drops"][name]) for point in held["points"]], kl) for name in held["before"]
+    }
+
+
+def drop_at(measured: Sequence[tuple[float, float]], kl: float) -> float:
     """The drop at a distance, between those of the choices that were measured; beyond them along the last of it."""
-    points = sorted((point["kl"], point["drop"]) for point in held["points"])
+    points = sorted(measured)
     kls, drops = (np.array(column) for column in zip(*points, strict=True))
     rising = np.maximum.accumulate(drops)
     if kl > kls[-1]:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -114,6 +115,85 @@ def test_a_full_disk_is_named_and_the_other_pieces_stay(folder: Path, monkeypatc
     with Journal.open(folder, ASKED) as journal:
         assert journal.names() == ["half / pruned + 50 %", "model.layers.0"]
         assert [file.name for file in journal.files.iterdir()] == ["model.layers.0.safetensors"]
+
+
+def refusing(monkeypatch: pytest.MonkeyPatch, name: str, part: str) -> None:
+    """From now on the disk is full for this method of every path with such a part in its name."""
+    real = getattr(Path, name)
+
+    def refuse(file: Path, *rest: Any, **named: Any) -> Any:
+        if part in file.name:
+            raise OSError(28, "No space left on device", str(file))
+        return real(file, *rest, **named)
+
+    monkeypatch.setattr(Path, name, refuse)
+
+
+@pytest.mark.parametrize(
+    ("name", "part"), [("mkdir", ".out.work"), ("open", "lock"), ("mkdir", "records"), ("write_text", "journal.json")]
+)
+def test_a_journal_that_cannot_be_begun_is_named_and_leaves_nothing(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, part: str
+) -> None:
+    refusing(monkeypatch, name, part)
+    with pytest.raises(ArtifactError, match=rf"{part} cannot be written: No space left on device; make room, or let"):
+        Journal.open(folder, ASKED)
+    assert [file for file in tmp_path.rglob("*") if file.is_file()] == []
+    monkeypatch.undo()
+    begun(folder)
+
+
+@pytest.mark.parametrize("part", ["more.json", "more.safetensors"])
+def test_of_a_piece_that_cannot_be_written_nothing_is_left(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    """Neither its tensors nor half of its record; also where the disk lets nothing be removed it is said why."""
+    begun(folder)
+    with Journal.open(folder, ASKED) as journal:
+        refusing(monkeypatch, "replace", part)
+        before = set(folder.rglob("*"))
+        with pytest.raises(ArtifactError, match=rf"{part} cannot be written: No space left .* waits in .*\.out\.work$"):
+            journal.keep("more", {}, TENSORS)
+        assert set(folder.rglob("*")) == before
+        refusing(monkeypatch, "unlink", "more")
+        with pytest.raises(ArtifactError, match=rf"{part} cannot be written: No space left on device; make room"):
+            journal.keep("more", {}, TENSORS)
+        assert not journal.has("more")
+        monkeypatch.undo()
+        journal.keep("more", {"first": 1}, TENSORS)
+        refusing(monkeypatch, "replace", part)
+        with pytest.raises(ArtifactError):
+            journal.keep("more", {"second": 2}, TENSORS)
+        assert journal.has("more") == (
+            part == "more.safetensors"
+        )  # the record is of what the file holds, or it is none
+        assert journal.has("model.layers.0")
+
+
+def test_what_cannot_be_cleared_away_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun(folder)
+    (folder / "files" / "half.safetensors").write_bytes(b"half")
+    refusing(monkeypatch, "unlink", "half.safetensors")
+    with pytest.raises(ArtifactError, match=r"half\.safetensors cannot be written: No space"):
+        Journal.open(folder, ASKED)
+    monkeypatch.undo()
+    with Journal.open(folder, ASKED) as journal:  # nobody holds the lock
+        assert len(journal.names()) == 2
+
+
+def test_what_others_keep_in_a_folder_stays(tmp_path: Path) -> None:
+    mine = tmp_path / "thesis.tex"
+    mine.write_text("mine")
+    (tmp_path / "files").mkdir()
+    with pytest.raises(
+        ArtifactError, match=r"holds 'thesis\.tex', which is none of ours; give a new or an empty folder"
+    ):
+        Journal.open(tmp_path, ASKED)
+    assert {file.name for file in tmp_path.iterdir()} == {"thesis.tex", "files"}
+    mine.unlink()
+    with Journal.open(tmp_path, ASKED):
+        mine.write_text("mine")
+    assert [file.name for file in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 def test_the_files_become_the_result_and_nothing_is_left(folder: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from lissom.errors import DataError
+from lissom.evaluate import METRICS
 from lissom.evaluate.tasks.continuation import LIKELIEST
 from lissom.types import Budget
 
@@ -131,6 +132,31 @@ def test_a_task_is_what_a_language_model_is_optimized_for(
     assert "--task-data: give examples of choices" in run(*common, "--task", "choices").error
     assert "say by --task what it holds" in run(*common, "--task-data", text).error
     assert "with --task the budget is the task's" in run(*common, *task, "--budget", "kl=1%").error
+
+
+def test_recut_certifies_with_the_data_of_the_search(
+    run: Run, module: Path, arrays: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: dict[str, Any] = {}
+
+    def cut(work: Path, out: Path, **given: Any) -> None:
+        told.update(given, work=work)
+        raise DataError("this is as far as it goes")
+
+    monkeypatch.setattr("lissom.search.recut", cut)
+    common = ("recut", tmp_path / "small", "--out", tmp_path / "out", "--size", "3kB")
+    assert "name by --original the model that optimize was given" in run(*common, "--data", arrays).error
+    drops = ("--max-drop", "2%", "--budget", "agreement=5%")
+    assert "as far as it goes" in run(*common, "--data", arrays, "--original", module, *drops).error
+    assert told["budget"] == {
+        METRICS["accuracy"]: Budget(max_drop=0.02),
+        METRICS["agreement"]: Budget(max_drop=0.05),
+    }
+    assert (told["size"], told["work"]) == (3000, tmp_path / "small.bank")
+    assert [part.shape[0] for part in told["data"]] == [1500, 1500]
+    assert told["model"] is not None
+    run(*common)
+    assert (told["budget"], told["data"], told["model"]) == (None, None, None)
 
 
 def test_hardware(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

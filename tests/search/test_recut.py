@@ -9,13 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from lissom.artifact import load, read_manifest
-from lissom.errors import ArtifactError, RecipeError
+from lissom.engine.lower import lower
+from lissom.errors import ArtifactError, DataError, RecipeError
+from lissom.evaluate import certify_models, metric
 from lissom.search import Result, optimize, recut
 from lissom.search import subject as module
 from lissom.search.bank import Bank
 from lissom.search.forms import CACHE, ORIGINAL, SAFE
 from lissom.search.recut import of_size
 from lissom.search.sensitivity import Option
+from lissom.search.split import split
+from lissom.search.subject import plain
 from lissom.types import Budget
 
 
@@ -59,14 +63,39 @@ def test_a_budget_picks_the_smallest_that_is_foreseen_to_keep_it(
     result: Result, classifier: nn.Module, examples: tuple[Tensor, Tensor], work: Path, tmp_path: Path
 ) -> None:
     found = recut(work, tmp_path / "cut", budget=Budget(max_drop=0.05), model=classifier, example=examples[0][:2])
-    assert found.drop <= 0.05
+    assert found.drops["accuracy"] <= 0.05
     assert result.best is not None
     assert found.nbytes <= 1.05 * result.best.point.nbytes
+
+
+def test_with_the_data_of_the_search_a_cut_is_certified_on_what_never_chose(
+    result: Result, classifier: nn.Module, examples: tuple[Tensor, Tensor], work: Path, tmp_path: Path
+) -> None:
+    common: Any = {"model": classifier, "example": examples[0][:2], "data": examples}
+    found = recut(work, tmp_path / "cut", size=5_000, **common)
+    assert found.certificate is not None
+    written = read_manifest(found.folder)["certificate"]
+    assert written["max_drop"] == 0.02  # that of the search
+    lots = split(examples, {metric("accuracy"): result.budget})
+    again = certify_models(
+        classifier, lower(load(found.folder)), lots.certification, {"accuracy": Budget(max_drop=0.02)}
+    )
+    assert plain(again) == written == plain(found.certificate)
+    assert found.verdict == again.verdict == read_manifest(found.folder)["recut"]["verdict"]
+    other = recut(work, tmp_path / "strict", size=4_000, budget=Budget(max_drop=0.005), **common)
+    assert read_manifest(other.folder)["certificate"]["max_drop"] == 0.005
+    common["data"] = (examples[0].flip(0), examples[1].flip(0))
+    with pytest.raises(ArtifactError, match="the data is not that with which"):
+        recut(work, tmp_path / "other", size=5_000, **common)
+    with pytest.raises(DataError, match="the search did not measure kl; give a budget in accuracy"):
+        recut(work, tmp_path / "other", size=5_000, budget={"kl": Budget()}, **common)
+    assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.parametrize(
     ("given", "error", "message"),
     [
+        ({"size": 5000, "budget": Budget()}, RecipeError, "both only with data"),
         ({}, RecipeError, "either a size or a budget"),
         ({"size": 10}, RecipeError, "10 bytes are too few; the smallest that can be built has"),
         ({"size": 5000, "model": None}, ArtifactError, "the search was of a module"),
