@@ -63,6 +63,9 @@ def optimize(
     max_ram: Annotated[
         str | None, typer.Option(help="memory that calibrating may take, such as 4GB; by default any")
     ] = None,
+    prompt: Annotated[
+        int | None, typer.Option(help="tokens of the prompt of the answer that is timed; by default 64", min=1)
+    ] = None,
     work: Annotated[
         Path | None,
         typer.Option(help="where layers in all forms are kept, to go on and to recut; else OUT.bank"),
@@ -96,6 +99,7 @@ def optimize(
             prefer=weights(prefer),
             work=bank,
             max_ram=bound,
+            prompt=prompt,
             progress=tell,
         )
     console.print(frontier_table(result.points, result.best.point.name if result.best else None, metric=result.metric))

@@ -48,7 +48,7 @@ from lissom.search.recover import recovered
 from lissom.search.recut import remember
 from lissom.search.result import Candidate, LayerRow, Point, Result, StepRow
 from lissom.search.split import Split, split
-from lissom.search.subject import LanguageSubject, ModuleSubject, Subject, plain
+from lissom.search.subject import PROMPT, LanguageSubject, ModuleSubject, Subject, plain
 from lissom.search.trying import ORIGINAL, Progress, Terms, Tried, cost, noted, timed, worth_certifying
 from lissom.types import Budget, Recipe
 
@@ -65,6 +65,7 @@ def optimize(
     recipes: Sequence[Recipe] | None = None,
     work: str | Path | None = None,
     max_ram: int | None = None,
+    prompt: int | None = None,
     progress: Progress = lambda text: None,
 ) -> Result:
     """Find the cheapest candidate that is certified to stay inside the budget.
@@ -90,6 +91,8 @@ def optimize(
         work: a folder for what is made on the way. A search that was cut short goes on from there, and `recut` builds
             other points of the frontier from it; without one nothing is kept.
         max_ram: bytes of memory that calibrating a language model on disk may take; by default as many as it needs.
+        prompt: tokens of the prompt of the answer that is timed; by default 64. With a longer one the cache of keys and
+            values counts as it does for long texts, and the search takes longer.
         progress: told what is being done.
 
     Raises:
@@ -99,6 +102,8 @@ def optimize(
     module = isinstance(model, nn.Module)
     if module and max_ram is not None:
         raise DataError("max_ram: a module is in memory already; leave it out")
+    if module and prompt is not None:
+        raise DataError("prompt: a module answers none; leave it out")
     weights = weights_of(prefer, () if module else ("prefill", "decode"))
     budgets = budgets_for(budget, module)
     by = next(iter(budgets))
@@ -110,7 +115,7 @@ def optimize(
     if isinstance(model, nn.Module):
         subject = ModuleSubject(model, example, place, lots.outputs)
     else:
-        subject = LanguageSubject(model, place)
+        subject = LanguageSubject(model, place, PROMPT if prompt is None else prompt)
     terms = Terms(budgets=budgets, by=by, target=target, weights=weights, progress=progress)
     if recipes is not None:
         check_names(recipes)

@@ -28,6 +28,7 @@ from lissom.compress import compress_model
 from lissom.compress.stream import assembled, layer_names
 from lissom.engine.bench import engine, once
 from lissom.engine.lower import lower
+from lissom.errors import DataError
 from lissom.evaluate import Metric
 from lissom.evaluate.examples import pieces, tensors
 from lissom.formats import freeze
@@ -47,7 +48,7 @@ from lissom.types import Recipe
 LOT = 64  # examples of a step of learning
 TIMED = 16  # examples of the batch whose forward pass is timed
 NOTHING: Choice = MappingProxyType({})
-PROMPT, WRITTEN = 64, 16  # tokens of the answer that is timed
+PROMPT, WRITTEN = 64, 16  # tokens of the answer that is timed, if nothing else is said
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -232,8 +233,11 @@ class Scratch:
 class LanguageSubject(Subject):
     """A language model in a folder; a compressed one waits in a folder of its own, as long as somebody holds it."""
 
-    def __init__(self, model: str | Path, place: torch.device) -> None:
-        self.checkpoint, self.place = Checkpoint(model), place
+    def __init__(self, model: str | Path, place: torch.device, prompt: int = PROMPT) -> None:
+        self.checkpoint, self.place, self.prompt = Checkpoint(model), place, prompt
+        most = self.checkpoint.config.max_position_embeddings - WRITTEN - 1
+        if not 1 <= prompt <= most:
+            raise DataError(f"prompt: {prompt} tokens cannot be timed with what is written; choose 1 to {most}")
         held = {name: self.checkpoint.tensor(name) for name in self.checkpoint.names}
         self.nbytes, self.weights = size(held), sum(tensor.numel() for tensor in held.values())
         self.folder = str(self.checkpoint.folder.resolve())
@@ -261,7 +265,7 @@ class LanguageSubject(Subject):
 
     def timing(self) -> list[Any]:
         """The config, and how much is read and written."""
-        return [self.checkpoint.config.to_dict(), PROMPT, WRITTEN]
+        return [self.checkpoint.config.to_dict(), self.prompt, WRITTEN]
 
     def fill(
         self, bank: Bank, calibration: Batch, kind: Metric, max_ram: int | None, tell: Callable[[str], None]
@@ -326,15 +330,16 @@ class LanguageSubject(Subject):
         if self.place.type == "cpu":
             opened = open_folder(folder, bare=True)
             model: Any = lower(opened.model)
-            running = engine(model, opened.tokenizer, 1, PROMPT, WRITTEN, cache=opened.cache)
+            running = engine(model, opened.tokenizer, 1, self.prompt, WRITTEN, cache=opened.cache)
 
             def served() -> dict[str, float]:
-                read, write = once(running, 1, PROMPT, WRITTEN)
+                read, write = once(running, 1, self.prompt, WRITTEN)
                 return {"prefill": 1000 * read, "decode": 1000 * write}
 
             return served
         model = lower(open_folder(folder).model.to(self.place))
-        answer = Answer(model, torch.randint(self.checkpoint.config.vocab_size, (1, PROMPT)).to(self.place), WRITTEN)
+        tokens = torch.randint(self.checkpoint.config.vocab_size, (1, self.prompt))
+        answer = Answer(model, tokens.to(self.place), WRITTEN)
 
         def run() -> dict[str, float]:
             with torch.inference_mode():

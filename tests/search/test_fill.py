@@ -15,6 +15,7 @@ from lissom.calibrate import token_windows
 from lissom.calibrate.data import each
 from lissom.compress import compress_model
 from lissom.engine.lower import lower
+from lissom.errors import DataError
 from lissom.evaluate import metric
 from lissom.formats import CompressedLayer
 from lissom.search.bank import Bank
@@ -167,3 +168,10 @@ def test_the_cache_is_a_unit_without_bytes_that_is_written_down(
     save_file({"0": windows}, asked)
     answer(str(opened.folder), str(asked), str(told), "true")
     assert differences(logits, load_file(told)).max() < 0.01  # by the engine
+
+
+@pytest.mark.parametrize("prompt", [0, 1008])
+def test_what_is_timed_has_room(demo_folder: Path, prompt: int) -> None:
+    assert LanguageSubject(demo_folder, CPU, 1007).timing()[1:] == [1007, 16]
+    with pytest.raises(DataError, match=f"prompt: {prompt} tokens cannot be timed .* choose 1 to 1007"):
+        LanguageSubject(demo_folder, CPU, prompt)
