@@ -20,6 +20,7 @@ from lissom.engine.lower import lower
 from lissom.errors import DataError, LissomError, RecipeError
 from lissom.estimate import Certificate, Verdict
 from lissom.evaluate import metric
+from lissom.progress import Progress
 from lissom.search import Result, optimize, trying
 from lissom.search.optimize import certified
 from lissom.search.split import split
@@ -201,12 +202,21 @@ def test_certifying_stops_at_the_first_that_does_not_pass(
     queue = [opening(name) for name in "abc"]
     monkeypatch.setattr(sys.modules[optimize.__module__], "certify_models", verdict)
     lots = split(examples, accuracy, Budget(max_drop=0.02))
+    told: list[Progress] = []
     terms = Terms(
-        budget=Budget(max_drop=0.02), metric=accuracy, target="cpu", weights={"size": 1}, progress=lambda text: None
+        budget=Budget(max_drop=0.02), metric=accuracy, target="cpu", weights={"size": 1}, progress=told.append
     )
     judged = certified(subject, queue, lots, terms)
     assert [one.certificate.verdict for one in judged] == ["PASS", "FAIL"]
     assert opened == ["a", "b"]
+    assert [(str(event), event.done) for event in told] == [
+        ("a: certify", 0),
+        ("a: PASS", 1),
+        ("b: certify", 1),
+        ("b: FAIL", 2),
+    ]
+    frontiers = [[point.verdict for point in event.frontier] for event in told if event.frontier is not None]
+    assert frontiers == [["", "", ""], ["PASS", "", ""], ["PASS", "FAIL", ""]]
 
 
 def test_a_language_model_is_searched_saved_and_opened(
@@ -220,12 +230,12 @@ def test_a_language_model_is_searched_saved_and_opened(
         Recipe.of({"name": "int8", "steps": [{"layers": blocks, "technique": "rtn", "bits": 8}, ends]}),
         Recipe.of({"name": "../int2", "steps": [{"layers": blocks, "technique": "rtn", "bits": 2, "group": 32}, ends]}),
     ]
-    told: list[str] = []
+    told: list[Progress] = []
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(scratch))
     result = optimize(demo_folder, windows, Budget(max_drop=0.05), prefer="size", recipes=recipes, progress=told.append)
-    assert "../int2: compress" in told
+    assert "../int2: compress" in map(str, told)
     assert result.metric == "perplexity"
     assert result.best is not None
     assert result.best.point.name == "int8"
