@@ -36,6 +36,7 @@ from turns import turn
 import lissom
 from lissom.estimate import Estimate, median_estimate
 from lissom.hardware import describe
+from lissom.progress import Progress
 
 HERE = Path(__file__).parent
 ROUNDS, QUICK = 15, 3  # turns of each contender
@@ -63,9 +64,9 @@ def cell(subject: Subject, budget: lissom.Budget, place: Path, rivals: Sequence[
     return [{"budget": budget.max_drop, "name": n, **row, **clocked(times, n, fastest)} for n, row in rows.items()]
 
 
-def tell(text: str) -> None:
+def tell(event: Progress) -> None:
     """What is being done, and when it was begun."""
-    print(f"{time.strftime('%X')} {text}", file=sys.stderr, flush=True)
+    print(f"{time.strftime('%X')} {event}", file=sys.stderr, flush=True)
 
 
 def passed(row: Row) -> bool:

@@ -5,7 +5,7 @@ A part that is written stays, whatever happens then: the same call goes on from 
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from lissom.models.checkpoint import INDEX, MARK, possible, read_config, skeleto
 from lissom.models.form import form_of
 from lissom.models.resize import matrix_shapes, uniform
 from lissom.models.tokenizer import tokenizer_of
+from lissom.progress import Progress, Tell, quiet
 from lissom.types import Recipe
 
 CARRIED = (
@@ -49,7 +50,7 @@ def compress_checkpoint(
     *,
     max_ram: int | None = None,
     entropy_coding: str | None = None,
-    progress: Callable[[str], None] = lambda name: None,
+    progress: Tell = quiet,
 ) -> Path:
     """Compress a language model from its folder (or hub name) into a new folder, a block in memory at a time.
 
@@ -63,7 +64,7 @@ def compress_checkpoint(
         out: the folder to make; it appears when it is complete.
         max_ram: bytes of memory that the process may take; by default as many as it needs.
         entropy_coding: "deflate" for tensors coded on disk and decoded when they are loaded.
-        progress: told the name of each part as it is done; not of those that were there already.
+        progress: told of each part as it is done; not of those that were there already.
 
     Raises:
         ModelError, RecipeError, DataError, ArtifactError: with what is wrong and what to do.
@@ -93,7 +94,7 @@ def write_pieces(checkpoint: Checkpoint, recipe: Recipe, pieces: Iterable[Piece]
     """
     check_free(out)
     with Journal.open(beside(out), {}) as journal:
-        write(journal, checkpoint, recipe, pieces, {}, None, lambda name: None)
+        write(journal, checkpoint, recipe, pieces, {}, None, quiet)
         journal.become(out)
 
 
@@ -104,15 +105,22 @@ def write(
     pieces: Iterable[Piece],
     told: Mapping[str, Any],
     coding: str | None,
-    progress: Callable[[str], None],
+    progress: Tell,
 ) -> None:
     """Write parts into a journal, and what makes them a model; `told` is what its config has to say anew."""
+    total = part_count(checkpoint, told)
     written = WeakIdKeyDictionary()  # the tensors that are still in memory: a shared one may come again
     for piece in pieces:
         keep(journal, piece, written, coding)
-        progress(piece.name)
+        progress(Progress(stage="compress", text=piece.name, done=len(journal.names()), total=total))
         del piece  # none of it waits while the next one is made
     complete(journal, checkpoint, recipe, told)
+
+
+def part_count(checkpoint: Checkpoint, told: Mapping[str, Any]) -> int:
+    """How many parts there will be: an embedding, blocks, a norm, and a head unless that is the embedding."""
+    blocks: int = told.get("num_hidden_layers", checkpoint.config.num_hidden_layers)
+    return blocks + 2 + (not told.get("tie_word_embeddings", checkpoint.config.tie_word_embeddings))
 
 
 class Kept(Mapping[str, Piece]):

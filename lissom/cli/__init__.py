@@ -8,6 +8,7 @@ from lissom.cli.make import compress, optimize, recut
 from lissom.cli.measure import bench, certify, evaluate, hardware
 from lissom.cli.plan import explain, sensitivity, techniques
 from lissom.cli.serve import serve
+from lissom.cli.show import one_line
 from lissom.errors import LissomError
 
 VERBS = (compress, optimize, recut, explain, sensitivity, techniques, evaluate, certify, bench, hardware, serve)
@@ -27,5 +28,5 @@ def main() -> None:
     try:
         app()
     except LissomError as error:
-        print(f"lissom: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"lissom: {one_line(error)}", file=sys.stderr)
         sys.exit(2)

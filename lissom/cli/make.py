@@ -1,13 +1,18 @@
 """Verbs that make a smaller model."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lissom.cli.options import Confidence, Data, Drops, Length, Model, Out, Relative, Task
+from lissom.cli.options import Confidence, Data, Drops, Events, Length, Model, Out, Relative, Task
 from lissom.cli.read import read_again, read_budgets, read_recipe, read_scored, read_subject, size, text_windows
-from lissom.cli.show import console, report_of, working
+from lissom.cli.show import console, report_of
+from lissom.cli.working import emit, outcome, working
+from lissom.progress import Progress, Tell
+
+if TYPE_CHECKING:
+    from lissom.search import Result
 
 
 def compress(
@@ -23,6 +28,7 @@ def compress(
     entropy_coding: Annotated[
         str | None, typer.Option(help="deflate: code the tensors on disk, decode them when loading; by default neither")
     ] = None,
+    json_lines: Events = False,
 ) -> None:
     """Compress a language model by a recipe, part by part."""
     import torch
@@ -30,16 +36,20 @@ def compress(
     from lissom.artifact import compress_checkpoint
     from lissom.models import Checkpoint
 
-    steps, bound = read_recipe(recipe), None if max_ram is None else size("max-ram", max_ram)
-    checkpoint = Checkpoint(model)
-    tokens = torch.empty(0, length, dtype=torch.long)
-    if data is not None:
-        tokens = text_windows(data, checkpoint.tokenizer(), length)[:windows]
-    with working() as tell:
+    with working(json_lines) as tell:
+        tell(Progress(stage="read", text=model))
+        steps, bound = read_recipe(recipe), None if max_ram is None else size("max-ram", max_ram)
+        checkpoint = Checkpoint(model)
+        tokens = torch.empty(0, length, dtype=torch.long)
+        if data is not None:
+            tokens = text_windows(data, checkpoint.tokenizer(), length)[:windows]
         compress_checkpoint(
             checkpoint.folder, steps, tokens, out, max_ram=bound, entropy_coding=entropy_coding, progress=tell
         )
     before, after = (sum(file.stat().st_size for file in f.glob("*.safetensors")) for f in (checkpoint.folder, out))
+    if json_lines:
+        emit("result", {"folder": str(out), "bytes_before": before, "bytes_after": after})
+        return
     console.print(f"{out}: {after:,} bytes of weights, {before / after:.2f} x smaller than {checkpoint.folder}")
 
 
@@ -73,23 +83,23 @@ def optimize(
     report: Annotated[
         Path | None, typer.Option(help="where to write the HTML report; by default OUT/report.html")
     ] = None,
+    json_lines: Events = False,
 ) -> None:
     """Find the cheapest model that is certified to stay inside the budget, and write it.
 
     Whoever is stopped goes on where it was, by the same command.
     """
-    from lissom.artifact import add_file
     from lissom.artifact.manifest import check_free
-    from lissom.report import frontier_table, write_report
     from lissom.search import optimize
 
-    bound = None if max_ram is None else size("max-ram", max_ram)
-    subject, examples = read_subject(model, data, length, windows)
-    scored, kind = read_scored(subject, task, task_data)
-    budgets = read_budgets(budget, kind, task, confidence, relative)
-    check_free(out)
     bank = work or bank_of(out)
-    with working() as tell:
+    with working(json_lines) as tell:
+        tell(Progress(stage="read", text=model))
+        bound = None if max_ram is None else size("max-ram", max_ram)
+        subject, examples = read_subject(model, data, length, windows)
+        scored, kind = read_scored(subject, task, task_data)
+        budgets = read_budgets(budget, kind, task, confidence, relative)
+        check_free(out)
         result = optimize(
             subject,
             examples,
@@ -102,22 +112,52 @@ def optimize(
             prompt=prompt,
             progress=tell,
         )
+        if not json_lines:
+            show_result(result)
+        page = write_result(result, model, out, report, tell)
+    if json_lines:
+        places = {"folder": result.best and str(out), "report": page and str(page), "work": str(bank)}
+        emit("result", {**outcome(result), **places})
+    else:
+        show_places(result, out, bank, page)
+    if result.best is None:
+        raise typer.Exit(1)
+
+
+def show_result(result: "Result") -> None:
+    """The frontier, what could not be compared, and the certificate."""
+    from lissom.report import frontier_table
+
     console.print(frontier_table(result.points, result.best.point.name if result.best else None, metric=result.metric))
     for name, reason in result.failed.items():
         console.print(f"{name} could not be compared: {reason}", markup=False)
     console.print(f"\n{result.certificate or 'no candidate stayed inside the budget on the data for choosing'}")
+
+
+def write_result(result: "Result", model: str, out: Path, report: Path | None, tell: Tell) -> Path | None:
+    """Write what was chosen, and the report to where it was asked for or else beside it; where the report is."""
+    from lissom.artifact import add_file
+    from lissom.report import write_report
+
     if result.best is not None:
+        tell(Progress(stage="write", text=str(out)))
         result.best.save(out)
-        console.print(f"{out}: {result.best.point.name}, {result.best.point.nbytes:,} bytes of weights")
-        console.print(f"{bank}: layers in all forms, for `lissom recut {out}`; remove it when you need no other cut")
     page = report or (out / "report.html" if result.best else None)
     if page is not None:
+        tell(Progress(stage="write", text=str(page)))
         write_report(page, report_of(result, model, out))
         if page.parent == out:
             add_file(out, page.name)
+    return page
+
+
+def show_places(result: "Result", out: Path, bank: Path, page: Path | None) -> None:
+    """Where everything was written."""
+    if result.best is not None:
+        console.print(f"{out}: {result.best.point.name}, {result.best.point.nbytes:,} bytes of weights")
+        console.print(f"{bank}: layers in all forms, for `lissom recut {out}`; remove it when you need no other cut")
+    if page is not None:
         console.print(f"{page}: the report")
-    if result.best is None:
-        raise typer.Exit(1)
 
 
 def recut(

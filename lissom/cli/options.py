@@ -11,6 +11,7 @@ Lot = Annotated[Path | None, typer.Option(help="as for optimize; of --task its f
 Out = Annotated[Path, typer.Option(help="the folder to make; it must not exist")]
 Length = Annotated[int, typer.Option(help="tokens of a window", min=2)]
 Json = Annotated[bool, typer.Option("--json", help="figures as one JSON object")]
+Events = Annotated[bool, typer.Option("--json", help="events as JSON, a line each; the last is the result")]
 Examples = Annotated[int, typer.Option(help="examples (windows of a text) to use, at most, drawn at random", min=1)]
 Drops = Annotated[
     list[str] | None,

@@ -10,7 +10,8 @@ import yaml
 from lissom.cli.options import Json, Length, Model
 from lissom.cli.read import read_recipe, text_windows
 from lissom.cli.read import size as read_size
-from lissom.cli.show import console, working
+from lissom.cli.show import console
+from lissom.cli.working import working
 from lissom.errors import RecipeError, meant
 
 if TYPE_CHECKING:

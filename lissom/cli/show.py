@@ -1,8 +1,6 @@
-"""What the command line prints: figures as lines or as JSON, and what is being done."""
+"""What the command line prints: figures as lines or as JSON."""
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,8 +67,6 @@ def report_of(result: "Result", model: str, out: Path) -> "Report":
     )
 
 
-@contextmanager
-def working() -> Iterator[Any]:
-    """Say on a terminal what is being done; stay quiet elsewhere."""
-    with notes.status("start") as status:
-        yield lambda text: status.update(text)
+def one_line(error: Exception) -> str:
+    """What went wrong, in one line."""
+    return " ".join(str(error).split()) or type(error).__name__

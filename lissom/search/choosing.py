@@ -7,6 +7,7 @@ long as the next bolder choice can be brought inside the budget. Whatever was me
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,8 +16,9 @@ from typing import Any
 from lissom.artifact.fingerprint import of_json
 from lissom.estimate import Estimate
 from lissom.evaluate import Budgets, Comparison, Metric
+from lissom.progress import FrontierPoint, Progress, Tell
 from lissom.search.bank import Bank, Choice
-from lissom.search.forms import CACHE, SAFE
+from lissom.search.forms import CACHE, ORIGINAL, SAFE
 from lissom.search.joint import Problem
 from lissom.search.local import improved
 from lissom.search.result import StepRow
@@ -42,6 +44,11 @@ class Seen:
     figures: Mapping[str, Comparison]
     distance: Estimate
 
+    @property
+    def drop(self) -> float:
+        """By the metric, or the first of several."""
+        return next(iter(self.figures.values())).drop.value
+
 
 class Choosing:
     """What is known of choices, and how more is found out.
@@ -66,14 +73,15 @@ class Choosing:
         budgets: Budgets,
         by: Metric,
         pays: Callable[[Choice], Sequence[StepRow]],
-        tell: Callable[[str], None],
+        tell: Tell,
     ) -> None:
         self.subject, self.bank, self.problem, self.lots = subject, bank, problem, lots
         self.budgets, self.by, self.pays, self.tell = budgets, by, pays, tell
-        self.told = of_json([by.name, *(kind.name for kind in budgets)])  # what was measured is of these
+        self.asked = of_json([by.name, *(kind.name for kind in budgets)])  # what was measured is of these
         self.all: dict[str, Seen] = {}
         self.scale: Mapping[str, float] = {}
         self.steps: Sequence[StepRow] = ()
+        self.told: tuple[FrontierPoint, ...] = ()
 
     @property
     def seen(self) -> list[Seen]:
@@ -123,7 +131,7 @@ class Choosing:
         """Improve the boldest point, and bolder ones as long as they can be brought inside the budget."""
         generations = GENERATIONS[self.subject.weights < SMALL]
         for point in points[boldest : boldest + 1 + BOLDER]:
-            self.tell("local search")
+            self.tell(Progress(stage="choose", text="local search", done=len(self.all)))
             better, _ = improved(self.problem, point, self.distance, self.scale, generations=generations)
             if not self.inside(self.measured(better)):
                 break
@@ -148,19 +156,44 @@ class Choosing:
             name = name or self.name(choice)
 
             def compared() -> dict[str, Any]:
-                self.tell(f"{name}: compare")
+                self.tell(Progress(stage="choose", text=f"{name}: compare", done=len(self.all)))
                 figures, far = self.yardstick.compare(self.subject.assemble(self.bank, choice, name).open())
                 return {"figures": plain(figures), "distance": plain(far)}
 
-            held = self.bank.known(f"compared {key} {self.told}", compared)
+            held = self.bank.known(f"compared {key} {self.asked}", compared)
             figures = {kind: comparison_of(one) for kind, one in held["figures"].items()}
             self.all[key] = Seen(name=name, choice=choice, figures=figures, distance=Estimate(**held["distance"]))
+            self.tell(self.learned_of(self.all[key]))
         return self.all[key]
+
+    def learned_of(self, seen: Seen) -> Progress:
+        """What a choice turned out to be, with the frontier if that changed it."""
+        before, self.told = self.told, self.standing()
+        return Progress(
+            stage="choose",
+            text=f"{seen.name}: drop {seen.drop:.2%}",
+            done=len(self.all),
+            frontier=self.told if self.told != before else None,
+        )
+
+    def standing(self) -> tuple[FrontierPoint, ...]:
+        """The choices inside the budget that are closer to the original than all cheaper ones, the cheapest first."""
+        inside = [one for one in self.seen if self.inside(one) and set(one.choice.values()) != {ORIGINAL}]
+        costs = {one.name: self.problem.cost(one.choice) for one in inside}
+        found, nearest = list[FrontierPoint](), math.inf
+        for one in sorted(inside, key=lambda one: (costs[one.name], one.distance.value)):
+            if one.distance.value < nearest:
+                nearest, nbytes = one.distance.value, self.nbytes(one.choice)
+                found.append(FrontierPoint(name=one.name, nbytes=nbytes, drop=one.drop))
+        return tuple(found)
+
+    def nbytes(self, choice: Choice) -> int:
+        """The bytes of the model that a choice makes."""
+        return sum(self.bank.options[unit][form].nbytes for unit, form in choice.items()) + self.subject.beside
 
     def name(self, choice: Choice) -> str:
         """A name that tells how small a choice is."""
-        own = sum(self.bank.options[unit][form].nbytes for unit, form in choice.items())
-        bits = 8 * (own + self.subject.beside) / self.subject.weights
+        bits = 8 * self.nbytes(choice) / self.subject.weights
         taken = {one.name for one in self.all.values()}
         names = (f"mixed, {bits:.2f} bits{mark}" for mark in ("", *(f" ({number})" for number in range(2, 1000))))
         return next(name for name in names if name not in taken)

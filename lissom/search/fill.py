@@ -7,7 +7,6 @@ Shapes: n windows, t tokens.
 """
 
 import copy
-from collections.abc import Callable
 from itertools import chain
 from typing import Any
 
@@ -23,13 +22,13 @@ from lissom.errors import DataError, RecipeError
 from lissom.formats import Weight
 from lissom.models import Checkpoint, compressible, replace, weight_of
 from lissom.models.attention import attend_in_8_bits
+from lissom.progress import Progress, Tell
 from lissom.search.bank import Bank
 from lissom.search.foresee import streamed
 from lissom.search.forms import CACHE, HELD
 from lissom.search.sensitivity import Option, Steps, kinds_of
 from lissom.search.yardstick import Yardstick
 
-Tell = Callable[[str], None]
 TOKENS = 4096  # of the data, on which the cache is looked at
 
 
@@ -41,7 +40,7 @@ def fill_from_module(bank: Bank, model: nn.Module, data: Batch, yardstick: Yards
     layers, missing = compressible(model), bank.missing()
     kinds = {layer: kinds_of([bank.forms[layer][form] for form in forms]) for layer, forms in missing.items()}
     seen = look(model, {layer: layers[layer] for layer in kinds}, kinds, data) if kinds else {}
-    for unit, own in bank.units.items():
+    for done, (unit, own) in enumerate(bank.units.items(), 1):
         for form in bank.forms[unit]:
             if not any(form in missing.get(layer, ()) for layer in own):
                 continue
@@ -58,7 +57,7 @@ def fill_from_module(bank: Bank, model: nn.Module, data: Batch, yardstick: Yards
                 nbytes = 0 if layer != unit and weight is made[unit] else weight.nbytes
                 option = Option(steps=bank.forms[layer][form], nbytes=nbytes, error=0.0, kl=kl)
                 bank.keep(layer, form, option, weight)
-        tell(unit)
+        tell(Progress(stage="calibrate", text=unit, done=done, total=len(bank.units)))
 
 
 @torch.no_grad()
@@ -103,11 +102,13 @@ def fill_from_checkpoint(
         bank.keep(layer, missing[layer][number], option, weight)
 
     if candidates:
-        for layer, found in streamed(checkpoint, windows, candidates, max_ram, keep):
+        there, total = len(bank.forms) - len(missing), len(bank.forms)
+        made_of = streamed(checkpoint, windows, candidates, max_ram, keep)
+        for done, (layer, found) in enumerate(made_of, there + 1):
             for form, made in zip(missing[layer], found, strict=True):
                 if isinstance(made, RecipeError):
                     bank.refuse(layer, form, made)
-            tell(layer)
+            tell(Progress(stage="calibrate", text=layer, done=done, total=total))
     silent = [layer for layer in bank.missing() if layer != CACHE]
     if silent:
         raise DataError(f"data: {silent[0]} is not used when the model runs on it; give other data")

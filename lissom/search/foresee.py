@@ -6,7 +6,7 @@ of it has to be kept. That works because all of them are tried on the original m
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from lissom.files import read_json, replacing
 from lissom.models import Checkpoint, compressible, weight_of
 from lissom.models.experts import check_unrouted
 from lissom.models.families import at
+from lissom.progress import Progress, Tell, quiet
 from lissom.search.sensitivity import Found, Keep, Option, Seen, Steps, fitting, kinds_of, options
 from lissom.statistics import Gram, Statistic
 
@@ -43,7 +44,7 @@ def foreseen(
     *,
     cache: Path | None = None,
     max_ram: int | None = None,
-    progress: Callable[[str], None] = lambda name: None,
+    progress: Tell = quiet,
 ) -> dict[str, tuple[Option, ...]]:
     """The sensitivity of a language model; what the cache knows already is not computed again.
 
@@ -62,9 +63,10 @@ def foreseen(
     missing = {name: tried for name, tried in missing.items() if tried}
     if missing:
         checkpoint.check()
-        for name, new in streamed(checkpoint, windows, missing, max_ram):
+        there, total = len(candidates) - len(missing), len(candidates)
+        for done, (name, new) in enumerate(streamed(checkpoint, windows, missing, max_ram), there + 1):
             known.setdefault(name, []).extend(zip(missing[name], new, strict=True))
-            progress(name)
+            progress(Progress(stage="sensitivity", text=name, done=done, total=total))
         remember(file, known)
     silent = [name for name in candidates if name not in known]
     if silent:

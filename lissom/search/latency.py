@@ -25,6 +25,7 @@ from lissom.artifact.manifest import write_json
 from lissom.estimate import median_estimate
 from lissom.files import read_json
 from lissom.hardware import describe
+from lissom.progress import Progress, Tell
 
 Parts = Mapping[str, float]  # milliseconds by name, such as prefill and decode
 Run = Callable[[], Parts]
@@ -61,15 +62,17 @@ def measured(
     variants: Mapping[str, Sequence[str]],
     counts: Mapping[str, int],
     made: Callable[[str, str], Run],
-    tell: Callable[[str], None],
+    tell: Tell,
 ) -> Latencies:
     """The table: `variants` are the forms of each kind beside the base's, `made` the model with a kind in a form."""
     bases: list[Parts] = []
     added: dict[str, dict[str, Parts]] = {}
+    total = sum(map(len, variants.values()))
     for kind, forms in variants.items():
         own = added.setdefault(kind, {})
         for form in forms:
-            tell(f"{kind}: {form}")
+            done = sum(map(len, added.values()))
+            tell(Progress(stage="latency", text=f"{kind}: {form}", done=done, total=total))
             pairs = until_known(base, made(kind, form))
             bases += [before for before, _ in pairs]
             own[form] = {

@@ -4,7 +4,7 @@ The cost of each candidate is the KL that `sensitivity` foresees; costs of layer
 the Fisher information does between layers whose errors have nothing to do with each other.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lissom.compress.stream import layer_names
 from lissom.models import Checkpoint
+from lissom.progress import Tell, quiet
 from lissom.search.allocate import choose
 from lissom.search.foresee import foreseen
 from lissom.search.sensitivity import Option, Steps
@@ -32,7 +33,7 @@ def mixed(
     blocks: Sequence[Any] = BLOCKS,
     ends: Sequence[Any] = ENDS,
     cache: Path | None = None,
-    progress: Callable[[str], None] = lambda name: None,
+    progress: Tell = quiet,
 ) -> Recipe:
     """The recipe of least foreseen KL whose weights take at most `nbytes`, everything counted.
 
@@ -43,7 +44,7 @@ def mixed(
         blocks: candidates for the layers of the blocks; each a step, or a list of steps, without `layers`.
         ends: candidates for the embedding and the head.
         cache: a folder in which figures are kept from one call to the next, by model, data and code.
-        progress: told the name of each layer as it is done.
+        progress: told of each layer as it is done.
 
     Raises:
         RecipeError: a candidate is wrong, or all of the smallest ones together are too large.

@@ -35,6 +35,7 @@ from lissom.errors import DataError, RecipeError
 from lissom.estimate import Certificate, Estimate
 from lissom.evaluate import METRICS, Budgets, Given, budgets_of, certify_models
 from lissom.hardware import check_target
+from lissom.progress import FrontierPoint, Progress, Tell, quiet
 from lissom.search import trying
 from lissom.search.bank import Bank, Choice
 from lissom.search.choosing import UNIFORM, Choosing, Seen, digest, yardstick_of
@@ -49,7 +50,7 @@ from lissom.search.recut import remember
 from lissom.search.result import Candidate, LayerRow, Point, Result, StepRow
 from lissom.search.split import Split, split
 from lissom.search.subject import PROMPT, LanguageSubject, ModuleSubject, Subject, plain
-from lissom.search.trying import ORIGINAL, Progress, Terms, Tried, cost, noted, timed, worth_certifying
+from lissom.search.trying import ORIGINAL, Terms, Tried, cost, noted, standing, timed, worth_certifying
 from lissom.types import Budget, Recipe
 
 
@@ -66,7 +67,7 @@ def optimize(
     work: str | Path | None = None,
     max_ram: int | None = None,
     prompt: int | None = None,
-    progress: Progress = lambda text: None,
+    progress: Tell = quiet,
 ) -> Result:
     """Find the cheapest candidate that is certified to stay inside the budget.
 
@@ -93,7 +94,7 @@ def optimize(
         max_ram: bytes of memory that calibrating a language model on disk may take; by default as many as it needs.
         prompt: tokens of the prompt of the answer that is timed; by default 64. With a longer one the cache of keys and
             values counts as it does for long texts, and the search takes longer.
-        progress: told what is being done.
+        progress: told what is being done, event by event; `print` will do.
 
     Raises:
         ModelError, DataError, RecipeError, ArtifactError: with what is wrong and what to do.
@@ -183,8 +184,8 @@ def by_recipes(subject: Subject, recipes: Sequence[Recipe], lots: Split, terms: 
     tried: list[Tried] = []
     failed: dict[str, str] = {}
     yardstick = yardstick_of(subject, lots, terms.budgets, terms.by)
-    for recipe in recipes:
-        terms.progress(f"{recipe.name}: compress")
+    for done, recipe in enumerate(recipes):
+        terms.progress(Progress(stage="compress", text=f"{recipe.name}: compress", done=done, total=len(recipes)))
         try:
             trial = subject.compress(recipe, lots.calibration)
             figures, far = yardstick.compare(trial.open())
@@ -201,6 +202,7 @@ def by_recipes(subject: Subject, recipes: Sequence[Recipe], lots: Split, terms: 
 def joint(subject: Subject, journal: Journal, lots: Split, max_ram: int | None, terms: Terms) -> Pool:
     """The candidates that the joint search finds."""
     bank = Bank(journal, subject.units, subject.forms)
+    terms.progress(Progress(stage="calibrate", text="run the model on the data"))
     subject.fill(bank, lots.calibration, terms.by, max_ram, terms.progress)
     table = latencies(subject, bank, terms)
     choosing = Choosing(
@@ -214,15 +216,16 @@ def joint(subject: Subject, journal: Journal, lots: Split, max_ram: int | None, 
         tell=terms.progress,
     )
     choosing.walk()
-    tried = []
-    for one in worth_timing(choosing):
+    tried: list[Tried] = []
+    queue = worth_timing(choosing)
+    for one in queue:
         parts = table.of(subject.kinds, one.choice)
         told = {
             "predicted_latency_ms": sum(parts.values()),
             "predicted_kl": choosing.problem.kl(one.choice, choosing.scale),
             "summary": summary(bank, one.choice),
         }
-        found = timed(subject, subject.assemble(bank, one.choice, one.name), one, terms, told)
+        found = timed(subject, subject.assemble(bank, one.choice, one.name), one, terms, told, (len(tried), len(queue)))
         if found.cost < 1:  # what is measured decides whether it is cheaper at all; among such, noise does not choose
             found = replace(found, cost=cost({"size": found.point.nbytes, **times(parts)}, found.before, terms.weights))
         tried.append(found)
@@ -354,6 +357,7 @@ def cheapest_first(passed: Sequence[Judged], terms: Terms) -> list[Judged]:
     if len(passed) < 2 or set(terms.weights) == {"size"}:
         return ordered
     last = {one.tried.point.name: one for n, one in enumerate(ordered) if n < 3 or one.tried.point.name in UNIFORM}
+    terms.progress(Progress(stage="time", text="those that passed, by turns"))
     rounds = by_turns({name: one.tried.trial.timed() for name, one in last.items()}, trying.ROUNDS)
 
     def measured_cost(name: str) -> float:
@@ -368,11 +372,17 @@ def cheapest_first(passed: Sequence[Judged], terms: Terms) -> list[Judged]:
 def certified(subject: Subject, queue: Sequence[Tried], lots: Split, terms: Terms) -> list[Judged]:
     """Certificates in the order of the queue, up to and with the first that does not pass."""
     judged: list[Judged] = []
+
+    def tell(text: str, frontier: tuple[FrontierPoint, ...] | None) -> None:
+        terms.progress(Progress(stage="certify", text=text, done=len(judged), total=len(queue), frontier=frontier))
+
     for tried in queue:
-        terms.progress(f"{tried.point.name}: certify")
+        tell(f"{tried.point.name}: certify", None if judged else standing(queue, {}))
         model = tried.trial.open()
         certificate = certify_models(subject.original, model, lots.certification, terms.budgets, clusters=lots.clusters)
         judged.append(Judged(tried=tried, certificate=certificate))
+        verdicts = {one.tried.point.name: one.certificate.verdict for one in judged}
+        tell(f"{tried.point.name}: {certificate.verdict}", standing(queue, verdicts))
         if certificate.verdict != "PASS":
             break
     return judged

@@ -4,9 +4,10 @@ A step is one form of all units of one kind. Without it these units are in the s
 as they were. Both models run by turns; the step is kept where the ratio of costs is below 1 with its whole interval.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from lissom.estimate import median_estimate
+from lissom.progress import Progress, Tell
 from lissom.search.bank import Bank, Choice
 from lissom.search.forms import ORIGINAL, SAFE
 from lissom.search.joint import times
@@ -15,18 +16,17 @@ from lissom.search.result import StepRow
 from lissom.search.subject import Subject
 
 
-def paying(
-    subject: Subject, bank: Bank, choice: Choice, weights: Mapping[str, float], tell: Callable[[str], None]
-) -> list[StepRow]:
+def paying(subject: Subject, bank: Bank, choice: Choice, weights: Mapping[str, float], tell: Tell) -> list[StepRow]:
     """The effect of each step of a choice."""
     steps: dict[tuple[str, str], list[str]] = {}
     for unit, form in choice.items():
         if form != ORIGINAL:
             steps.setdefault((subject.kinds[unit], form), []).append(unit)
     run = subject.assemble(bank, choice, "").timed()
-    found = []
+    found: list[StepRow] = []
     for (kind, form), units in steps.items():
-        tell(f"with and without {form} for {kind}")
+        text = f"with and without {form} for {kind}"
+        tell(Progress(stage="steps", text=text, done=len(found), total=len(steps)))
         instead = ORIGINAL if form == SAFE else SAFE
         other = {**choice, **dict.fromkeys(units, instead)}
         pairs = until_known(subject.assemble(bank, other, "").timed(), run)

@@ -7,6 +7,7 @@ any other candidate.
 from collections.abc import Iterator
 
 from lissom.errors import DataError
+from lissom.progress import Progress
 from lissom.search.choosing import POINTS, SMALL, Choosing, Seen
 from lissom.search.subject import Trial
 from lissom.types import Recipe, Step
@@ -27,7 +28,7 @@ def recovered(choosing: Choosing) -> Iterator[tuple[Seen, Trial]]:
         wanted = times * boldest.distance.value
         choice = min(points, key=lambda point: abs(problem.kl(point, scale) - wanted))
         name = f"{choosing.name(choice)}, distilled"
-        choosing.tell(f"{name}: learn")
+        choosing.tell(Progress(stage="recover", text=f"{name}: learn"))
         recipe = choosing.bank.recipe(choice, name)
         try:
             trial = choosing.subject.compress(

@@ -31,6 +31,7 @@ from lissom.errors import DataError, ModelError, RecipeError
 from lissom.formats import CompressedLayer, Weight
 from lissom.models import compressible, weight_of
 from lissom.models.experts import set_apart
+from lissom.progress import Progress, Tell, quiet
 from lissom.statistics import Gram, Statistic
 from lissom.techniques.contract import grain, needed
 from lissom.types import Step
@@ -78,7 +79,7 @@ def sensitivity(
     *,
     floats: torch.dtype = torch.float32,
     seed: int = 0,
-    progress: Callable[[str], None] = lambda name: None,
+    progress: Tell = quiet,
 ) -> dict[str, tuple[Option, ...]]:
     """The options of each layer that `candidates` names.
 
@@ -103,7 +104,7 @@ def sensitivity(
     for name, tried in candidates.items():
         uses = [seen[same] for same in sharing[name] if same in seen]
         found[name] = fitting(name, options(name, weight_of(layers[name]), tried, uses, predictions, floats))
-        progress(name)
+        progress(Progress(stage="sensitivity", text=name, done=len(found), total=len(candidates)))
     return found
 
 

@@ -36,6 +36,7 @@ from lissom.hardware.bench import Answer
 from lissom.hardware.measure import once_ms
 from lissom.models import Checkpoint, compressible, replace, weight_of
 from lissom.models.experts import apart
+from lissom.progress import Tell
 from lissom.search.bank import Bank, Choice
 from lissom.search.fill import TOKENS, fill_cache, fill_from_checkpoint, fill_from_module
 from lissom.search.forms import CACHE, HELD, ORIGINAL, Steps, forms_of, kind_of, units_of_checkpoint, units_of_module
@@ -98,9 +99,7 @@ class Subject(ABC):
         """What is run when it is timed, beside its layers, as JSON."""
 
     @abstractmethod
-    def fill(
-        self, bank: Bank, calibration: Batch, kind: Metric, max_ram: int | None, tell: Callable[[str], None]
-    ) -> None:
+    def fill(self, bank: Bank, calibration: Batch, kind: Metric, max_ram: int | None, tell: Tell) -> None:
         """Make what is missing in a bank."""
 
     @abstractmethod
@@ -165,9 +164,7 @@ class ModuleSubject(Subject):
         """The module in words, and the shapes of its inputs."""
         return [repr(self.original), [list(part.shape) for part in tensors(self.few)]]
 
-    def fill(
-        self, bank: Bank, calibration: Batch, kind: Metric, max_ram: int | None, tell: Callable[[str], None]
-    ) -> None:
+    def fill(self, bank: Bank, calibration: Batch, kind: Metric, max_ram: int | None, tell: Tell) -> None:
         """From one pass over the data, and one over a part of it for each form of each unit."""
         yardstick = Yardstick(self.original, (), (), (calibration, kind))
         fill_from_module(bank, apart(copy.deepcopy(self.original)), calibration, yardstick, tell)
@@ -267,9 +264,7 @@ class LanguageSubject(Subject):
         """The config, and how much is read and written."""
         return [self.checkpoint.config.to_dict(), self.prompt, WRITTEN]
 
-    def fill(
-        self, bank: Bank, calibration: Batch, kind: Metric, max_ram: int | None, tell: Callable[[str], None]
-    ) -> None:
+    def fill(self, bank: Bank, calibration: Batch, kind: Metric, max_ram: int | None, tell: Tell) -> None:
         """From one pass over the data, and one back from the end loss."""
         assert isinstance(calibration, Tensor)
         fill_from_checkpoint(bank, self.checkpoint, calibration, max_ram, tell)

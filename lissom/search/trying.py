@@ -1,20 +1,20 @@
 """Trying a candidate: what it costs beside the original, measured by turns, and whether it is worth certifying."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
 from lissom.estimate import median_estimate
 from lissom.evaluate import Budgets, Comparison, Metric
+from lissom.progress import FrontierPoint, Progress, Tell
 from lissom.search.choosing import UNIFORM, Seen, broken
 from lissom.search.joint import times
 from lissom.search.latency import by_turns
 from lissom.search.result import Point
 from lissom.search.subject import Subject, Trial
 
-Progress = Callable[[str], None]
 ORIGINAL = "original"  # its name among the candidates
 ROUNDS = 15  # of timing each candidate beside the original
 
@@ -27,7 +27,7 @@ class Terms:
     by: Metric
     target: str
     weights: Mapping[str, float]
-    progress: Progress
+    progress: Tell
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,10 +47,16 @@ class Tried:
 
 
 def timed(
-    subject: Subject, trial: Trial, seen: Seen, terms: Terms, told: Mapping[str, Any] = MappingProxyType({})
+    subject: Subject,
+    trial: Trial,
+    seen: Seen,
+    terms: Terms,
+    told: Mapping[str, Any] = MappingProxyType({}),
+    place: tuple[int, int] | None = None,
 ) -> Tried:
-    """A candidate beside the original, by turns."""
-    terms.progress(f"{seen.name}: time")
+    """A candidate beside the original, by turns; `place` says how many were timed before it, of how many."""
+    done, total = place or (None, None)
+    terms.progress(Progress(stage="time", text=f"{seen.name}: time", done=done, total=total))
     rounds = by_turns({ORIGINAL: subject.timed(), seen.name: trial.timed()}, ROUNDS)
     (first, parts), (_, own) = ((name, in_parts(spent)) for name, spent in rounds.items())
     before = subject.point(first, subject.nbytes, **shown([unchanged(one) for one in seen.figures.values()]), **parts)
@@ -105,6 +111,21 @@ def worth_certifying(tried: Sequence[Tried]) -> list[Tried]:
     good = [one for one in tried if not one.broken and one.cost < 1]
     best = [one for one in good if one.point.name in UNIFORM or not any(beats(other, one) for other in good)]
     return sorted(best, key=lambda one: one.distance)
+
+
+def standing(tried: Sequence[Tried], verdicts: Mapping[str, str]) -> tuple[FrontierPoint, ...]:
+    """Candidates with their verdicts so far, the cheapest first."""
+    found = [(one.point, one.cost) for one in sorted(tried, key=lambda one: one.cost)]
+    return tuple(
+        FrontierPoint(
+            name=point.name,
+            nbytes=point.nbytes,
+            drop=point.drop.value,
+            cost=cost,
+            verdict=verdicts.get(point.name, ""),
+        )
+        for point, cost in found
+    )
 
 
 def beats(one: Tried, other: Tried) -> bool:

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from lissom.artifact import compress_checkpoint, read_manifest
 from lissom.errors import ArtifactError, DataError, ModelError
+from lissom.progress import Progress
 from lissom.types import Recipe
 
 Tiny = Callable[..., Path]
@@ -73,7 +74,7 @@ def noise(file: Path) -> None:
 def test_a_shard_that_cannot_be_read_is_named_before_anything_is_done(
     tiny: Tiny, tmp_path: Path, spoil: Callable[[Path], None]
 ) -> None:
-    shard, told = sharded(tiny("llama"), tmp_path / "in"), list[str]()
+    shard, told = sharded(tiny("llama"), tmp_path / "in"), list[Progress]()
     spoil(shard)
     with pytest.raises(ArtifactError, match=rf"{shard.name} cannot be read: .*; copy or download it again"):
         compress_checkpoint(tmp_path / "in", GPTQ, WINDOWS, tmp_path / "out", progress=told.append)
@@ -98,7 +99,7 @@ def test_a_number_that_is_none_is_named_before_anything_is_done(
     def change(tensor: torch.Tensor) -> None:
         tensor.view(-1)[[3, 5]] = wrong
 
-    source, told = with_tensor(tiny("llama"), tmp_path / "in", name, change), list[str]()
+    source, told = with_tensor(tiny("llama"), tmp_path / "in", name, change), list[Progress]()
     with pytest.raises(
         ModelError, match=rf"^{name} of .*in holds 2 numbers that are not finite, the first at \[.*3\];"
     ):

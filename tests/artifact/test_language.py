@@ -18,6 +18,7 @@ from lissom.errors import ArtifactError, ModelError, RecipeError
 from lissom.formats import CompressedEmbedding, CompressedLinear
 from lissom.models import FAMILIES, Checkpoint
 from lissom.models.experts import apart
+from lissom.progress import Progress
 from lissom.types import Recipe
 
 Tiny = Callable[..., Path]
@@ -83,9 +84,16 @@ def test_a_plain_checkpoint_opens_as_transformers_does(tiny: Tiny, tied: bool) -
 
 
 def test_the_folder_is_complete(tiny: Tiny, tmp_path: Path) -> None:
-    told: list[str] = []
+    told: list[Progress] = []
     out = compress_checkpoint(tiny("llama"), RECIPE, WINDOWS, tmp_path / "out", progress=told.append)
-    assert told == ["model.embed_tokens", "model.layers.0", "model.layers.1", "model.norm", "lm_head"]
+    assert [(event.done, event.total) for event in told] == [(number, 5) for number in range(1, 6)]
+    assert [str(event) for event in told] == [
+        "model.embed_tokens",
+        "model.layers.0",
+        "model.layers.1",
+        "model.norm",
+        "lm_head",
+    ]
     manifest = read_manifest(out)
     assert set(manifest["files"]) == {file.name for file in out.iterdir()} - {MANIFEST}
     assert manifest["recipe"] == RECIPE.as_dict()

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from lissom.artifact import compress_checkpoint, language, read_manifest
 from lissom.compress import stream
+from lissom.progress import Progress, Tell, quiet
 from lissom.types import Recipe
 
 Tiny = Callable[..., Path]
@@ -67,20 +68,20 @@ def test_who_is_stopped_after_any_part_gets_the_same_folder(
         acted.append(part)
         plain(own, plan, part, module)
 
-    def run(out: str, told: Callable[[str], None] = lambda part: None) -> Path:
+    def run(out: str, told: Tell = quiet) -> Path:
         acted.clear()
         return compress_checkpoint(source, recipe, WINDOWS, tmp_path / out, entropy_coding="deflate", progress=told)
 
     monkeypatch.setattr(stream, "act_on", counted)
     told: list[str] = []
-    expected = hashes(run("whole", told.append))
+    expected = hashes(run("whole", lambda event: told.append(str(event))))
     parts, whole = tuple(told), name == "whole"  # what must see everything begins anew
     assert set(parts) == PARTS - ({"model.layers.1"} if whole else set())
     for number, part in enumerate(parts):
 
-        def stop(done: str, last: str = part) -> None:
-            told.append(done)
-            if done == last:
+        def stop(event: Progress, last: str = part) -> None:
+            told.append(str(event))
+            if str(event) == last:
                 raise Stopped
 
         told.clear()
@@ -127,7 +128,7 @@ steps = [
 ]
 windows = torch.randint(2048, (32, 64), generator=torch.Generator().manual_seed(5))
 print("begun", flush=True)
-compress_checkpoint(sys.argv[1], Recipe.of(steps), windows, sys.argv[2], progress=lambda name: print(name, flush=True))
+compress_checkpoint(sys.argv[1], Recipe.of(steps), windows, sys.argv[2], progress=lambda part: print(part, flush=True))
 """
 
 

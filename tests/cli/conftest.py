@@ -25,6 +25,7 @@ class Done:
     code: int
     out: str
     error: str
+    lines: list[str]
 
 
 Run = Callable[..., Done]
@@ -42,7 +43,8 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
             main()
         printed = capsys.readouterr()
         code = ended.value.code
-        return Done(code=code if isinstance(code, int) else 0, out=" ".join(printed.out.split()), error=printed.err)
+        out, lines = " ".join(printed.out.split()), printed.out.splitlines()
+        return Done(code=code if isinstance(code, int) else 0, out=out, error=printed.err, lines=lines)
 
     return called
 

@@ -252,3 +252,14 @@ def test_a_full_disk_is_one_line(tiny: Tiny, recipe: Path, tmp_path: Path, root:
     )  # fmt: skip
     done = SimpleNamespace(code=ended.returncode, out=ended.stdout, error=ended.stderr)
     refused(done, "cannot be written", tmp_path, before)
+
+
+@pytest.mark.parametrize("verb", ["compress", "optimize"])
+def test_a_program_reads_the_mistake_where_it_reads_everything(
+    run: Run, text: Path, recipe: Path, tmp_path: Path, verb: str
+) -> None:
+    done = run(verb, tmp_path / "nothing", *VERBS[verb](text, recipe, tmp_path / "out"), "--json")
+    assert done.code == 2
+    first, error = map(json.loads, done.lines)
+    assert first["stage"] == "read"
+    assert error == {"event": "error", "message": done.error.removeprefix("lissom: ").removesuffix("\n")}

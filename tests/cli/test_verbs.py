@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +47,32 @@ def test_compress_evaluate_and_bench(run: Run, tiny: Tiny, recipe: Path, text: P
 
 
 def test_compress_needs_no_data(run: Run, tiny: Tiny, recipe: Path, tmp_path: Path) -> None:
-    done = run("compress", tiny("llama", True), "--recipe", recipe, "--out", tmp_path / "out")
+    done = run("compress", tiny("llama", True), "--recipe", recipe, "--out", tmp_path / "out", "--json")
     assert (done.code, done.error) == (0, "")
     assert (tmp_path / "out" / "lissom.json").is_file()
+    first, *parts, last = events(done)
+    assert (first["stage"], first["total"]) == ("read", None)
+    assert [(part["text"], part["done"], part["total"]) for part in parts] == [
+        ("model.embed_tokens", 1, 4),
+        ("model.layers.0", 2, 4),
+        ("model.layers.1", 3, 4),
+        ("model.norm", 4, 4),
+    ]
+    stored = sum(file.stat().st_size for file in (tmp_path / "out").glob("*.safetensors"))
+    assert (last["event"], last["folder"], last["bytes_after"]) == ("result", str(tmp_path / "out"), stored)
+
+
+def events(done: Any) -> list[dict[str, Any]]:
+    """What was told: every line is an event, and all but the last tell of progress."""
+    found = [json.loads(line) for line in done.lines]
+    assert [event["event"] for event in found[:-1]] == ["progress"] * (len(found) - 1)
+    for event in found[:-1]:
+        assert event["peak_bytes"] > 2**20
+        assert event["total"] is None or 0 <= event["done"] <= event["total"]
+        assert event["seconds_left"] is None or event["seconds_left"] >= 0
+    seconds = [event["seconds"] for event in found[:-1]]
+    assert seconds == sorted(seconds)
+    return found
 
 
 def test_optimize_a_module_and_use_it(run: Run, module: Path, arrays: Path, tmp_path: Path) -> None:
@@ -98,15 +122,30 @@ def test_optimize_a_language_model(
     out = tmp_path / "out"
     drops = ("--max-drop", "20%", "--max-drop", "agreement=80%")
     options = (*drops, "--length", 16, "--windows", 40, "--prefer", "size")
-    done = run("optimize", tiny("llama", True), "--data", text, *options, "--out", out)
+    done = run("optimize", tiny("llama", True), "--data", text, *options, "--out", out, "--json")
     assert (done.code, done.error) == (0, "")
-    assert "perplexity" in done.out
+    *told, result = events(done)
+    stages = list(dict.fromkeys(event["stage"] for event in told))
+    assert stages == ["read", "calibrate", "latency", "choose", "steps", "time", "certify", "write"]
+    assert "calibrate" in {event["stage"] for event in told if event["done"] == event["total"] is not None}
+    frontiers = [(event["stage"], event["frontier"]) for event in told if "frontier" in event]
+    assert all(one != other for (_, one), (_, other) in pairwise(frontiers))
+    assert {stage for stage, _ in frontiers} == {"choose", "certify"}
+    for stage, points in frontiers:
+        costs = [point["cost"] for point in points]
+        assert costs == ([None] * len(points) if stage == "choose" else sorted(costs))
+        assert all(point["nbytes"] > 0 and point["drop"] < 0.2 for point in points)
+    chosen = result["chosen"]
+    assert ("PASS", chosen["nbytes"]) in [(point["verdict"], point["nbytes"]) for point in frontiers[-1][1]]
+    assert (result["event"], result["verdict"], result["certificate"]["verdict"]) == ("result", "PASS", "PASS")
+    assert (result["folder"], result["report"]) == (str(out), str(out / "report.html"))
+    assert chosen in result["points"]
     manifest = json.loads((out / "lissom.json").read_text())
     assert manifest["kind"] == "language_model"
     assert manifest["certificate"]["verdict"] == "PASS"
     limits = {name: part["max_drop"] for name, part in manifest["certificate"]["parts"].items()}
     assert limits == {"perplexity": 0.2, "agreement": 0.8}
-    assert "PASS: drop of agreement" in done.out
+    assert set(result["certificate"]["parts"]) == {"perplexity", "agreement"}
     assert run("evaluate", out, "--data", text, "--length", 16, "--examples", 10).code == 0
 
 

@@ -18,6 +18,7 @@ from lissom.engine.lower import lower
 from lissom.errors import DataError
 from lissom.evaluate import metric
 from lissom.formats import CompressedLayer
+from lissom.progress import Progress, quiet
 from lissom.search.bank import Bank
 from lissom.search.fill import fill_cache
 from lissom.search.forms import CACHE, ORIGINAL, SAFE
@@ -48,9 +49,10 @@ def test_layers_from_the_bank_are_those_that_the_recipe_makes(
     lot = each(examples, lambda part: part[:256])
     subject = ModuleSubject(classifier, lot, CPU)
     bank = bank_of(subject, journal)
-    told: list[str] = []
+    told: list[Progress] = []
     subject.fill(bank, lot, metric("accuracy"), None, told.append)
-    assert told == list(subject.units)
+    assert [str(event) for event in told] == list(subject.units)
+    assert [(event.done, event.total) for event in told] == [(1, 2), (2, 2)]
     assert bank.missing() == {}
     choice = dict(zip(subject.units, ("4 bits", "half pruned, 8 bits"), strict=True))
     recipe = bank.recipe(choice, "mixed")
@@ -70,7 +72,7 @@ def test_what_a_form_costs_is_the_distance_with_that_form_alone(
     lot = each(examples, lambda part: part[:256])
     subject = ModuleSubject(classifier, lot, CPU)
     bank = bank_of(subject, journal)
-    subject.fill(bank, lot, metric("accuracy"), None, lambda text: None)
+    subject.fill(bank, lot, metric("accuracy"), None, quiet)
     rod = Yardstick(classifier, lot, [metric("accuracy")])
     for unit in subject.units:
         alone = subject.with_layers(bank, {**dict.fromkeys(subject.units, ORIGINAL), unit: "4 bits"})
@@ -86,14 +88,14 @@ def test_what_is_there_is_not_made_again(
     subject, kind = ModuleSubject(classifier, lot, CPU), metric("accuracy")
     with Journal.open(tmp_path / "whole", {}) as journal:
         whole = bank_of(subject, journal)
-        subject.fill(whole, lot, kind, None, lambda text: None)
+        subject.fill(whole, lot, kind, None, quiet)
         names = journal.names()
         records = {name: journal.read(name) for name in names}
 
     class Stopped(Exception):
         pass
 
-    def stop(text: str) -> None:
+    def stop(event: Progress) -> None:
         raise Stopped
 
     with pytest.raises(Stopped), Journal.open(tmp_path / "bank", {}) as journal:
@@ -105,7 +107,7 @@ def test_what_is_there_is_not_made_again(
         kept: list[str] = []
         keep = journal.keep
         monkeypatch.setattr(journal, "keep", lambda name, *given: (kept.append(name), keep(name, *given)))
-        subject.fill(bank, lot, kind, None, lambda text: None)
+        subject.fill(bank, lot, kind, None, quiet)
         assert sorted(kept) == sorted(missing)
         assert {name: journal.read(name) for name in names} == records
     files = [sorted((tmp_path / folder / "files").iterdir()) for folder in ("whole", "bank")]
@@ -118,7 +120,7 @@ def test_a_form_that_does_not_suit_is_no_option(examples: tuple[Tensor, Tensor],
     subject = ModuleSubject(model, lot, CPU)
     forms = {**subject.forms, "1": {**subject.forms["1"], "4 bits": subject.forms["0"]["4 bits"]}}  # 32 in 5 inputs
     bank = Bank(journal, subject.units, forms)
-    subject.fill(bank, lot, metric("accuracy"), None, lambda text: None)
+    subject.fill(bank, lot, metric("accuracy"), None, quiet)
     assert "4 bits" in bank.options["0"]
     assert "4 bits" not in bank.options["1"]
     assert bank.missing() == {}
@@ -129,7 +131,7 @@ def test_a_language_model_is_put_together_from_the_bank(demo_folder: Path, journ
     windows = token_windows(text, AutoTokenizer.from_pretrained(demo_folder), 24)[:8]
     subject = LanguageSubject(demo_folder, CPU)
     bank = bank_of(subject, journal)
-    subject.fill(bank, windows, metric("perplexity"), None, lambda text: None)
+    subject.fill(bank, windows, metric("perplexity"), None, quiet)
     choice = {unit: SAFE if "embed" in unit else "4 bits" for unit in subject.units} | {CACHE: ORIGINAL}
     trial = subject.assemble(bank, choice, "mixed")
     other = subject.compress(trial.recipe, windows)

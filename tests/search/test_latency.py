@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from lissom.progress import Progress, quiet
 from lissom.search.latency import Latencies, Run, by_turns, cache_folder, known, measured
 
 TIMES = {"slow": 3.0, "fast": -1.0}
@@ -28,17 +29,17 @@ def test_runs_take_turns() -> None:
 
 def test_what_a_form_adds_is_for_one_unit_and_all_of_a_choice_add_up() -> None:
     variants, counts = {"linear": ["slow", "fast"], "head": []}, {"linear": 2, "head": 1}
-    told: list[str] = []
+    told: list[Progress] = []
     table = measured(run(10), variants, counts, lambda kind, form: run(10 + 2 * TIMES[form]), told.append)
     assert table.base == {"prefill": 10, "decode": 20}
     assert table.added["linear"] == {"slow": {"prefill": 3, "decode": 6}, "fast": {"prefill": -1, "decode": -2}}
-    assert told == ["linear: slow", "linear: fast"]
+    assert [(str(e), e.done, e.total) for e in told] == [("linear: slow", 0, 2), ("linear: fast", 1, 2)]
     kinds = {"a": "linear", "b": "linear", "c": "head"}
     assert table.of(kinds, {"a": "slow", "b": "fast", "c": "safe"}) == {"prefill": 12, "decode": 24}
 
 
 def test_a_model_of_one_form_has_its_own_time(tmp_path: Path) -> None:
-    table = measured(run(4), {"linear": []}, {"linear": 1}, lambda kind, form: run(0), lambda text: None)
+    table = measured(run(4), {"linear": []}, {"linear": 1}, lambda kind, form: run(0), quiet)
     assert table == Latencies(base={"prefill": 4, "decode": 8}, added={"linear": {}})
 
 

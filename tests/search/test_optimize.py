@@ -21,6 +21,7 @@ from lissom.errors import DataError, LissomError, RecipeError
 from lissom.estimate import Certificate, Verdict
 from lissom.evaluate import metric
 from lissom.evaluate.tasks.continuation import LIKELIEST, encode
+from lissom.progress import Progress
 from lissom.search import Result, optimize, trying
 from lissom.search.optimize import certified
 from lissom.search.split import split
@@ -258,10 +259,19 @@ def test_certifying_stops_at_the_first_that_does_not_pass(
     monkeypatch.setattr(sys.modules[optimize.__module__], "certify_models", verdict)
     budgets = {accuracy: Budget(max_drop=0.02)}
     lots = split(examples, budgets)
-    terms = Terms(budgets=budgets, by=accuracy, target="cpu", weights={"size": 1}, progress=lambda text: None)
+    told: list[Progress] = []
+    terms = Terms(budgets=budgets, by=accuracy, target="cpu", weights={"size": 1}, progress=told.append)
     judged = certified(subject, queue, lots, terms)
     assert [one.certificate.verdict for one in judged] == ["PASS", "FAIL"]
     assert opened == ["a", "b"]
+    assert [(str(event), event.done) for event in told] == [
+        ("a: certify", 0),
+        ("a: PASS", 1),
+        ("b: certify", 1),
+        ("b: FAIL", 2),
+    ]
+    frontiers = [[point.verdict for point in event.frontier] for event in told if event.frontier is not None]
+    assert frontiers == [["", "", ""], ["PASS", "", ""], ["PASS", "FAIL", ""]]
 
 
 def test_a_language_model_is_searched_saved_and_opened(
@@ -275,12 +285,12 @@ def test_a_language_model_is_searched_saved_and_opened(
         Recipe.of({"name": "int8", "steps": [{"layers": blocks, "technique": "rtn", "bits": 8}, ends]}),
         Recipe.of({"name": "../int2", "steps": [{"layers": blocks, "technique": "rtn", "bits": 2, "group": 32}, ends]}),
     ]
-    told: list[str] = []
+    told: list[Progress] = []
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(scratch))
     result = optimize(demo_folder, windows, Budget(max_drop=0.05), prefer="size", recipes=recipes, progress=told.append)
-    assert "../int2: compress" in told
+    assert "../int2: compress" in map(str, told)
     assert result.metric == "perplexity"
     assert result.best is not None
     assert result.best.point.name == "int8"

@@ -7,6 +7,7 @@ from unittest.mock import Mock
 
 import pytest
 
+from lissom.progress import Progress
 from lissom.search.bank import Bank
 from lissom.search.forms import ORIGINAL, SAFE
 from lissom.search.paying import paying
@@ -31,7 +32,9 @@ def steps(weights: Mapping[str, float]) -> dict[str, tuple[bool, float, float]]:
     }
     subject = Mock(spec=Subject, kinds=KINDS, beside=10, assemble=assembled)
     choice = {"a": "4 bits", "b": "3 bits", "c": SAFE}
-    found = paying(subject, bank, choice, weights, lambda text: None)
+    told: list[Progress] = []
+    found = paying(subject, bank, choice, weights, told.append)
+    assert [(event.done, event.total) for event in told] == [(0, 3), (1, 3), (2, 3)]
     assert [row.layers for row in found] == [1, 1, 1]
     assert all(bool(row.note) != row.kept for row in found)
     return {row.name: (row.kept, round(row.latency_ratio.value, 4), round(row.cost_ratio.value, 4)) for row in found}

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from lissom.artifact.journal import Journal
 from lissom.evaluate import metric
+from lissom.progress import quiet
 from lissom.search.bank import Bank
 from lissom.search.choosing import Choosing
 from lissom.search.joint import Problem
@@ -24,11 +25,11 @@ def test_what_was_too_bold_comes_closer(classifier: nn.Module, examples: tuple[T
     subject = ModuleSubject(classifier, lots.calibration, torch.device("cpu"))
     with Journal.open(tmp_path / "bank", {}) as journal:
         bank = Bank(journal, subject.units, subject.forms)
-        subject.fill(bank, lots.calibration, kind, None, lambda text: None)
+        subject.fill(bank, lots.calibration, kind, None, quiet)
         none: dict[str, dict[str, dict[str, float]]] = {own: {} for own in subject.kinds.values()}
         table = Latencies(base={"call": 1.0}, added=none)
         problem = Problem.of(bank, subject.kinds, table, {"size": 1})
-        choosing = Choosing(subject, bank, problem, lots, {kind: budget}, kind, lambda choice: (), lambda text: None)
+        choosing = Choosing(subject, bank, problem, lots, {kind: budget}, kind, lambda choice: (), quiet)
         points = problem.frontier(40, {})
         choosing.measured(points[len(points) // 2])
         (best,) = choosing.seen
