@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from jaxtyping import Float
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from lissom.calibrate import Batch
 from lissom.errors import DataError
 from lissom.estimate import Array, Certificate, Certifier, joint
-from lissom.evaluate.examples import evaluating, pieces
+from lissom.evaluate.examples import array, evaluating, pieces
 from lissom.evaluate.metric import Metric, Output, metric
 from lissom.types import Budget
 
@@ -86,6 +87,30 @@ def certify_models(
         trial.finish()
     certificates = {trial.metric.name: trial.certifier.certificate for trial in trials}
     return joint(certificates) if len(trials) > 1 else certificates[trials[0].metric.name]
+
+
+def certify_beside(
+    original: Float[Array, " n"], compressed: nn.Module, data: Any, by: str | Metric | Output, budget: Budget
+) -> Certificate:
+    """Whether a model keeps a budget beside what the original has scored on the same examples, in the same order.
+
+    The original need not be in memory then; else as `certify_models`, of a metric that grades each example by itself.
+
+    Raises:
+        DataError: there are no examples, or they do not fit the metric; or it takes two models.
+    """
+    kind = metric(by)
+    if kind.whole is not None or kind.against is not None:
+        return kind.certify(original, kind.scores(compressed, data), budget)
+    certifier, done = kind.certifier(budget), 0
+    with evaluating(compressed):
+        for batch in pieces(data, kind.examples, compressed, kind.tokens):
+            graded = array(kind.score(kind.output(compressed, batch), batch))
+            certifier.add(original[done : done + len(graded)], graded)
+            done += len(graded)
+            if certifier.verdict in ("PASS", "FAIL"):
+                break
+    return certifier.certificate
 
 
 def clear(trials: list[Trial]) -> bool:

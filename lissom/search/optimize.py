@@ -32,7 +32,7 @@ from lissom.calibrate import Batch
 from lissom.calibrate.data import each
 from lissom.errors import DataError, RecipeError
 from lissom.estimate import Certificate, Estimate
-from lissom.evaluate import Comparison, Metric, certify_models, metric, paired
+from lissom.evaluate import Comparison, Metric, certify_beside, certify_models, metric, paired
 from lissom.evaluate.examples import tensors
 from lissom.evaluate.metric import Output
 from lissom.hardware import check_target
@@ -48,6 +48,7 @@ from lissom.search.paying import paying
 from lissom.search.recover import recovered
 from lissom.search.recut import remember
 from lissom.search.result import Candidate, LayerRow, Point, Result, StepRow
+from lissom.search.room import within
 from lissom.search.split import Split, split
 from lissom.search.subject import LanguageSubject, ModuleSubject, Subject, plain
 from lissom.search.trying import ORIGINAL, Progress, Terms, Tried, cost, noted, timed, worth_certifying
@@ -83,7 +84,7 @@ def optimize(
         recipes: the candidates, in place of those that the search finds.
         work: a folder for what is made on the way. A search that was cut short goes on from there, and `recut` builds
             other points of the frontier from it; without one nothing is kept.
-        max_ram: bytes of memory that calibrating a language model on disk may take; by default as many as it needs.
+        max_ram: bytes of memory that the process may take, for a language model on disk; by default any.
         progress: told what is being done.
 
     Raises:
@@ -94,6 +95,8 @@ def optimize(
     module = isinstance(model, nn.Module)
     if module and max_ram is not None:
         raise DataError("max_ram: a module is in memory already; leave it out")
+    if recipes is not None and max_ram is not None:
+        raise DataError("max_ram: recipes of your own are tried without a bound; leave out one of the two")
     weights = weights_of(prefer, () if module else ("prefill", "decode"))
     kind = metric(by or ("accuracy" if module else "perplexity"))
     lots = split(data, kind, budget)
@@ -103,6 +106,10 @@ def optimize(
         subject = ModuleSubject(model, example, place, lots.selection)
     else:
         subject = LanguageSubject(model, place)
+    if isinstance(subject, LanguageSubject) and recipes is None:
+        kind = within(
+            subject.checkpoint, subject.forms, len(set(subject.kinds.values())), lots, kind, max_ram, progress
+        )
     terms = Terms(budget=budget, metric=kind, target=target, weights=weights, progress=progress)
     if recipes is not None:
         check_names(recipes)
@@ -167,11 +174,12 @@ def by_recipes(subject: Subject, recipes: Sequence[Recipe], lots: Split, terms: 
     """
     tried: list[Tried] = []
     failed: dict[str, str] = {}
+    original = subject.original
     for recipe in recipes:
         terms.progress(f"{recipe.name}: compress")
         try:
             trial = subject.compress(recipe, lots.calibration)
-            found = Comparison.of(paired(subject.original, trial.open(), lots.selection, terms.metric))
+            found = Comparison.of(paired(original, trial.open(), lots.selection, terms.metric))
         except DataError as error:  # such as outputs that overflow: this candidate's fault, not the others'
             failed[recipe.name] = str(error)
             continue
@@ -198,6 +206,7 @@ def joint(subject: Subject, journal: Journal, lots: Split, max_ram: int | None, 
         tell=terms.progress,
     )
     choosing.walk()
+    original = subject.timed()  # stays open while candidates are timed beside it
     tried = []
     for one in worth_timing(choosing):
         parts = table.of(subject.kinds, one.choice)
@@ -210,6 +219,7 @@ def joint(subject: Subject, journal: Journal, lots: Split, max_ram: int | None, 
         if found.cost < 1:  # what is measured decides whether it is cheaper at all; among such, noise does not choose
             found = replace(found, cost=cost({"size": found.point.nbytes, **times(parts)}, found.before, terms.weights))
         tried.append(found)
+    del original
     if not tried:
         raise DataError("no candidate could be compared: every layer is best as it is")
     choices = {one.name: one.choice for one in choosing.all.values()}
@@ -321,24 +331,36 @@ def cheapest_first(passed: Sequence[Judged], terms: Terms) -> list[Judged]:
     if len(passed) < 2 or set(terms.weights) == {"size"}:
         return ordered
     last = {one.tried.point.name: one for n, one in enumerate(ordered) if n < 3 or one.tried.point.name in UNIFORM}
-    rounds = by_turns({name: one.tried.trial.timed() for name, one in last.items()}, trying.ROUNDS)
-
-    def measured_cost(name: str) -> float:
-        parts = {part: statistics.median(spent[part] for spent in rounds[name]) for part in rounds[name][0]}
-        own = {"size": float(last[name].tried.point.nbytes), **times(parts)}
-        return cost(own, last[name].tried.before, terms.weights)
-
-    best = last[min(last, key=measured_cost)]
+    first = next(iter(last))
+    run, ratios = last[first].tried.trial.timed(), {first: 1.0}
+    for name in (name for name in last if name != first):  # two at a time, for all together may be large
+        rounds = by_turns({first: run, name: last[name].tried.trial.timed()}, trying.ROUNDS)
+        own, others = (measured_cost(last[who].tried, rounds[who], terms) for who in (name, first))
+        ratios[name] = own / others
+    best = last[min(ratios, key=lambda name: ratios[name])]
     return [best, *(one for one in ordered if one is not best)]
+
+
+def measured_cost(tried: Tried, rounds: Sequence[Mapping[str, float]], terms: Terms) -> float:
+    """What a candidate costs by what it took in some rounds."""
+    parts = {part: statistics.median(spent[part] for spent in rounds) for part in rounds[0]}
+    return cost({"size": float(tried.point.nbytes), **times(parts)}, tried.before, terms.weights)
 
 
 def certified(subject: Subject, queue: Sequence[Tried], lots: Split, terms: Terms) -> list[Judged]:
     """Certificates in the order of the queue, up to and with the first that does not pass."""
     judged: list[Judged] = []
+    kind, data = terms.metric, lots.certification
+    between = kind.against is not None  # two models, which must be in memory together
+    before = None if between or not queue else kind.scores(subject.original, data)
     for tried in queue:
         terms.progress(f"{tried.point.name}: certify")
         model = tried.trial.open()
-        certificate = certify_models(subject.original, model, lots.certification, {terms.metric: terms.budget})
+        if before is None:
+            certificate = certify_models(subject.original, model, data, {kind: terms.budget})
+        else:
+            certificate = certify_beside(before, model, data, kind, terms.budget)
+        del model
         judged.append(Judged(tried=tried, certificate=certificate))
         if certificate.verdict != "PASS":
             break

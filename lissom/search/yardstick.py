@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lissom.calibrate import Batch, call
+from lissom.calibrate.spill import Spill, joined
 from lissom.compress.layers import said
 from lissom.estimate import Estimate, mean_estimate
 from lissom.evaluate import Comparison, Metric, paired
@@ -29,8 +30,10 @@ class Yardstick:
     """What a metric makes of the original."""
 
     def __init__(self, original: nn.Module, data: Any, kind: Metric) -> None:
-        self.original, self.data, self.kind = original, data, kind
+        self.data, self.kind = data, kind
+        self.original = None if kind.against is None else original  # who is not asked again need not stay in memory
         self.outputs: list[Tensor] = []
+        self.spill = Spill()
         self.scores: list[Any] = []
         self.every = 1
         seen = 0
@@ -42,11 +45,12 @@ class Yardstick:
                     if output.dim() > 2:
                         self.every = -(-few * output[0].nbytes // ROOM)
                 if seen < few:
-                    self.outputs.append(self.kept(output))
+                    self.outputs.append(self.remembered(output))
                 if kind.against is None:
                     self.scores.append(self.graded(original, output, batch))
                 seen += len(output)
         power = torch.cat([output.square().flatten(1).sum(1) for output in self.outputs]).mean()
+        self.spill.forget()
         self.power = float(power.clamp(min=torch.finfo(torch.float32).tiny))
 
     def batches(self, model: nn.Module) -> Any:
@@ -60,6 +64,11 @@ class Yardstick:
     def kept(self, output: Tensor) -> Tensor:
         """Of several predictions for an example some, where all would be too many to remember."""
         return output[:, :: self.every].clone() if self.every > 1 else output
+
+    def remembered(self, output: Tensor) -> Tensor:
+        """What is kept of an output, on disk where the outputs are many."""
+        found = self.kept(output)
+        return joined([found], len(found), self.spill) if output.dim() > 2 else found
 
     def graded(self, model: nn.Module, output: Tensor, batch: Batch) -> Any:
         """The scores of a batch."""
@@ -78,6 +87,7 @@ class Yardstick:
         with evaluating(model):
             batches = islice(self.batches(model), len(self.outputs))
             found = [self.apart(o, self.said(model, batch)) for o, batch in zip(self.outputs, batches, strict=True)]
+        self.spill.forget()
         return float(torch.cat(found).mean())
 
     def compare(self, model: nn.Module) -> tuple[Comparison, Estimate]:
@@ -93,8 +103,9 @@ class Yardstick:
                     break
                 if self.kind.against is None:
                     scores.append(self.graded(model, output, batch))
+        self.spill.forget()
         far = mean_estimate(torch.cat(parts).tolist(), unit="nats" if self.kind.logits else "")
-        if self.kind.against is not None:
+        if self.original is not None:
             return Comparison.of(paired(self.original, model, self.data, self.kind)), far
         before, after = (self.kind.together(graded) for graded in (self.scores, scores))
         return Comparison.of(Paired(metric=self.kind, original=before, compressed=after)), far
