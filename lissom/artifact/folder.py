@@ -42,7 +42,9 @@ class Opened:
         return {name: self.manifest[name] for name in ("certificate", "recipe", "files") if name in self.manifest}
 
 
-def open_folder(model: str | Path, *, base: "nn.Module | None" = None, bare: bool = False) -> Opened:
+def open_folder(
+    model: str | Path, *, base: "nn.Module | None" = None, bare: bool = False, narrow: bool = False
+) -> Opened:
     """Open a lissom folder or a Hugging Face checkpoint; the hashes of a lissom folder are checked first.
 
     Args:
@@ -50,6 +52,8 @@ def open_folder(model: str | Path, *, base: "nn.Module | None" = None, bare: boo
         base: an instance of the class of a module that is not a language model.
         bare: for the engine alone: a language model is a `Bare` one, its matrices of 16 bits as they are stored. Where
             the folder says all of it, no code of transformers is needed, and it opens sooner.
+        narrow: matrices of 16 bits of a language model stay as they are stored, mapped into memory, and become float32
+            only as they are multiplied with: half of the memory, the same numbers.
 
     Raises:
         ModelError: there is no model in it.
@@ -67,7 +71,7 @@ def open_folder(model: str | Path, *, base: "nn.Module | None" = None, bare: boo
 
         return Opened(model=build_module(folder, manifest, base), tokenizer=None, manifest=manifest, folder=folder)
     folder = find(model)
-    language_model = build_language_model(folder, manifest, bare=bare)
+    language_model = build_language_model(folder, manifest, bare=bare, narrow=narrow)
     alone = bare and "tokenizer" in manifest
     tokenizer = Tokenizer.read(folder, manifest["tokenizer"]) if alone else read_tokenizer(folder)
     return Opened(model=language_model, tokenizer=tokenizer, manifest=manifest, folder=folder)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lissom.artifact.tensors import check_layers, read_tensors, take_weight
 from lissom.errors import ArtifactError
+from lissom.formats import Dense
 from lissom.models import compressible, replace
 from lissom.models.attention import attend_in_8_bits
 from lissom.models.checkpoint import check_shapes, read_config, skeleton
@@ -18,12 +19,15 @@ from lissom.models.form import Bare, form_of
 from lissom.models.resize import matrix_shapes, resize
 
 
-def build_language_model(folder: Path, manifest: Mapping[str, Any], *, bare: bool = False) -> nn.Module:
+def build_language_model(
+    folder: Path, manifest: Mapping[str, Any], *, bare: bool = False, narrow: bool = False
+) -> nn.Module:
     """The model of a folder, in float32 but for its compressed layers.
 
     `manifest` is empty for a plain checkpoint. A `bare` model has its matrices of 16 bits as they are stored; where the
-    manifest does not say its form, transformers does. Where it says that keys and values are held in 8 bits, a model of
-    transformers attends as the engine then does.
+    manifest does not say its form, transformers does. In a `narrow` one layers with such a matrix hold it as `Dense`.
+    Where the manifest says that keys and values are held in 8 bits, a model of transformers attends as the engine then
+    does.
 
     Raises:
         ArtifactError: tensors are missing.
@@ -34,7 +38,8 @@ def build_language_model(folder: Path, manifest: Mapping[str, Any], *, bare: boo
     tensors = read_tensors(folder, manifest.get("weights", {}))
     tensors |= {name: tensors[same] for name, same in manifest.get("aliases", {}).items()}
     weights = {name: take_weight(name, spec, tensors) for name, spec in manifest.get("weights", {}).items()}
-    state = {name: tensor if bare and narrow(tensor) else tensor.float() for name, tensor in tensors.items()}
+    held = in_16_bits if bare or narrow else never
+    state = {name: tensor if held(tensor) else tensor.float() for name, tensor in tensors.items()}
     if config.tie_word_embeddings and family.embedding in weights:
         weights[family.head] = weights[family.embedding]
     elif config.tie_word_embeddings:
@@ -53,6 +58,9 @@ def build_language_model(folder: Path, manifest: Mapping[str, Any], *, bare: boo
         wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
         model = Bare(form_of(model), wanted, empty)
     layers = compressible(model)
+    if narrow:
+        weights |= as_stored(state, layers)
+        state = {name: tensor.float() for name, tensor in state.items()}
     check_layers(folder, "config.json", weights, layers)
     replace(model, weights, layers, trainable=False)
     check_shapes(folder, "config.json", state, model)
@@ -65,6 +73,18 @@ def build_language_model(folder: Path, manifest: Mapping[str, Any], *, bare: boo
     return model.eval() if bare or manifest.get("cache") != "int8" else attend_in_8_bits(model.eval())
 
 
-def narrow(tensor: Tensor) -> bool:
+def in_16_bits(tensor: Tensor) -> bool:
     """Whether it is a matrix of 16 bits, which layers read as it is; what is computed with it is float32."""
     return tensor.dim() == 2 and tensor.dtype in (torch.bfloat16, torch.float16)
+
+
+def never(tensor: Tensor) -> bool:
+    """No tensor stays as it is stored."""
+    return False
+
+
+def as_stored(state: dict[str, Tensor], layers: Mapping[str, nn.Module]) -> dict[str, Dense]:
+    """The matrices of 16 bits of layers, by the layer's name, taken out of a state; a shared one stays one."""
+    names = [name for name in layers if f"{name}.weight" in state and in_16_bits(state[f"{name}.weight"])]
+    held: dict[int, Dense] = {}
+    return {name: held.setdefault(id(m := state.pop(f"{name}.weight")), Dense(values=m)) for name in names}

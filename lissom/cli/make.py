@@ -71,7 +71,7 @@ def optimize(
     length: Length = 512,
     windows: Annotated[int, typer.Option(help="windows of a text to use, at most", min=1)] = 1000,
     max_ram: Annotated[
-        str | None, typer.Option(help="memory that calibrating may take, such as 4GB; by default any")
+        str | None, typer.Option(help="memory that the search may take, such as 4GB; by default any")
     ] = None,
     prompt: Annotated[
         int | None, typer.Option(help="tokens of the prompt of the answer that is timed; by default 64", min=1)

@@ -33,11 +33,15 @@ from lissom.formats import matrix_of
 from lissom.models import Checkpoint, compressible
 from lissom.models.families import at
 from lissom.statistics import Gram, Guided
+from lissom.types import Step
 
 FLOAT = 4  # bytes
 LOTS = (4, 2, 1)  # windows at a time
 TUNED = 8  # the same where each lot is a step of tuning
 WORKING, FACTORS, INSIDE = 6, 3, 4
+ROWS = 2**24  # weights of a large matrix that candidates are tried on at a time
+ROWWISE = ("rtn",)  # techniques that make each row of a matrix by itself
+TRIED = 3  # bytes a weight: lots of rows of 8 bits, all of them, and what is written of these
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,7 +144,7 @@ def ways_back(
     program, embedding = resident(), config.vocab_size * config.hidden_size * FLOAT
     for spilled, batch in product((False, True), LOTS):
         lot = min(batch, n) * t
-        part = max(part_bytes(checkpoint, model, plan, name, lot, t=t) for name in parts(checkpoint))
+        part = max(tried_bytes(checkpoint, model, plan, name, lot, t) for name in parts(checkpoint))
         yield Room(
             batch=batch,
             spilled=spilled,
@@ -151,6 +155,20 @@ def ways_back(
             heard=judged(checkpoint, model, names, guided, n * t),
             back=way_back(checkpoint, model, windows, batch, spilled),
         )
+
+
+def by_rows(o: int, i: int, steps: Iterable[Step]) -> bool:
+    """Whether a matrix of o rows is large, and the steps make each of its rows by itself."""
+    return o * i > ROWS >= i and all(step.technique in ROWWISE for step in steps)
+
+
+def tried_bytes(checkpoint: Checkpoint, model: nn.Module, plan: Sequence[Phase], name: str, tokens: int, t: int) -> int:
+    """What trying candidates on one part takes; of a large embedding, which is there already, some rows at a time."""
+    if name == checkpoint.family.embedding:
+        o, i = matrix_of(at(model, name)).shape
+        if by_rows(o, i, (step for phase in plan for step in phase.plan.get(name, ()))):
+            return TRIED * o * i + FLOAT * WORKING * ROWS
+    return part_bytes(checkpoint, model, plan, name, tokens, t=t)
 
 
 def parts(checkpoint: Checkpoint) -> list[str]:

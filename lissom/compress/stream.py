@@ -193,7 +193,7 @@ def assembled(checkpoint: Checkpoint, weight: Callable[[str], Weight | None]) ->
     blocks = [f"{family.blocks}.{own}" for own, _ in at(model, family.blocks).named_children()]
     heads = [] if checkpoint.config.tie_word_embeddings else [family.head]
     for name in (family.embedding, *blocks, family.norm, *heads):
-        layers = compressible(checkpoint.fill(model, name), name)
+        layers = compressible(checkpoint.fill(model, name, None), name)
         weights = {own: found for own in layers if (found := weight(own)) is not None}
         replace(model, weights, layers, trainable=False)
         yield piece(checkpoint, name, at(model, name))

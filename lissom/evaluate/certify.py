@@ -3,18 +3,19 @@
 Shapes: n examples.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from lissom.calibrate import Batch
 from lissom.errors import DataError
 from lissom.estimate import Array, Certificate, Certifier, joint
-from lissom.evaluate.examples import evaluating
-from lissom.evaluate.metric import Metric, Output, lots, metric
+from lissom.evaluate.examples import array, evaluating
+from lissom.evaluate.metric import Metric, Output, lots, metric, read
 from lissom.types import Budget
 
 Budgets = Mapping[Metric, Budget]
@@ -48,11 +49,14 @@ class Trial:
 
     def add(self, original: Tensor, compressed: Tensor, batch: Batch) -> None:
         """More examples, by what two models say of them."""
-        graded = self.metric.pair(original, compressed, batch)
+        self.feed(*self.metric.pair(original, compressed, batch))
+
+    def feed(self, original: Array, compressed: Array) -> None:
+        """More examples, by what two models are graded of them."""
         if self.metric.whole is None:
-            self.certifier.add(*graded)
+            self.certifier.add(original, compressed)
         else:
-            self.held.append(graded)
+            self.held.append((original, compressed))
 
     def finish(self) -> None:
         """Feed what was held back."""
@@ -95,6 +99,57 @@ def certify_models(
                 trial.add(*said[output], batch)
             if clear(trials):
                 break
+    return verdict_of(trials)
+
+
+def certify_beside(
+    original: Mapping[str, Array],
+    compressed: nn.Module,
+    data: Any,
+    budgets: Budgets,
+    *,
+    clusters: ArrayLike | None = None,
+) -> Certificate:
+    """As `certify_models`, beside what the original was graded on the same examples, which need not be in memory then.
+
+    Args:
+        original: its `grades` by each metric's name, none of which is between two models.
+        compressed, data, budgets, clusters: as for `certify_models`.
+
+    Raises:
+        DataError: there are no examples, or they do not fit a metric.
+    """
+    trials = [Trial(metric=kind, certifier=kind.certifier(budget, clusters)) for kind, budget in budgets.items()]
+    done = 0
+    with evaluating(compressed):
+        for batch in lots(data, budgets, compressed):
+            said: dict[Output, Tensor] = {}
+            for trial in trials:
+                graded = array(trial.metric.score(read(trial.metric.output, compressed, batch, said), batch))
+                trial.feed(original[trial.metric.name][done : done + len(graded)], graded)
+            done += len(graded)
+            if clear(trials):
+                break
+    return verdict_of(trials)
+
+
+def grades(model: nn.Module, data: Any, kinds: Collection[Metric]) -> dict[str, Array]:
+    """What a model is graded on each example, by each metric; it runs once for all that read the same output.
+
+    Raises:
+        DataError: there are no examples, or they do not fit a metric.
+    """
+    found: dict[str, list[Array]] = {kind.name: [] for kind in kinds}
+    with evaluating(model):
+        for batch in lots(data, kinds, model):
+            said: dict[Output, Tensor] = {}
+            for kind in kinds:
+                found[kind.name].append(array(kind.score(read(kind.output, model, batch, said), batch)))
+    return {name: np.concatenate(parts) for name, parts in found.items()}
+
+
+def verdict_of(trials: list[Trial]) -> Certificate:
+    """The certificate of all metrics together."""
     for trial in trials:
         trial.finish()
     certificates = {trial.metric.name: trial.certifier.certificate for trial in trials}

@@ -5,6 +5,7 @@ A text is tokenized without special tokens and cut into windows, and each window
 Shapes: n windows, t tokens of a window, s = t - 1 of them predicted, v vocabulary.
 """
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -25,8 +26,8 @@ def predict(model: nn.Module, batch: Batch) -> Float[Tensor, "n s v"]:
 
 def log_likelihood(logits: Float[Tensor, "n s v"], batch: Batch) -> Float[Tensor, " n"]:
     """The mean log probability of the tokens of each window, in nats."""
-    loss = F.cross_entropy(logits.flatten(0, 1), windows(batch)[:, 1:].flatten(), reduction="none")
-    return -loss.reshape(logits.shape[:2]).mean(1)
+    pairs = zip(logits, windows(batch)[:, 1:], strict=True)  # one by one: what is made of logits is as large as they
+    return -torch.stack([F.cross_entropy(own, tokens, reduction="none").mean() for own, tokens in pairs])
 
 
 def windows(batch: Batch) -> Int[Tensor, "n t"]:

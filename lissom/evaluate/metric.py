@@ -118,6 +118,13 @@ def lots(data: Any, kinds: Collection[Metric], model: nn.Module) -> Iterator[Bat
     return pieces(data, min(kind.examples for kind in kinds), model, tokens)
 
 
+def read(output: Output, model: nn.Module, batch: Batch, known: dict[Output, Tensor]) -> Tensor:
+    """An output for a batch, of which the model is asked once."""
+    if output not in known:
+        known[output] = output(model, batch)
+    return known[output]
+
+
 def share(right: Float[Array, " n"]) -> Estimate:
     """The fraction of the examples that are right."""
     return proportion(int(right.sum()), right.size)

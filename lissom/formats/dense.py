@@ -3,10 +3,13 @@
 from dataclasses import dataclass
 from typing import Any
 
-from jaxtyping import Bool, Float
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from lissom.formats.weight import Parts, Spec, Trainable, Weight, straight_through
+
+WIDENED = 2**24  # weights that become wider at a time, to be multiplied with
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -23,6 +26,21 @@ class Dense(Weight):
     def dense(self) -> Float[Tensor, "o i"]:
         """The matrix in float32."""
         return self.values.float()
+
+    def linear(self, x: Float[Tensor, "*n i"]) -> Float[Tensor, "*n o"]:
+        """x Wᵀ; a matrix in another type than x becomes of its type as it is used, some rows at a time."""
+        o, i = self.shape
+        lots = self.values.split(max(1, WIDENED // max(i, 1)))
+        if self.values.dtype == x.dtype or len(lots) < 2:
+            return F.linear(x, self.values.to(x.dtype))
+        made = x.new_empty((*x.shape[:-1], o))
+        for lot, room in zip(lots, made.split(len(lots[0]), -1), strict=True):
+            room.copy_(F.linear(x, lot.to(x.dtype)))
+        return made
+
+    def look_up(self, index: Int[Tensor, " n"]) -> Float[Tensor, "n i"]:
+        """Some rows, in float32."""
+        return self.values[index].float()
 
     def kept(self) -> Bool[Tensor, "o i"] | None:
         """Nothing is pruned."""

@@ -117,14 +117,17 @@ class Checkpoint:
         """The model without its weights (on the meta device), ready for `fill`."""
         return skeleton(self.config)
 
-    def fill(self, model: nn.Module, name: str, floats: torch.dtype = torch.float32) -> nn.Module:
+    def fill(self, model: nn.Module, name: str, floats: torch.dtype | None = torch.float32) -> nn.Module:
         """Read the weights of one part into the skeleton, as numbers of type `floats`; returns the part.
+
+        None leaves them as they are stored, mapped into memory.
 
         Raises:
             ArtifactError: one is missing, or of another shape than the config says.
         """
         part = at(model, name)
-        state = {own: self.tensor(f"{name}.{own}").to(floats) for own in part.state_dict()}
+        state = {own: self.tensor(f"{name}.{own}") for own in part.state_dict()}
+        state = {own: tensor if floats is None else tensor.to(floats) for own, tensor in state.items()}
         check_shapes(self.folder, "config.json", state, part, f"{name}.")
         part.load_state_dict(state, assign=True)
         return part.eval()

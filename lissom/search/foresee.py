@@ -21,7 +21,7 @@ from lissom.calibrate.spill import Spill
 from lissom.calibrate.stream import Stream
 from lissom.compress.layers import back
 from lissom.compress.plan import Phase
-from lissom.compress.ram import first_below, ways_back
+from lissom.compress.ram import Room, first_below, ways_back
 from lissom.compress.stream import seen_in
 from lissom.errors import DataError, RecipeError
 from lissom.files import read_json, replacing
@@ -118,11 +118,17 @@ def bound(stream: Stream, candidates: Mapping[str, Sequence[Steps]], max_ram: in
     Raises:
         DataError: there is none.
     """
-    plan = {name: [step for steps in tried for step in steps] for name, tried in candidates.items()}
     size = (stream.windows.shape[0], stream.windows.shape[1])
-    phase = Phase(grain="layer", plan=plan, steps=())
-    room = first_below(max_ram, ways_back(stream.checkpoint, stream.model, [phase], size))
+    room = first_below(max_ram, rooms_back(stream.checkpoint, stream.model, candidates, size))
     stream.batch, stream.spill = room.batch, Spill() if room.spilled else None
+
+
+def rooms_back(
+    checkpoint: Checkpoint, model: nn.Module, candidates: Mapping[str, Sequence[Steps]], windows: tuple[int, int]
+) -> Iterator[Room]:
+    """All ways to try candidates on windows (n of t tokens), the fastest first."""
+    plan = {name: [step for steps in tried for step in steps] for name, tried in candidates.items()}
+    return ways_back(checkpoint, model, [Phase(grain="layer", plan=plan, steps=())], windows)
 
 
 @dataclass(slots=True)

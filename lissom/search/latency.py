@@ -15,6 +15,7 @@ import os
 import platform
 import statistics
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ from lissom.progress import Progress, Tell
 Parts = Mapping[str, float]  # milliseconds by name, such as prefill and decode
 Run = Callable[[], Parts]
 ROUNDS, WARMUP, MOST = 9, 2, 36  # of timing; more rounds as long as a difference is not known well enough
+FEWEST, SECONDS = 6, 20.0  # rounds at least; no more of them once they have taken so long
 WELL = 0.03  # of the base's time: the width of a difference's interval that is narrow enough
 
 
@@ -47,9 +49,12 @@ class Latencies:
 
 
 def by_turns(runs: Mapping[str, Run], rounds: int = ROUNDS, warmup: int = WARMUP) -> dict[str, list[Parts]]:
-    """What each run takes in each round, all taking turns."""
+    """What each run takes in each round, all taking turns; fewer rounds of what is slow."""
     found: dict[str, list[Parts]] = {name: [] for name in runs}
+    begun = time.monotonic()
     for number in range(-warmup, rounds):
+        if number >= FEWEST and time.monotonic() - begun > SECONDS:
+            break
         for name, run in runs.items():
             parts = run()
             if number >= 0:
@@ -86,7 +91,8 @@ def measured(
 def until_known(base: Run, variant: Run) -> list[tuple[Parts, Parts]]:
     """Rounds of two runs by turns, until their difference is known well, or not better by more rounds."""
     pairs: list[tuple[Parts, Parts]] = []
-    while len(pairs) < MOST:
+    begun = time.monotonic()
+    while len(pairs) < MOST and (not pairs or time.monotonic() - begun < SECONDS):
         found = by_turns({"base": base, "variant": variant}, warmup=0 if pairs else WARMUP)
         pairs += zip(found["base"], found["variant"], strict=True)
         differences = median_estimate([sum(after.values()) - sum(before.values()) for before, after in pairs])

@@ -33,7 +33,7 @@ from lissom.calibrate import Batch
 from lissom.calibrate.data import each
 from lissom.errors import DataError, RecipeError
 from lissom.estimate import Certificate, Estimate
-from lissom.evaluate import METRICS, Budgets, Given, budgets_of, certify_models
+from lissom.evaluate import METRICS, Budgets, Given, budgets_of, certify_beside, certify_models, grades
 from lissom.hardware import check_target
 from lissom.progress import FrontierPoint, Progress, Tell, quiet
 from lissom.search import trying
@@ -48,6 +48,7 @@ from lissom.search.paying import paying
 from lissom.search.recover import recovered
 from lissom.search.recut import remember
 from lissom.search.result import Candidate, LayerRow, Point, Result, StepRow
+from lissom.search.room import at_once, within
 from lissom.search.split import Split, split
 from lissom.search.subject import PROMPT, LanguageSubject, ModuleSubject, Subject, plain
 from lissom.search.trying import ORIGINAL, Terms, Tried, cost, noted, standing, timed, worth_certifying
@@ -91,7 +92,7 @@ def optimize(
         recipes: the candidates, in place of those that the search finds.
         work: a folder for what is made on the way. A search that was cut short goes on from there, and `recut` builds
             other points of the frontier from it; without one nothing is kept.
-        max_ram: bytes of memory that calibrating a language model on disk may take; by default as many as it needs.
+        max_ram: bytes of memory that the process may take, for a language model on disk; by default any.
         prompt: tokens of the prompt of the answer that is timed; by default 64. With a longer one the cache of keys and
             values counts as it does for long texts, and the search takes longer.
         progress: told what is being done, event by event; `print` will do.
@@ -105,6 +106,8 @@ def optimize(
         raise DataError("max_ram: a module is in memory already; leave it out")
     if module and prompt is not None:
         raise DataError("prompt: a module answers none; leave it out")
+    if recipes is not None and max_ram is not None:
+        raise DataError("max_ram: recipes of your own are tried without a bound; leave out one of the two")
     weights = weights_of(prefer, () if module else ("prefill", "decode"))
     budgets = budgets_for(budget, module)
     by = next(iter(budgets))
@@ -117,6 +120,9 @@ def optimize(
         subject = ModuleSubject(model, example, place, lots.outputs)
     else:
         subject = LanguageSubject(model, place, PROMPT if prompt is None else prompt)
+        if recipes is None:
+            tokens = within(subject, lots, (*budgets, by), max_ram, progress)
+            budgets, by = {at_once(kind, tokens): budget for kind, budget in budgets.items()}, at_once(by, tokens)
     terms = Terms(budgets=budgets, by=by, target=target, weights=weights, progress=progress)
     if recipes is not None:
         check_names(recipes)
@@ -216,6 +222,7 @@ def joint(subject: Subject, journal: Journal, lots: Split, max_ram: int | None, 
         tell=terms.progress,
     )
     choosing.walk()
+    original = subject.timed()  # stays open while candidates are timed beside it
     tried: list[Tried] = []
     queue = worth_timing(choosing)
     for one in queue:
@@ -229,6 +236,7 @@ def joint(subject: Subject, journal: Journal, lots: Split, max_ram: int | None, 
         if found.cost < 1:  # what is measured decides whether it is cheaper at all; among such, noise does not choose
             found = replace(found, cost=cost({"size": found.point.nbytes, **times(parts)}, found.before, terms.weights))
         tried.append(found)
+    del original
     if not tried:
         raise DataError("no candidate could be compared: every layer is best as it is")
     choices = {one.name: one.choice for one in choosing.all.values()}
@@ -358,15 +366,20 @@ def cheapest_first(passed: Sequence[Judged], terms: Terms) -> list[Judged]:
         return ordered
     last = {one.tried.point.name: one for n, one in enumerate(ordered) if n < 3 or one.tried.point.name in UNIFORM}
     terms.progress(Progress(stage="time", text="those that passed, by turns"))
-    rounds = by_turns({name: one.tried.trial.timed() for name, one in last.items()}, trying.ROUNDS)
-
-    def measured_cost(name: str) -> float:
-        parts = {part: statistics.median(spent[part] for spent in rounds[name]) for part in rounds[name][0]}
-        own = {"size": float(last[name].tried.point.nbytes), **times(parts)}
-        return cost(own, last[name].tried.before, terms.weights)
-
-    best = last[min(last, key=measured_cost)]
+    first = next(iter(last))
+    run, ratios = last[first].tried.trial.timed(), {first: 1.0}
+    for name in (name for name in last if name != first):  # two at a time, for all together may be large
+        rounds = by_turns({first: run, name: last[name].tried.trial.timed()}, trying.ROUNDS)
+        own, others = (measured_cost(last[who].tried, rounds[who], terms) for who in (name, first))
+        ratios[name] = own / others
+    best = last[min(ratios, key=lambda name: ratios[name])]
     return [best, *(one for one in ordered if one is not best)]
+
+
+def measured_cost(tried: Tried, rounds: Sequence[Mapping[str, float]], terms: Terms) -> float:
+    """What a candidate costs by what it took in some rounds."""
+    parts = {part: statistics.median(spent[part] for spent in rounds) for part in rounds[0]}
+    return cost({"size": float(tried.point.nbytes), **times(parts)}, tried.before, terms.weights)
 
 
 def certified(subject: Subject, queue: Sequence[Tried], lots: Split, terms: Terms) -> list[Judged]:
@@ -376,10 +389,17 @@ def certified(subject: Subject, queue: Sequence[Tried], lots: Split, terms: Term
     def tell(text: str, frontier: tuple[FrontierPoint, ...] | None) -> None:
         terms.progress(Progress(stage="certify", text=text, done=len(judged), total=len(queue), frontier=frontier))
 
+    kinds, data = terms.budgets, lots.certification
+    between = any(kind.against is not None for kind in kinds)  # two models, which must be in memory together
+    before = None if between or not queue else grades(subject.original, data, kinds)
     for tried in queue:
         tell(f"{tried.point.name}: certify", None if judged else standing(queue, {}))
         model = tried.trial.open()
-        certificate = certify_models(subject.original, model, lots.certification, terms.budgets, clusters=lots.clusters)
+        if before is None:
+            certificate = certify_models(subject.original, model, data, kinds, clusters=lots.clusters)
+        else:
+            certificate = certify_beside(before, model, data, kinds, clusters=lots.clusters)
+        del model
         judged.append(Judged(tried=tried, certificate=certificate))
         verdicts = {one.tried.point.name: one.certificate.verdict for one in judged}
         tell(f"{tried.point.name}: {certificate.verdict}", standing(queue, verdicts))

@@ -11,8 +11,8 @@ labels y are drawn from the model's own predictions: the data needs none.
 Shapes: o outputs, i inputs, n rows of an input, e entries of an embedding.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -25,10 +25,11 @@ from lissom.calibrate.gradients import Pull, end_loss, hear, outputs
 from lissom.calibrate.observe import Collected
 from lissom.compress.layers import evaluating, steps_on
 from lissom.compress.layers import look as inputs_of
+from lissom.compress.ram import ROWS, by_rows
 from lissom.compress.stream import stored_like
 from lissom.compress.taught import answer
 from lissom.errors import DataError, ModelError, RecipeError
-from lissom.formats import CompressedLayer, Weight
+from lissom.formats import CompressedLayer, Dense, Weight
 from lissom.models import compressible, weight_of
 from lissom.models.experts import set_apart
 from lissom.progress import Progress, Tell, quiet
@@ -163,43 +164,106 @@ def options(
     """
     if not uses:
         raise DataError(f"data: {name} is not used when the model runs on it; leave it out, or give other data")
-    w, found = original.dense(), list[Option | RecipeError]()
-    whole = max(sum(float(energy(w, use).sum()) for use in uses), torch.finfo(torch.float32).tiny)
-    for number, steps in enumerate(candidates):
-        try:
-            weight = steps_on(name, original, steps, uses[0].inputs, original)
-        except RecipeError as refusal:
-            found.append(refusal.with_traceback(None))  # which would keep alive what it was working on
-            continue
-        off = w - weight.dense()
-        kl = sum(harm(off, use) for use in uses) / 2 / predictions
-        error = sum(float(energy(off, use).sum()) for use in uses) / max(whole, torch.finfo(torch.float32).tiny)
-        weight = stored_like(weight, floats)
-        option = Option(steps=steps, nbytes=weight.nbytes, error=error, kl=kl)
-        keep(name, number, option, weight)
-        found.append(option)
-    return tuple(found)
+    numbered = enumerate(candidates)
+    return tuple(option(name, original, number, steps, uses, predictions, floats, keep) for number, steps in numbered)
 
 
-def energy(d: Float[Tensor, "o i"], use: Seen) -> Float[Tensor, " k"]:
+def option(
+    name: str,
+    original: Weight,
+    number: int,
+    steps: Steps,
+    uses: Sequence[Seen],
+    predictions: int,
+    floats: torch.dtype,
+    keep: Keep,
+) -> Option | RecipeError:
+    """What one candidate would make of a layer; of a large one whose rows are made each by itself some at a time."""
+    found, made = Cost(), list[Weight]()
+    try:
+        for first, rows in lots(original, steps) if steps else ():
+            weight = steps_on(name, rows, steps, uses[0].inputs, rows)
+            found += cost(rows.dense(), weight.dense(), first, uses)
+            made.append(stored_like(weight, floats))
+    except RecipeError as refusal:
+        return refusal.with_traceback(None)  # which would keep alive what it was working on
+    weight = stacked(made) if made else stored_like(original, floats)
+    made.clear()
+    error = found.energy / max(found.whole, torch.finfo(torch.float32).tiny)
+    made_of_it = Option(steps=steps, nbytes=weight.nbytes, error=error, kl=found.harm / 2 / predictions)
+    keep(name, number, made_of_it, weight)
+    return made_of_it
+
+
+def lots(original: Weight, steps: Steps) -> Iterator[tuple[int, Weight]]:
+    """A matrix in lots of rows, each with the number of its first row; one lot unless it is large and that may be."""
+    o, i = original.shape
+    if not (isinstance(original, Dense) and by_rows(o, i, steps)):
+        yield 0, original
+        return
+    for first in range(0, o, ROWS // i):
+        yield first, replace(original, values=original.values[first : first + ROWS // i])
+
+
+def stacked(made: Sequence[Weight]) -> Weight:
+    """Lots of rows as one matrix."""
+    if len(made) == 1:
+        return made[0]
+    parts = [weight.parts() for weight in made]
+    whole = {name: torch.cat([own[name] for own in parts]) for name in parts[0]}
+    spec = {**made[0].spec(), "shape": [sum(weight.shape[0] for weight in made), made[0].shape[1]]}
+    return type(made[0]).of_parts(spec, whole)
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """tr(W H Wᵀ), the same of what is off, and Σ tr(G D H Dᵀ), of some rows or of all."""
+
+    whole: float = 0.0
+    energy: float = 0.0
+    harm: float = 0.0
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(self.whole + other.whole, self.energy + other.energy, self.harm + other.harm)
+
+
+def cost(w: Float[Tensor, "o i"], v: Float[Tensor, "o i"], first: int, uses: Sequence[Seen]) -> Cost:
+    """What it costs that rows, from the `first` on, are `v` instead of `w`."""
+    whole = sum(float(energy(w, listened(w, use), first, use).sum()) for use in uses)
+    off, lost, harmed = w - v, 0.0, 0.0
+    for use in uses:
+        heard = listened(off, use)
+        lost += float(energy(off, heard, first, use).sum())
+        harmed += harm(off, heard, first, use)
+    return Cost(whole, lost, harmed)
+
+
+def listened(d: Float[Tensor, "o i"], use: Seen) -> Float[Tensor, "o i"]:
+    """D H; of an embedding, which has no H, D itself."""
+    if use.pull.entries is not None:
+        return d
+    gram = use.inputs[Gram]
+    assert isinstance(gram, Gram)
+    return d @ gram.mean
+
+
+def energy(d: Float[Tensor, "o i"], dh: Float[Tensor, "o i"], first: int, use: Seen) -> Float[Tensor, " k"]:
     """(D H Dᵀ)_oo; for an embedding, whose rows are what comes out, Σ_e P(e) D_e² for each of its features."""
     if use.pull.entries is not None:
-        return (use.pull.entries / max(use.pull.n, 1)) @ d.square()
-    gram = use.inputs[Gram]
-    assert isinstance(gram, Gram)
-    return (d @ gram.mean * d).sum(1)
+        return (use.pull.entries[first : first + len(d)] / max(use.pull.n, 1)) @ d.square()
+    return (dh * d).sum(1)
 
 
-def harm(d: Float[Tensor, "o i"], use: Seen) -> float:
-    """Σ tr(G D H Dᵀ) over all rows."""
+def harm(d: Float[Tensor, "o i"], dh: Float[Tensor, "o i"], first: int, use: Seen) -> float:
+    """Σ tr(G D H Dᵀ) over all rows; where G is full these must be all rows of the matrix, but for an embedding."""
     pull = use.pull
     if pull.ggt.dim() == 1:
-        return float((energy(d, use) * pull.ggt).sum())
+        g = pull.ggt if pull.entries is not None else pull.ggt[first : first + len(d)]
+        return float((energy(d, dh, first, use) * g).sum())
     if pull.entries is not None:
-        return float(((d.T * (pull.entries / max(pull.n, 1))) @ d * pull.ggt).sum())
-    gram = use.inputs[Gram]
-    assert isinstance(gram, Gram)
-    return float((d @ gram.mean @ d.T * pull.ggt).sum())
+        share = pull.entries[first : first + len(d)] / max(pull.n, 1)
+        return float(((d.T * share) @ d * pull.ggt).sum())
+    return float((pull.ggt @ d * dh).sum())
 
 
 def look(

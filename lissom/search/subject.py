@@ -243,13 +243,14 @@ class LanguageSubject(Subject):
         self.units = units_of_checkpoint(self.checkpoint, self.names)
         self.kinds = {unit: kind_of(unit, self.layers) for unit in self.units}
         self.forms = {name: forms_of(self.layers[name], language=True) for name in self.names}
+        self._answer: Callable[[], Run | None] = lambda: None
         if place.type == "cpu":  # where the engine runs
             self.units[CACHE], self.kinds[CACHE], self.forms[CACHE] = (CACHE,), CACHE, dict.fromkeys(HELD, ())
 
-    @cached_property
+    @property
     def original(self) -> nn.Module:  # type: ignore[override]
-        """The model as it was given."""
-        return open_folder(self.checkpoint.folder).model.to(self.place)
+        """The model as it was given, opened anew: it is in memory for as long as somebody holds it."""
+        return self.opened(self.checkpoint.folder)
 
     @property
     def beside(self) -> int:
@@ -310,15 +311,15 @@ class LanguageSubject(Subject):
 
     def opened(self, folder: Path, scratch: object = None) -> nn.Module:
         """The model of a folder, which is there for as long as `scratch` is."""
-        return lower(open_folder(folder).model.to(self.place))
+        return lower(open_folder(folder, narrow=self.place.type == "cpu").model.to(self.place))
 
     def timed(self) -> Run:
-        """One answer of the original."""
-        return self._answer
-
-    @cached_property
-    def _answer(self) -> Run:
-        return self.answer(self.checkpoint.folder)
+        """One answer of the original; what runs it stays open for as long as somebody holds this."""
+        run = self._answer()
+        if run is None:
+            run = self.answer(self.checkpoint.folder)
+            self._answer = weakref.ref(run)
+        return run
 
     def answer(self, folder: Path, scratch: object = None) -> Run:
         """One answer of a model: a prompt read, and a few tokens written one at a time; on the CPU by the engine."""

@@ -15,13 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from lissom.calibrate import Batch, call
+from lissom.calibrate.spill import Spill, joined
 from lissom.compress.layers import said
 from lissom.estimate import Array, Estimate, mean_estimate
 from lissom.evaluate import Comparison, Metric, paired
 from lissom.evaluate.agreement import divergence
 from lissom.evaluate.compare import Paired
 from lissom.evaluate.examples import array, evaluating
-from lissom.evaluate.metric import Output, lots
+from lissom.evaluate.metric import Output, lots, read
 
 ROOM = 256 * 2**20  # bytes of what is remembered
 EXAMPLES, TOKENS = 512, 4096  # whose outputs are compared, at most; whichever is fewer
@@ -41,14 +42,17 @@ class Yardstick:
     def __init__(
         self, original: nn.Module, data: Any, kinds: Collection[Metric], outputs: tuple[Any, Metric] | None = None
     ) -> None:
-        self.original, self.data, self.kinds = original, data, list(kinds)
+        self.data, self.kinds = data, list(kinds)
         self.near, self.by = outputs or (data, self.kinds[0])
         self.reads: Output = self.by.output if self.by.logits else raw
         self.alone = [kind for kind in self.kinds if kind.against is None]  # which score what one model says
+        self.original = original if len(self.alone) < len(self.kinds) else None  # who is not asked again may go
         self.outputs: list[Tensor] = []
+        self.spill = Spill()
         self.few, self.every = 1, 1
         self.scores = self.run(original, self.remember)
         power = torch.cat([output.square().flatten(1).sum(1) for output in self.outputs]).mean()
+        self.spill.forget()
         self.power = float(power.clamp(min=torch.finfo(torch.float32).tiny))
 
     def batches(self, model: nn.Module) -> Iterator[Batch]:
@@ -82,12 +86,17 @@ class Yardstick:
             self.few = EXAMPLES if output.dim() < 3 else min(EXAMPLES, max(1, TOKENS // output.shape[1]))
             if output.dim() > 2:
                 self.every = -(-self.few * output[0].nbytes // ROOM)
-        self.outputs.append(self.kept(output))
+        self.outputs.append(self.remembered(output))
         return sum(map(len, self.outputs)) < self.few
 
     def kept(self, output: Tensor) -> Tensor:
         """Of several predictions for an example some, where all would be too many to remember."""
         return output[:, :: self.every].clone() if self.every > 1 else output
+
+    def remembered(self, output: Tensor) -> Tensor:
+        """What is kept of an output, on disk where the outputs are many."""
+        found = self.kept(output)
+        return joined([found], len(found), self.spill) if output.dim() > 2 else found
 
     def apart(self, before: Tensor, output: Tensor) -> Tensor:
         """How far outputs are from what was said before, example by example; rounding may not lead below nothing."""
@@ -101,6 +110,7 @@ class Yardstick:
         with evaluating(model):
             batches = islice(self.batches(model), len(self.outputs))
             found = [self.apart(o, self.reads(model, batch)) for o, batch in zip(self.outputs, batches, strict=True)]
+        self.spill.forget()
         return float(torch.cat(found).mean())
 
     def compare(self, model: nn.Module) -> tuple[dict[str, Comparison], Estimate]:
@@ -112,12 +122,13 @@ class Yardstick:
             return len(parts) < len(self.outputs)
 
         scores = self.run(model, see)
+        self.spill.forget()
         far = mean_estimate(torch.cat(parts).tolist(), unit="nats" if self.by.logits else "")
         return {kind.name: Comparison.of(self.pair(kind, model, scores)) for kind in self.kinds}, far
 
     def pair(self, kind: Metric, model: nn.Module, scores: dict[str, list[Array]]) -> Paired:
         """The scores of the original and of a model."""
-        if kind.against is not None:
+        if self.original is not None and kind.against is not None:
             return paired(self.original, model, self.data, kind)
         before, after = (kind.together(found[kind.name]) for found in (self.scores, scores))
         return Paired(metric=kind, original=before, compressed=after)
@@ -126,10 +137,3 @@ class Yardstick:
 def raw(model: nn.Module, batch: Batch) -> Tensor:
     """What a model says to a batch."""
     return said(model, call(model, batch)).float()
-
-
-def read(output: Output, model: nn.Module, batch: Batch, known: dict[Output, Tensor]) -> Tensor:
-    """An output for a batch, of which the model is asked once."""
-    if output not in known:
-        known[output] = output(model, batch)
-    return known[output]

@@ -241,7 +241,7 @@ def test_certifying_stops_at_the_first_that_does_not_pass(
     verdicts: Iterator[Verdict] = iter(("PASS", "FAIL", "PASS"))
     opened: list[str] = []
 
-    def verdict(*models: Any, clusters: Any) -> Certificate:
+    def verdict(*given: Any, clusters: Any) -> Certificate:
         assert result.certificate is not None
         return dataclasses.replace(result.certificate, verdict=next(verdicts))
 
@@ -256,7 +256,7 @@ def test_certifying_stops_at_the_first_that_does_not_pass(
     accuracy = metric("accuracy")
     subject = ModuleSubject(classifier, examples, torch.device("cpu"))
     queue = [opening(name) for name in "abc"]
-    monkeypatch.setattr(sys.modules[optimize.__module__], "certify_models", verdict)
+    monkeypatch.setattr(sys.modules[optimize.__module__], "certify_beside", verdict)
     budgets = {accuracy: Budget(max_drop=0.02)}
     lots = split(examples, budgets)
     told: list[Progress] = []
