@@ -2,7 +2,7 @@
 
     calibrating    as `compress/ram.py` says of the way back: all forms of one part, with what they are judged by
     assembling     the engine of the original + 2 largest part      a part as it is read and as it is written
-    comparing      candidate + logits + 2 logits of a window        one of the models at a time
+    comparing      candidate + logits + 2 logits of a window        one model at a time, some rows of it in float32
     timing         the engine of the original + candidate           by turns
 
 each beside the program. The original stays as it is stored, mapped into memory. A candidate takes as much as the
@@ -21,6 +21,7 @@ from torch import Tensor
 from lissom.compress.ram import parts, resident, told
 from lissom.errors import DataError
 from lissom.evaluate import Metric
+from lissom.formats.dense import WIDENED
 from lissom.hardware.machine import cores
 from lissom.models import Checkpoint
 from lissom.search.foresee import rooms_back
@@ -29,10 +30,11 @@ from lissom.search.sensitivity import Steps
 from lissom.search.split import Split
 
 FLOAT = 4  # bytes
-OPENED = 2.2  # bytes a weight of a candidate while it is opened
-LATER = 150_000_000  # bytes of the program that it takes once engines, transformers and kernels are imported
+OPENED = 2.1  # bytes a weight of a candidate while it is opened
+LATER = 100_000_000  # bytes of the program that it takes once all is imported
+ENGINE = 16_000_000  # bytes of what an engine has beside weights
 FORM, PRODUCTS, BACK, WRITTEN = 0.45e-6, 6e10, 8, 1e-8  # s a weight and form; operations/s; 2 a weight; s a weight
-COMPARED = 30  # choices
+COMPARED = 20  # choices
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,13 +112,13 @@ def foreseen(
     both = metric.against is not None
     seconds = time_of(checkpoint, tried, kinds, lots, weights)
     for tokens in lots_of(metric.tokens or t, t):
-        said = (2 if both else 1) * tokens * logits + 2 * t * logits
+        said = (2 if both else 1) * tokens * logits + 2 * t * logits + FLOAT * WIDENED
         yield Foreseen(
             phases={
                 "calibrating": calibrating,
-                "putting a candidate together": program + stored + 2 * largest,
+                "putting a candidate together": program + stored + ENGINE + 2 * largest,
                 "comparing": program + candidate + both * stored + said,
-                "timing a candidate beside the original": program + stored + candidate,
+                "timing a candidate beside the original": program + stored + candidate + 2 * ENGINE,
             },
             tokens=tokens,
             seconds=seconds,

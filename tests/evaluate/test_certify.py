@@ -5,7 +5,7 @@ from torch import nn
 
 from lissom.errors import DataError
 from lissom.estimate import certify, joint
-from lissom.evaluate import METRICS, Metric, certify_models, paired
+from lissom.evaluate import METRICS, Metric, certify_beside, certify_models, metric, paired
 from lissom.types import Budget
 
 
@@ -64,6 +64,17 @@ def test_a_broken_model_fails_soon_in_whatever_breaks(models, data):
     assert (found.verdict, found.metric) == ("FAIL", "accuracy")
     assert set(found.parts) == {"accuracy", "agreement"}
     assert sum(taken) == 50
+
+
+@pytest.mark.parametrize(("moved", "verdict"), [(1.0, "PASS"), (-1.0, "FAIL")])
+def test_beside_remembered_scores_it_is_the_certificate_of_two_models(models, data, moved, verdict):
+    with torch.no_grad():
+        models[1].weight *= moved
+    before = metric("accuracy").scores(models[0], data)
+    found = certify_beside(before, models[1], data, "accuracy", Budget(max_drop=0.05))
+    assert found == certify_models(*models, data, {"accuracy": Budget(max_drop=0.05)})
+    assert found.verdict == verdict
+    assert found.n < len(before)
 
 
 def test_several_metrics_are_those_of_each(models, data):
