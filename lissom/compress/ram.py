@@ -157,17 +157,18 @@ def ways_back(
         )
 
 
-def by_rows(o: int, i: int, steps: Iterable[Step]) -> bool:
-    """Whether a matrix of o rows is large, and the steps make each of its rows by itself."""
-    return o * i > ROWS >= i and all(step.technique in ROWWISE for step in steps)
+def lot_of(o: int, i: int, steps: Iterable[Step]) -> int:
+    """How many of a matrix's o rows steps are tried on at a time: some, if it is large and each is made by itself."""
+    return max(1, min(o, ROWS // i)) if all(step.technique in ROWWISE for step in steps) else o
 
 
 def tried_bytes(checkpoint: Checkpoint, model: nn.Module, plan: Sequence[Phase], name: str, tokens: int, t: int) -> int:
     """What trying candidates on one part takes; of a large embedding, which is there already, some rows at a time."""
     if name == checkpoint.family.embedding:
         o, i = matrix_of(at(model, name)).shape
-        if by_rows(o, i, (step for phase in plan for step in phase.plan.get(name, ()))):
-            return TRIED * o * i + FLOAT * WORKING * ROWS
+        lot = lot_of(o, i, (step for phase in plan for step in phase.plan.get(name, ())))
+        if lot < o:
+            return TRIED * o * i + FLOAT * WORKING * lot * i
     return part_bytes(checkpoint, model, plan, name, tokens, t=t)
 
 

@@ -23,7 +23,7 @@ from lissom.search.joint import Problem
 from lissom.search.local import improved
 from lissom.search.result import StepRow
 from lissom.search.split import Split
-from lissom.search.subject import Subject, plain
+from lissom.search.subject import LARGE, Subject, plain
 from lissom.search.yardstick import Yardstick
 from lissom.types import Budget
 
@@ -31,7 +31,7 @@ POINTS = 40  # of the frontier
 LADDER = (1, 2, 4, 7)  # points that much safer than the boldest are measured too
 BOLDER = 3  # points beyond it that local search tries to bring inside the budget
 SMALL = 50_000_000  # weights of a model that is run in no time
-GENERATIONS = {True: 6, False: 2}  # of local search, for small models and for others
+GENERATIONS = {True: 6, False: 2}  # of local search, for small models and for others; large ones have none
 UNIFORM = (SAFE, "4 bits", "shared 4 bits", "half pruned, 8 bits", "half pruned, 4 bits", "3 bits")
 
 
@@ -129,6 +129,8 @@ class Choosing:
 
     def beyond(self, points: Sequence[Choice], boldest: int) -> None:
         """Improve the boldest point, and bolder ones as long as they can be brought inside the budget."""
+        if self.subject.weights >= LARGE:
+            return
         generations = GENERATIONS[self.subject.weights < SMALL]
         for point in points[boldest : boldest + 1 + BOLDER]:
             self.tell(Progress(stage="choose", text="local search", done=len(self.all)))

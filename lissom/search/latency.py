@@ -31,7 +31,7 @@ from lissom.progress import Progress, Tell
 Parts = Mapping[str, float]  # milliseconds by name, such as prefill and decode
 Run = Callable[[], Parts]
 ROUNDS, WARMUP, MOST = 9, 2, 36  # of timing; more rounds as long as a difference is not known well enough
-FEWEST, SECONDS = 6, 20.0  # rounds at least; no more of them once they have taken so long
+FEWEST, SECONDS = 6, 15.0  # rounds at least; no more of them once they have taken so long
 WELL = 0.03  # of the base's time: the width of a difference's interval that is narrow enough
 
 

@@ -121,7 +121,8 @@ def optimize(
     else:
         subject = LanguageSubject(model, place, PROMPT if prompt is None else prompt)
         if recipes is None:
-            tokens = within(subject, lots, (*budgets, by), max_ram, progress)
+            works = len(set(subject.kinds.values()))
+            tokens = within(subject.checkpoint, subject.forms, works, lots, (*budgets, by), max_ram, progress)
             budgets, by = {at_once(kind, tokens): budget for kind, budget in budgets.items()}, at_once(by, tokens)
     terms = Terms(budgets=budgets, by=by, target=target, weights=weights, progress=progress)
     if recipes is not None:

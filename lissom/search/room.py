@@ -2,7 +2,7 @@
 
     calibrating    as `compress/ram.py` says of the way back: all forms of one part, with what they are judged by
     assembling     the engine of the original + 2 largest part      a part as it is read and as it is written
-    comparing      candidate + logits + 2 logits of a window        one of the models at a time
+    comparing      candidate + logits + 2 logits of a window        one model at a time, some rows of it in float32
     timing         the engine of the original + candidate           by turns
 
 each beside the program. The original stays as it is stored, mapped into memory. A candidate takes as much as the
@@ -13,7 +13,7 @@ The time is that of one core of a processor with AVX2, shared out among those th
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -21,18 +21,22 @@ from torch import Tensor
 from lissom.compress.ram import parts, resident, told
 from lissom.errors import DataError
 from lissom.evaluate import Metric
+from lissom.formats.dense import WIDENED
 from lissom.hardware.machine import cores
 from lissom.models import Checkpoint
+from lissom.progress import Progress, Tell
 from lissom.search.foresee import rooms_back
+from lissom.search.forms import CACHE
 from lissom.search.latency import SECONDS
 from lissom.search.sensitivity import Steps
 from lissom.search.split import Split
 
 FLOAT = 4  # bytes
-OPENED = 2.2  # bytes a weight of a candidate while it is opened
-LATER = 150_000_000  # bytes of the program that it takes once engines, transformers and kernels are imported
+OPENED = 2.1  # bytes a weight of a candidate while it is opened
+LATER = 100_000_000  # bytes of the program that it takes once all is imported
+ENGINE = 16_000_000  # bytes of what an engine has beside weights
 FORM, PRODUCTS, BACK, WRITTEN = 0.45e-6, 6e10, 8, 1e-8  # s a weight and form; operations/s; 2 a weight; s a weight
-COMPARED = 30  # choices
+COMPARED = 20  # choices
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,25 +63,25 @@ def within(
     forms: Mapping[str, Mapping[str, Steps]],
     kinds: int,
     lots: Split,
-    metric: Metric,
+    metrics: Collection[Metric],
     max_ram: int | None,
-    tell: Callable[[str], None],
-) -> Metric:
-    """The metric, of as many tokens at a time as stay below so many bytes; what is foreseen is told.
+    tell: Tell,
+) -> int | None:
+    """How many tokens at a time stay below so many bytes, None where there is no bound; what is foreseen is told.
 
     Args:
         checkpoint: the original.
         forms: the forms of each layer.
         kinds: how many kinds of layers are timed.
         lots: the data.
-        metric: what quality means.
+        metrics: what quality means.
         max_ram: bytes that the process may take; None for as many as it needs.
         tell: told the bytes and the time.
 
     Raises:
         DataError: nothing stays below the bound, as far as can be foreseen.
     """
-    ways = list(foreseen(checkpoint, forms, kinds, lots, metric, max_ram))
+    ways = list(foreseen(checkpoint, forms, kinds, lots, metrics, max_ram))
     found = next((way for way in ways if max_ram is None or way.peak <= max_ram), None)
     if found is None:
         raise DataError(
@@ -85,8 +89,14 @@ def within(
             "or shorter windows"
         )
     minutes = max(1, round(found.seconds / 60))
-    tell(f"memory: at most {told(found.peak)}, {found}; time: about {minutes} minutes")
-    return metric if max_ram is None else dataclasses.replace(metric, tokens=found.tokens)
+    text = f"memory: at most {told(found.peak)}, {found}; time: about {minutes} minutes"
+    tell(Progress(stage="read", text=text))
+    return None if max_ram is None else found.tokens
+
+
+def at_once(metric: Metric, tokens: int | None) -> Metric:
+    """A metric of so many tokens at a time, where it counts them and a number is given."""
+    return metric if tokens is None or metric.tokens is None else dataclasses.replace(metric, tokens=tokens)
 
 
 def foreseen(
@@ -94,29 +104,30 @@ def foreseen(
     forms: Mapping[str, Mapping[str, Steps]],
     kinds: int,
     lots: Split,
-    metric: Metric,
+    metrics: Collection[Metric],
     max_ram: int | None,
 ) -> Iterator[Foreseen]:
     """The ways to run, the fastest first, the last of which takes least."""
     assert isinstance(lots.calibration, Tensor)
     n, t = lots.calibration.shape
-    tried = {name: list(own.values()) for name, own in forms.items()}
+    tried = {name: list(own.values()) for name, own in forms.items() if name != CACHE}
     rooms = [room.peak for room in rooms_back(checkpoint, checkpoint.skeleton(), tried, (n, t))]
     calibrating = next((peak for peak in rooms if max_ram is None or peak <= max_ram), min(rooms))
     stored, weights = sizes(checkpoint, checkpoint.names)
     program, candidate = resident() + LATER, max(stored, int(OPENED * weights))
     largest = max(sizes(checkpoint, names)[0] for names in by_part(checkpoint))
     logits = FLOAT * int(checkpoint.config.vocab_size)
-    both = metric.against is not None
+    both = any(metric.against is not None for metric in metrics)
+    most = max((metric.tokens for metric in metrics if metric.tokens is not None), default=t)
     seconds = time_of(checkpoint, tried, kinds, lots, weights)
-    for tokens in lots_of(metric.tokens or t, t):
-        said = (2 if both else 1) * tokens * logits + 2 * t * logits
+    for tokens in lots_of(most, t):
+        said = (2 if both else 1) * tokens * logits + 2 * t * logits + FLOAT * WIDENED
         yield Foreseen(
             phases={
                 "calibrating": calibrating,
-                "putting a candidate together": program + stored + 2 * largest,
+                "putting a candidate together": program + stored + ENGINE + 2 * largest,
                 "comparing": program + candidate + both * stored + said,
-                "timing a candidate beside the original": program + stored + candidate,
+                "timing a candidate beside the original": program + stored + candidate + 2 * ENGINE,
             },
             tokens=tokens,
             seconds=seconds,

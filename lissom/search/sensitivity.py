@@ -25,7 +25,7 @@ from lissom.calibrate.gradients import Pull, end_loss, hear, outputs
 from lissom.calibrate.observe import Collected
 from lissom.compress.layers import evaluating, steps_on
 from lissom.compress.layers import look as inputs_of
-from lissom.compress.ram import ROWS, by_rows
+from lissom.compress.ram import lot_of
 from lissom.compress.stream import stored_like
 from lissom.compress.taught import answer
 from lissom.errors import DataError, ModelError, RecipeError
@@ -181,7 +181,7 @@ def option(
     """What one candidate would make of a layer; of a large one whose rows are made each by itself some at a time."""
     found, made = Cost(), list[Weight]()
     try:
-        for first, rows in lots(original, steps) if steps else ():
+        for first, rows in lots(original, steps, uses) if steps else ():
             weight = steps_on(name, rows, steps, uses[0].inputs, rows)
             found += cost(rows.dense(), weight.dense(), first, uses)
             made.append(stored_like(weight, floats))
@@ -195,14 +195,16 @@ def option(
     return made_of_it
 
 
-def lots(original: Weight, steps: Steps) -> Iterator[tuple[int, Weight]]:
+def lots(original: Weight, steps: Steps, uses: Sequence[Seen]) -> Iterator[tuple[int, Weight]]:
     """A matrix in lots of rows, each with the number of its first row; one lot unless it is large and that may be."""
     o, i = original.shape
-    if not (isinstance(original, Dense) and by_rows(o, i, steps)):
+    lot = lot_of(o, i, steps)
+    joint = any(use.pull.entries is None and use.pull.ggt.dim() == 2 for use in uses)  # rows that count in pairs
+    if lot == o or joint or not isinstance(original, Dense):
         yield 0, original
         return
-    for first in range(0, o, ROWS // i):
-        yield first, replace(original, values=original.values[first : first + ROWS // i])
+    for first in range(0, o, lot):
+        yield first, replace(original, values=original.values[first : first + lot])
 
 
 def stacked(made: Sequence[Weight]) -> Weight:

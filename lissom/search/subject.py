@@ -49,7 +49,8 @@ from lissom.types import Recipe
 LOT = 64  # examples of a step of learning
 TIMED = 16  # examples of the batch whose forward pass is timed
 NOTHING: Choice = MappingProxyType({})
-PROMPT, WRITTEN = 64, 16  # tokens of the answer that is timed, if nothing else is said
+PROMPT, WRITTEN, FEW = 64, 16, 4  # tokens of the answer that is timed: read, written, and written by large models
+LARGE = 300_000_000  # weights of these: each token takes so long that few of them tell as much
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -248,6 +249,11 @@ class LanguageSubject(Subject):
             self.units[CACHE], self.kinds[CACHE], self.forms[CACHE] = (CACHE,), CACHE, dict.fromkeys(HELD, ())
 
     @property
+    def written(self) -> int:
+        """Tokens of the answer that is timed, after the prompt."""
+        return WRITTEN if self.weights < LARGE else FEW
+
+    @property
     def original(self) -> nn.Module:  # type: ignore[override]
         """The model as it was given, opened anew: it is in memory for as long as somebody holds it."""
         return self.opened(self.checkpoint.folder)
@@ -263,7 +269,7 @@ class LanguageSubject(Subject):
 
     def timing(self) -> list[Any]:
         """The config, and how much is read and written."""
-        return [self.checkpoint.config.to_dict(), self.prompt, WRITTEN]
+        return [self.checkpoint.config.to_dict(), self.prompt, self.written]
 
     def fill(self, bank: Bank, calibration: Batch, kind: Metric, max_ram: int | None, tell: Tell) -> None:
         """From one pass over the data, and one back from the end loss."""
@@ -326,16 +332,16 @@ class LanguageSubject(Subject):
         if self.place.type == "cpu":
             opened = open_folder(folder, bare=True)
             model: Any = lower(opened.model)
-            running = engine(model, opened.tokenizer, 1, self.prompt, WRITTEN, cache=opened.cache)
+            running = engine(model, opened.tokenizer, 1, self.prompt, self.written, cache=opened.cache)
 
             def served() -> dict[str, float]:
-                read, write = once(running, 1, self.prompt, WRITTEN)
+                read, write = once(running, 1, self.prompt, self.written)
                 return {"prefill": 1000 * read, "decode": 1000 * write}
 
             return served
         model = lower(open_folder(folder).model.to(self.place))
         tokens = torch.randint(self.checkpoint.config.vocab_size, (1, self.prompt))
-        answer = Answer(model, tokens.to(self.place), WRITTEN)
+        answer = Answer(model, tokens.to(self.place), self.written)
 
         def run() -> dict[str, float]:
             with torch.inference_mode():

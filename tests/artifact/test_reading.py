@@ -190,6 +190,21 @@ def mapped_from(folder: Path, tensor: Tensor) -> bool:
     return any(begin <= first and last <= end for begin, end in mappings(folder))
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_what_is_narrow_says_the_same_and_stays_as_it_is_stored(tiny: Tiny, tmp_path: Path, tied: bool) -> None:
+    folder = tmp_path / "narrow"
+    shutil.copytree(tiny("qwen3", tied), folder)
+    stored = {name: tensor.bfloat16() for name, tensor in load_file(folder / "model.safetensors").items()}
+    save_file(stored, folder / "model.safetensors")
+    wide, narrow = (lower(open_folder(folder, narrow=narrow).model) for narrow in (False, True))
+    held = [part for part in narrow.buffers() if part.dtype == torch.bfloat16]
+    assert all(mapped_from(folder, part) for part in held)
+    assert sum(part.numel() for part in held) == sum(t.numel() for t in stored.values() if t.dim() == 2)
+    ids = torch.randint(2048, (2, 8))
+    with torch.no_grad():
+        assert torch.equal(narrow(ids).logits, wide(ids).logits)
+
+
 SERVING = """
 import sys
 from lissom.artifact import open_folder

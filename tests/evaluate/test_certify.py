@@ -5,7 +5,7 @@ from torch import nn
 
 from lissom.errors import DataError
 from lissom.estimate import certify, joint
-from lissom.evaluate import METRICS, Metric, certify_models, paired
+from lissom.evaluate import METRICS, Metric, certify_beside, certify_models, grades, metric, paired
 from lissom.types import Budget
 
 
@@ -64,6 +64,22 @@ def test_a_broken_model_fails_soon_in_whatever_breaks(models, data):
     assert (found.verdict, found.metric) == ("FAIL", "accuracy")
     assert set(found.parts) == {"accuracy", "agreement"}
     assert sum(taken) == 50
+
+
+def sure(model, batch):
+    return model(batch[0]).softmax(1).amax(1)
+
+
+@pytest.mark.parametrize(("moved", "verdict"), [(1.0, "PASS"), (-1.0, "FAIL")])
+def test_beside_remembered_scores_it_is_the_certificate_of_two_models(models, data, moved, verdict):
+    with torch.no_grad():
+        models[1].weight *= moved
+    budgets = dict.fromkeys([metric("accuracy"), metric(sure)], Budget(max_drop=0.05))
+    before = grades(models[0], data, budgets)
+    found = certify_beside(before, models[1], data, budgets)
+    assert found == certify_models(*models, data, budgets)
+    assert found.verdict == verdict
+    assert found.n < len(before["accuracy"])
 
 
 def test_several_metrics_are_those_of_each(models, data):

@@ -328,3 +328,11 @@ def test_straight_through_is_the_value_with_the_gradient_of_the_latent() -> None
     value.sum().backward()
     assert latent.grad is not None
     assert latent.grad.tolist() == [2.0, 2.0]
+
+
+@pytest.mark.parametrize("floats", [torch.bfloat16, torch.float32])
+def test_a_dense_matrix_is_widened_some_rows_at_a_time(monkeypatch: pytest.MonkeyPatch, floats: torch.dtype) -> None:
+    weight, x = Dense(values=torch.randn(11, 6).to(floats)), torch.randn(2, 3, 6)
+    monkeypatch.setattr("lissom.formats.dense.WIDENED", 4 * 6)
+    assert torch.allclose(weight.linear(x), x @ weight.dense().T, atol=1e-6)
+    assert torch.equal(weight.look_up(torch.tensor([3, 10])), weight.dense()[[3, 10]])

@@ -1,6 +1,7 @@
 """What is foreseen of each candidate, against its definition, and against what comes about."""
 
 import json
+import sys
 from typing import Any
 
 import pytest
@@ -16,6 +17,8 @@ from lissom.search.sensitivity import Option, Seen, sensitivity
 from lissom.search.sensitivity import look as look_with
 from lissom.statistics import Gram
 from lissom.types import Step
+
+module = sys.modules[sensitivity.__module__]
 
 
 def steps(**knobs: Any) -> tuple[Step, ...]:
@@ -111,6 +114,31 @@ def test_of_wide_layers_the_diagonal_is_kept(bag: tuple[Bag, Tensor], monkeypatc
     assert found.error == pytest.approx(full.error)
     assert predictions == 192
     assert 0.3 < found.kl / full.kl < 3
+
+
+def test_a_large_matrix_is_tried_some_rows_at_a_time(bag: tuple[Bag, Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless rows count in pairs, as those of a head do where its G is not only a diagonal."""
+    model, data = bag
+    candidates = {"words": [(), steps(bits=2), steps(bits=8, group=4)]}
+    tried: list[int] = []
+    plain = module.steps_on
+
+    def watched(name: str, weight: Any, *more: Any) -> Any:
+        tried.append(weight.shape[0])
+        return plain(name, weight, *more)
+
+    monkeypatch.setattr(module, "steps_on", watched)
+    for wide, lots in ((11, [5, 5, 2]), (4096, [12])):
+        monkeypatch.setattr("lissom.calibrate.gradients.WIDE", wide)
+        whole = sensitivity(model, data, candidates)["words"]
+        tried.clear()
+        with monkeypatch.context() as patched:
+            patched.setattr("lissom.compress.ram.ROWS", 5 * 16)
+            found = sensitivity(model, data, candidates)["words"]
+        assert tried == 2 * lots
+        for ours, theirs in zip(found, whole, strict=True):
+            assert (ours.steps, ours.nbytes) == (theirs.steps, theirs.nbytes)
+            assert (ours.error, ours.kl) == pytest.approx((theirs.error, theirs.kl), rel=1e-5)
 
 
 def test_convolutions_are_layers_like_the_others() -> None:

@@ -1,5 +1,6 @@
 """The yardstick against the slow definitions."""
 
+import copy
 import dataclasses
 from typing import Any
 
@@ -14,8 +15,6 @@ from lissom.search.yardstick import Yardstick
 
 def moved(model: nn.Module) -> nn.Module:
     """The same model with weights a little apart."""
-    import copy
-
     other = copy.deepcopy(model)
     with torch.no_grad():
         for p in other.parameters():
@@ -37,6 +36,15 @@ def test_figures_are_those_of_a_comparison_and_the_distance_is_kl(
     assert far.value == pytest.approx(float((p.exp() * (p - q)).sum(1).mean()), rel=1e-3)
     assert rod.distance(other) == pytest.approx(far.value)
     assert rod.distance(classifier) == 0
+
+
+def test_the_original_need_not_stay_unless_the_metric_is_between_two_models() -> None:
+    x, model = torch.randn(40, 8), nn.Linear(8, 3)
+    kept = Yardstick(model, x, [metric("kl")])
+    freed = Yardstick(copy.deepcopy(model), (x, torch.randint(3, (40,))), [metric("accuracy")])
+    assert kept.original is model
+    assert freed.original is None
+    assert freed.distance(model) == 0
 
 
 def test_what_gives_no_logits_is_compared_by_its_output(classifier: nn.Module, examples: tuple[Tensor, Tensor]) -> None:
