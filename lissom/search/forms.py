@@ -19,7 +19,7 @@ ORIGINAL = "as it is"
 SAFE = "8 bits"  # the form that every layer can take and that hardly any model notices
 GROUPS = (128, 64, 32)  # inputs that share a scale: the most that divide a layer's inputs
 CACHE = "keys and values"  # the unit of a language model that is no layer: how the engine holds them
-HELD = {ORIGINAL: "auto", SAFE: "int8"}  # its forms; those of 4 bits run in PyTorch only, which is slower
+HELD = {ORIGINAL: "auto", SAFE: "int8"}  # its forms; 4 bits run in PyTorch only
 HALF = {"technique": "sparsegpt", "sparsity": 0.5}
 
 # From what loses least to what takes least. GROUP stands for the layer's own, FINE for the narrowest of it.
