@@ -4,7 +4,6 @@ import copy
 import dataclasses
 import gc
 import math
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,8 @@ from lissom.estimate import Certificate, Verdict
 from lissom.evaluate import metric
 from lissom.evaluate.tasks.continuation import LIKELIEST, encode
 from lissom.progress import Progress
-from lissom.search import Result, optimize, trying
-from lissom.search.optimize import certified
+from lissom.search import Result, concluding, optimize, trying
+from lissom.search.concluding import certified
 from lissom.search.split import split
 from lissom.search.subject import ModuleSubject, Trial, plain
 from lissom.search.trying import Terms, Tried, beats, worth_certifying
@@ -256,7 +255,7 @@ def test_certifying_stops_at_the_first_that_does_not_pass(
     accuracy = metric("accuracy")
     subject = ModuleSubject(classifier, examples, torch.device("cpu"))
     queue = [opening(name) for name in "abc"]
-    monkeypatch.setattr(sys.modules[optimize.__module__], "certify_beside", verdict)
+    monkeypatch.setattr(concluding, "certify_beside", verdict)
     budgets = {accuracy: Budget(max_drop=0.02)}
     lots = split(examples, budgets)
     told: list[Progress] = []
