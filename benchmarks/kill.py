@@ -96,8 +96,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--kills", type=int, default=50, help="of all trials together")
     parser.add_argument("--most", type=int, default=5, help="kills of one trial, at most")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
-    parser.add_argument("words", nargs="*", help="more words for lissom optimize, behind --")
-    return parser.parse_args()
+    cut = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    return parser.parse_args(sys.argv[1:cut], argparse.Namespace(words=sys.argv[cut + 1 :]))
 
 
 def main() -> int:
