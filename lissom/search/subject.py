@@ -277,7 +277,8 @@ class LanguageSubject(Subject):
         fill_from_checkpoint(bank, self.checkpoint, calibration, max_ram, tell)
         if CACHE in bank.missing():
             few = calibration[: max(1, TOKENS // calibration.shape[1])]
-            fill_cache(bank, self.original, Yardstick(self.original, (), (), (few, kind)))
+            original = self.original  # once: it is opened anew each time
+            fill_cache(bank, original, Yardstick(original, (), (), (few, kind)))
 
     def compress(self, recipe: Recipe, calibration: Batch, choice: Choice = NOTHING) -> Trial:
         """Stream it into a folder."""
