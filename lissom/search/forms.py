@@ -1,5 +1,6 @@
 """The forms that a layer may take: a visible table of steps, and which layers must take the same one."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 
 from lissom.calibrate import Batch, call
 from lissom.calibrate.observe import CONVOLUTIONS
+from lissom.engine.kernels.panels import QUARTET
 from lissom.errors import ModelError
 from lissom.formats import CompressedEmbedding
 from lissom.models import Checkpoint, compressible, weight_of
@@ -57,12 +59,14 @@ HOPELESS = ("shared 3 bits", "binary")  # for a language model that does not tra
 def forms_of(layer: nn.Module, *, language: bool = False) -> dict[str, Steps]:
     """The forms of a layer by name; such as do not suit it are refused when they are made.
 
-    A convolution has one scale for each output, but for the fine forms: a kernel that gathers patches with the channels
-    innermost finds inputs of a group far apart, and takes several times as long.
+    A convolution has one scale for each output, or in the fine forms for some whole channels of its inputs: a kernel that
+    gathers patches with the channels innermost finds those side by side, and any other group far apart.
     """
     width = weight_of(layer).shape[1]
     group = next((size for size in GROUPS if width % size == 0), 0)
-    stands = {GROUP: 0 if isinstance(layer, CONVOLUTIONS) else group, FINE: GROUPS[-1] if group else 0}
+    stands = {GROUP: group, FINE: GROUPS[-1] if group else 0}
+    if isinstance(layer, CONVOLUTIONS):
+        stands = {GROUP: 0, FINE: whole_channels(width, math.prod(layer.kernel_size))}
     table = LOOKED_UP if isinstance(layer, nn.Embedding | CompressedEmbedding) else FORMS
     found: dict[str, Steps] = {}
     for name, given in ((name, given) for name, given in table.items() if not (language and name in HOPELESS)):
@@ -71,6 +75,13 @@ def forms_of(layer: nn.Module, *, language: bool = False) -> dict[str, Steps]:
     if stands[GROUP] == stands[FINE]:
         found.pop("4 bits, fine", None)  # it is what 4 bits are
     return found
+
+
+def whole_channels(width: int, taps: int) -> int:
+    """Inputs of the fewest channels, some fours of them, that are as many as the narrowest group; 0 if it is all."""
+    channels = width // taps
+    fit = (size for size in range(QUARTET, channels, QUARTET) if channels % size == 0 and size * taps >= GROUPS[-1])
+    return taps * next(fit, 0)
 
 
 def units_of_module(model: nn.Module, example: Batch) -> dict[str, tuple[str, ...]]:

@@ -101,6 +101,7 @@ class Yardstick:
     def apart(self, before: Tensor, output: Tensor) -> Tensor:
         """How far outputs are from what was said before, example by example; rounding may not lead below nothing."""
         after = self.kept(output)
+        before = before.to(after.device)  # what waits on disk is on no other device
         if self.by.logits:
             return divergence(before, after).clamp(min=0)
         return (after - before).square().flatten(1).sum(1) / self.power

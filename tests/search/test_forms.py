@@ -43,7 +43,23 @@ def test_the_group_is_the_widest_that_divides() -> None:
 def test_a_convolution_has_a_scale_for_each_output_but_for_the_fine_forms() -> None:
     forms = forms_of(nn.Conv2d(32, 8, 3))
     groups = {name: forms[name][0].knobs["group"] for name in ("5 bits", "4 bits", "4 bits, fine", "2 bits")}
-    assert groups == {"5 bits": 0, "4 bits": 0, "4 bits, fine": 32, "2 bits": 32}
+    assert groups == {"5 bits": 0, "4 bits": 0, "4 bits, fine": 36, "2 bits": 36}
+
+
+@pytest.mark.parametrize(
+    ("layer", "group"),
+    [
+        (nn.Conv2d(64, 8, 1), 32),  # of which one channel is one input
+        (nn.Conv2d(12, 8, 5), 100),  # the fewest that are a multiple of four
+        (nn.Conv2d(48, 8, 3, groups=2), 36),  # of the 24 that an output reads
+        (nn.Conv2d(4, 8, 3), 0),  # of which it would be all
+        (nn.Conv2d(3, 8, 3), 0),  # which no four divide
+    ],
+)
+def test_the_fine_forms_of_a_convolution_group_whole_channels(layer: nn.Module, group: int) -> None:
+    forms = forms_of(layer)
+    assert forms["2 bits"][0].knobs["group"] == group
+    assert ("4 bits, fine" in forms) == bool(group)
 
 
 class Attending(nn.Module):
