@@ -59,8 +59,8 @@ HOPELESS = ("shared 3 bits", "binary")  # for a language model that does not tra
 def forms_of(layer: nn.Module, *, language: bool = False) -> dict[str, Steps]:
     """The forms of a layer by name; such as do not suit it are refused when they are made.
 
-    A convolution has one scale for each output, or in the fine forms for some whole channels of its inputs: a kernel that
-    gathers patches with the channels innermost finds those side by side, and any other group far apart.
+    A convolution has one scale for each output, or in the fine forms for some whole channels of its inputs: a kernel
+    that gathers patches with the channels innermost finds those side by side, and any other group far apart.
     """
     width = weight_of(layer).shape[1]
     group = next((size for size in GROUPS if width % size == 0), 0)

@@ -127,7 +127,7 @@ def searched(
         for first, last in ((low, high), (high, low))[: 1 + symmetric]:
             best.consider(first, last, torch.full_like(low, 1 - place * part))
     side = best.scale.sign()  # negative for the other way round
-    for away in (CLOSER if shrinks > 1 else ()):
+    for away in CLOSER if shrinks > 1 else ():
         around = best.shrink
         for beside in (around - away * part, around + away * part):
             best.consider(low * side, high * side, beside.clamp(0.5, 1))
