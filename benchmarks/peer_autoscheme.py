@@ -3,10 +3,11 @@
     python peer_autoscheme.py FOLDER MODEL LENGTH PROMPT WRITTEN ITERATIONS DESCRIPTOR
 
 FOLDER has `texts.json`, a list of calibration texts of LENGTH tokens. What is asked comes as lines of JSON:
-["make", bits] makes a model of so many bits per weight in the mean, packed in FOLDER/BITS, and answers its bytes, the
-seconds, and the file of the weights that it stands for; ["turn", bits] answers the milliseconds of a turn of reading
-PROMPT tokens and writing WRITTEN ones in transformers. Layers get 2, 4 or 8 bits, in groups of 128, or stay as they
-were; the embedding, the head too, is left by the tool. Learning rates and the rest are as the tool sets them.
+["make", bits] makes a model of so many bits per weight in the mean, packed in FOLDER/BITS with the weights that it
+stands for beside it, unless an earlier run did, and answers its bytes and the seconds; ["turn", bits] answers the
+milliseconds of a turn of reading PROMPT tokens and writing WRITTEN ones in transformers. Layers get 2, 4 or 8 bits, in
+groups of 128, or stay as they were; the embedding, the head too, is left by the tool. Learning rates and the rest are
+as the tool sets them.
 """
 
 import json
@@ -32,6 +33,9 @@ OPTIONS = ("W2A16", "W4A16", "W8A16")
 def make(folder: Path, model: str, length: int, iterations: int, bits: float) -> dict[str, Any]:
     """A model with so many bits per weight in the mean, written to a folder of its own."""
     texts, out = folder / "texts.json", folder / f"{bits:g}"
+    if (made := out / "made.json").exists():
+        held: dict[str, Any] = json.loads(made.read_text(encoding="utf-8"))
+        return held
     os.environ["AR_AUTO_SCHEME_CACHE"] = str(out / "scores")  # its own, so that each model is paid for whole
     begun = time.perf_counter()
     tuner = AutoRound(
@@ -51,7 +55,9 @@ def make(folder: Path, model: str, length: int, iterations: int, bits: float) ->
     state = {name: tuned.state_dict()[name].detach().float().clone().contiguous() for name in names}
     tuner.save_quantized(str(out / "packed"), format="auto_round", inplace=True)
     save_file(state, out / "dense.safetensors")
-    return {"recipe": f"{bits:g} bits", "bytes": size(out / "packed", Path(model)), "seconds": seconds}
+    told = {"recipe": f"{bits:g} bits", "bytes": size(out / "packed", Path(model)), "seconds": seconds}
+    made.write_text(json.dumps(told), encoding="utf-8")
+    return told
 
 
 def main(folder: str, model: str, length: str, prompt: str, written: str, iterations: str, pipe: str) -> None:

@@ -222,6 +222,18 @@ def broken(budgets: Budgets, figures: Mapping[str, Comparison]) -> str:
     return ""
 
 
+def margin(budgets: Budgets, figures: Mapping[str, Comparison]) -> float:
+    """How far inside all budgets a model is on the data for choosing, in half widths of the drop's interval."""
+    inside = [
+        limit(budget, kind, figures[kind.name].original.value) - figures[kind.name].drop.value
+        for kind, budget in budgets.items()
+    ]
+    widths = [(figures[kind.name].drop.high - figures[kind.name].drop.low) / 2 for kind in budgets]
+    return min(
+        room / width if width > 0 else math.copysign(math.inf, room) for room, width in zip(inside, widths, strict=True)
+    )
+
+
 def everywhere(problem: Problem, form: str) -> dict[str, str]:
     """One form for all layers that can take it, the safe one for others; the cache is held as is cheapest."""
     choice = {unit: form if form in forms else SAFE for unit, forms in problem.forms.items()}

@@ -8,12 +8,13 @@ from collections.abc import Iterator
 
 from lissom.errors import DataError
 from lissom.progress import Progress
+from lissom.search.bank import Choice
 from lissom.search.choosing import POINTS, SMALL, Choosing, Seen
 from lissom.search.subject import Trial
 from lissom.types import Recipe, Step
 
 LEARN = Step(technique="distil", knobs={"epochs": 2})
-FARTHER = (2.0,)  # times the distance of the boldest choice inside the budget
+FARTHER = (2.0, 4.0, 8.0)  # times the distance of the boldest choice inside the budget
 
 
 def recovered(choosing: Choosing) -> Iterator[tuple[Seen, Trial]]:
@@ -24,9 +25,13 @@ def recovered(choosing: Choosing) -> Iterator[tuple[Seen, Trial]]:
     problem, scale = choosing.problem, choosing.scale
     boldest = min(inside, key=lambda one: problem.cost(one.choice))
     points = [point for point in problem.frontier(POINTS, scale) if problem.cost(point) < problem.cost(boldest.choice)]
+    tried: list[Choice] = []
     for times in FARTHER if points else ():
         wanted = times * boldest.distance.value
         choice = min(points, key=lambda point: abs(problem.kl(point, scale) - wanted))
+        if choice in tried:
+            return
+        tried.append(choice)
         name = f"{choosing.name(choice)}, distilled"
         choosing.tell(Progress(stage="recover", text=f"{name}: learn"))
         recipe = choosing.bank.recipe(choice, name)

@@ -9,7 +9,7 @@ from typing import Any
 from lissom.estimate import median_estimate
 from lissom.evaluate import Budgets, Comparison, Metric
 from lissom.progress import FrontierPoint, Progress, Tell
-from lissom.search.choosing import UNIFORM, Seen, broken
+from lissom.search.choosing import UNIFORM, Seen, broken, margin
 from lissom.search.joint import times
 from lissom.search.latency import by_turns
 from lissom.search.result import Point
@@ -35,7 +35,8 @@ class Tried:
     """A candidate and what choosing needs to know of it; `before` is the original, measured beside it.
 
     `cost` is relative to the original's; `distance` is how far it is from the original on the data for choosing (by
-    `yardstick.py`); `broken` says which budget it breaks there, and is empty where it breaks none.
+    `yardstick.py`), `margin` how far inside the budgets (by `choosing.py`); `broken` says which budget it breaks there,
+    and is empty where it breaks none.
     """
 
     trial: Trial
@@ -43,6 +44,7 @@ class Tried:
     before: Point
     cost: float
     distance: float
+    margin: float
     broken: str
 
 
@@ -69,6 +71,7 @@ def timed(
         before=before,
         cost=cost(own, before, terms.weights),
         distance=seen.distance.value,
+        margin=margin(terms.budgets, seen.figures),
         broken=broken(terms.budgets, seen.figures),
     )
 
@@ -104,13 +107,13 @@ def cost(own: Mapping[str, float], before: Point, weights: Mapping[str, float]) 
 
 
 def worth_certifying(tried: Sequence[Tried]) -> list[Tried]:
-    """Those within all budgets on the data for choosing that cost less than the original, the closest first.
+    """Those within all budgets on the data for choosing that cost less than the original, first what is most so.
 
     None is among them that another beats, but for those of one form, which all are compared with.
     """
     good = [one for one in tried if not one.broken and one.cost < 1]
     best = [one for one in good if one.point.name in UNIFORM or not any(beats(other, one) for other in good)]
-    return sorted(best, key=lambda one: one.distance)
+    return sorted(best, key=lambda one: (-one.margin, one.distance))
 
 
 def standing(tried: Sequence[Tried], verdicts: Mapping[str, str]) -> tuple[FrontierPoint, ...]:
@@ -146,4 +149,4 @@ def noted(one: Tried, tried: Sequence[Tried], verdicts: Mapping[str, str]) -> Po
     better = [other for other in tried if beats(other, one) and not other.broken]
     if better:
         return replace(point, note=f"{better[0].point.name} costs no more and is closer to the original")
-    return replace(point, note="bolder than one that did not pass")
+    return replace(point, note="less certain to pass than one that did not")
