@@ -5,8 +5,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lissom.cli.options import Confidence, Data, Drops, Events, Length, Model, Out, Relative, Task
-from lissom.cli.read import read_again, read_budgets, read_recipe, read_scored, read_subject, size, text_windows
+from lissom.cli.options import Clusters, Confidence, Data, Drops, Events, Length, Model, Out, Relative, Task
+from lissom.cli.read import (
+    read_again,
+    read_budgets,
+    read_clusters,
+    read_recipe,
+    read_scored,
+    read_subject,
+    size,
+    text_windows,
+)
 from lissom.cli.show import console, report_of
 from lissom.cli.working import emit, outcome, working
 from lissom.progress import Progress, Tell
@@ -64,6 +73,7 @@ def optimize(
     task_data: Annotated[
         Path | None, typer.Option(help="the file of --task, which is scored; DATA, a text, calibrates then")
     ] = None,
+    clusters: Clusters = None,
     target: Annotated[str, typer.Option(help="the hardware to measure on")] = "cpu",
     prefer: Annotated[
         str, typer.Option(help="what cheap means: size, latency, both, prefill or decode; or weights: size=1,decode=2")
@@ -105,6 +115,7 @@ def optimize(
             examples,
             budgets,
             examples=scored,
+            clusters=None if clusters is None else read_clusters(clusters),
             target=target,
             prefer=weights(prefer),
             work=bank,
@@ -172,6 +183,7 @@ def recut(
     windows: Annotated[int, typer.Option(help="with --data: windows, as for optimize", min=1)] = 1000,
     task: Task = None,
     task_data: Annotated[Path | None, typer.Option(help="the file of --task, as for optimize")] = None,
+    clusters: Clusters = None,
     work: Annotated[Path | None, typer.Option(help="where optimize kept the layers; by default MODEL.bank")] = None,
     original: Annotated[
         str | None, typer.Option(help="the model that optimize was given: for a module, and with --data")
@@ -199,6 +211,7 @@ def recut(
         example=example,
         data=lots,
         examples=scored,
+        clusters=None if clusters is None else read_clusters(clusters),
     )
     drops = "".join(f"drop of {name} {drop:.2%}, " for name, drop in found.drops.items())
     sure = f"certified: {found.verdict}" if found.verdict else "not certified: give --data, or see `lissom certify`"

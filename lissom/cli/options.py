@@ -24,6 +24,10 @@ Drops = Annotated[
 Relative = Annotated[bool, typer.Option(help="drops are shares of the original's own score")]
 Confidence = Annotated[str, typer.Option(help="how sure the certificate is")]
 Tokenizer = Annotated[str | None, typer.Option(help="folder of the tokenizer, for --task sts with sentences")]
+Clusters = Annotated[
+    Path | None,
+    typer.Option(help="an .npy file with an integer for each example that is scored: those of one belong together"),
+]
 Task = Annotated[
     str | None,
     typer.Option(help="what DATA holds: blimp, choices, exact, hellaswag, lambada, sts, lm-eval:TASK"),

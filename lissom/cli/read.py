@@ -61,6 +61,24 @@ def read_arrays(file: Path, signature: Any) -> tuple[Any, Any]:
     return x.to(floats.get(takes["datatype"], x.dtype)) if x.is_floating_point() else x, y
 
 
+def read_clusters(file: Path) -> Any:
+    """Labels of examples from an .npy file.
+
+    Raises:
+        DataError: it cannot be read, or holds something else.
+    """
+    import numpy as np
+
+    try:
+        found = np.load(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"--clusters: {file} is no .npy file of integers: {error}") from None
+    if not isinstance(found, np.ndarray) or found.dtype.kind not in "iu":
+        kind = found.dtype if isinstance(found, np.ndarray) else "several arrays"
+        raise DataError(f"--clusters: {file} is no .npy file of integers: it holds {kind}")
+    return found
+
+
 def read_lot(
     file: Path | None, opened: "Opened", length: int, most: int, task: str | None, tokenizer: str | None
 ) -> tuple[Any, "Metric"]:

@@ -77,13 +77,24 @@ def events(done: Any) -> list[dict[str, Any]]:
 
 def test_optimize_a_module_and_use_it(run: Run, module: Path, arrays: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    done = run("optimize", module, "--data", arrays, "--max-drop", "2%", "--prefer", "size", "--out", out)
+    common = ("optimize", module, "--data", arrays, "--max-drop", "2%", "--prefer", "size", "--out", out)
+    for name, labels in {"few": np.arange(9), "floats": np.zeros(1500)}.items():
+        np.save(tmp_path / f"{name}.npy", labels)
+    assert (
+        "where an integer for each of 1500 examples is needed" in run(*common, "--clusters", tmp_path / "few.npy").error
+    )
+    assert "it holds float64" in run(*common, "--clusters", tmp_path / "floats.npy").error
+    assert "it holds several arrays" in run(*common, "--clusters", arrays).error
+    assert "is no .npy file of integers" in run(*common, "--clusters", tmp_path / "none.npy").error
+    np.save(tmp_path / "pairs.npy", np.arange(1500) // 2)
+    done = run(*common, "--clusters", tmp_path / "pairs.npy")
     assert (done.code, done.error) == (0, "")
     assert "PASS" in done.out
     assert "<html" in (out / "report.html").read_text(encoding="utf-8")
     manifest = json.loads((out / "lissom.json").read_text())
     assert manifest["certificate"]["verdict"] == "PASS"
     assert manifest["certificate"]["max_drop"] == 0.02
+    assert manifest["certificate"]["n"] <= 375  # pairs of the half that certifies
     accuracy = json.loads(run("evaluate", out, "--data", arrays, "--original", module, "--json").out)
     assert set(accuracy) == {"accuracy", "accuracy of the original", "drop", "flips", "KL divergence", "same top-1"}
     assert accuracy["accuracy"]["value"] > 0.9
@@ -198,8 +209,10 @@ def test_recut_certifies_with_the_data_of_the_search(
     assert (told["size"], told["work"]) == (3000, tmp_path / "small.bank")
     assert [part.shape[0] for part in told["data"]] == [1500, 1500]
     assert told["model"] is not None
-    run(*common)
+    np.save(tmp_path / "labels.npy", np.arange(1500))
+    run(*common, "--clusters", tmp_path / "labels.npy")
     assert (told["budget"], told["data"], told["model"]) == (None, None, None)
+    assert told["clusters"].shape == (1500,)
 
 
 def test_hardware(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
