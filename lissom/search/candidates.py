@@ -14,14 +14,14 @@ from lissom.search.choosing import UNIFORM, Choosing, Seen, digest, yardstick_of
 from lissom.search.forms import CACHE, SAFE
 from lissom.search.forms import ORIGINAL as NOTHING
 from lissom.search.joint import Problem, times
-from lissom.search.latency import Latencies, Run, known, measured
+from lissom.search.latency import Latencies, Run, known, measured, paces
 from lissom.search.paying import paying
 from lissom.search.recover import recovered
 from lissom.search.recut import remember
 from lissom.search.result import LayerRow, StepRow
 from lissom.search.split import Split
 from lissom.search.subject import Subject, plain
-from lissom.search.trying import Terms, Tried, cost, timed
+from lissom.search.trying import Terms, Tried, cost, timed, values
 from lissom.types import Recipe
 
 
@@ -83,14 +83,15 @@ def joint(subject: Subject, journal: Journal, lots: Split, max_ram: int | None, 
     original = subject.timed()  # stays open while candidates are timed beside it
     tried: list[Tried] = []
     queue = worth_timing(choosing)
+    pace = paces(original, subject.assemble(bank, dict.fromkeys(bank.units, SAFE), "").timed()) if queue else {}
     for one in queue:
-        parts = table.of(subject.kinds, one.choice)
         told = {
-            "predicted_latency_ms": sum(parts.values()),
             "predicted_kl": choosing.problem.kl(one.choice, choosing.scale),
             "summary": summary(bank, one.choice),
         }
         found = timed(subject, subject.assemble(bank, one.choice, one.name), one, terms, told, (len(tried), len(queue)))
+        parts = table.beside(values(found.before), pace, subject.kinds, one.choice)
+        found = replace(found, point=replace(found.point, predicted_latency_ms=sum(parts.values())))
         if found.cost < 1:  # what is measured decides whether it is cheaper at all; among such, noise does not choose
             found = replace(found, cost=cost({"size": found.point.nbytes, **times(parts)}, found.before, terms.weights))
         tried.append(found)

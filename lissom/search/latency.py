@@ -6,7 +6,8 @@ with all layers of one kind in another form, by turns with the same model as it 
     T(choice) = T(base) + Σ_units Δ(kind of unit, form)          Δ = median of paired differences / units of the kind
 
 and the base has every layer in the safe form. The table is kept in a file named by the machine, the code, and the
-shapes, so that a second search of such a model on such a machine measures nothing anew, and decides equally.
+shapes, so that a second search of such a model on such a machine measures nothing anew, and decides equally. A machine
+is not equally fast at all times, so what is foreseen of a choice is its share of the original, which is measured anew.
 """
 
 import hashlib
@@ -46,6 +47,26 @@ class Latencies:
         """The parts of a choice, foreseen; `kinds` of the units by name."""
         more = [self.added[kinds[unit]].get(form, {}) for unit, form in choice.items()]
         return {part: ms + sum(own.get(part, 0.0) for own in more) for part, ms in self.base.items()}
+
+    def beside(
+        self, original: Parts, pace: Parts, kinds: Mapping[str, str], choice: Mapping[str, str]
+    ) -> dict[str, float]:
+        """The parts of a choice, foreseen for a machine that may be faster or slower than when the table was made.
+
+        Args:
+            original: milliseconds of the original, measured now.
+            pace: the base's, as a share of the original's, by part.
+            kinds, choice: as for `of`.
+        """
+        now = original if len(pace) > 1 else dict.fromkeys(pace, sum(original.values()))  # one part has other names
+        return {part: ms / self.base[part] * pace[part] * now[part] for part, ms in self.of(kinds, choice).items()}
+
+
+def paces(original: Run, base: Run) -> dict[str, float]:
+    """The time of the base as a share of the original's, measured by turns: part by part."""
+    rounds = by_turns({"original": original, "base": base})
+    turns = list(zip(rounds["original"], rounds["base"], strict=True))
+    return {part: statistics.median(after[part] / before[part] for before, after in turns) for part in turns[0][0]}
 
 
 def by_turns(runs: Mapping[str, Run], rounds: int = ROUNDS, warmup: int = WARMUP) -> dict[str, list[Parts]]:

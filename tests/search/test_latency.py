@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lissom.progress import Progress, quiet
-from lissom.search.latency import Latencies, Run, by_turns, cache_folder, known, measured
+from lissom.search.latency import Latencies, Run, by_turns, cache_folder, known, measured, paces
 
 TIMES = {"slow": 3.0, "fast": -1.0}
 
@@ -66,3 +66,16 @@ def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch
     monkeypatch.delenv("LISSOM_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "x"))
     assert cache_folder().name == "lissom"
+
+
+def test_what_is_foreseen_goes_with_the_machine() -> None:
+    """The table was made when all took half as long; what a form adds is a share of the base."""
+    pace = paces(lambda: {"prefill": 40.0, "decode": 8.0}, run(2))
+    assert pace == {"prefill": 0.05, "decode": 0.5}
+    added = {"k": {"f": {"prefill": 0.5, "decode": -1.0}}}
+    table = Latencies(base={"prefill": 1.0, "decode": 2.0}, added=added)
+    kinds, choice = {"a": "k", "b": "k"}, {"a": "f", "b": "as it is"}
+    found = table.beside({"prefill": 40.0, "decode": 8.0}, pace, kinds, choice)
+    assert found == pytest.approx({"prefill": 3.0, "decode": 2.0})
+    single = Latencies(base={"call": 2.0}, added={"k": {"f": {"call": 1.0}}})
+    assert single.beside({"latency": 10.0}, {"call": 0.5}, kinds, choice) == {"call": 7.5}
