@@ -5,6 +5,7 @@
         journal.json    fingerprints of what was asked: of the model, the data, the recipe, the code
         records/        a JSON object for each finished piece, with the hash of its file where it has one
         files/          tensors of finished pieces; complete, the folder may become the result
+        folders/        pieces that are folders
 
 A piece is written under another name, brought to the disk, and then takes its name: it is there whole or not at all.
 """
@@ -13,7 +14,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -28,7 +29,7 @@ from lissom.errors import ArtifactError, RecipeError
 from lissom.files import read_json, replacing
 
 HEAD, LOCK = "journal.json", "lock"
-OWN = {HEAD, LOCK, "records", "files"}  # what is in the folder
+OWN = {HEAD, LOCK, "records", "files", "folders"}  # what is in the folder
 
 
 class Journal:
@@ -40,6 +41,7 @@ class Journal:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.records, self.files = folder, folder / "records", folder / "files"
+        self.folders = folder / "folders"
         self._lock = locked(folder)
         self._seen = set[str]()  # pieces whose file was compared with its hash
 
@@ -73,10 +75,12 @@ class Journal:
                 f"{' and '.join(f'the {name}' for name in changed)} changed since {self.folder} was begun; "
                 "give what was given then, or remove that folder to begin anew"
             )
-        kept = {self.file(name) for name in self.names()}
+        kept = {place(name) for name in self.names() for place in (self.file, self.place)}
         try:
             for file in set(self.files.iterdir()) - kept:  # half a piece, or a part of a result that was not finished
                 file.unlink()
+            for place in set(self.folders.iterdir()) - kept:
+                shutil.rmtree(place)
         except OSError as error:
             raise refused(self.folder, error) from None
 
@@ -90,7 +94,7 @@ class Journal:
                 f"{self.folder} holds {min(others)!r}, which is none of ours; give a new or an empty folder"
             )
         try:
-            for place in (self.records, self.files):
+            for place in (self.records, self.files, self.folders):
                 shutil.rmtree(place, ignore_errors=True)
                 place.mkdir()
             with replacing(self.folder / HEAD) as new:
@@ -111,6 +115,10 @@ class Journal:
         """Where the tensors of a piece are kept."""
         return self.files / f"{quote(name, safe='')}.safetensors"
 
+    def place(self, name: str) -> Path:
+        """Where a piece is kept that is a folder."""
+        return self.folders / quote(name, safe="")
+
     def keep(
         self,
         name: str,
@@ -130,22 +138,46 @@ class Journal:
                 with replacing(self.file(name)) as new:
                     write_tensors(new, tensors, coding)
                 entry["file"] = of_files([self.file(name)])
-            with replacing(self.record(name)) as new:
-                new.write_text(json.dumps(entry, ensure_ascii=False), encoding="utf-8")
+            self._write(name, entry)
         except ArtifactError as error:
             if "file" in entry:  # without its record it is no piece, and takes room
                 with suppress(OSError):
                     self.file(name).unlink(missing_ok=True)
-            raise ArtifactError(
-                f"{error}; make room and do the same again: what was finished waits in {self.folder}"
-            ) from None
+            raise self._full(error) from None
+
+    def keep_folder(self, name: str, record: Mapping[str, Any], write: Callable[[Path], object]) -> Path:
+        """Keep a finished piece that is a folder, which `write` makes, whole or not at all.
+
+        Raises:
+            ArtifactError: the disk is full or cannot be written; then the piece is not kept, and all others are.
+        """
+        self._seen.discard(name)
+        shutil.rmtree(place := self.place(name), ignore_errors=True)  # one that was altered
+        try:
+            write(place)
+            self._write(name, {"record": dict(record), "folder": of_files(within(place))})
+        except ArtifactError as error:
+            shutil.rmtree(place, ignore_errors=True)
+            raise self._full(error) from None
+        return place
+
+    def _write(self, name: str, entry: Mapping[str, Any]) -> None:
+        """The record, which makes it a piece."""
+        with replacing(self.record(name)) as new:
+            new.write_text(json.dumps(entry, ensure_ascii=False), encoding="utf-8")
         self._seen.add(name)
 
+    def _full(self, error: ArtifactError) -> ArtifactError:
+        """What the disk refused, with what to do."""
+        return ArtifactError(f"{error}; make room and do the same again: what was finished waits in {self.folder}")
+
     def has(self, name: str) -> bool:
-        """Whether a piece was kept, and its file is still the one that was written."""
+        """Whether a piece was kept, and its file or folder is still the one that was written."""
         if name not in self._seen and self.record(name).is_file():
-            wanted, file = read_json(self.record(name)).get("file"), self.file(name)
-            if wanted is None or (file.is_file() and of_files([file]) == wanted):
+            held = read_json(self.record(name))
+            wanted = held.get("file"), held.get("folder")
+            found = (wanted[0] and of_files(within(self.file(name))), wanted[1] and of_files(within(self.place(name))))
+            if found == wanted:
                 self._seen.add(name)
         return name in self._seen
 
@@ -191,6 +223,11 @@ class Journal:
         if not self._lock.closed and (isinstance(error, RecipeError) or not any(self.records.glob("*.json"))):
             self.remove()
         self.close()
+
+
+def within(place: Path) -> list[Path]:
+    """A file, or the files of a folder; nothing where there is none."""
+    return [file for file in sorted([place, *place.rglob("*")]) if file.is_file()]
 
 
 def beside(out: Path) -> Path:

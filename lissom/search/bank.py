@@ -7,6 +7,7 @@ cut short goes on from what is in it.
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from lissom.artifact.journal import Journal
@@ -45,6 +46,12 @@ class Bank:
         if not self.journal.has(name):
             self.journal.keep(name, make())
         return self.record(name)
+
+    def folder(self, name: str, make: Callable[[Path], object]) -> Path:
+        """Where a piece is that is a folder, made now if it is not in it."""
+        if not self.journal.has(name):
+            self.journal.keep_folder(name, {}, make)
+        return self.journal.place(name)
 
     def missing(self) -> dict[str, list[str]]:
         """The forms of each layer that are not in it yet."""

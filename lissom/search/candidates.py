@@ -20,7 +20,7 @@ from lissom.search.recover import recovered
 from lissom.search.recut import remember
 from lissom.search.result import LayerRow, StepRow
 from lissom.search.split import Split
-from lissom.search.subject import Subject, plain
+from lissom.search.subject import Subject, Trial, plain
 from lissom.search.trying import Terms, Tried, cost, timed, values
 from lissom.types import Recipe
 
@@ -99,14 +99,16 @@ def joint(subject: Subject, journal: Journal, lots: Split, max_ram: int | None, 
     if not tried:
         raise DataError("no candidate could be compared: every layer is best as it is")
     choices = {one.name: one.choice for one in choosing.all.values()}
+    learned: list[tuple[Seen, Trial]] = []
     for one, trial in recovered(choosing):
         tried.append(timed(subject, trial, one, terms, {"summary": f"{summary(bank, one.choice)}; distilled"}))
         choices[one.name] = one.choice
+        learned.append((one, trial))
     return Pool(
         tried=tried,
         steps=choosing.steps,
         layers=lambda name: layer_rows(subject, bank, choices[name]),
-        remember=lambda verdicts: remember(bank, choosing, verdicts, subject),
+        remember=lambda verdicts: remember(bank, choosing, verdicts, subject, learned),
     )
 
 

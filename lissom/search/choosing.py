@@ -23,7 +23,7 @@ from lissom.search.joint import Problem
 from lissom.search.local import improved
 from lissom.search.result import StepRow
 from lissom.search.split import Split
-from lissom.search.subject import LARGE, Subject, plain
+from lissom.search.subject import LARGE, Subject, Trial, plain
 from lissom.search.yardstick import Yardstick
 from lissom.types import Budget
 
@@ -156,17 +156,21 @@ class Choosing:
         key = digest(choice)
         if key not in self.all:
             name = name or self.name(choice)
-
-            def compared() -> dict[str, Any]:
-                self.tell(Progress(stage="choose", text=f"{name}: compare", done=len(self.all)))
-                figures, far = self.yardstick.compare(self.subject.assemble(self.bank, choice, name).open())
-                return {"figures": plain(figures), "distance": plain(far)}
-
-            held = self.bank.known(f"compared {key} {self.asked}", compared)
-            figures = {kind: comparison_of(one) for kind, one in held["figures"].items()}
-            self.all[key] = Seen(name=name, choice=choice, figures=figures, distance=Estimate(**held["distance"]))
+            self.all[key] = self.compared(key, name, choice, lambda: self.subject.assemble(self.bank, choice, name))
             self.tell(self.learned_of(self.all[key]))
         return self.all[key]
+
+    def compared(self, key: str, name: str, choice: Choice, made: Callable[[], Trial]) -> Seen:
+        """What a choice turned out to be on the data for choosing; remembered by the key."""
+
+        def compare() -> dict[str, Any]:
+            self.tell(Progress(stage="choose", text=f"{name}: compare", done=len(self.all)))
+            figures, far = self.yardstick.compare(made().open())
+            return {"figures": plain(figures), "distance": plain(far)}
+
+        held = self.bank.known(f"compared {key} {self.asked}", compare)
+        figures = {kind: comparison_of(one) for kind, one in held["figures"].items()}
+        return Seen(name=name, choice=choice, figures=figures, distance=Estimate(**held["distance"]))
 
     def learned_of(self, seen: Seen) -> Progress:
         """What a choice turned out to be, with the frontier if that changed it."""

@@ -1,15 +1,16 @@
 """Recovery: choices bolder than the budget allows, which learn to say again what the original says.
 
-Tried where a model is small enough for it to be worth the time; what comes of it is compared, timed and certified like
-any other candidate.
+Tried where a model is small enough for it to be worth the time; what comes of it is kept in the bank, and compared,
+timed and certified like any other candidate.
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from lissom.errors import DataError
 from lissom.progress import Progress
-from lissom.search.bank import Choice
-from lissom.search.choosing import POINTS, SMALL, Choosing, Seen
+from lissom.search.bank import Bank, Choice
+from lissom.search.choosing import POINTS, SMALL, Choosing, Seen, digest
 from lissom.search.subject import Trial
 from lissom.types import Recipe, Step
 
@@ -32,17 +33,37 @@ def recovered(choosing: Choosing) -> Iterator[tuple[Seen, Trial]]:
         if choice in tried:
             return
         tried.append(choice)
-        name = f"{choosing.name(choice)}, distilled"
-        choosing.tell(Progress(stage="recover", text=f"{name}: learn"))
-        recipe = choosing.bank.recipe(choice, name)
         try:
-            trial = choosing.subject.compress(
-                Recipe(name=name, steps=(*recipe.steps, LEARN)), choosing.lots.calibration, choice
-            )
-            figures, far = choosing.yardstick.compare(trial.open())
+            seen, trial = learned(choosing, choice, f"{choosing.name(choice)}, distilled")
         except DataError:  # it went astray
             return
-        seen = Seen(name=name, choice=choice, figures=figures, distance=far)
         yield seen, trial
         if not choosing.inside(seen):
             return
+
+
+def learned(choosing: Choosing, choice: Choice, name: str) -> tuple[Seen, Trial]:
+    """A choice that has learned, now or in an earlier search.
+
+    Raises:
+        DataError: it says nothing that can be compared.
+    """
+    subject, key = choosing.subject, learned_key(choice)
+    recipe = learning(choosing.bank, choice, name)
+
+    def learn(folder: Path) -> None:
+        choosing.tell(Progress(stage="recover", text=f"{name}: learn"))
+        subject.compress_into(folder, recipe, choosing.lots.calibration, choice)
+
+    trial = subject.reopened(choosing.bank.folder(key, learn), recipe)
+    return choosing.compared(key, name, choice, lambda: trial), trial
+
+
+def learning(bank: Bank, choice: Choice, name: str) -> Recipe:
+    """The steps that make a choice, and the one that learns."""
+    return Recipe(name=name, steps=(*bank.recipe(choice, name).steps, LEARN))
+
+
+def learned_key(choice: Choice) -> str:
+    """The name of what a choice has learned, in the bank."""
+    return f"learned {digest(choice)}"

@@ -18,11 +18,12 @@ from lissom.evaluate import METRICS, Budgets, Given, budgets_of, certify_models
 from lissom.files import read_json
 from lissom.search.allocate import choose
 from lissom.search.bank import Bank, Choice
-from lissom.search.choosing import Choosing, limit
+from lissom.search.choosing import Choosing, Seen, limit
 from lissom.search.forms import CACHE
+from lissom.search.recover import learned_key, learning
 from lissom.search.sensitivity import Option
 from lissom.search.split import split
-from lissom.search.subject import LanguageSubject, ModuleSubject, Subject, plain
+from lissom.search.subject import LanguageSubject, ModuleSubject, Subject, Trial, plain
 from lissom.types import Budget
 
 FRONTIER = "frontier"  # the name of its record in the bank
@@ -43,18 +44,25 @@ class Recut:
     certificate: Certificate | None = None
 
 
-def remember(bank: Bank, choosing: Choosing, verdicts: Mapping[str, str], subject: Subject) -> None:
+def remember(
+    bank: Bank,
+    choosing: Choosing,
+    verdicts: Mapping[str, str],
+    subject: Subject,
+    learned: Sequence[tuple[Seen, Trial]] = (),
+) -> None:
     """Write down what a later cut is made by: what was measured, and how distances of forms add up."""
-    points = [
-        {
+
+    def point(one: Seen) -> dict[str, Any]:
+        return {
             "name": one.name,
             "choice": dict(one.choice),
             "kl": one.distance.value,
             "drops": {name: found.drop.value for name, found in one.figures.items()},
             "verdict": verdicts.get(one.name, ""),
         }
-        for one in choosing.all.values()
-    ]
+
+    points = [point(one) for one in choosing.all.values()]
     allowed = [one for one in choosing.seen if choosing.inside(one)] or choosing.seen
     cheapest = min(allowed, key=lambda one: choosing.problem.cost(one.choice), default=None)
     head: dict[str, Any] = {"model": subject.fingerprint(), "folder": subject.folder, "beside": subject.beside}
@@ -62,6 +70,7 @@ def remember(bank: Bank, choosing: Choosing, verdicts: Mapping[str, str], subjec
     figures = next(iter(choosing.all.values())).figures
     head["before"] = {name: found.original.value for name, found in figures.items()}
     head["budgets"] = {kind.name: plain(budget) for kind, budget in choosing.budgets.items()}
+    head["learned"] = [{**point(one), "nbytes": trial.nbytes} for one, trial in learned]
     bank.journal.keep(FRONTIER, {**head, "scale": dict(choosing.scale), "points": points})
 
 
@@ -82,8 +91,8 @@ def recut(
     With the data of the search it is certified too, at the full confidence, on the lot that certified there and had no
     part in choosing; the certificate is written into the folder. Certificates of several cuts are from one lot: each
     is valid by itself, for a cut that was decided on before the others' verdicts were seen, and not all of them
-    together, nor the best of them. Layers are put together as they were before anything was learned: a point that was
-    distilled is built without what it had learned.
+    together, nor the best of them. A point that was distilled in the search is taken as it is, where it is better than
+    what can be put together.
 
     Args:
         work: the folder that `optimize` was given for its work.
@@ -117,21 +126,61 @@ def recut(
             raise ArtifactError(
                 f"recut: the data is not that with which {work} was made; give the same, in the same order"
             )
-        choice = of_size(bank, held, size) if size is not None else inside(bank, held, budgets)
-        trial = subject.assemble(bank, choice, "recut")
-        known = next((point for point in held["points"] if point["choice"] == choice), None)
-        kl = known["kl"] if known else foreseen(bank, held, choice)
-        drops = known["drops"] if known else drops_at(held, kl)
-        verdict, certificate = known["verdict"] if known else "", None
+        point, trial = chosen(subject, bank, held, size, budgets)
+        kl, drops, verdict, certificate = point["kl"], point["drops"], point["verdict"], None
         if lots is not None:
             certificate = certify_models(
                 subject.original, trial.open(), lots.certification, budgets, clusters=lots.clusters
             )
             verdict = certificate.verdict
-        notes = {"recut": {"kl": kl, "drops": drops, "verdict": verdict, "measured": known is not None}}
+        notes = {"recut": {"kl": kl, "drops": drops, "verdict": verdict, "measured": point["measured"]}}
         proof = {} if certificate is None else {"certificate": plain(certificate)}
         folder = trial.write(Path(out), {**notes, **proof})
         return Recut(folder=folder, nbytes=trial.nbytes, kl=kl, drops=drops, verdict=verdict, certificate=certificate)
+
+
+def chosen(
+    subject: Subject, bank: Bank, held: Mapping[str, Any], size: int | None, budgets: Budgets
+) -> tuple[Mapping[str, Any], Trial]:
+    """What is known of the best cut, and the cut: put together, or as it had learned in the search.
+
+    Raises:
+        RecipeError: nothing is small or close enough.
+    """
+    first, measured = next(iter(held["before"])), {"measured": True}
+    if size is not None:
+        fits = [one for one in held.get("learned", []) if one["nbytes"] <= size]
+        learned = min(fits, key=lambda one: float(one["drops"][first]), default=None)
+    else:
+        fits = [one for one in held.get("learned", []) if kept(held, one["drops"], budgets)]
+        learned = min(fits, key=lambda one: int(one["nbytes"]), default=None)
+    try:
+        choice = of_size(bank, held, size) if size is not None else inside(bank, held, budgets)
+    except RecipeError:
+        if learned is None:
+            raise
+        return learned | measured, learned_trial(subject, bank, learned)
+    trial = subject.assemble(bank, choice, "recut")
+    known = next((point | measured for point in held["points"] if point["choice"] == choice), None)
+    if known is None:
+        kl = foreseen(bank, held, choice)
+        known = {"kl": kl, "drops": drops_at(held, kl), "verdict": "", "measured": False}
+    if learned is None:
+        return known, trial
+    better = learned["drops"][first] < known["drops"][first] if size is not None else learned["nbytes"] < trial.nbytes
+    return (learned | measured, learned_trial(subject, bank, learned)) if better else (known, trial)
+
+
+def learned_trial(subject: Subject, bank: Bank, point: Mapping[str, Any]) -> Trial:
+    """A point that has learned in the search."""
+    folder = bank.journal.place(learned_key(point["choice"]))
+    return subject.reopened(folder, learning(bank, point["choice"], point["name"]))
+
+
+def kept(held: Mapping[str, Any], drops: Mapping[str, float], budgets: Budgets) -> bool:
+    """Whether drops are inside all budgets."""
+    before = held["before"]
+    return all(drops[kind.name] <= limit(own, kind, before[kind.name]) for kind, own in budgets.items())
 
 
 def of_search(held: Mapping[str, Any], budget: Budget | Given | None) -> Budgets:
@@ -208,8 +257,7 @@ def inside(bank: Bank, held: Mapping[str, Any], budgets: Budgets) -> Choice:
     while high - low > max(1, high // 500):
         middle = (low + high) // 2
         choice = of_size(bank, held, middle)
-        drops = drops_at(held, foreseen(bank, held, choice))
-        if all(drops[kind.name] <= limit(own, kind, held["before"][kind.name]) for kind, own in budgets.items()):
+        if kept(held, drops_at(held, foreseen(bank, held, choice)), budgets):
             best, high = choice, middle
         else:
             low = middle

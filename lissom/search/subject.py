@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lissom.artifact import annotate, compress_checkpoint, open_folder, read_manifest, save
+from lissom.artifact import annotate, compress_checkpoint, load, open_folder, read_manifest, save
 from lissom.artifact.fingerprint import of_model, of_tensors
 from lissom.artifact.language import write_pieces
 from lissom.artifact.manifest import building
@@ -104,8 +104,16 @@ class Subject(ABC):
         """Make what is missing in a bank."""
 
     @abstractmethod
-    def compress(self, recipe: Recipe, calibration: Batch, choice: Choice = NOTHING) -> Trial:
-        """Compress it by a recipe; the choice says what is of no layer."""
+    def compress(self, recipe: Recipe, calibration: Batch) -> Trial:
+        """Compress it by a recipe."""
+
+    @abstractmethod
+    def compress_into(self, folder: Path, recipe: Recipe, calibration: Batch, choice: Choice) -> None:
+        """Compress it by a recipe into a new folder; the choice says what is of no layer."""
+
+    @abstractmethod
+    def reopened(self, folder: Path, recipe: Recipe) -> Trial:
+        """What was compressed into a folder, which must stay there."""
 
     @abstractmethod
     def assemble(self, bank: Bank, choice: Choice, name: str) -> Trial:
@@ -170,10 +178,22 @@ class ModuleSubject(Subject):
         yardstick = Yardstick(self.original, (), (), (calibration, kind))
         fill_from_module(bank, apart(copy.deepcopy(self.original)), calibration, yardstick, tell)
 
-    def compress(self, recipe: Recipe, calibration: Batch, choice: Choice = NOTHING) -> Trial:
-        """Compress a copy; where it learns, from a few examples at a time."""
+    def compress(self, recipe: Recipe, calibration: Batch) -> Trial:
+        """Compress a copy."""
+        return self.trial(self.compressed(recipe, calibration), recipe)
+
+    def compress_into(self, folder: Path, recipe: Recipe, calibration: Batch, choice: Choice) -> None:
+        """Compress a copy and save it, without its graph."""
+        save(self.compressed(recipe, calibration), folder, recipe=recipe.as_dict())
+
+    def compressed(self, recipe: Recipe, calibration: Batch) -> nn.Module:
+        """A compressed copy; where it learns, from a few examples at a time."""
         lots = list(pieces(calibration, LOT, self.model))
-        return self.trial(freeze(compress_model(self.model, lots, steps=recipe.steps)).eval(), recipe)
+        return freeze(compress_model(self.model, lots, steps=recipe.steps)).eval()
+
+    def reopened(self, folder: Path, recipe: Recipe) -> Trial:
+        """A copy of the original with what is in the folder."""
+        return self.trial(load(folder, model=self.original).to(device_of(self.original)), recipe)
 
     def assemble(self, bank: Bank, choice: Choice, name: str) -> Trial:
         """A copy with layers from the bank."""
@@ -280,25 +300,30 @@ class LanguageSubject(Subject):
             original = self.original  # once: it is opened anew each time
             fill_cache(bank, original, Yardstick(original, (), (), (few, kind)))
 
-    def compress(self, recipe: Recipe, calibration: Batch, choice: Choice = NOTHING) -> Trial:
-        """Stream it into a folder."""
-        assert isinstance(calibration, Tensor)
+    def compress(self, recipe: Recipe, calibration: Batch) -> Trial:
+        """Stream it into a folder that is there for as long as somebody holds the trial."""
         scratch = Scratch()
-        folder = scratch.folder / "model"
-        compress_checkpoint(self.checkpoint.folder, recipe, calibration, folder)
-        return self.trial(folder, recipe, scratch, choice)
+        self.compress_into(scratch.folder / "model", recipe, calibration)
+        return self.trial(scratch.folder / "model", recipe, scratch)
+
+    def compress_into(self, folder: Path, recipe: Recipe, calibration: Batch, choice: Choice = NOTHING) -> None:
+        """Stream it there."""
+        assert isinstance(calibration, Tensor)
+        held_as(compress_checkpoint(self.checkpoint.folder, recipe, calibration, folder), choice)
+
+    def reopened(self, folder: Path, recipe: Recipe) -> Trial:
+        """The folder as it is."""
+        return self.trial(folder, recipe)
 
     def assemble(self, bank: Bank, choice: Choice, name: str) -> Trial:
         """Write it into a folder, with layers from the bank."""
         recipe, forms, scratch = bank.recipe(choice, name), bank.by_layer(choice), Scratch()
         pieces = assembled(self.checkpoint, lambda layer: bank.weight(layer, forms[layer]))
         write_pieces(self.checkpoint, recipe, pieces, scratch.folder / "model")
-        return self.trial(scratch.folder / "model", recipe, scratch, choice)
+        return self.trial(held_as(scratch.folder / "model", choice), recipe, scratch)
 
-    def trial(self, folder: Path, recipe: Recipe, scratch: Scratch, choice: Choice) -> Trial:
-        """What is asked of a folder, which is there for as long as this is; how its cache is held is written down."""
-        if choice.get(CACHE, ORIGINAL) != ORIGINAL:
-            annotate(folder, cache=HELD[choice[CACHE]])
+    def trial(self, folder: Path, recipe: Recipe, scratch: object = None) -> Trial:
+        """What is asked of a folder, which is there for as long as `scratch` is."""
         files = read_manifest(folder)["files"]
 
         def write(out: Path, notes: Mapping[str, Any], scratch: object = scratch) -> Path:
@@ -350,6 +375,13 @@ class LanguageSubject(Subject):
                 return {name: once_ms(part, self.place.type) for name, part in parts.items()}
 
         return run
+
+
+def held_as(folder: Path, choice: Choice) -> Path:
+    """A folder in which it is written down how a choice holds the cache."""
+    if choice.get(CACHE, ORIGINAL) != ORIGINAL:
+        annotate(folder, cache=HELD[choice[CACHE]])
+    return folder
 
 
 def size(tensors: Mapping[str, Tensor]) -> int:

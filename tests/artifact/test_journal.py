@@ -93,6 +93,49 @@ def test_one_process_works_in_a_folder(folder: Path) -> None:
     Journal.open(folder, ASKED).remove()
 
 
+def full(text: str) -> Callable[[Path], None]:
+    """What makes a folder of two files."""
+
+    def write(new: Path) -> None:
+        new.mkdir()
+        (new / "a").write_text(text, encoding="utf-8")
+        (new / "b").write_text(text, encoding="utf-8")
+
+    return write
+
+
+@pytest.mark.parametrize("spoil", [altered, Path.unlink])
+def test_a_piece_may_be_a_folder(folder: Path, spoil: Callable[[Path], None]) -> None:
+    with Journal.open(folder, ASKED) as journal:
+        place = journal.keep_folder("learned / 1", {"kl": 0.5}, full("first"))
+        assert place == journal.place("learned / 1")
+    with Journal.open(folder, ASKED) as journal:
+        assert journal.has("learned / 1")
+        assert journal.read("learned / 1") == {"kl": 0.5}
+    spoil(place / "a")
+    with Journal.open(folder, ASKED) as journal:
+        assert not journal.has("learned / 1")
+        journal.keep_folder("learned / 1", {"kl": 0.5}, full("again"))
+        assert journal.has("learned / 1")
+    assert {file.read_text(encoding="utf-8") for file in place.iterdir()} == {"again"}
+
+
+def test_half_a_folder_is_cleared_away_and_one_that_cannot_be_made_leaves_nothing(folder: Path) -> None:
+    def refuse(new: Path) -> None:
+        full("half")(new)
+        raise ArtifactError("the disk is full")
+
+    with Journal.open(folder, ASKED) as journal:
+        journal.keep_folder("whole", {}, full("whole"))
+        with pytest.raises(ArtifactError, match="is full; make room and do the same again: what was finished waits in"):
+            journal.keep_folder("half", {}, refuse)
+        assert not journal.has("half")
+        assert list(journal.folders.iterdir()) == [journal.place("whole")]
+        full("half")(journal.place("half"))  # and its process ends before the record is written
+    with Journal.open(folder, ASKED) as journal:
+        assert list(journal.folders.iterdir()) == [journal.place("whole")]
+
+
 def test_what_was_half_written_is_cleared_away(folder: Path) -> None:
     begun(folder)
     for name in (".model.layers.1.safetensors.77", "model.layers.1.safetensors", "lissom.json"):

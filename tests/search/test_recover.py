@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -19,7 +20,9 @@ from lissom.search.subject import ModuleSubject
 from lissom.types import Budget
 
 
-def test_what_was_too_bold_comes_closer(classifier: nn.Module, examples: tuple[Tensor, Tensor], tmp_path: Any) -> None:
+def test_what_was_too_bold_comes_closer(
+    classifier: nn.Module, examples: tuple[Tensor, Tensor], tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     budget, kind = Budget(max_drop=0.02), metric("accuracy")
     lots = split(examples, {kind: budget})
     subject = ModuleSubject(classifier, lots.calibration, torch.device("cpu"))
@@ -41,5 +44,10 @@ def test_what_was_too_bold_comes_closer(classifier: nn.Module, examples: tuple[T
             assert problem.cost(seen.choice) < problem.cost(best.choice)
             untrained = choosing.distance(seen.choice)
             assert seen.distance.value <= 1.05 * untrained + 1e-9
+        monkeypatch.setattr(subject, "compress_into", None)  # what was learned is there
+        for (seen, trial), (again, other) in zip(found, recovered(choosing), strict=True):
+            assert again == seen
+            assert (other.nbytes, other.recipe) == (trial.nbytes, trial.recipe)
+            assert torch.equal(other.open()(examples[0]), trial.open()(examples[0]))
         choosing.subject = SimpleNamespace(weights=10**9)  # type: ignore[assignment]
         assert list(recovered(choosing)) == []

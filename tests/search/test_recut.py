@@ -1,5 +1,7 @@
 """Re-cutting a frontier: no data, no calibration, and the bytes that were asked for."""
 
+import shutil
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -9,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lissom.artifact import load, read_manifest
+from lissom.artifact.journal import Journal
 from lissom.engine.lower import lower
 from lissom.errors import ArtifactError, DataError, RecipeError
 from lissom.evaluate import certify_models, metric
@@ -17,7 +20,8 @@ from lissom.search import Result, optimize, recut
 from lissom.search import subject as module
 from lissom.search.bank import Bank
 from lissom.search.forms import CACHE, ORIGINAL, SAFE
-from lissom.search.recut import of_size
+from lissom.search.recover import learned_key, learning
+from lissom.search.recut import FRONTIER, of_size
 from lissom.search.sensitivity import Option
 from lissom.search.split import split
 from lissom.search.subject import plain
@@ -91,6 +95,35 @@ def test_with_the_data_of_the_search_a_cut_is_certified_on_what_never_chose(
     with pytest.raises(DataError, match="the search did not measure kl; give a budget in accuracy"):
         recut(work, tmp_path / "other", size=5_000, budget={"kl": Budget()}, **common)
     assert not (tmp_path / "other").exists()
+
+
+def test_what_has_learned_is_taken_where_it_is_better(
+    result: Result, classifier: nn.Module, examples: tuple[Tensor, Tensor], work: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(work, copied := tmp_path / "bank")
+    subject = module.ModuleSubject(classifier, examples[0][:2], torch.device("cpu"))
+
+    def pretend(drop: float) -> dict[str, Any]:
+        """Write down one that has learned in the search, and that its drop was this."""
+        with closing(Journal(copied)) as journal:
+            held, bank = journal.read(FRONTIER), Bank(journal, subject.units, subject.forms)
+            point = {**held["points"][0], "name": "learned", "kl": 0.125, "drops": {"accuracy": drop}}
+            recipe, key = learning(bank, point["choice"], "learned"), learned_key(point["choice"])
+            folder = bank.folder(key, lambda new: subject.compress_into(new, recipe, examples, point["choice"]))
+            journal.keep(FRONTIER, {**held, "learned": [{**point, "nbytes": 100}]})  # less than can be put together
+            return point | {"folder": folder, "nbytes": subject.reopened(folder, recipe).nbytes}
+
+    common: Any = {"model": classifier, "example": examples[0][:2]}
+    first = pretend(-1.0)
+    by_size = recut(copied, tmp_path / "size", size=6_000, **common)
+    alone = recut(copied, tmp_path / "alone", size=100, **common)
+    by_budget = recut(copied, tmp_path / "budget", budget=Budget(max_drop=0.0), **common)
+    for found in (by_size, alone, by_budget):
+        assert (found.nbytes, found.kl) == (first["nbytes"], first["kl"])
+        assert read_manifest(found.folder)["recut"]["measured"]
+        assert torch.equal(load(found.folder)(examples[0]), load(first["folder"], model=classifier)(examples[0]))
+    pretend(1.0)
+    assert recut(copied, tmp_path / "other", size=6_000, **common).kl != first["kl"]
 
 
 @pytest.mark.parametrize(
