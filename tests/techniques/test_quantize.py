@@ -11,6 +11,7 @@ from lissom.formats import Binary, Dense, Palette
 from lissom.statistics import Gram, Moments
 from lissom.techniques.quantize.binary import binary
 from lissom.techniques.quantize.gptq import gptq
+from lissom.techniques.quantize.grid import SHRINK, fit
 from lissom.techniques.quantize.rtn import rtn
 from lissom.techniques.share.kmeans import kmeans
 
@@ -53,6 +54,27 @@ def test_the_searched_range_is_no_worse_than_the_full_one(data: tuple[Tensor, Te
         for clip in (True, False)
     ]
     assert errors[0] < errors[1]
+
+
+@pytest.mark.parametrize(("bits", "symmetric"), list(itertools.product((2, 3, 4, 6, 8), [True, False])))
+def test_the_range_found_is_nearly_the_best_of_all_that_there_are(bits: int, symmetric: bool) -> None:
+    generator = torch.Generator().manual_seed(7)
+    w, power = torch.randn(96, 4, 32, generator=generator), torch.rand(4, 32, generator=generator)
+    half, errors = 2 ** (bits - 1), list[Tensor]()
+    low, high = w.amin(-1, keepdim=True).clamp(max=0), w.amax(-1, keepdim=True).clamp(min=0)
+    largest = w.abs().amax(-1, keepdim=True)
+    for shrink in torch.linspace(1, 0.5, SHRINK).tolist():
+        for side in (1, -1) if symmetric else (1,):
+            whole = side * largest / half if symmetric else (high - low) / (2 * half - 1)
+            scale = (whole * shrink).half().float()
+            zero = torch.full_like(scale, half) if symmetric else (-low * shrink / scale).round().clamp(0, 2 * half - 1)
+            value = ((w / scale).round() + zero).clamp(0, 2 * half - 1).sub(zero) * scale
+            errors.append(((value - w).square() * power).sum(-1))
+    best = torch.stack(errors).amin(0).sum()
+    grid = fit(w.flatten(1), power.flatten(), bits=bits, group=32, symmetric=symmetric, clip=True)
+    codes = grid.codes(w.flatten(1)).unflatten(1, (4, 32))
+    found = (((codes - grid.zero[..., None]) * grid.scale[..., None] - w).square() * power).sum()
+    assert 0.9999 * best <= found <= 1.01 * best
 
 
 def gptq_oracle(w: Tensor, x: Tensor, scale: Tensor, bits: int, order: list[int], damp: float) -> Tensor:
