@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoTokenizer
 
-from lissom.artifact import compress_checkpoint, open_folder
+from lissom.artifact import open_folder
 from lissom.artifact.journal import Journal
 from lissom.calibrate import token_windows
 from lissom.calibrate.data import each
@@ -23,7 +23,7 @@ from lissom.search.bank import Bank
 from lissom.search.fill import fill_cache
 from lissom.search.forms import CACHE, ORIGINAL, SAFE
 from lissom.search.parity import answer, differences
-from lissom.search.subject import LanguageSubject, ModuleSubject, Scratch, Subject
+from lissom.search.subject import LanguageSubject, ModuleSubject, Subject
 from lissom.search.yardstick import Yardstick
 from lissom.types import Recipe
 
@@ -156,9 +156,8 @@ def test_the_cache_is_a_unit_without_bytes_that_is_written_down(
     assert bank.options[CACHE][SAFE].nbytes == 0
     assert bank.options[CACHE][SAFE].kl > bank.options[CACHE][ORIGINAL].kl == 0
     assert bank.record(f"{CACHE} {SAFE}")["token_bytes"] == 4 * 2 * 2 * (64 + 4)
-    scratch = Scratch()
-    folder = compress_checkpoint(demo_folder, Recipe(), windows[:0], scratch.folder / "model")
-    trial = subject.trial(folder, Recipe(), scratch, {CACHE: SAFE})
+    subject.compress_into(tmp_path / "model", Recipe(), windows[:0], {CACHE: SAFE})
+    trial = subject.reopened(tmp_path / "model", Recipe())
     opened = open_folder(trial.write(tmp_path / "small", {}))
     assert opened.cache == "int8"
     rounded = trial.open()
