@@ -24,7 +24,7 @@ import pytest
 
 BLOCK = re.compile(r"(?:<!--(?P<comment>[^\n]*)-->\n)?^```(?P<language>\w+)\n(?P<text>.*?)^```$", re.M | re.S)
 COVERED = re.compile(r"covered by (\S+)")
-PATIENCE_S = 300  # a command that takes longer hangs
+PATIENCE_S = 600  # a command that takes longer hangs
 STORIES = 150_000  # characters: enough to certify a model that hardly differs
 CLI = [sys.executable, "-c", "from lissom.cli import main; main()"]
 
