@@ -56,7 +56,8 @@ def make(folder: Path, model: str, length: int, iterations: int, bits: float) ->
     tuner.save_quantized(str(out / "packed"), format="auto_round", inplace=True)
     save_file(state, out / "dense.safetensors")
     told = {"recipe": f"{bits:g} bits", "bytes": size(out / "packed", Path(model)), "seconds": seconds}
-    made.write_text(json.dumps(told), encoding="utf-8")
+    (new := out / "made.new").write_text(json.dumps(told), encoding="utf-8")
+    new.replace(made)
     return told
 
 

@@ -80,7 +80,7 @@ class Journal:
             for file in set(self.files.iterdir()) - kept:  # half a piece, or a part of a result that was not finished
                 file.unlink()
             for place in set(self.folders.iterdir()) - kept:
-                shutil.rmtree(place)
+                shutil.rmtree(place) if place.is_dir() else place.unlink()
         except OSError as error:
             raise refused(self.folder, error) from None
 

@@ -115,7 +115,7 @@ def optimize(
             examples,
             budgets,
             examples=scored,
-            clusters=None if clusters is None else read_clusters(clusters),
+            clusters=read_clusters(clusters),
             target=target,
             prefer=weights(prefer),
             work=bank,
@@ -211,7 +211,7 @@ def recut(
         example=example,
         data=lots,
         examples=scored,
-        clusters=None if clusters is None else read_clusters(clusters),
+        clusters=read_clusters(clusters),
     )
     drops = "".join(f"drop of {name} {drop:.2%}, " for name, drop in found.drops.items())
     sure = f"certified: {found.verdict}" if found.verdict else "not certified: give --data, or see `lissom certify`"

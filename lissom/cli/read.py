@@ -61,14 +61,16 @@ def read_arrays(file: Path, signature: Any) -> tuple[Any, Any]:
     return x.to(floats.get(takes["datatype"], x.dtype)) if x.is_floating_point() else x, y
 
 
-def read_clusters(file: Path) -> Any:
-    """Labels of examples from an .npy file.
+def read_clusters(file: Path | None) -> Any:
+    """Labels of examples from an .npy file, None without one.
 
     Raises:
         DataError: it cannot be read, or holds something else.
     """
     import numpy as np
 
+    if file is None:
+        return None
     try:
         found = np.load(file, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:

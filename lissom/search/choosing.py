@@ -157,7 +157,7 @@ class Choosing:
         if key not in self.all:
             name = name or self.name(choice)
             self.all[key] = self.compared(key, name, choice, lambda: self.subject.assemble(self.bank, choice, name))
-            self.tell(self.learned_of(self.all[key]))
+            self.tell(self.news_of(self.all[key]))
         return self.all[key]
 
     def compared(self, key: str, name: str, choice: Choice, made: Callable[[], Trial]) -> Seen:
@@ -172,7 +172,7 @@ class Choosing:
         figures = {kind: comparison_of(one) for kind, one in held["figures"].items()}
         return Seen(name=name, choice=choice, figures=figures, distance=Estimate(**held["distance"]))
 
-    def learned_of(self, seen: Seen) -> Progress:
+    def news_of(self, seen: Seen) -> Progress:
         """What a choice turned out to be, with the frontier if that changed it."""
         before, self.told = self.told, self.standing()
         return Progress(

@@ -31,7 +31,7 @@ def recovered(choosing: Choosing) -> Iterator[tuple[Seen, Trial]]:
         wanted = times * boldest.distance.value
         choice = min(points, key=lambda point: abs(problem.kl(point, scale) - wanted))
         if choice in tried:
-            return
+            continue
         tried.append(choice)
         try:
             seen, trial = learned(choosing, choice, f"{choosing.name(choice)}, distilled")

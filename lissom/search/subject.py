@@ -303,10 +303,10 @@ class LanguageSubject(Subject):
     def compress(self, recipe: Recipe, calibration: Batch) -> Trial:
         """Stream it into a folder that is there for as long as somebody holds the trial."""
         scratch = Scratch()
-        self.compress_into(scratch.folder / "model", recipe, calibration)
+        self.compress_into(scratch.folder / "model", recipe, calibration, NOTHING)
         return self.trial(scratch.folder / "model", recipe, scratch)
 
-    def compress_into(self, folder: Path, recipe: Recipe, calibration: Batch, choice: Choice = NOTHING) -> None:
+    def compress_into(self, folder: Path, recipe: Recipe, calibration: Batch, choice: Choice) -> None:
         """Stream it there."""
         assert isinstance(calibration, Tensor)
         held_as(compress_checkpoint(self.checkpoint.folder, recipe, calibration, folder), choice)

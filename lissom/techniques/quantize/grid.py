@@ -2,7 +2,7 @@
 
 The range is shrunk step by step from the largest weight down, and for each group the step is kept that makes the least
 error found, weighted by how strongly each input is driven: min over c of Σ_j E[x_j²] (w_j - Q_c(w_j))². First in
-large steps, then in small ones around the best: 24 of 80 ranges are tried.
+large steps, then in small ones around the best: 24 of 80 ranges of a symmetric grid are tried, 14 of 40 of others.
 A symmetric grid has one more code below zero than above, so the scale may be negative: the longer side goes where the
 largest weight is.
 
@@ -118,7 +118,7 @@ def searched(
     """The scale and the zero of least weighted error for each group, of those that are tried.
 
     Every fourth of `shrinks` ranges is, of a symmetric grid either way round; then those beside the best, two away and
-    one. The error found is within 0.6 % of the least of all ranges, for layers of language models at 2 to 8 bits.
+    one. A test holds the error to within 1 % of the least of all ranges.
     """
     best = Best(w, weight, bits, symmetric, step)
     low, high = ends(w, 2 ** (bits - 1), symmetric)
