@@ -21,11 +21,11 @@ from lissom.search.bank import Bank, Choice
 from lissom.search.forms import CACHE, ORIGINAL, SAFE
 from lissom.search.joint import Problem
 from lissom.search.local import improved
+from lissom.search.margins import limit
 from lissom.search.result import StepRow
 from lissom.search.split import Split
 from lissom.search.subject import LARGE, Subject, Trial, plain
 from lissom.search.yardstick import Yardstick
-from lissom.types import Budget
 
 POINTS = 40  # of the frontier
 LADDER = (1, 2, 4, 7)  # points that much safer than the boldest are measured too
@@ -226,18 +226,6 @@ def broken(budgets: Budgets, figures: Mapping[str, Comparison]) -> str:
     return ""
 
 
-def margin(budgets: Budgets, figures: Mapping[str, Comparison]) -> float:
-    """How far inside all budgets a model is on the data for choosing, in half widths of the drop's interval."""
-    inside = [
-        limit(budget, kind, figures[kind.name].original.value) - figures[kind.name].drop.value
-        for kind, budget in budgets.items()
-    ]
-    widths = [(figures[kind.name].drop.high - figures[kind.name].drop.low) / 2 for kind in budgets]
-    return min(
-        room / width if width > 0 else math.copysign(math.inf, room) for room, width in zip(inside, widths, strict=True)
-    )
-
-
 def everywhere(problem: Problem, form: str) -> dict[str, str]:
     """One form for all layers that can take it, the safe one for others; the cache is held as is cheapest."""
     choice = {unit: form if form in forms else SAFE for unit, forms in problem.forms.items()}
@@ -245,11 +233,6 @@ def everywhere(problem: Problem, form: str) -> dict[str, str]:
         costs = problem.costs[CACHE]
         choice[CACHE] = problem.forms[CACHE][costs.index(min(costs))]
     return choice
-
-
-def limit(budget: Budget, kind: Metric, before: float) -> float:
-    """The drop that a budget allows: a share of the original's own score where it says so; of a logarithm always."""
-    return budget.max_drop * (before if budget.relative and not kind.logarithms else 1.0)
 
 
 def digest(choice: Choice) -> str:

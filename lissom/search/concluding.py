@@ -10,13 +10,14 @@ from lissom.artifact import annotate
 from lissom.artifact.manifest import building
 from lissom.calibrate import Batch
 from lissom.estimate import Certificate
-from lissom.evaluate import certify_beside, certify_models, grades
+from lissom.evaluate import Budgets, certify_beside, certify_models, grades
 from lissom.progress import FrontierPoint, Progress
 from lissom.search import trying
 from lissom.search.candidates import Pool
 from lissom.search.choosing import UNIFORM
 from lissom.search.joint import times
 from lissom.search.latency import by_turns
+from lissom.search.margins import margins
 from lissom.search.parity import check_parity
 from lissom.search.result import Candidate, Point, Result
 from lissom.search.split import Split
@@ -34,7 +35,7 @@ class Judged:
 
 def concluded(subject: Subject, pool: Pool, lots: Split, terms: Terms) -> Result:
     """Certificates, the frontier with verdicts and reasons, and the cheapest candidate that passed."""
-    judged = certified(subject, worth_certifying(pool.tried), lots, terms)
+    judged = certified(subject, worth_certifying(pool.tried, surest(pool.tried, terms.budgets)), lots, terms)
     verdicts = {one.tried.point.name: one.certificate.verdict for one in judged}
     points = [pool.tried[0].before, *(noted(one, pool.tried, verdicts) for one in pool.tried)]
     passed = cheapest_first([one for one in judged if one.certificate.verdict == "PASS"], terms)
@@ -52,6 +53,12 @@ def concluded(subject: Subject, pool: Pool, lots: Split, terms: Terms) -> Result
         layers=pool.layers(passed[0].tried.point.name) if passed else (),
         steps=pool.steps,
     )
+
+
+def surest(tried: Sequence[Tried], budgets: Budgets) -> list[float]:
+    """How far inside the budgets each candidate is."""
+    told = zip(*((one.figures, one.distance, one.learned) for one in tried), strict=True)
+    return margins(budgets, *told)
 
 
 def cheapest_first(passed: Sequence[Judged], terms: Terms) -> list[Judged]:

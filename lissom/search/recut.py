@@ -18,8 +18,9 @@ from lissom.evaluate import METRICS, Budgets, Given, budgets_of, certify_models
 from lissom.files import read_json
 from lissom.search.allocate import choose
 from lissom.search.bank import Bank, Choice
-from lissom.search.choosing import Choosing, Seen, limit
+from lissom.search.choosing import Choosing, Seen
 from lissom.search.forms import CACHE
+from lissom.search.margins import limit
 from lissom.search.recover import learned_key, learning
 from lissom.search.sensitivity import Option
 from lissom.search.split import split

@@ -9,9 +9,10 @@ from typing import Any
 from lissom.estimate import median_estimate
 from lissom.evaluate import Budgets, Comparison, Metric
 from lissom.progress import FrontierPoint, Progress, Tell
-from lissom.search.choosing import UNIFORM, Seen, broken, margin
+from lissom.search.choosing import UNIFORM, Seen, broken
 from lissom.search.joint import times
 from lissom.search.latency import by_turns
+from lissom.search.recover import LEARN
 from lissom.search.result import Point
 from lissom.search.subject import Subject, Trial
 
@@ -34,18 +35,23 @@ class Terms:
 class Tried:
     """A candidate and what choosing needs to know of it; `before` is the original, measured beside it.
 
-    `cost` is relative to the original's; `distance` is how far it is from the original on the data for choosing (by
-    `yardstick.py`), `margin` how far inside the budgets (by `choosing.py`); `broken` says which budget it breaks there,
-    and is empty where it breaks none.
+    `cost` is relative to the original's; `figures` are those of each metric on the data for choosing, `distance` how
+    far it is from the original there (by `yardstick.py`); `broken` says which budget it breaks there, and is empty
+    where it breaks none.
     """
 
     trial: Trial
     point: Point
     before: Point
     cost: float
+    figures: Mapping[str, Comparison]
     distance: float
-    margin: float
     broken: str
+
+    @property
+    def learned(self) -> bool:
+        """Whether it was trained as a whole on the data."""
+        return any(step.technique == LEARN.technique for step in self.trial.recipe.steps)
 
 
 def timed(
@@ -70,8 +76,8 @@ def timed(
         point=point,
         before=before,
         cost=cost(own, before, terms.weights),
+        figures=seen.figures,
         distance=seen.distance.value,
-        margin=margin(terms.budgets, seen.figures),
         broken=broken(terms.budgets, seen.figures),
     )
 
@@ -106,14 +112,16 @@ def cost(own: Mapping[str, float], before: Point, weights: Mapping[str, float]) 
     return float(math.prod((own[part] / original[part]) ** weight for part, weight in weights.items()))
 
 
-def worth_certifying(tried: Sequence[Tried]) -> list[Tried]:
-    """Those within all budgets on the data for choosing that cost less than the original, first what is most so.
+def worth_certifying(tried: Sequence[Tried], margins: Sequence[float]) -> list[Tried]:
+    """Those within all budgets on the data for choosing that cost less than the original, the surest first.
 
-    None is among them that another beats, but for those of one form, which all are compared with.
+    `margins` tell how sure each is (`margins.py`). None is among them that another beats, but for those of one form,
+    which all are compared with.
     """
     good = [one for one in tried if not one.broken and one.cost < 1]
+    sure = {one.point.name: margin for one, margin in zip(tried, margins, strict=True)}
     best = [one for one in good if one.point.name in UNIFORM or not any(beats(other, one) for other in good)]
-    return sorted(best, key=lambda one: (-one.margin, one.distance))
+    return sorted(best, key=lambda one: (-sure[one.point.name], one.distance))
 
 
 def standing(tried: Sequence[Tried], verdicts: Mapping[str, str]) -> tuple[FrontierPoint, ...]:

@@ -11,7 +11,10 @@ Frantar, Alistarh, SparseGPT, ICML 2023, arXiv:2301.00774, algorithm 1.
 Shapes: o outputs, i inputs, k columns of a block.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
@@ -22,6 +25,35 @@ from lissom.techniques.knobs import at_least
 
 # (column in the sweep's order, the block as it stands now (k, o), its U_jj (k), place in the block) -> new column
 Rule = Callable[[int, Float[Tensor, "k o"], Float[Tensor, " k"], int], Float[Tensor, " o"]]
+
+ORDERS = 2  # factors that are remembered: of columns in their own order, and by falling diagonal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Factor:
+    """U of H in an order, and what it was made of."""
+
+    h: Float[Tensor, "i i"]
+    damp: float
+    order: Int[Tensor, " i"]
+    u: Float[Tensor, "i i"]
+
+    def fits(self, h: Float[Tensor, "i i"], damp: float, order: Int[Tensor, " i"]) -> bool:
+        """Whether it would be made of this, too."""
+        return self.h is h and self.damp == damp and torch.equal(self.order, order)
+
+
+FACTORS: ContextVar[list[Factor] | None] = ContextVar("factors", default=None)
+
+
+@contextmanager
+def remembered() -> Iterator[None]:
+    """Within it U is made once for all sweeps over an H, which must not change, in one order; two are remembered."""
+    token = FACTORS.set([])
+    try:
+        yield
+    finally:
+        FACTORS.reset(token)
 
 
 def sweep(
@@ -61,9 +93,18 @@ def feedback(h: Float[Tensor, "i i"], damp: float, order: Int[Tensor, " i"]) -> 
 
     One factorisation and one inverse: of the reversed matrix, L Lᵀ = H reversed, U = L⁻¹ reversed back.
     """
+    factors = FACTORS.get()
+    known = next((factor for factor in factors or () if factor.fits(h, damp, order)), None)
+    if known is not None:
+        return known.u
+    if factors is not None:
+        del factors[: len(factors) + 1 - ORDERS]
     lower = reversed_root(h, damp, order)
     invert(lower)
-    return lower.flip(0, 1)
+    u = lower.flip(0, 1)
+    if factors is not None:
+        factors.append(Factor(h=h, damp=damp, order=order, u=u))
+    return u
 
 
 def invert(lower: Float[Tensor, "i i"], leaf: int = 256) -> None:

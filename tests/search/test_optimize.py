@@ -5,7 +5,6 @@ import dataclasses
 import gc
 import math
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +17,11 @@ from lissom.artifact import load, open_folder, read_manifest
 from lissom.calibrate import token_windows
 from lissom.engine.lower import lower
 from lissom.errors import DataError, LissomError, RecipeError
-from lissom.estimate import Certificate, Estimate, Verdict
-from lissom.evaluate import Comparison, metric
+from lissom.estimate import Certificate, Verdict
+from lissom.evaluate import metric
 from lissom.evaluate.tasks.continuation import LIKELIEST, encode
 from lissom.progress import Progress
 from lissom.search import Result, concluding, optimize, trying
-from lissom.search.choosing import margin
 from lissom.search.concluding import certified
 from lissom.search.split import split
 from lissom.search.subject import ModuleSubject, Trial, plain
@@ -216,47 +214,24 @@ def test_a_recipe_that_does_not_fit_is_the_users_mistake(classifier: nn.Module, 
         optimize(classifier, examples, recipes=[wrong])
 
 
-def tried(result: Result, name: str, cost: float, distance: float, broken: str = "", margin: float = 1.0) -> Tried:
+def tried(result: Result, name: str, cost: float, distance: float, broken: str = "") -> Tried:
     """A candidate of these figures, which nobody runs."""
     point = dataclasses.replace(result.points[1], name=name)
     trial = Trial(recipe=INT8, nbytes=1, open=nn.Identity, timed=lambda: dict, write=lambda folder, notes: folder)
-    told = {"cost": cost, "distance": distance, "margin": margin, "broken": broken}
-    return Tried(trial=trial, point=point, before=result.points[0], **told)
-
-
-def test_the_margin_is_that_of_the_tightest_budget_in_half_widths(result: Result) -> None:
-    figures = {"accuracy": comparison(0.9, 0.01, 0.005), "agreement": comparison(1.0, 0.02, 0.0)}
-    budgets = {metric("accuracy"): Budget(max_drop=0.02), metric("agreement"): Budget(max_drop=0.02)}
-    first, second = budgets
-    assert math.isclose(margin({first: budgets[first]}, figures), 2.0)
-    assert margin({second: budgets[second]}, figures) == math.inf  # exactly what is allowed, and without a doubt
-    assert math.isclose(margin(budgets, figures), 2.0)
-    assert margin({second: Budget(max_drop=0.01)}, figures) == -math.inf
-    share = Budget(max_drop=0.01, relative=True)
-    assert math.isclose(margin({first: share}, figures), -0.2)  # 0.9 % are allowed
-
-
-def comparison(original: float, drop: float, width: float) -> Comparison:
-    """Figures of a model."""
-    known = partial(Estimate, n=10)
-    return Comparison(
-        metric="",
-        original=known(value=original, low=original, high=original),
-        compressed=known(value=original - drop, low=original - drop, high=original - drop),
-        drop=known(value=drop, low=drop - width, high=drop + width),
-    )
+    told = {"cost": cost, "distance": distance, "broken": broken}
+    return Tried(trial=trial, point=point, before=result.points[0], figures={}, **told)
 
 
 def test_those_that_another_beats_are_not_certified_and_the_surest_comes_first(result: Result) -> None:
     safe, bold = tried(result, "safe", 0.5, 0.1), tried(result, "bold", 0.2, 0.4)
     beaten, dear = tried(result, "beaten", 0.6, 0.2), tried(result, "dear", 1.1, 0.0)
     ruined = tried(result, "ruined", 0.1, 0.9, "dropped 50 %")
-    queue = worth_certifying([bold, ruined, beaten, safe, dear])
+    queue = worth_certifying([bold, ruined, beaten, safe, dear], [1.0] * 5)
     assert [one.point.name for one in queue] == ["safe", "bold"]  # as sure, and closer
-    sure = tried(result, "sure", 0.3, 0.5, margin=2.0)
-    assert [one.point.name for one in worth_certifying([safe, sure, bold])] == ["safe", "bold"]  # which bold beats
+    sure, margins = tried(result, "sure", 0.3, 0.5), [1.0, 2.0, 1.0]
+    assert [one.point.name for one in worth_certifying([safe, sure, bold], margins)] == ["safe", "bold"]  # it is beaten
     sure = dataclasses.replace(sure, cost=0.15)
-    assert [one.point.name for one in worth_certifying([safe, sure, bold])] == ["sure", "safe", "bold"]
+    assert [one.point.name for one in worth_certifying([safe, sure, bold], margins)] == ["sure", "safe", "bold"]
     assert beats(safe, beaten)
     assert not beats(safe, safe)
     assert not beats(bold, safe)

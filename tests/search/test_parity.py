@@ -22,11 +22,11 @@ def test_a_module_says_the_same_in_a_process_of_its_own(
 ) -> None:
     folder = save(classifier, tmp_path / "saved", example=examples[0][:2])
     found = check_parity(folder, classifier, examples, False)
-    assert found == {"examples": 16, "largest_difference": 0}
+    assert found == {"examples": 16, "mean_difference": 0, "largest_difference": 0}
     other = copy.deepcopy(classifier)
     with torch.no_grad():
         next(other.parameters())[0] += 0.5
-    with pytest.raises(ArtifactError, match="says something else than what was certified, by up to"):
+    with pytest.raises(ArtifactError, match=r"says something else than what was certified, by .*, at most"):
         check_parity(folder, other, examples, False)
 
 
@@ -37,7 +37,7 @@ def test_a_language_model_says_the_same_by_the_engine(demo_folder: Path, tmp_pat
     folder = compress_checkpoint(demo_folder, recipe, windows[:0], tmp_path / "small")
     found = check_parity(folder, lower(open_folder(folder).model), windows, True)
     assert found["examples"] == 16
-    assert found["largest_difference"] < 0.05
+    assert found["mean_difference"] <= found["largest_difference"] < 0.05
     with pytest.raises(ArtifactError, match="says something else"):
         check_parity(folder, open_folder(demo_folder).model, windows, True)
 

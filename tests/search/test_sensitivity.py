@@ -13,7 +13,7 @@ from transformers.models.gemma2.modeling_gemma2 import Gemma2TextScaledWordEmbed
 from lissom.compress import compress_model
 from lissom.errors import DataError, ModelError, RecipeError
 from lissom.evaluate.agreement import divergence
-from lissom.search.sensitivity import Option, Seen, sensitivity
+from lissom.search.sensitivity import Option, Seen, paired, sensitivity
 from lissom.search.sensitivity import look as look_with
 from lissom.statistics import Gram
 from lissom.types import Step
@@ -41,6 +41,15 @@ class Bag(nn.Module):
     def forward(self, index: Tensor) -> Tensor:
         logits: Tensor = self.head(torch.tanh(self.middle(self.words(index))))
         return logits
+
+
+def test_pairs_of_rows_are_counted_in_strips_as_in_the_whole() -> None:
+    """600 rows are three strips, the last one shorter."""
+    generator = torch.Generator().manual_seed(3)
+    d, x, g = (torch.randn(600, size, generator=generator, dtype=torch.float64) for size in (5, 5, 600))
+    h, g = x.T @ x, g.T @ g
+    expected = float((g @ d @ h @ d.T).trace())
+    assert abs(paired(g, d, d @ h) / expected - 1) < 1e-9
 
 
 @pytest.fixture

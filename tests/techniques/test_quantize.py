@@ -9,6 +9,8 @@ from torch import Tensor
 from lissom.errors import RecipeError
 from lissom.formats import Binary, Dense, Palette
 from lissom.statistics import Gram, Moments
+from lissom.techniques import sweep
+from lissom.techniques.prune.sparsegpt import sparsegpt
 from lissom.techniques.quantize.binary import binary
 from lissom.techniques.quantize.gptq import gptq
 from lissom.techniques.quantize.grid import SHRINK, fit
@@ -119,6 +121,30 @@ def test_blocks_do_not_change_the_sweep() -> None:
     result = gptq(Dense(values=w), gram(x), bits=4, group=0, act_order=False)
     expected = gptq_oracle(w, x, result.scale.float().expand(-1, 300), 4, list(range(300)), 0.01)
     assert (result.dense() - expected).abs().gt(1e-4).float().mean() < 0.02
+
+
+def test_the_factor_of_a_gram_is_made_once_for_several_sweeps_and_is_the_same(
+    data: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    w, x = Dense(values=data[0]), gram(data[1])
+    other, made = gram(data[1] + 1), list[Tensor]()
+    sweeps = [
+        lambda: gptq(w, x, bits=4, group=16),
+        lambda: sparsegpt(w, x),
+        lambda: gptq(w, x, bits=3, group=16),  # in the order of the first
+        lambda: gptq(w, other, bits=3, group=16),
+        lambda: gptq(w, other, bits=3, group=16, damp=0.5),
+    ]
+    alone = [run().dense() for run in sweeps]
+    root = sweep.reversed_root
+    monkeypatch.setattr(sweep, "reversed_root", lambda h, *given: made.append(h) or root(h, *given))
+    with sweep.remembered():
+        together = [run().dense() for run in sweeps]
+        assert len(sweep.FACTORS.get() or ()) == 2
+    assert all(torch.equal(one, same) for one, same in zip(alone, together, strict=True))
+    assert [h is x.xtx for h in made] == [True, True, False, False]
+    sweeps[0]()
+    assert len(made) == 5  # outside nothing is remembered
 
 
 def test_a_gram_that_is_not_definite_is_damped_until_it_is() -> None:

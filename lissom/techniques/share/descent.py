@@ -217,6 +217,8 @@ def take(
 def start(w: Float[Tensor, "o i"], shared: Shared, h: Float[Tensor, "i i"], damp: float) -> Shared:
     """The indices that the column sweep with error feedback leaves, the places of strong inputs first.
 
+    Of H any multiple will do, such as XᵀX itself.
+
     A place of d inputs is chosen at once. The sweep's errors of its inputs are e = (y - v) U_JJ⁻¹, so that the choice
     is of least (y - v) M (y - v)ᵀ with M = (U_JJᵀ U_JJ)⁻¹. Baalen et al., GPTVQ, 2024, arXiv:2402.15319, section 3.
     """

@@ -64,7 +64,7 @@ def shared_by_vectors(
     h.diagonal().add_(damp * h.diagonal().mean())
     indices = torch.zeros(o, i // width, dtype=torch.int64, device=matrix.device)
     shared = Shared(books=books, indices=indices, rows=rows, scale=scale, kept=kept)
-    return improve(matrix, start(matrix, shared, x.mean, damp), h, iterations).palette()
+    return improve(matrix, start(matrix, shared, x.xtx, damp), h, iterations).palette()
 
 
 def check(inputs: int, bits: int, width: int, rows: int, group: int) -> None:

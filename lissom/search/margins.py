@@ -1,0 +1,77 @@
+"""Margins: how far inside the budgets candidates are, by what the data for choosing tells of all of them.
+
+What was measured of a candidate that is close to the original is mostly chance. How far it is from the original
+(`yardstick.py`) is known better, and from one candidate to the next the drop grows as the distance d does:
+
+    drop ~ N(a d, (c a d)²)        measured ~ N(drop, s²)
+    E[drop | measured] = a d + (measured - a d) (c a d)² / ((c a d)² + s²)
+
+so each drop is drawn to the line, the more the less certain it is, and none that is certain. The line is that of all
+candidates, each counting by 1 / ((c a d)² + s²): empirical Bayes (Efron, Morris, JASA 1973, section 8, which draws to
+a line in a covariate). Those that have learned drop less at the same distance, and have a line of their own. This
+orders the certificates, and proves nothing: those have data of their own.
+
+Shapes: c candidates.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from lissom.estimate import Array
+from lissom.evaluate import Budgets, Comparison, Metric
+from lissom.types import Budget
+
+WIDTH = 1.96  # standard errors in half an interval
+SPREAD = 0.25  # c; 80 choices for ResNet-20 lay 0.2 of it from the line, and less is chance
+ROUNDS = 20  # of finding the line, whose weights hang on it
+
+
+def margins(
+    budgets: Budgets, figures: Sequence[Mapping[str, Comparison]], distances: Sequence[float], learned: Sequence[bool]
+) -> list[float]:
+    """How far inside all budgets each candidate is expected to be, in half widths of its drop's interval."""
+    far, apart = np.array(distances, dtype=float), np.array(learned, dtype=bool)
+    rooms = [room(budget, kind, [own[kind.name] for own in figures], far, apart) for kind, budget in budgets.items()]
+    return [min(own) for own in zip(*rooms, strict=True)]
+
+
+def room(
+    budget: Budget, kind: Metric, found: Sequence[Comparison], far: Float[Array, " c"], apart: Bool[Array, " c"]
+) -> list[float]:
+    """The same by one metric; those that are set apart have a line of their own."""
+    widths = np.array([(one.drop.high - one.drop.low) / 2 for one in found])
+    drops = np.array([one.drop.value for one in found])
+    for group in (apart, ~apart):
+        drops[group] = expected(drops[group], widths[group] / WIDTH, far[group])
+    inside = [limit(budget, kind, one.original.value) - drop for one, drop in zip(found, drops, strict=True)]
+    return [
+        space / width if width > 0 else math.copysign(math.inf, space)
+        for space, width in zip(inside, widths, strict=True)
+    ]
+
+
+def expected(measured: Float[Array, " c"], errors: Float[Array, " c"], far: Float[Array, " c"]) -> Float[Array, " c"]:
+    """The drops to expect of candidates so far from the original, whose measured drops have such standard errors."""
+    slope = line(measured, errors, far)
+    foreseen, spread = slope * far, np.square(SPREAD * slope * far)
+    chance = np.square(errors)
+    trust = np.divide(spread, spread + chance, out=np.ones_like(spread), where=chance > 0)
+    return foreseen + trust * (measured - foreseen)
+
+
+def line(measured: Float[Array, " c"], errors: Float[Array, " c"], far: Float[Array, " c"]) -> float:
+    """The drop for each unit of distance, not below 0."""
+    slope = 0.0
+    for _ in range(ROUNDS):
+        weights = 1 / np.maximum(np.square(SPREAD * slope * far) + np.square(errors), np.finfo(float).tiny)
+        power = float(weights @ np.square(far))
+        slope = max(0.0, float(weights @ (far * measured)) / power) if power > 0 else 0.0
+    return slope
+
+
+def limit(budget: Budget, kind: Metric, before: float) -> float:
+    """The drop that a budget allows: a share of the original's own score where it says so; of a logarithm always."""
+    return budget.max_drop * (before if budget.relative and not kind.logarithms else 1.0)
