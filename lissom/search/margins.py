@@ -44,11 +44,11 @@ def room(
     """The same by one metric; those that are set apart have a line of their own."""
     widths = np.array([(one.drop.high - one.drop.low) / 2 for one in found])
     drops = np.array([one.drop.value for one in found])
-    for group in (apart, ~apart):
+    for group in (apart, np.logical_not(apart)):
         drops[group] = expected(drops[group], widths[group] / WIDTH, far[group])
     inside = [limit(budget, kind, one.original.value) - drop for one, drop in zip(found, drops, strict=True)]
     return [
-        space / width if width > 0 else math.copysign(math.inf, space)
+        float(space / width) if width > 0 else math.copysign(math.inf, space)
         for space, width in zip(inside, widths, strict=True)
     ]
 
@@ -59,7 +59,8 @@ def expected(measured: Float[Array, " c"], errors: Float[Array, " c"], far: Floa
     foreseen, spread = slope * far, np.square(SPREAD * slope * far)
     chance = np.square(errors)
     trust = np.divide(spread, spread + chance, out=np.ones_like(spread), where=chance > 0)
-    return foreseen + trust * (measured - foreseen)
+    drawn: Float[Array, " c"] = foreseen + trust * (measured - foreseen)
+    return drawn
 
 
 def line(measured: Float[Array, " c"], errors: Float[Array, " c"], far: Float[Array, " c"]) -> float:

@@ -11,15 +11,21 @@ from lissom.errors import DataError
 from lissom.progress import Progress
 from lissom.search.bank import Bank, Choice
 from lissom.search.choosing import POINTS, SMALL, Choosing, Seen, digest
+from lissom.search.margins import margins
 from lissom.search.subject import Trial
 from lissom.types import Recipe, Step
 
 LEARN = Step(technique="distil", knobs={"epochs": 2})
 FARTHER = (2.0, 4.0, 8.0)  # times the distance of the boldest choice inside the budget
+NEARER = (1.4, 1.0)  # the same, where the first of them is too bold
+SURE = 1.5  # half widths of the drop's interval inside the budget
 
 
 def recovered(choosing: Choosing) -> Iterator[tuple[Seen, Trial]]:
-    """Bolder choices with what they have learned, from the less to the more bold, until one leaves the budget."""
+    """Bolder choices with what they have learned: ever bolder ones as long as they are surely inside the budget.
+
+    If the first is not, ever less bold ones until one is.
+    """
     inside = [one for one in choosing.seen if choosing.inside(one)]
     if choosing.subject.weights >= SMALL or not inside:
         return
@@ -27,7 +33,9 @@ def recovered(choosing: Choosing) -> Iterator[tuple[Seen, Trial]]:
     boldest = min(inside, key=lambda one: problem.cost(one.choice))
     points = [point for point in problem.frontier(POINTS, scale) if problem.cost(point) < problem.cost(boldest.choice)]
     tried: list[Choice] = []
-    for times in FARTHER if points else ():
+    ahead, found = list(FARTHER if points else ()), False
+    while ahead:
+        times = ahead.pop(0)
         wanted = times * boldest.distance.value
         choice = min(points, key=lambda point: abs(problem.kl(point, scale) - wanted))
         if choice in tried:
@@ -36,10 +44,22 @@ def recovered(choosing: Choosing) -> Iterator[tuple[Seen, Trial]]:
         try:
             seen, trial = learned(choosing, choice, f"{choosing.name(choice)}, distilled")
         except DataError:  # it went astray
+            sure = False
+        else:
+            yield seen, trial
+            sure = surely(choosing, seen)
+        if not sure:
+            ahead = [] if found else [nearer for nearer in NEARER if nearer < times]
+        elif times in NEARER:
             return
-        yield seen, trial
-        if not choosing.inside(seen):
-            return
+        else:
+            found = True
+
+
+def surely(choosing: Choosing, seen: Seen) -> bool:
+    """Whether what has learned is so far inside the budgets on the data for choosing that others will hardly differ."""
+    (margin,) = margins(choosing.budgets, [seen.figures], [seen.distance.value], [True])
+    return margin >= SURE
 
 
 def learned(choosing: Choosing, choice: Choice, name: str) -> tuple[Seen, Trial]:

@@ -35,7 +35,7 @@ FLOAT = 4  # bytes
 OPENED = 2.1  # bytes a weight of a candidate while it is opened
 LATER = 100_000_000  # bytes of the program that it takes once all is imported
 ENGINE = 16_000_000  # bytes of what an engine has beside weights
-FORM, PRODUCTS, BACK, WRITTEN = 0.45e-6, 6e10, 8, 1e-8  # s a weight and form; operations/s; 2 a weight; s a weight
+FORM, PRODUCTS, BACK, WRITTEN = 0.3e-6, 6e10, 8, 1e-8  # s a weight and form; operations/s; 2 a weight; s a weight
 COMPARED = 20  # choices
 
 
