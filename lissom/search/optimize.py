@@ -88,12 +88,7 @@ def optimize(
     """
     place = check_target(target)
     module = isinstance(model, nn.Module)
-    if module and max_ram is not None:
-        raise DataError("max_ram: a module is in memory already; leave it out")
-    if module and prompt is not None:
-        raise DataError("prompt: a module answers none; leave it out")
-    if recipes is not None and max_ram is not None:
-        raise DataError("max_ram: recipes of your own are tried without a bound; leave out one of the two")
+    check_asked(module, recipes, max_ram, prompt)
     weights = weights_of(prefer, () if module else ("prefill", "decode"))
     budgets = budgets_for(budget, module)
     by = next(iter(budgets))
@@ -112,7 +107,6 @@ def optimize(
             budgets, by = {at_once(kind, tokens): budget for kind, budget in budgets.items()}, at_once(by, tokens)
     terms = Terms(budgets=budgets, by=by, target=target, weights=weights, progress=progress)
     if recipes is not None:
-        check_names(recipes)
         return concluded(subject, by_recipes(subject, recipes, lots, terms), lots, terms)
     asked = {"model": subject.fingerprint(), "data": of_tensors(lots.tensors), "code": of_code()}
     asked["kind of distance"] = "KL" if by.logits else "squared error"
@@ -128,6 +122,23 @@ def budgets_for(given: Budget | Given | None, module: bool) -> Budgets:
     return budgets_of(
         given if isinstance(given, Mapping) else {"accuracy" if module else "perplexity": given or Budget()}
     )
+
+
+def check_asked(module: bool, recipes: Sequence[Recipe] | None, max_ram: int | None, prompt: int | None) -> None:
+    """See that nothing was asked for that goes with something else only.
+
+    Raises:
+        DataError: it was.
+        RecipeError: the recipes cannot be told from each other.
+    """
+    if module and max_ram is not None:
+        raise DataError("max_ram: a module is in memory already; leave it out")
+    if module and prompt is not None:
+        raise DataError("prompt: a module answers none; leave it out")
+    if recipes is not None and max_ram is not None:
+        raise DataError("max_ram: recipes of your own are tried without a bound; leave out one of the two")
+    if recipes is not None:
+        check_names(recipes)
 
 
 def check_names(candidates: Sequence[Recipe]) -> None:
