@@ -16,8 +16,8 @@ from lissom.search.subject import Trial
 from lissom.types import Recipe, Step
 
 LEARN = Step(technique="distil", knobs={"epochs": 4, "lr": 0.003})
-FARTHER = (2.0, 4.0, 8.0)  # times the distance of the boldest choice inside the budget
-NEARER = (1.4, 1.0)  # the same, where the first of them is too bold
+FARTHER = (4.0, 8.0, 16.0)  # times the distance of the boldest choice inside the budget
+NEARER = (2.0, 1.0)  # the same, where the first of them is too bold
 SURE = 1.5  # half widths of the drop's interval inside the budget
 
 

@@ -58,13 +58,13 @@ def test_what_was_too_bold_comes_closer(
 
 @pytest.mark.parametrize(
     ("limit", "expected"),
-    [(100.0, (2.0, 4.0, 8.0)), (5.0, (2.0, 4.0, 8.0)), (3.0, (2.0, 4.0)), (1.5, (2.0, 1.4)), (0.5, (2.0, 1.4, 1.0))],
+    [(100.0, (4.0, 8.0, 16.0)), (10.0, (4.0, 8.0, 16.0)), (6.0, (4.0, 8.0)), (3.0, (4.0, 2.0)), (0.5, (4.0, 2.0, 1.0))],
 )
 def test_bolder_ones_learn_until_one_is_not_surely_inside_and_less_bold_ones_until_one_is(
     limit: float, expected: tuple[float, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Choices are numbers, as far from the original and as much cheaper; those below a limit are surely inside."""
-    numbers = [1.0, 1.01, 1.4, 2.0, 4.0, 8.0]
+    numbers = [1.0, 1.01, 2.0, 4.0, 8.0, 16.0]
     problem = SimpleNamespace(frontier=lambda points, scale: numbers, cost=lambda n: -n, kl=lambda n, scale: n)
     best = Mock(spec=Seen, choice=1.0, distance=SimpleNamespace(value=1.0))
     around = {"problem": problem, "subject": SimpleNamespace(weights=1), "scale": {}}
@@ -74,7 +74,7 @@ def test_bolder_ones_learn_until_one_is_not_surely_inside_and_less_bold_ones_unt
 
     def learned(choosing: Any, choice: float, name: str) -> tuple[Any, Any]:
         tried.append(choice)
-        if choice == 8.0:
+        if choice == 16.0:
             raise DataError("outputs: some are no numbers")
         return Mock(spec=Seen, choice=choice), Mock(spec=Trial)
 
@@ -83,4 +83,4 @@ def test_bolder_ones_learn_until_one_is_not_surely_inside_and_less_bold_ones_unt
     found = [seen.choice for seen, _ in recovered(choosing)]
     close = {1.0: 1.01}  # the closest choice that is cheaper than the best
     assert tried == [close.get(times, times) for times in expected]
-    assert found == [choice for choice in tried if choice != 8.0]
+    assert found == [choice for choice in tried if choice != 16.0]
