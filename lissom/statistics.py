@@ -93,13 +93,18 @@ class Moments:
         return self.square.sqrt()
 
 
+def strip_of(size: int) -> int:
+    """Rows of a strip of a symmetric matrix: an eighth of it, but not so few that they do not keep a processor busy."""
+    return max(256, -(-size // 8))
+
+
 def add_square(total: Float[Tensor, "i i"], x: Float[Tensor, "n i"]) -> None:
     """total += XᵀX, strip by strip from the diagonal on; what lies below it is copied from what lies above.
 
     Eight strips do 9/16 of the multiplications of the whole, and took 0.61 to 0.66 of its time.
     """
     inputs = x.shape[1]
-    strip = max(256, -(-inputs // 8))  # narrower ones do not keep the processor busy
+    strip = strip_of(inputs)
     for first in range(0, inputs, strip):
         total[first : first + strip, first:].addmm_(x[:, first : first + strip].T, x[:, first:])
     mirror(total, strip)
@@ -130,7 +135,7 @@ def add_square_near(total: Float[Tensor, "i i"], x: Float[Tensor, "n i"], typica
     another: the error is a twentieth of that of rounding the product itself, and far below that of sampling.
     """
     n, inputs = x.shape
-    strip = max(256, -(-inputs // 8))
+    strip = strip_of(inputs)
     for first in range(0, inputs, strip):
         here = slice(first, first + strip), slice(first, None)
         off = torch.addmm(typical[here], x[:, here[0]].T, x[:, here[1]], beta=-n)

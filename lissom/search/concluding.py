@@ -35,7 +35,7 @@ class Judged:
 
 def concluded(subject: Subject, pool: Pool, lots: Split, terms: Terms) -> Result:
     """Certificates, the frontier with verdicts and reasons, and the cheapest candidate that passed."""
-    judged = certified(subject, worth_certifying(pool.tried, surest(pool.tried, terms.budgets)), lots, terms)
+    judged = certified(subject, worth_certifying(pool.tried, margins_of(pool.tried, terms.budgets)), lots, terms)
     verdicts = {one.tried.point.name: one.certificate.verdict for one in judged}
     points = [pool.tried[0].before, *(noted(one, pool.tried, verdicts) for one in pool.tried)]
     passed = cheapest_first([one for one in judged if one.certificate.verdict == "PASS"], terms)
@@ -55,7 +55,7 @@ def concluded(subject: Subject, pool: Pool, lots: Split, terms: Terms) -> Result
     )
 
 
-def surest(tried: Sequence[Tried], budgets: Budgets) -> list[float]:
+def margins_of(tried: Sequence[Tried], budgets: Budgets) -> list[float]:
     """How far inside the budgets each candidate is."""
     told = zip(*((one.figures, one.distance, one.learned) for one in tried), strict=True)
     return margins(budgets, *told)

@@ -7,8 +7,8 @@ What was measured of a candidate that is close to the original is mostly chance.
     E[drop | measured] = a d + (measured - a d) (c a d)² / ((c a d)² + s²)
 
 so each drop is drawn to the line, the more the less certain it is, and none that is certain. The line is that of all
-candidates, each counting by 1 / ((c a d)² + s²): empirical Bayes (Efron, Morris, JASA 1973, section 8, which draws to
-a line in a covariate). Those that have learned drop less at the same distance, and have a line of their own. This
+candidates, each counting by 1 / ((c a d)² + s²): empirical Bayes, as in Fay, Herriot, JASA 1979, who draw estimates of
+known errors to a regression. Those that have learned drop less at the same distance, and have a line of their own. This
 orders the certificates, and proves nothing: those have data of their own.
 
 Shapes: c candidates.
@@ -25,7 +25,7 @@ from lissom.evaluate import Budgets, Comparison, Metric
 from lissom.types import Budget
 
 WIDTH = 1.96  # standard errors in half an interval
-SPREAD = 0.25  # c; 80 choices for ResNet-20 lay 0.2 of it from the line, and less is chance
+SPREAD = 0.25  # c; choices for ResNet-20 far from the original had 0.15 with chance and all (docs/log.md)
 ROUNDS = 20  # of finding the line, whose weights hang on it
 
 

@@ -8,10 +8,10 @@ recipes of the user's own.
 What a candidate costs is its bytes times its time (or as is preferred), each as a ratio to the original's; one that
 costs no less than the original is dropped. Those that look good enough, and that no other beats in both cost and
 closeness to the original (by KL divergence), are certified on examples of their own, each at the full confidence,
-until one does not pass; first the one that is farthest inside the budget on the data for choosing, in widths of its
-drop's interval there. Testing in an order fixed beforehand and stopping at the first that fails keeps the chance of any
-false pass at 1 - confidence (fixed-sequence testing; Angelopoulos et al., Learn then Test, 2021, arXiv:2110.01052,
-section 3.2): that many candidates were tried costs nothing. The cheapest that passed is chosen. Of several metrics each
+until one does not pass; first the one that is expected to be farthest inside the budget, by the data for choosing
+(`margins.py`). Testing in an order fixed beforehand and stopping at the first that fails keeps the chance of any false
+pass at 1 - confidence (fixed-sequence testing; Angelopoulos et al., Learn then Test, 2021, arXiv:2110.01052, section
+3.2): that many candidates were tried costs nothing. The cheapest that passed is chosen. Of several metrics each
 is tested at the full confidence, and all must pass: a model that breaks some budget is passed only if that very one is
 passed falsely (an intersection-union test; Berger, Technometrics 1982).
 """

@@ -33,7 +33,7 @@ from lissom.formats import CompressedLayer, Dense, Weight
 from lissom.models import compressible, weight_of
 from lissom.models.experts import set_apart
 from lissom.progress import Progress, Tell, quiet
-from lissom.statistics import Gram, Statistic
+from lissom.statistics import Gram, Statistic, strip_of
 from lissom.techniques.contract import grain, needed
 from lissom.techniques.sweep import remembered
 from lissom.types import Step
@@ -268,7 +268,7 @@ def paired(g: Float[Tensor, "o o"], d: Float[Tensor, "o i"], dh: Float[Tensor, "
 
     Eight strips do 9/16 of the multiplications of the whole.
     """
-    total, strip = 0.0, max(256, -(-len(g) // 8))  # narrower ones do not keep the processor busy
+    total, strip = 0.0, strip_of(len(g))
     for first in range(0, len(g), strip):
         here, after = slice(first, first + strip), slice(first + strip, None)
         felt = (g[here, here] @ d[here]).addmm_(g[here, after], d[after], alpha=2)

@@ -98,7 +98,7 @@ def feedback(h: Float[Tensor, "i i"], damp: float, order: Int[Tensor, " i"]) -> 
     if known is not None:
         return known.u
     if factors is not None:
-        del factors[: len(factors) + 1 - ORDERS]
+        factors[:] = factors[1 - ORDERS :]  # the oldest goes before the next is made
     lower = reversed_root(h, damp, order)
     invert(lower)
     u = lower.flip(0, 1)
