@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from lissom.artifact.fingerprint import of_json
@@ -21,11 +21,11 @@ from lissom.search.bank import Bank, Choice
 from lissom.search.forms import CACHE, ORIGINAL, SAFE
 from lissom.search.joint import Problem
 from lissom.search.local import improved
-from lissom.search.margins import limit
+from lissom.search.margins import clear, limit
 from lissom.search.result import StepRow
 from lissom.search.split import Split
 from lissom.search.subject import LARGE, Subject, Trial, plain
-from lissom.search.yardstick import Yardstick
+from lissom.search.yardstick import Enough, Yardstick
 
 POINTS = 40  # of the frontier
 LADDER = (1, 2, 4, 7)  # points that much safer than the boldest are measured too
@@ -161,15 +161,28 @@ class Choosing:
         return self.all[key]
 
     def compared(self, key: str, name: str, choice: Choice, made: Callable[[], Trial]) -> Seen:
-        """What a choice turned out to be on the data for choosing; remembered by the key."""
+        """What a choice turned out to be on the data for choosing, or on a part where that is clear; remembered.
 
-        def compare() -> dict[str, Any]:
+        It is looked at anew, and to the end, where what is remembered was clear for another budget only.
+        """
+
+        def compare(clear: Enough) -> dict[str, Any]:
+            told = [False]
+
+            def enough(figures: Mapping[str, Comparison]) -> bool:
+                told.append(clear(figures))
+                return told[-1]
+
             self.tell(Progress(stage="choose", text=f"{name}: compare", done=len(self.all)))
-            figures, far = self.yardstick.compare(made().open())
-            return {"figures": plain(figures), "distance": plain(far)}
+            figures, far = self.yardstick.compare(made().open(), enough)
+            return {"figures": plain(figures), "distance": plain(far), "part": told[-1]}
 
-        held = self.bank.known(f"compared {key} {self.asked}", compare)
-        figures = {kind: comparison_of(one) for kind, one in held["figures"].items()}
+        record, clearly = f"compared {key} {self.asked}", partial(clear, self.budgets)
+        held = self.bank.known(record, lambda: compare(clearly))
+        figures = figures_of(held)
+        if held["part"] and not clearly(figures):
+            held = self.bank.known(f"{record} to the end", lambda: compare(lambda figures: False))
+            figures = figures_of(held)
         return Seen(name=name, choice=choice, figures=figures, distance=Estimate(**held["distance"]))
 
     def news_of(self, seen: Seen) -> Progress:
@@ -208,6 +221,11 @@ class Choosing:
 def yardstick_of(subject: Subject, lots: Split, budgets: Budgets, by: Metric) -> Yardstick:
     """What the original says to the data for choosing."""
     return Yardstick(subject.original, lots.selection, budgets, (lots.outputs, by))
+
+
+def figures_of(held: Mapping[str, Any]) -> dict[str, Comparison]:
+    """Figures by metric, from JSON."""
+    return {kind: comparison_of(one) for kind, one in held["figures"].items()}
 
 
 def comparison_of(held: Mapping[str, Any]) -> Comparison:

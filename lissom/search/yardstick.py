@@ -2,12 +2,12 @@
 
 Their scores are compared on all examples, by each metric, their outputs on the first few: where these are logits by
 KL(original ‖ model), in nats per prediction, else by ‖f - g‖² / E ‖f‖², the squared error of an example's output beside
-what the original's are on the average.
+what the original's are on the average. Who can tell from a part of the examples may stop after it.
 
 Shapes: n examples, p predictions, c classes.
 """
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
@@ -26,6 +26,9 @@ from lissom.evaluate.metric import Output, lots, read
 
 ROOM = 256 * 2**20  # bytes of what is remembered
 EXAMPLES, TOKENS = 512, 4096  # whose outputs are compared, at most; whichever is fewer
+LOOKS = (4, 2)  # the parts of the examples, a quarter and a half, after which one may stop
+Scores = dict[str, list[Array]]
+Enough = Callable[[Mapping[str, Comparison]], bool]
 
 
 class Yardstick:
@@ -59,12 +62,15 @@ class Yardstick:
         """The examples whose outputs are compared."""
         return lots(self.near, self.kinds if self.near is self.data else [self.by], model)
 
-    def run(self, model: nn.Module, see: Callable[[Tensor], bool]) -> dict[str, list[Array]]:
+    def run(
+        self, model: nn.Module, see: Callable[[Tensor], bool], stop: Callable[[Scores], bool] = lambda scores: False
+    ) -> Scores:
         """The scores of a model by each metric, batch by batch; `see` is given outputs for as long as it asks for more.
 
         Where the same examples are scored and compared, a model runs once on each for all that reads the same output.
+        When it is seen whatever it asked for, `stop` may say that no more scores are wanted.
         """
-        scores: dict[str, list[Array]] = {kind.name: [] for kind in self.alone}
+        scores: Scores = {kind.name: [] for kind in self.alone}
         more, apart = True, self.near is not self.data
         with evaluating(model):
             for batch in self.batches(model) if apart else ():
@@ -76,7 +82,7 @@ class Yardstick:
                     more = see(read(self.reads, model, batch, known))
                 for kind in self.alone:
                     scores[kind.name].append(array(kind.score(read(kind.output, model, batch, known), batch)))
-                if not self.alone and (apart or not more):
+                if (apart or not more) and (not self.alone or stop(scores)):
                     break
         return scores
 
@@ -114,24 +120,40 @@ class Yardstick:
         self.spill.forget()
         return float(torch.cat(found).mean())
 
-    def compare(self, model: nn.Module) -> tuple[dict[str, Comparison], Estimate]:
-        """A model's scores beside the original's, by each metric, and how far it is."""
+    def compare(
+        self, model: nn.Module, enough: Enough = lambda figures: False
+    ) -> tuple[dict[str, Comparison], Estimate]:
+        """A model's scores beside the original's, by each metric, and how far it is.
+
+        `enough` is asked after a quarter and a half of the examples, or when the distance is known, whether the figures
+        will do.
+        """
         parts: list[Tensor] = []
+        whole = len(next(iter(self.scores.values()), ()))
+        looks = [-(-whole // part) for part in LOOKS]
 
         def see(output: Tensor) -> bool:
             parts.append(self.apart(self.outputs[len(parts)], output))
             return len(parts) < len(self.outputs)
 
-        scores = self.run(model, see)
+        def stop(scores: Scores) -> bool:
+            done = len(scores[self.alone[0].name])
+            if self.original is not None or done == whole or not looks or done < looks[0]:
+                return False
+            looks[:] = [look for look in looks if look > done]
+            return enough({kind.name: Comparison.of(self.pair(kind, model, scores)) for kind in self.kinds})
+
+        scores = self.run(model, see, stop)
         self.spill.forget()
         far = mean_estimate(torch.cat(parts).tolist(), unit="nats" if self.by.logits else "")
         return {kind.name: Comparison.of(self.pair(kind, model, scores)) for kind in self.kinds}, far
 
-    def pair(self, kind: Metric, model: nn.Module, scores: dict[str, list[Array]]) -> Paired:
-        """The scores of the original and of a model."""
+    def pair(self, kind: Metric, model: nn.Module, scores: Scores) -> Paired:
+        """The scores of the original and of a model, for as many examples as the latter has."""
         if self.original is not None and kind.against is not None:
             return paired(self.original, model, self.data, kind)
-        before, after = (kind.together(found[kind.name]) for found in (self.scores, scores))
+        found = scores[kind.name]
+        before, after = (kind.together(own) for own in (self.scores[kind.name][: len(found)], found))
         return Paired(metric=kind, original=before, compressed=after)
 
 

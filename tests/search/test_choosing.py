@@ -1,10 +1,23 @@
-"""Choices of one form everywhere, of which the cache is no part."""
+"""Choices of one form everywhere, of which the cache is no part; and what is remembered of those that were compared."""
+
+import copy
+from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
+import torch
+from torch import Tensor, nn
 
-from lissom.search.choosing import everywhere
+from lissom.artifact.journal import Journal
+from lissom.evaluate import metric
+from lissom.progress import quiet
+from lissom.search.bank import Bank
+from lissom.search.choosing import Choosing, everywhere
 from lissom.search.forms import CACHE, ORIGINAL, SAFE
 from lissom.search.joint import Problem
+from lissom.search.split import split
+from lissom.search.subject import ModuleSubject, Trial
+from lissom.types import Budget
 
 
 def problem(cache: tuple[float, ...]) -> Problem:
@@ -23,3 +36,33 @@ def test_the_cache_is_held_as_is_cheapest(cache: tuple[float, ...], held: str) -
     given = problem(cache)
     assert everywhere(given, "4 bits") == {"layer": "4 bits", "table": SAFE, CACHE: held}
     assert given.allows(everywhere(given, SAFE))
+
+
+def test_what_was_clear_for_one_budget_is_looked_at_to_the_end_for_another(
+    classifier: nn.Module, examples: tuple[Tensor, Tensor], tmp_path: Path
+) -> None:
+    """A model of chance drops some three quarters: clearly more than 1 %, but not clearly more or less than that."""
+    kind, worse = metric("accuracy"), copy.deepcopy(classifier)
+    with torch.no_grad():
+        for p in worse.parameters():
+            p.copy_(torch.randn_like(p))
+    lots = split(examples, {kind: Budget(max_drop=0.5)})
+    subject, trial = ModuleSubject(classifier, examples, torch.device("cpu")), Mock(spec=Trial, open=lambda: worse)
+    with Journal.open(tmp_path / "bank", {}) as journal:
+        bank = Bank(journal, subject.units, subject.forms)
+
+        def found(max_drop: float) -> tuple[float, int]:
+            budgets = {kind: Budget(max_drop=max_drop)}
+            around = Mock(spec=Problem)
+            own = Choosing(subject, bank, around, lots, budgets, kind, lambda choice: (), quiet)
+            drop = own.compared("key", "name", {}, lambda: trial).figures["accuracy"].drop
+            return drop.value, drop.n
+
+        clearly, few = found(0.01)
+        whole = len(lots.selection[1])
+        assert few < whole
+        assert found(0.01) == (clearly, few)
+        exactly, all_of_them = found(round(clearly, 2))
+        assert all_of_them == whole
+        assert found(0.01) == (clearly, few)
+        assert found(round(clearly, 2)) == (exactly, whole)

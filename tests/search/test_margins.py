@@ -4,18 +4,19 @@ import math
 from functools import partial
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lissom.estimate import Estimate
 from lissom.evaluate import Comparison, metric
-from lissom.search.margins import expected, line, margins
+from lissom.search.margins import clear, expected, line, margins
 from lissom.types import Budget
 
 
-def comparison(original: float, drop: float, width: float) -> Comparison:
+def comparison(original: float, drop: float, width: float, n: int = 10) -> Comparison:
     """Figures of a model."""
-    known = partial(Estimate, n=10)
+    known = partial(Estimate, n=n)
     return Comparison(
         metric="",
         original=known(value=original, low=original, high=original),
@@ -85,3 +86,19 @@ def test_the_line_is_found_through_what_chance_hides() -> None:
     assert math.isclose(line(measured, errors, far), 0.4, rel_tol=0.2)
     drawn = expected(measured, errors, far)
     assert np.abs(drawn - drops).mean() < 0.6 * np.abs(measured - drops).mean()
+
+
+def test_who_was_seen_on_fewer_examples_is_as_sure_by_the_widths_of_all() -> None:
+    kind, budget = metric("accuracy"), Budget(max_drop=0.1)
+    whole, quarter = comparison(0.9, 0.02, 0.01, n=400), comparison(0.9, 0.02, 0.02, n=100)
+    found = margins({kind: budget}, [{"accuracy": whole}, {"accuracy": quarter}], [0.2, 0.2], [False, False])
+    assert found == pytest.approx([8, 8])
+
+
+@pytest.mark.parametrize(("drop", "width", "told"), [(0.02, 0.02, True), (0.05, 0.02, False), (0.2, 0.02, True)])
+def test_what_is_far_from_the_budget_is_clear(drop: float, width: float, told: bool) -> None:
+    one, near = comparison(0.9, drop, width), comparison(1.0, 0.09, 0.01)
+    budgets = {metric("accuracy"): Budget(max_drop=0.1)}
+    assert clear(budgets, {"accuracy": one}) == told
+    both = {**budgets, metric("agreement"): Budget(max_drop=0.1)}
+    assert clear(both, {"accuracy": one, "agreement": near}) == (told and drop > 0.1)  # one that is broken is enough

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lissom.artifact.journal import Journal
 from lissom.errors import DataError
+from lissom.estimate import Estimate
 from lissom.evaluate import metric
 from lissom.progress import quiet
 from lissom.search import recover
@@ -17,7 +18,7 @@ from lissom.search.bank import Bank
 from lissom.search.choosing import Choosing, Seen
 from lissom.search.joint import Problem
 from lissom.search.latency import Latencies
-from lissom.search.recover import recovered
+from lissom.search.recover import further, recovered
 from lissom.search.split import split
 from lissom.search.subject import ModuleSubject, Trial
 from lissom.types import Budget
@@ -58,29 +59,60 @@ def test_what_was_too_bold_comes_closer(
 
 @pytest.mark.parametrize(
     ("limit", "expected"),
-    [(100.0, (4.0, 8.0, 16.0)), (10.0, (4.0, 8.0, 16.0)), (6.0, (4.0, 8.0)), (3.0, (4.0, 2.0)), (0.5, (4.0, 2.0, 1.0))],
+    [
+        (90.0, (8.0, 16.0, 32.0)),  # never more than twice as far as before
+        (40.0, (8.0, 16.0, 32.0)),
+        (18.0, (8.0, 16.0)),  # 18 is not worth another try
+        (12.0, (8.0, 12.0)),
+        (8.0, (8.0, 2.0, 4.0)),  # what goes astray says not by how much
+        (3.04, (8.0, 3.0)),
+        (0.5, (8.0, 2.0, 1.4)),
+    ],
 )
-def test_bolder_ones_learn_until_one_is_not_surely_inside_and_less_bold_ones_until_one_is(
+def test_how_bold_it_may_be_is_found_from_what_was_tried(
     limit: float, expected: tuple[float, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Choices are numbers, as far from the original and as much cheaper; those below a limit are surely inside."""
-    numbers = [1.0, 1.01, 2.0, 4.0, 8.0, 16.0]
-    problem = SimpleNamespace(frontier=lambda points, scale: numbers, cost=lambda n: -n, kl=lambda n, scale: n)
+    """Choices are numbers, as far from the original and as much cheaper, and drop by what they are; 8 may go astray."""
+    problem = SimpleNamespace(
+        frontier=lambda points, scale: [1.0, *(n / 10 for n in range(11, 400))],
+        cost=lambda n: 100 - n,
+        kl=lambda n, scale: n,
+    )
     best = Mock(spec=Seen, choice=1.0, distance=SimpleNamespace(value=1.0))
     around = {"problem": problem, "subject": SimpleNamespace(weights=1), "scale": {}}
-    choosing = Mock(spec=Choosing, seen=[best], inside=lambda one: True, **around)
+    budgets = {metric("accuracy"): Budget(max_drop=limit / 100)}
+    choosing = Mock(spec=Choosing, seen=[best], inside=lambda one: True, budgets=budgets, **around)
     choosing.name = str
+    monkeypatch.setattr(recover, "WORTH", 0.0)
     tried: list[float] = []
 
     def learned(choosing: Any, choice: float, name: str) -> tuple[Any, Any]:
         tried.append(choice)
-        if choice == 16.0:
+        if choice == limit == 8.0:
             raise DataError("outputs: some are no numbers")
-        return Mock(spec=Seen, choice=choice), Mock(spec=Trial)
+        drop = Estimate(value=choice / 100, low=choice / 100, high=choice / 100, n=9)
+        figures = {"accuracy": Mock(original=drop, drop=drop)}
+        return Mock(spec=Seen, choice=choice, figures=figures), Mock(spec=Trial)
 
     monkeypatch.setattr(recover, "learned", learned)
-    monkeypatch.setattr(recover, "surely", lambda choosing, seen: seen.choice < limit)
     found = [seen.choice for seen, _ in recovered(choosing)]
-    close = {1.0: 1.01}  # the closest choice that is cheaper than the best
-    assert tried == [close.get(times, times) for times in expected]
-    assert found == [choice for choice in tried if choice != 16.0]
+    assert tried == list(expected)
+    assert found == [choice for choice in tried if not choice == limit == 8.0]
+    tried.clear()
+    monkeypatch.setattr(recover, "WORTH", 0.5)  # none is so much cheaper
+    assert list(recovered(choosing)) == []
+    assert tried == []
+
+
+def test_what_is_inside_by_chance_is_not_surely_inside() -> None:
+    budgets = {metric("accuracy"): Budget(max_drop=0.02)}
+
+    def seen(drop: float, half: float) -> Any:
+        own = Estimate(value=drop, low=drop - half, high=drop + half, n=9)
+        return Mock(spec=Seen, figures={"accuracy": Mock(original=Mock(value=0.9), drop=own)})
+
+    asked = Mock(spec=Choosing, budgets=budgets)
+    assert further(asked, seen(0.01, 0.004)) == pytest.approx(1.4)
+    assert further(asked, seen(0.01, 0.01)) == pytest.approx(0.5)
+    assert further(asked, seen(-0.01, 0.02)) == 0.25  # too little is known
+    assert further(asked, seen(-0.01, 0.01)) == 2.0
