@@ -32,6 +32,7 @@ LADDER = (1, 2, 4, 7)  # points that much safer than the boldest are measured to
 BOLDER = 3  # points beyond it that local search tries to bring inside the budget
 SMALL = 50_000_000  # weights of a model that is run in no time
 GENERATIONS = {True: 6, False: 2}  # of local search, for small models and for others; large ones have none
+HARDLY = 1.1  # times the cost of what was found: a choice of one form everywhere may be as cheap in truth
 UNIFORM = (SAFE, "4 bits", "shared 4 bits", "half pruned, 8 bits", "half pruned, 4 bits", "3 bits")
 
 
@@ -121,10 +122,13 @@ class Choosing:
         return not broken(self.budgets, seen.figures)
 
     def uniform(self, cost: float) -> None:
-        """Measure choices of one form everywhere that would cost less than what was found."""
+        """Measure choices of one form everywhere that would cost hardly more than what was found, or less.
+
+        What is foreseen of each form is a little off, and the frontier collects what is off in its favour.
+        """
         for form in UNIFORM:
             choice = everywhere(self.problem, form)
-            if form in choice.values() and self.problem.allows(choice) and self.problem.cost(choice) < cost:
+            if form in choice.values() and self.problem.allows(choice) and self.problem.cost(choice) < HARDLY * cost:
                 self.measured(choice, form)
 
     def beyond(self, points: Sequence[Choice], boldest: int) -> None:

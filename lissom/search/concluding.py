@@ -24,6 +24,8 @@ from lissom.search.split import Split
 from lissom.search.subject import Subject, plain
 from lissom.search.trying import Terms, Tried, cost, noted, standing, worth_certifying
 
+TURNS = 3  # times as many rounds for those that passed: they may differ by less than what tells them from the original
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judged:
@@ -71,7 +73,7 @@ def cheapest_first(passed: Sequence[Judged], terms: Terms) -> list[Judged]:
     first = next(iter(last))
     run, ratios = last[first].tried.trial.timed(), {first: 1.0}
     for name in (name for name in last if name != first):  # two at a time, for all together may be large
-        rounds = by_turns({first: run, name: last[name].tried.trial.timed()}, trying.ROUNDS)
+        rounds = by_turns({first: run, name: last[name].tried.trial.timed()}, TURNS * trying.ROUNDS)
         own, others = (measured_cost(last[who].tried, rounds[who], terms) for who in (name, first))
         ratios[name] = own / others
     best = last[min(ratios, key=lambda name: ratios[name])]

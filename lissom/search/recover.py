@@ -20,7 +20,7 @@ from lissom.types import Recipe, Step
 LEARN = Step(technique="distil", knobs={"epochs": 4, "lr": 0.003})
 TRIES = 3  # that learn, at most
 FIRST, STEP = 8.0, (0.25, 2.0)  # times the distance of the boldest choice inside the budget; by how much it may change
-NEAR = 1.3  # times what is known: what is closer to it is not worth another try
+NEAR = 1.5  # times what is known: what is closer to it is not worth another try
 SURE = 1.5  # half widths of the drop's interval inside the budget
 WORTH = 0.05  # of the cost of the boldest choice: what is to be saved at least
 

@@ -66,3 +66,19 @@ def test_what_was_clear_for_one_budget_is_looked_at_to_the_end_for_another(
         assert all_of_them == whole
         assert found(0.01) == (clearly, few)
         assert found(round(clearly, 2)) == (exactly, whole)
+
+
+@pytest.mark.parametrize(
+    ("cost", "looked"), [(0.81, ["4 bits"]), (0.78, ["4 bits"]), (0.7, []), (1.0, [SAFE, "4 bits"])]
+)
+def test_one_form_everywhere_is_looked_at_where_it_costs_hardly_more(cost: float, looked: list[str]) -> None:
+    """All in the safe form cost 1, and the layer in 4 bits with the table in the safe form 0.8."""
+    choosing, seen = Mock(spec=Choosing), list[str]()
+    choosing.problem = Problem(
+        forms={"layer": (ORIGINAL, SAFE, "4 bits"), "table": (ORIGINAL, SAFE)},
+        costs={"layer": (1.0, 0.5, 0.3), "table": (1.0, 0.5)},
+        kls={"layer": (0.0, 0.1, 0.2), "table": (0.0, 0.1)},
+    )
+    choosing.measured = lambda choice, name: seen.append(name)
+    Choosing.uniform(choosing, cost)
+    assert seen == looked

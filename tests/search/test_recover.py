@@ -66,7 +66,7 @@ def test_what_was_too_bold_comes_closer(
         (12.0, (8.0, 12.0)),
         (8.0, (8.0, 2.0, 4.0)),  # what goes astray says not by how much
         (3.04, (8.0, 3.0)),
-        (0.5, (8.0, 2.0, 1.4)),
+        (0.5, (8.0, 2.0)),
     ],
 )
 def test_how_bold_it_may_be_is_found_from_what_was_tried(
