@@ -27,7 +27,7 @@ from lissom.types import Budget
 
 WIDTH = 1.96  # standard errors in half an interval
 CLEAR = 3.0  # half widths of its interval that a drop is inside or outside a budget by: as clear as need be
-SPREAD = 0.25  # c; choices for ResNet-20 far from the original had 0.15 with chance and all (docs/log.md)
+SPREAD = 0.25  # c; far choices for ResNet-20 had 0.15 with chance and all (docs/log-2026-11-27.md)
 ROUNDS = 20  # of finding the line, whose weights hang on it
 
 
