@@ -170,11 +170,11 @@ class Choosing:
         It is looked at anew, and to the end, where what is remembered was clear for another budget only.
         """
 
-        def compare(clear: Enough) -> dict[str, Any]:
+        def compare(will_do: Enough) -> dict[str, Any]:
             told = [False]
 
             def enough(figures: Mapping[str, Comparison]) -> bool:
-                told.append(clear(figures))
+                told.append(will_do(figures))
                 return told[-1]
 
             self.tell(Progress(stage="choose", text=f"{name}: compare", done=len(self.all)))

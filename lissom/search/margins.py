@@ -50,10 +50,10 @@ def room(
         drops[group] = expected(drops[group], widths[group] / WIDTH, far[group])
     counts = np.array([one.drop.n for one in found], dtype=float)
     narrow = widths * np.sqrt(counts / counts.max(initial=1))
-    return [beside(budget, kind, *one) for one in zip(found, drops, narrow, strict=True)]
+    return [widths_inside(budget, kind, *one) for one in zip(found, drops, narrow, strict=True)]
 
 
-def beside(budget: Budget, kind: Metric, found: Comparison, drop: float, width: float) -> float:
+def widths_inside(budget: Budget, kind: Metric, found: Comparison, drop: float, width: float) -> float:
     """How far a drop is inside a budget, in half widths of its interval; below 0 outside."""
     space = limit(budget, kind, found.original.value) - drop
     return float(space / width) if width > 0 else math.copysign(math.inf, space)
@@ -62,7 +62,7 @@ def beside(budget: Budget, kind: Metric, found: Comparison, drop: float, width: 
 def clear(budgets: Budgets, figures: Mapping[str, Comparison]) -> bool:
     """Whether figures tell without more examples that all budgets are held, or that one is not."""
     found = [(budget, kind, figures[kind.name]) for kind, budget in budgets.items()]
-    return abs(min(beside(*one, one[2].drop.value, half(one[2].drop)) for one in found)) > CLEAR
+    return abs(min(widths_inside(*one, one[2].drop.value, half(one[2].drop)) for one in found)) > CLEAR
 
 
 def half(drop: Estimate) -> float:

@@ -35,7 +35,7 @@ from lissom.search.concluding import concluded
 from lissom.search.joint import Prefer, weights_of
 from lissom.search.result import Result
 from lissom.search.room import at_once, within
-from lissom.search.split import split
+from lissom.search.split import Split, split
 from lissom.search.subject import PROMPT, LanguageSubject, ModuleSubject, Subject
 from lissom.search.trying import ORIGINAL, Terms
 from lissom.types import Budget, Recipe
@@ -108,8 +108,13 @@ def optimize(
     terms = Terms(budgets=budgets, by=by, target=target, weights=weights, progress=progress)
     if recipes is not None:
         return concluded(subject, by_recipes(subject, recipes, lots, terms), lots, terms)
+    return searched(subject, lots, work, max_ram, terms)
+
+
+def searched(subject: Subject, lots: Split, work: str | Path | None, max_ram: int | None, terms: Terms) -> Result:
+    """What the joint search finds; what it makes on the way stays in the folder `work`, if there is one."""
     asked = {"model": subject.fingerprint(), "data": of_tensors(lots.tensors), "code": of_code()}
-    asked["kind of distance"] = "KL" if by.logits else "squared error"
+    asked["kind of distance"] = "KL" if terms.by.logits else "squared error"
     with (
         tempfile.TemporaryDirectory(prefix="lissom-") as scratch,
         Journal.open(Path(work or scratch), asked) as journal,
