@@ -47,10 +47,10 @@ class Bank:
             self.journal.keep(name, make())
         return self.record(name)
 
-    def folder(self, name: str, make: Callable[[Path], object]) -> Path:
-        """Where a piece is that is a folder, made now if it is not in it."""
+    def folder(self, name: str, record: Mapping[str, Any], make: Callable[[Path], object]) -> Path:
+        """Where a piece is that is a folder, made now and written down with its record if it is not in it."""
         if not self.journal.has(name):
-            self.journal.keep_folder(name, {}, make)
+            self.journal.keep_folder(name, record, make)
         return self.journal.place(name)
 
     def missing(self) -> dict[str, list[str]]:

@@ -8,9 +8,10 @@ long as the next bolder choice can be brought inside the budget. Whatever was me
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import chain, count
 from typing import Any
 
 from lissom.artifact.fingerprint import of_json
@@ -217,9 +218,7 @@ class Choosing:
     def name(self, choice: Choice) -> str:
         """A name that tells how small a choice is."""
         bits = 8 * self.nbytes(choice) / self.subject.weights
-        taken = {one.name for one in self.all.values()}
-        names = (f"mixed, {bits:.2f} bits{mark}" for mark in ("", *(f" ({number})" for number in range(2, 1000))))
-        return next(name for name in names if name not in taken)
+        return unused(f"mixed, {bits:.2f} bits", {one.name for one in self.all.values()})
 
 
 def yardstick_of(subject: Subject, lots: Split, budgets: Budgets, by: Metric) -> Yardstick:
@@ -255,6 +254,12 @@ def everywhere(problem: Problem, form: str) -> dict[str, str]:
         costs = problem.costs[CACHE]
         choice[CACHE] = problem.forms[CACHE][costs.index(min(costs))]
     return choice
+
+
+def unused(name: str, taken: Collection[str]) -> str:
+    """The name, or with a number behind it where it is taken."""
+    names = chain([name], (f"{name} ({number})" for number in count(2)))
+    return next(one for one in names if one not in taken)
 
 
 def digest(choice: Choice) -> str:

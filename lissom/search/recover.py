@@ -3,26 +3,55 @@
 Tried where a model is small enough, and a bolder choice foreseen to be cheaper by so much, that it is worth the time.
 What comes of it is kept in the bank, and compared, timed and certified like any other candidate. How bold a choice may
 be is found by the secant rule: the drop of what has learned is taken to grow as the distance of the choice that learns.
+What has learned for other budgets, in the same bank, is looked at first.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from lissom.errors import DataError
 from lissom.progress import Progress
 from lissom.search.bank import Bank, Choice
-from lissom.search.choosing import POINTS, SMALL, Choosing, Seen, digest
+from lissom.search.choosing import POINTS, SMALL, Choosing, Seen, digest, unused
 from lissom.search.margins import half, limit
-from lissom.search.subject import Trial
+from lissom.search.subject import Trial, plain
 from lissom.types import Recipe, Step
 
 LEARN = Step(technique="distil", knobs={"epochs": 4, "lr": 0.003})
+LEARNED = "learned "  # how the names begin of what has, in the bank
 TRIES = 3  # that learn, at most
 FIRST, STEP = 8.0, (0.25, 2.0)  # times the distance of the boldest choice inside the budget; by how much it may change
 NEAR = 1.5  # times what is known: what is closer to it is not worth another try
 SURE = 1.5  # half widths of the drop's interval inside the budget
 WORTH = 0.05  # of the cost of the boldest choice: what is to be saved at least
+
+
+@dataclass(slots=True)
+class Hunt:
+    """How many times farther than the boldest choice one may be that learns: what to try, and what is known."""
+
+    times: float = FIRST
+    sure: float = 1.0
+    unsure: float = math.inf
+
+    @property
+    def worth(self) -> bool:
+        """Whether another try may tell more than is known."""
+        return NEAR * self.sure <= self.times <= self.unsure / NEAR
+
+    def learn(self, times: float, change: float) -> None:
+        """What was so far may be changed by a factor: above 1 where it was surely inside."""
+        if change > 1:
+            self.sure = max(self.sure, times)
+        else:
+            self.unsure = min(self.unsure, times)
+        self.times = times * change
+        if not self.sure < self.times < self.unsure:
+            self.times = math.sqrt(self.sure * self.unsure)
 
 
 def recovered(choosing: Choosing) -> Iterator[tuple[Seen, Trial]]:
@@ -33,26 +62,44 @@ def recovered(choosing: Choosing) -> Iterator[tuple[Seen, Trial]]:
     problem, scale = choosing.problem, choosing.scale
     boldest = min(inside, key=lambda one: problem.cost(one.choice))
     enough = (1 - WORTH) * problem.cost(boldest.choice)
-    points = [point for point in problem.frontier(POINTS, scale) if problem.cost(point) < enough]
-    tried: list[Choice] = []
-    times, sure, unsure = FIRST, 1.0, math.inf
-    while points and len(tried) < TRIES and NEAR * sure <= times <= unsure / NEAR:
-        wanted = times * boldest.distance.value
-        choice = min(points, key=lambda point: abs(problem.kl(point, scale) - wanted))
-        if choice in tried:
-            return
-        tried.append(choice)
+    hunt, names = Hunt(), set[str]()
+    known = earlier(choosing, enough)
+    for choice in chain(known, bolder(choosing, enough, boldest.distance.value, hunt, known)):
+        name = unused(f"{choosing.name(choice)}, distilled", names)
+        names.add(name)
         try:
-            seen, trial = learned(choosing, choice, f"{choosing.name(choice)}, distilled")
+            seen, trial = learned(choosing, choice, name)
         except DataError:  # it went astray
             change = STEP[0]
         else:
             yield seen, trial
             change = further(choosing, seen)
-        sure, unsure = (times, unsure) if change > 1 else (sure, times)
-        times *= change
-        if not sure < times < unsure:
-            times = math.sqrt(sure * unsure)
+        hunt.learn(problem.kl(choice, scale) / boldest.distance.value, change)
+
+
+def earlier(choosing: Choosing, enough: float) -> list[Choice]:
+    """Choices cheap enough that learned for other budgets, the closest to the original first.
+
+    None that learned for this one: a search that goes on after it was cut short decides as if it had not been.
+    """
+    records = (choosing.bank.record(name) for name in choosing.bank.journal.names() if name.startswith(LEARNED))
+    choices = [record["choice"] for record in records if record["budgets"] != budgets_asked(choosing)]
+    problem, scale = choosing.problem, choosing.scale
+    known = [one for one in choices if problem.allows(one) and problem.cost(one) < enough]
+    return sorted(known, key=lambda one: problem.kl(one, scale))
+
+
+def bolder(choosing: Choosing, enough: float, unit: float, hunt: Hunt, known: Sequence[Choice]) -> Iterator[Choice]:
+    """Points of the frontier that are to learn, as far as the hunt wants; `unit` is the distance that it counts in."""
+    problem, scale = choosing.problem, choosing.scale
+    points = [point for point in problem.frontier(POINTS, scale) if problem.cost(point) < enough]
+    tried = [*known]
+    while points and len(tried) - len(known) < TRIES and hunt.worth:
+        choice = min(points, key=lambda point: abs(problem.kl(point, scale) - hunt.times * unit))
+        if choice in tried:
+            return
+        tried.append(choice)
+        yield choice
 
 
 def further(choosing: Choosing, seen: Seen) -> float:
@@ -81,7 +128,8 @@ def learned(choosing: Choosing, choice: Choice, name: str) -> tuple[Seen, Trial]
         choosing.tell(Progress(stage="recover", text=f"{name}: learn"))
         subject.compress_into(folder, recipe, choosing.lots.calibration, choice)
 
-    trial = subject.reopened(choosing.bank.folder(key, learn), recipe)
+    record = {"choice": dict(choice), "budgets": budgets_asked(choosing)}
+    trial = subject.reopened(choosing.bank.folder(key, record, learn), recipe)
     return choosing.compared(key, name, choice, lambda: trial), trial
 
 
@@ -92,4 +140,9 @@ def learning(bank: Bank, choice: Choice, name: str) -> Recipe:
 
 def learned_key(choice: Choice) -> str:
     """The name of what a choice has learned, in the bank."""
-    return f"learned {digest(choice)}"
+    return f"{LEARNED}{digest(choice)}"
+
+
+def budgets_asked(choosing: Choosing) -> dict[str, Any]:
+    """The budgets, as they are written down."""
+    return {kind.name: plain(budget) for kind, budget in choosing.budgets.items()}

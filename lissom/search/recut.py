@@ -21,7 +21,7 @@ from lissom.search.bank import Bank, Choice
 from lissom.search.choosing import Choosing, Seen
 from lissom.search.forms import CACHE
 from lissom.search.margins import limit
-from lissom.search.recover import learned_key, learning
+from lissom.search.recover import budgets_asked, learned_key, learning
 from lissom.search.sensitivity import Option
 from lissom.search.split import split
 from lissom.search.subject import LanguageSubject, ModuleSubject, Subject, Trial, plain
@@ -70,7 +70,7 @@ def remember(
     head["cache"] = None if cheapest is None else cheapest.choice.get(CACHE)
     figures = next(iter(choosing.all.values())).figures
     head["before"] = {name: found.original.value for name, found in figures.items()}
-    head["budgets"] = {kind.name: plain(budget) for kind, budget in choosing.budgets.items()}
+    head["budgets"] = budgets_asked(choosing)
     head["learned"] = [{**point(one), "nbytes": trial.nbytes} for one, trial in learned]
     bank.journal.keep(FRONTIER, {**head, "scale": dict(choosing.scale), "points": points})
 

@@ -15,7 +15,7 @@ from lissom.evaluate import metric
 from lissom.progress import quiet
 from lissom.search import recover
 from lissom.search.bank import Bank
-from lissom.search.choosing import Choosing, Seen
+from lissom.search.choosing import Choosing, Seen, digest
 from lissom.search.joint import Problem
 from lissom.search.latency import Latencies
 from lissom.search.recover import further, recovered
@@ -53,6 +53,12 @@ def test_what_was_too_bold_comes_closer(
             assert again == seen
             assert (other.nbytes, other.recipe) == (trial.nbytes, trial.recipe)
             assert torch.equal(other.open()(examples[0]), trial.open()(examples[0]))
+        other = Choosing(subject, bank, problem, lots, {kind: Budget(max_drop=0.05)}, kind, lambda choice: (), quiet)
+        other.measured(best.choice)
+        (best,) = other.seen
+        known = [seen.choice for seen, _ in recovered(other)]  # learned under the other budget, and not anew
+        assert {digest(seen.choice) for seen, _ in found} <= set(map(digest, known))
+        assert len({seen.name for seen, _ in recovered(other)}) == len(known)
         choosing.subject = SimpleNamespace(weights=10**9)  # type: ignore[assignment]
         assert list(recovered(choosing)) == []
 
@@ -79,7 +85,8 @@ def test_how_bold_it_may_be_is_found_from_what_was_tried(
         kl=lambda n, scale: n,
     )
     best = Mock(spec=Seen, choice=1.0, distance=SimpleNamespace(value=1.0))
-    around = {"problem": problem, "subject": SimpleNamespace(weights=1), "scale": {}}
+    journal = SimpleNamespace(names=list)
+    around = {"problem": problem, "subject": SimpleNamespace(weights=1), "scale": {}, "bank": Mock(journal=journal)}
     budgets = {metric("accuracy"): Budget(max_drop=limit / 100)}
     choosing = Mock(spec=Choosing, seen=[best], inside=lambda one: True, budgets=budgets, **around)
     choosing.name = str
