@@ -72,8 +72,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     @once
-    def made(family: str, tied: bool = False) -> Path:
-        sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "vocab_size": 2048}
+    def made(family: str, tied: bool = False, blocks: int = 2) -> Path:
+        sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": blocks, "vocab_size": 2048}
         heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 128}
         config = AutoConfig.for_model(family, **sizes, **heads, **FAMILIES[family], tie_word_embeddings=tied)
         with torch.random.fork_rng():

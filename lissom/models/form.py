@@ -95,6 +95,7 @@ class Bare(nn.Module):
                 shape, bias = shapes[f"{name}.weight"], f"{name}.bias" in shapes
                 path, _, own = name.rpartition(".")
                 inside(self, path).add_module(own, layer(shape, bias, looks_up=name == embedding))
+        in_order(self)
         for name, told in form["parts"].items():
             part = inside(self, name)
             for number, value in told.items():
@@ -127,6 +128,13 @@ class Bare(nn.Module):
             else:
                 put(model, name, part)
         return model.eval()
+
+
+def in_order(model: nn.Module) -> None:
+    """Put the parts of lists in the order of their numbers: names of tensors may come by the alphabet, 10 before 2."""
+    for part in model.modules():
+        if all(name.isdecimal() for name in part._modules):
+            part._modules = dict(sorted(part._modules.items(), key=lambda one: int(one[0])))
 
 
 def layer(shape: tuple[int, ...], bias: bool, *, looks_up: bool) -> nn.Module:

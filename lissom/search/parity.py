@@ -6,7 +6,7 @@ average of the prompts: where kernels round inputs to 8 bits the least differenc
 module of a class of its own runs there from its graph, whose kernels may round inputs elsewhere: outputs must be
 nearly equal.
 
-Shapes: n prompts or examples, t tokens.
+Shapes: n prompts or examples, t tokens, v entries of a vocabulary.
 """
 
 import json
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -49,9 +50,14 @@ def check_parity(folder: Path, model: nn.Module, examples: Batch, language: bool
             reason = ran.stderr.strip().rpartition("\n")[2]
             raise ArtifactError(f"{folder} cannot be opened in a process of its own: {reason}")
         found = load_file(told)
-    with evaluating(model):
-        output = said(model, call(model, each(few, lambda part: part.to(device_of(model))))).float().cpu()
-    apart = differences(output, found) if language else relative(output, found["output"])
+    if language:
+        assert isinstance(few, Tensor)
+        output = last_logits(model, few)
+        apart = differences(output, found)
+    else:
+        with evaluating(model):
+            output = said(model, call(model, each(few, lambda part: part.to(device_of(model))))).float().cpu()
+        apart = relative(output, found["output"])
     mean, largest = float(apart.mean()), float(apart.max())
     if not (mean <= ALIKE if language else largest <= NEARLY):
         raise ArtifactError(
@@ -60,9 +66,18 @@ def check_parity(folder: Path, model: nn.Module, examples: Batch, language: bool
     return {"examples": len(output), "mean_difference": mean, "largest_difference": largest}
 
 
-def differences(logits: Tensor, found: dict[str, Tensor]) -> Tensor:
+def last_logits(model: nn.Module, prompts: Int[Tensor, "n t"]) -> Float[Tensor, "n v"]:
+    """What a language model says after each prompt; one at a time, for those of all tokens may not fit."""
+    with evaluating(model), torch.inference_mode():
+        each = (
+            said(model, call(model, prompt.to(device_of(model))))[:, -1].float().cpu() for prompt in prompts.split(1)
+        )
+        return torch.cat([*each])
+
+
+def differences(logits: Float[Tensor, "n v"], found: dict[str, Tensor]) -> Float[Tensor, " n"]:
     """How far the engine's likeliest token is from the certified model's, in nats, and its log probability."""
-    log_p = logits[:, -1].log_softmax(-1)
+    log_p = logits.log_softmax(-1)
     of_token = log_p.gather(1, found["token"].unsqueeze(1)).squeeze(1)
     return torch.maximum(log_p.amax(1) - of_token, (of_token - found["logprob"]).abs())
 

@@ -65,6 +65,14 @@ def test_a_bare_model_says_what_the_model_of_transformers_says(
     assert said(lower(bare.model), bare.tokenizer) == said(lower(usual.model), usual.tokenizer)
 
 
+def test_blocks_run_in_the_order_of_their_numbers(tiny: Tiny, tmp_path: Path) -> None:
+    """By the alphabet the eleventh would come before the third."""
+    out = compressed(tiny("llama", blocks=12), tmp_path / "out", STEPS)
+    bare, usual = open_folder(out, bare=True), open_folder(out)
+    assert list(bare.model.get_submodule("model.layers")._modules) == [str(number) for number in range(12)]
+    assert said(lower(bare.model), bare.tokenizer) == said(lower(usual.model), usual.tokenizer)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_where_pytorch_has_to_run_it_a_bare_model_becomes_whole(tiny: Tiny, tmp_path: Path, family: str) -> None:
     out = compressed(tiny(family, True), tmp_path / "out", STEPS)

@@ -125,6 +125,34 @@ def test_of_wide_layers_the_diagonal_is_kept(bag: tuple[Bag, Tensor], monkeypatc
     assert 0.3 < found.kl / full.kl < 3
 
 
+def test_of_large_matrices_it_is_estimated(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(5)
+    model = nn.Sequential(nn.Linear(48, 64), nn.Tanh(), nn.Linear(64, 24)).eval()
+    data = torch.randn(400, 48, generator=generator) @ torch.randn(48, 48, generator=generator)
+    candidates = {name: [(), *(steps(bits=bits) for bits in (2, 3, 4, 8))] for name in ("0", "2")}
+    for wide in (4096, 1):  # with all of G, and with its diagonal
+        monkeypatch.setattr("lissom.calibrate.gradients.WIDE", wide)
+        exact = sensitivity(model, data, candidates)
+        with monkeypatch.context() as patched:
+            patched.setattr(module, "LARGE", 1)
+            found = sensitivity(model, data, candidates)
+        for name, options in found.items():
+            ratios = [ours.kl / theirs.kl for ours, theirs in zip(options[1:], exact[name][1:], strict=True)]
+            assert all(0.8 < ratio < 1.25 for ratio in ratios)
+            errors = [ours.error / theirs.error for ours, theirs in zip(options[1:], exact[name][1:], strict=True)]
+            assert all(0.8 < ratio < 1.25 for ratio in errors)
+            assert ratios != pytest.approx([1.0] * 4, rel=1e-6)  # it is an estimate, and was taken
+            assert (options[0].kl, options[0].error) == (0, 0)
+
+
+def test_a_covariance_of_few_gradients_has_a_root() -> None:
+    g = torch.randn(3, 50, generator=torch.Generator().manual_seed(7))
+    g, d = g.T @ g, torch.randn(50, 9)
+    exact = float(((d.T @ g) * d.T).sum())
+    assert float((module.felt(g) @ d).square().sum()) == pytest.approx(exact, rel=0.4)
+    assert torch.equal(module.felt(torch.zeros(4, 4)), torch.zeros(module.DRAWN, 4))
+
+
 def test_a_large_matrix_is_tried_some_rows_at_a_time(bag: tuple[Bag, Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
     """Unless rows count in pairs, as those of a head do where its G is not only a diagonal."""
     model, data = bag

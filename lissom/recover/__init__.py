@@ -1,0 +1,1 @@
+"""Getting quality back by training, on one machine or on many."""
