@@ -33,6 +33,7 @@ Parts = Mapping[str, float]  # milliseconds by name, such as prefill and decode
 Run = Callable[[], Parts]
 ROUNDS, WARMUP, MOST = 9, 2, 36  # of timing; more rounds as long as a difference is not known well enough
 FEWEST, SECONDS = 6, 15.0  # rounds at least; no more of them once they have taken so long
+EACH = 5.0  # seconds for each form in the table, of which there are many
 WELL = 0.03  # of the base's time: the width of a difference's interval that is narrow enough
 
 
@@ -69,12 +70,14 @@ def paces(original: Run, base: Run) -> dict[str, float]:
     return {part: statistics.median(after[part] / before[part] for before, after in turns) for part in turns[0][0]}
 
 
-def by_turns(runs: Mapping[str, Run], rounds: int = ROUNDS, warmup: int = WARMUP) -> dict[str, list[Parts]]:
+def by_turns(
+    runs: Mapping[str, Run], rounds: int = ROUNDS, warmup: int = WARMUP, seconds: float = SECONDS
+) -> dict[str, list[Parts]]:
     """What each run takes in each round, all taking turns; fewer rounds of what is slow."""
     found: dict[str, list[Parts]] = {name: [] for name in runs}
     begun = time.monotonic()
     for number in range(-warmup, rounds):
-        if number >= FEWEST and time.monotonic() - begun > SECONDS:
+        if number >= FEWEST and time.monotonic() - begun > seconds:
             break
         for name, run in runs.items():
             parts = run()
@@ -113,8 +116,8 @@ def until_known(base: Run, variant: Run) -> list[tuple[Parts, Parts]]:
     """Rounds of two runs by turns, until their difference is known well, or not better by more rounds."""
     pairs: list[tuple[Parts, Parts]] = []
     begun = time.monotonic()
-    while len(pairs) < MOST and (not pairs or time.monotonic() - begun < SECONDS):
-        found = by_turns({"base": base, "variant": variant}, warmup=0 if pairs else WARMUP)
+    while len(pairs) < MOST and (not pairs or time.monotonic() - begun < EACH):
+        found = by_turns({"base": base, "variant": variant}, warmup=0 if pairs else WARMUP, seconds=EACH)
         pairs += zip(found["base"], found["variant"], strict=True)
         differences = median_estimate([sum(after.values()) - sum(before.values()) for before, after in pairs])
         if differences.high - differences.low < WELL * statistics.median(sum(b.values()) for b, _ in pairs):

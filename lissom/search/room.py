@@ -28,7 +28,7 @@ from lissom.models import Checkpoint
 from lissom.progress import Progress, Tell
 from lissom.search.foresee import rooms_back
 from lissom.search.forms import CACHE
-from lissom.search.latency import SECONDS
+from lissom.search.latency import EACH
 from lissom.search.sensitivity import Steps
 from lissom.search.split import Split
 
@@ -164,4 +164,4 @@ def time_of(
     made = sum(len(forms) * checkpoint.tensor(f"{name}.weight").numel() for name, forms in tried.items()) * FORM
     run = 2 * weights * (BACK / 2 * n * t + COMPARED * chosen + 3 * certified) / PRODUCTS
     timed = kinds * max(map(len, tried.values()), default=0)
-    return (made + run + (COMPARED + timed) * WRITTEN * weights) / cores() + timed * SECONDS
+    return (made + run + (COMPARED + timed) * WRITTEN * weights) / cores() + timed * EACH
