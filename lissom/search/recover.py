@@ -61,6 +61,8 @@ def recovered(choosing: Choosing) -> Iterator[tuple[Seen, Trial]]:
         return
     problem, scale = choosing.problem, choosing.scale
     boldest = min(inside, key=lambda one: problem.cost(one.choice))
+    if not boldest.distance.value > 0:  # it says what the original says, and gives no measure of how far one may go
+        return
     enough = (1 - WORTH) * problem.cost(boldest.choice)
     hunt, names = Hunt(), set[str]()
     known = earlier(choosing, enough)

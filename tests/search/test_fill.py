@@ -168,7 +168,7 @@ def test_the_cache_is_a_unit_without_bytes_that_is_written_down(
     asked, told = tmp_path / "asked.safetensors", tmp_path / "told.safetensors"
     save_file({"0": windows}, asked)
     answer(str(opened.folder), str(asked), str(told), "true")
-    assert differences(logits, load_file(told)).max() < 0.01  # by the engine
+    assert differences(logits[:, -1], load_file(told)).max() < 0.01  # by the engine
 
 
 @pytest.mark.parametrize("prompt", [0, 1008])
