@@ -4,10 +4,14 @@ Shapes: m rows, which travel apart from each other, c numbers in a row, b octets
 """
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
+
+from lissom.techniques.knobs import one_of
 
 GROUPS = tuple(2**power for power in range(3, 17))  # of numbers that may share a scale
 
@@ -15,10 +19,7 @@ GROUPS = tuple(2**power for power in range(3, 17))  # of numbers that may share 
 class Code(ABC):
     """A way to write rows of numbers as octets, and to read them again; each row by itself."""
 
-    @property
-    @abstractmethod
-    def forgets(self) -> bool:
-        """Whether what it loses must be added to the next gradient, or else is lost for good."""
+    forgets: ClassVar[bool]  # whether what it loses must be added to the next gradient, or else is lost for good
 
     @property
     @abstractmethod
@@ -32,6 +33,20 @@ class Code(ABC):
     @abstractmethod
     def decode(self, octets: UInt8[Tensor, "m b"], c: int) -> Float[Tensor, "m c"]:
         """Read c numbers of each row."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grouped(Code):
+    """A code in which `group` numbers share a scale of 16 bits."""
+
+    group: int
+
+    def __post_init__(self) -> None:
+        one_of(GROUPS, group=self.group)
+
+    @property
+    def align(self) -> int:
+        return self.group
 
 
 def grouped(x: Float[Tensor, "m c"], group: int) -> Float[Tensor, "m g k"]:

@@ -9,33 +9,27 @@ Shapes: as in `code.py`.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from lissom.recover.parallel.codes.code import GROUPS, Code, grouped, joined, over, packed, parted, rounded_up, unpacked
+from lissom.recover.parallel.codes.code import Grouped, grouped, joined, over, packed, parted, rounded_up, unpacked
 from lissom.techniques.knobs import one_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Integers(Code):
+class Integers(Grouped):
     """`bits` 2, 4 or 8; `group` numbers share a scale of 16 bits."""
 
+    forgets: ClassVar[bool] = True
     bits: int = 4
     group: int = 256
 
     def __post_init__(self) -> None:
         one_of((2, 4, 8), bits=self.bits)
-        one_of(GROUPS, group=self.group)
-
-    @property
-    def forgets(self) -> bool:
-        return True
-
-    @property
-    def align(self) -> int:
-        return self.group
+        Grouped.__post_init__(self)  # super() does not know a class with slots
 
     @property
     def top(self) -> int:

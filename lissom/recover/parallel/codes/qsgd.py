@@ -11,35 +11,29 @@ Shapes: as in `code.py`.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from lissom.recover.parallel.codes.code import GROUPS, Code, grouped, joined, over, packed, parted, rounded_up, unpacked
+from lissom.recover.parallel.codes.code import Grouped, grouped, joined, over, packed, parted, rounded_up, unpacked
 from lissom.techniques.knobs import one_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Qsgd(Code):
+class Qsgd(Grouped):
     """`bits` 2, 4 or 8 with the sign, so 1, 7 or 127 levels; `group` numbers share a norm of 16 bits."""
 
+    forgets: ClassVar[bool] = False
     bits: int = 4
     group: int = 512
     norm: str = "max"
 
     def __post_init__(self) -> None:
         one_of((2, 4, 8), bits=self.bits)
-        one_of(GROUPS, group=self.group)
+        Grouped.__post_init__(self)  # super() does not know a class with slots
         one_of(("max", "l2"), norm=self.norm)
-
-    @property
-    def forgets(self) -> bool:
-        return False
-
-    @property
-    def align(self) -> int:
-        return self.group
 
     @property
     def levels(self) -> int:

@@ -9,31 +9,21 @@ Shapes: as in `code.py`; d numbers of a group.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from lissom.recover.parallel.codes.code import GROUPS, Code, grouped, joined, packed, parted, unpacked
-from lissom.techniques.knobs import one_of
+from lissom.recover.parallel.codes.code import Grouped, grouped, joined, packed, parted, unpacked
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sign(Code):
+class Sign(Grouped):
     """`group` numbers share a magnitude of 16 bits."""
 
+    forgets: ClassVar[bool] = True
     group: int = 2048
-
-    def __post_init__(self) -> None:
-        one_of(GROUPS, group=self.group)
-
-    @property
-    def forgets(self) -> bool:
-        return True
-
-    @property
-    def align(self) -> int:
-        return self.group
 
     def encode(self, x: Float[Tensor, "m c"], draw: torch.Generator) -> UInt8[Tensor, "m b"]:
         scale = grouped(x, self.group).abs().mean(-1)

@@ -10,34 +10,28 @@ Shapes: as in `code.py`.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from lissom.formats import ternary
-from lissom.recover.parallel.codes.code import GROUPS, Code, grouped, joined, over, parted, rounded_up
-from lissom.techniques.knobs import above, one_of
+from lissom.recover.parallel.codes.code import Grouped, grouped, joined, over, parted, rounded_up
+from lissom.techniques.knobs import above
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TernGrad(Code):
+class TernGrad(Grouped):
     """`group` numbers share a scale of 16 bits; `clip` is in standard deviations."""
 
+    forgets: ClassVar[bool] = False
     group: int = 512
     clip: float = 2.5
 
     def __post_init__(self) -> None:
-        one_of(GROUPS, group=self.group)
+        Grouped.__post_init__(self)  # super() does not know a class with slots
         above(0, clip=self.clip)
-
-    @property
-    def forgets(self) -> bool:
-        return False
-
-    @property
-    def align(self) -> int:
-        return self.group
 
     def encode(self, x: Float[Tensor, "m c"], draw: torch.Generator) -> UInt8[Tensor, "m b"]:
         groups = grouped(x, self.group)

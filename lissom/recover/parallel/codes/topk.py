@@ -8,6 +8,7 @@ Shapes: as in `code.py`; t blocks of w numbers, k of which are kept.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, UInt8
@@ -24,14 +25,11 @@ BLOCK = 2**16
 class TopK(Code):
     """`fraction` is the share that is kept, at least one number of each block."""
 
+    forgets: ClassVar[bool] = True
     fraction: float = 0.01
 
     def __post_init__(self) -> None:
         between(0, 1, fraction=self.fraction)
-
-    @property
-    def forgets(self) -> bool:
-        return True
 
     @property
     def align(self) -> int:
