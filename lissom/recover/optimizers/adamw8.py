@@ -8,7 +8,6 @@ arXiv:1711.05101, algorithm 2). What has few numbers stays in float32.
 Shapes: p numbers, b blocks.
 """
 
-from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -18,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torch.optim import Optimizer
 
+from lissom.recover.optimizers.closure import Closure, called
 from lissom.techniques.knobs import above, at_least, fraction
 
 BLOCK, FEW = 256, 4096  # numbers that share a scale; fewer than which stay as they are
@@ -41,12 +41,9 @@ class AdamW8(Optimizer):
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+    def step(self, closure: Closure | None = None) -> Any:
         """Move by the gradients, which `closure` computes if there is one; returns its loss."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = called(closure)
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is not None:

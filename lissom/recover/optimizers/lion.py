@@ -7,12 +7,12 @@ Chen et al., NeurIPS 2023, arXiv:2302.06675, algorithm 2:
 One moment where Adam has two; rates three to ten times smaller than Adam's, and decay as many times larger.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.optim import Optimizer
 
+from lissom.recover.optimizers.closure import Closure, called
 from lissom.techniques.knobs import above, at_least, fraction
 
 
@@ -28,12 +28,9 @@ class Lion(Optimizer):
         super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+    def step(self, closure: Closure | None = None) -> Any:
         """Move by the gradients, which `closure` computes if there is one; returns its loss."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = called(closure)
         for group in self.param_groups:
             first, second = group["betas"]
             for p in group["params"]:

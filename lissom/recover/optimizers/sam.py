@@ -7,13 +7,13 @@ Foret, Kleiner, Mobahi, Neyshabur, ICLR 2021, arXiv:2010.01412, eq. (2) and algo
 It computes every gradient twice.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.optim import Optimizer
 
 from lissom.errors import RecipeError
+from lissom.recover.optimizers.closure import Closure, called
 from lissom.techniques.knobs import above
 
 
@@ -27,7 +27,7 @@ class Sam(Optimizer):
         self.param_groups = base.param_groups  # the very same, so that a schedule of rates reaches it
         self.state = base.state
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+    def step(self, closure: Closure | None = None) -> Any:
         """Move; `closure` computes the gradients anew, and is called twice. Returns the loss at the first place.
 
         Raises:
@@ -35,11 +35,9 @@ class Sam(Optimizer):
         """
         if closure is None:
             raise RecipeError("sam computes gradients twice; give step a function that does it, step(closure)")
-        with torch.enable_grad():
-            loss = closure()
+        loss = called(closure)
         moved = self.climb()
-        with torch.enable_grad():
-            closure()
+        called(closure)
         with torch.no_grad():
             for p, before in moved:
                 p.copy_(before)

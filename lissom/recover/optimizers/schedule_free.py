@@ -10,13 +10,13 @@ While it learns the parameters are y. What to judge and to keep is x: `eval()` p
 away.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.optim import Optimizer
 
 from lissom.errors import RecipeError
+from lissom.recover.optimizers.closure import Closure, called
 from lissom.techniques.knobs import above, at_least, between, fraction
 
 
@@ -42,7 +42,7 @@ class ScheduleFree(Optimizer):
         )
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+    def step(self, closure: Closure | None = None) -> Any:
         """Move by the gradients, which `closure` computes if there is one; returns its loss.
 
         Raises:
@@ -50,10 +50,7 @@ class ScheduleFree(Optimizer):
         """
         if not all(group["learning"] for group in self.param_groups):
             raise RecipeError("schedule-free: the averages are in place; call train() before a step")
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = called(closure)
         for group in self.param_groups:
             group["t"] += 1
             t, (beta1, beta2) = group["t"], group["betas"]

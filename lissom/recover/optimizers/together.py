@@ -1,10 +1,11 @@
 """Together: several optimizers, each for parameters of its own, that behave as one."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch.optim import Optimizer
+
+from lissom.recover.optimizers.closure import Closure, called
 
 
 class Together(Optimizer):
@@ -19,12 +20,9 @@ class Together(Optimizer):
         """Take the parts' groups for its own."""
         self.param_groups = [group for part in self.parts for group in part.param_groups]
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+    def step(self, closure: Closure | None = None) -> Any:
         """Move by the gradients, which `closure` computes if there is one; returns its loss."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = called(closure)
         for part in self.parts:
             part.step()
         return loss
