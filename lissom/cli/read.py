@@ -75,9 +75,11 @@ def read_clusters(file: Path | None) -> Any:
         found = np.load(file, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise DataError(f"--clusters: {file} is no .npy file of integers: {error}") from None
-    if not isinstance(found, np.ndarray) or found.dtype.kind not in "iu":
-        kind = found.dtype if isinstance(found, np.ndarray) else "several arrays"
-        raise DataError(f"--clusters: {file} is no .npy file of integers: it holds {kind}")
+    if not isinstance(found, np.ndarray):  # an archive, which stays open
+        found.close()
+        raise DataError(f"--clusters: {file} is no .npy file of integers: it holds several arrays")
+    if found.dtype.kind not in "iu":
+        raise DataError(f"--clusters: {file} is no .npy file of integers: it holds {found.dtype}")
     return found
 
 
