@@ -25,6 +25,7 @@ OTHERS = {
     "demo/tokenizer.json": "Its tokenizer.",
     "demo/tokenizer_config.json": "Its special tokens.",
     "py.typed": "Tells type checkers that the package is typed.",
+    "report/learning.html": "The template of the page on how a model learned.",
     "report/page.css": "Its style, for light and dark, wide and narrow, and paper.",
     "report/page.html": "The template of the page.",
     "report/page.js": "What answers when a point is pointed at or chosen; the page is whole without it.",

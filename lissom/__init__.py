@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from lissom.compress import compress_model, quantize_model
     from lissom.estimate import Certificate, Certifier, Estimate, certify
     from lissom.evaluate import compare
+    from lissom.recover.folder import recover_folder
+    from lissom.recover.model import recover_model
+    from lissom.recover.training import Training
     from lissom.search import Result, allocate_sparsity, optimize, recut
 
 __all__ = [
@@ -26,6 +29,7 @@ __all__ = [
     "RecipeError",
     "Result",
     "Step",
+    "Training",
     "allocate_sparsity",
     "certify",
     "compare",
@@ -34,6 +38,8 @@ __all__ = [
     "load",
     "optimize",
     "quantize_model",
+    "recover_folder",
+    "recover_model",
     "recut",
     "save",
 ]
@@ -43,6 +49,9 @@ HOMES = {  # imported when first asked for: torch takes seconds, and `lissom --h
     "lissom.compress": ("compress_model", "quantize_model"),
     "lissom.estimate": ("Certificate", "Certifier", "Estimate", "certify"),
     "lissom.evaluate": ("compare",),
+    "lissom.recover.folder": ("recover_folder",),
+    "lissom.recover.model": ("recover_model",),
+    "lissom.recover.training": ("Training",),
     "lissom.search": ("Result", "allocate_sparsity", "optimize", "recut"),
 }
 

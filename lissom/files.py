@@ -1,8 +1,10 @@
-"""JSON and text on disk."""
+"""JSON and text on disk, and what JSON can hold."""
 
+import dataclasses
 import json
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -55,3 +57,12 @@ def replacing(file: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # of a disk that cannot be written; what went wrong first is what is said
             new.unlink(missing_ok=True)
+
+
+def plain(value: Any) -> Any:
+    """A dataclass as JSON can hold it; what is not finite becomes null."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {name: plain(each) for name, each in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

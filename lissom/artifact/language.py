@@ -16,7 +16,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from lissom.artifact.coding import check as check_coding
 from lissom.artifact.fingerprint import of_code, of_json, of_model, of_tensors
 from lissom.artifact.journal import Journal, beside
-from lissom.artifact.manifest import check_free, write_json, write_manifest
+from lissom.artifact.manifest import annotate, check_free, write_json, write_manifest
 from lissom.artifact.tensors import parts_of, payload, take_weight
 from lissom.compress import Piece
 from lissom.compress.resident import conduct
@@ -86,8 +86,10 @@ def compress_checkpoint(
     return out
 
 
-def write_pieces(checkpoint: Checkpoint, recipe: Recipe, pieces: Iterable[Piece], out: Path) -> None:
+def write_pieces(checkpoint: Checkpoint, recipe: Recipe, pieces: Iterable[Piece], out: Path, **notes: Any) -> None:
     """Write the compressed parts of a language model, and all that belongs to them, as a new folder.
+
+    `notes` are what else to write down in lissom.json.
 
     Raises:
         ArtifactError: the name is taken, or the disk cannot hold it.
@@ -95,6 +97,7 @@ def write_pieces(checkpoint: Checkpoint, recipe: Recipe, pieces: Iterable[Piece]
     check_free(out)
     with Journal.open(beside(out), {}) as journal:
         write(journal, checkpoint, recipe, pieces, {}, None, quiet)
+        annotate(journal.files, **notes)
         journal.become(out)
 
 

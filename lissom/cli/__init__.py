@@ -4,6 +4,7 @@ import sys
 
 import typer
 
+from lissom.cli.learn import recover
 from lissom.cli.make import compress, optimize, recut
 from lissom.cli.measure import bench, certify, evaluate, hardware
 from lissom.cli.plan import explain, sensitivity, techniques
@@ -11,7 +12,20 @@ from lissom.cli.serve import serve
 from lissom.cli.show import one_line
 from lissom.errors import LissomError
 
-VERBS = (compress, optimize, recut, explain, sensitivity, techniques, evaluate, certify, bench, hardware, serve)
+VERBS = (
+    compress,
+    optimize,
+    recut,
+    recover,
+    explain,
+    sensitivity,
+    techniques,
+    evaluate,
+    certify,
+    bench,
+    hardware,
+    serve,
+)
 
 app = typer.Typer(
     no_args_is_help=True,

@@ -18,7 +18,7 @@ def show(figures: Any, json_lines: bool, more: Any = None) -> None:
     """Print figures, one a line, or as one JSON object."""
     from json import dumps
 
-    from lissom.search.subject import plain
+    from lissom.files import plain
 
     found = {name: figure for name, figure in figures.items() if figure is not None}
     if json_lines:

@@ -48,8 +48,8 @@ def working(json_lines: bool = False) -> Iterator[Tell]:
 @contextmanager
 def as_json() -> Iterator[Tell]:
     """Events as lines of JSON; an error is the last of them, and goes on."""
+    from lissom.files import plain
     from lissom.hardware import peak_memory
-    from lissom.search.subject import plain
 
     clock, write = Clock(), partial(print, file=sys.stdout, flush=True)  # which goes elsewhere from now on
 
@@ -76,7 +76,7 @@ def emit(event: str, figures: dict[str, Any], write: Callable[[str], None] = pri
 
 def outcome(result: "Result") -> dict[str, Any]:
     """What a search found, as JSON holds it."""
-    from lissom.search.subject import plain
+    from lissom.files import plain
 
     return {
         "verdict": result.verdict,

@@ -63,11 +63,11 @@ def _download(name: str) -> Path:
 
 
 class Checkpoint:
-    """The config, the tokenizer and the tensors of a folder."""
+    """The config, the tokenizer and the tensors of a folder; `compressed` says that it may be one that lissom wrote."""
 
-    def __init__(self, model: str | Path) -> None:
+    def __init__(self, model: str | Path, *, compressed: bool = False) -> None:
         self.folder = find(model)
-        self.config = read_config(self.folder)
+        self.config = read_config(self.folder, compressed=compressed)
         self.family: Family = family_of(self.config.model_type)
         self._files = {name: self.folder / file for name, file in self._index().items()}
 

@@ -9,6 +9,7 @@ from base64 import b64encode
 from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -25,19 +26,11 @@ from lissom.types import Recipe
 
 def page(report: Report) -> str:
     """The page as HTML."""
-    environment = Environment(
-        loader=PackageLoader("lissom", "report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["percent"] = percent
     certificate, script = report.certificate, _part("page.js")
     points, chosen, budget = report.points, report.chosen, report.budget.max_drop
-    return environment.get_template("page.html").render(
+    return rendered(
+        "page.html",
         report=report,
-        style=_part("page.css"),
         script=script,
         script_hash=b64encode(sha256(script.encode()).digest()).decode(),
         headline=headline(report),
@@ -63,6 +56,19 @@ def page(report: Report) -> str:
         undone=together(report.undone),
         recipe=_listed(report.recipe) if report.recipe else "",
     )
+
+
+def rendered(template: str, **content: Any) -> str:
+    """A template of this room, with the style that all pages have."""
+    environment = Environment(
+        loader=PackageLoader("lissom", "report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["percent"] = percent
+    return environment.get_template(template).render(style=_part("page.css"), **content)
 
 
 def _listed(recipe: Recipe) -> str:

@@ -8,6 +8,7 @@ from lissom.artifact.fingerprint import of_json
 from lissom.artifact.journal import Journal
 from lissom.errors import DataError
 from lissom.estimate import Estimate
+from lissom.files import plain
 from lissom.progress import Progress
 from lissom.search.bank import Bank, Choice
 from lissom.search.choosing import UNIFORM, Choosing, Seen, digest, yardstick_of
@@ -20,7 +21,7 @@ from lissom.search.recover import recovered
 from lissom.search.recut import remember
 from lissom.search.result import LayerRow, StepRow
 from lissom.search.split import Split
-from lissom.search.subject import Subject, Trial, plain
+from lissom.search.subject import Subject, Trial
 from lissom.search.trying import Terms, Tried, cost, timed, values
 from lissom.types import Recipe
 

@@ -17,6 +17,7 @@ from typing import Any
 from lissom.artifact.fingerprint import of_json
 from lissom.estimate import Estimate
 from lissom.evaluate import Budgets, Comparison, Metric
+from lissom.files import plain
 from lissom.progress import FrontierPoint, Progress, Tell
 from lissom.search.bank import Bank, Choice
 from lissom.search.forms import CACHE, ORIGINAL, SAFE
@@ -25,7 +26,7 @@ from lissom.search.local import improved
 from lissom.search.margins import clear, limit
 from lissom.search.result import StepRow
 from lissom.search.split import Split
-from lissom.search.subject import LARGE, Subject, Trial, plain
+from lissom.search.subject import LARGE, Subject, Trial
 from lissom.search.yardstick import Enough, Yardstick
 
 POINTS = 40  # of the frontier

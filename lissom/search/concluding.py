@@ -11,6 +11,7 @@ from lissom.artifact.manifest import building
 from lissom.calibrate import Batch
 from lissom.estimate import Certificate
 from lissom.evaluate import Budgets, certify_beside, certify_models, grades
+from lissom.files import plain
 from lissom.progress import FrontierPoint, Progress
 from lissom.search import trying
 from lissom.search.candidates import Pool
@@ -21,7 +22,7 @@ from lissom.search.margins import margins
 from lissom.search.parity import check_parity
 from lissom.search.result import Candidate, Point, Result
 from lissom.search.split import Split
-from lissom.search.subject import Subject, plain
+from lissom.search.subject import Subject
 from lissom.search.trying import Terms, Tried, cost, noted, standing, worth_certifying
 
 TURNS = 3  # times as many rounds for those that passed: they may differ by less than what tells them from the original

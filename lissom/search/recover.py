@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from lissom.errors import DataError
+from lissom.files import plain
 from lissom.progress import Progress
 from lissom.search.bank import Bank, Choice
 from lissom.search.choosing import POINTS, SMALL, Choosing, Seen, digest, unused
 from lissom.search.margins import half, limit
-from lissom.search.subject import Trial, plain
+from lissom.search.subject import Trial
 from lissom.types import Recipe, Step
 
 LEARN = Step(technique="distil", knobs={"epochs": 4, "lr": 0.003})

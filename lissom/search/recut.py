@@ -15,7 +15,7 @@ from lissom.artifact.journal import HEAD, Journal
 from lissom.errors import ArtifactError, DataError, RecipeError
 from lissom.estimate import Certificate
 from lissom.evaluate import METRICS, Budgets, Given, budgets_of, certify_models
-from lissom.files import read_json
+from lissom.files import plain, read_json
 from lissom.search.allocate import choose
 from lissom.search.bank import Bank, Choice
 from lissom.search.choosing import Choosing, Seen
@@ -24,7 +24,7 @@ from lissom.search.margins import limit
 from lissom.search.recover import budgets_asked, learned_key, learning
 from lissom.search.sensitivity import Option
 from lissom.search.split import split
-from lissom.search.subject import LanguageSubject, ModuleSubject, Subject, Trial, plain
+from lissom.search.subject import LanguageSubject, ModuleSubject, Subject, Trial
 from lissom.types import Budget
 
 FRONTIER = "frontier"  # the name of its record in the bank

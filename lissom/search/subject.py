@@ -1,8 +1,6 @@
 """What is searched over: a module in memory, or a language model on disk. Both can be compressed, opened and timed."""
 
 import copy
-import dataclasses
-import math
 import shutil
 import tempfile
 import weakref
@@ -387,12 +385,3 @@ def held_as(folder: Path, choice: Choice) -> Path:
 def size(tensors: Mapping[str, Tensor]) -> int:
     """Bytes of all tensors."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-
-
-def plain(value: Any) -> Any:
-    """A dataclass as JSON can hold it; what is not finite becomes null."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {name: plain(each) for name, each in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,242 @@
+"""What a folder holds, recovered: opened, taught, and written as a new folder; who is stopped goes on where it was."""
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from lissom.artifact import open_folder, save
+from lissom.artifact.fingerprint import of_code, of_files, of_json, of_tensors
+from lissom.artifact.folder import Opened
+from lissom.artifact.journal import Journal, within
+from lissom.artifact.language import write_pieces
+from lissom.artifact.manifest import check_free
+from lissom.calibrate import Batch
+from lissom.calibrate.data import each
+from lissom.compress import Piece
+from lissom.compress.stream import exactly
+from lissom.errors import DataError, ModelError
+from lissom.estimate import Certificate
+from lissom.evaluate import Given, budgets_of
+from lissom.evaluate.examples import tensors
+from lissom.files import plain
+from lissom.formats import CompressedLayer, freeze, unfreeze
+from lissom.models import Checkpoint, compressible
+from lissom.models.families import at, family_of
+from lissom.progress import Progress, Tell, quiet
+from lissom.recover.budget import Inside
+from lissom.recover.feed import feed
+from lissom.recover.loop import Curve
+from lissom.recover.memory import Memory
+from lissom.recover.model import AS_SAID, begin_near, lesson_of, recovered
+from lissom.recover.race import Contender, race
+from lissom.recover.training import Training
+from lissom.types import Recipe
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Learned:
+    """How the loss of a folder's model went; the certificate of the last try and the contenders, if there were any."""
+
+    curve: Curve
+    certificate: Certificate | None = None
+    contenders: tuple[Contender, ...] = ()
+
+    @property
+    def verdict(self) -> str:
+        """That of the certificate; empty without one."""
+        return self.certificate.verdict if self.certificate else ""
+
+
+PLACES = ("state 0", "state 1")  # by turns: while one is written, the other is whole
+
+
+def recover_folder(
+    folder: str | Path,
+    data: Batch,
+    out: str | Path,
+    training: Training = AS_SAID,
+    *,
+    original: str | Path | None = None,
+    held: Any = 0.05,
+    examples: Batch | None = None,
+    budgets: Given | None = None,
+    model: nn.Module | None = None,
+    progress: Tell = quiet,
+) -> Learned:
+    """Let the compressed model of a folder learn, in its formats, and write what comes of it as a new folder.
+
+    Who is stopped makes the same call again, and goes on at the last look, to the same result unless it is time that
+    ends it: how far it has come is in a hidden folder beside `out` until that appears. What the folder's certificate
+    says is not true of what has learned: it is left out.
+
+    Args:
+        folder: what lissom wrote; a language model or a module.
+        data: of a language model n windows of t tokens; else one batch of all examples.
+        out: the folder to make; it appears when it is complete.
+        training: how to learn.
+        original: the folder of the model that it was made from, whose predictions are learned; without it labels are.
+        held: the share of the data that is judged by, or data of its own.
+        examples, budgets: it ends sooner where the model is certified to be inside these budgets, of metrics by name or
+            itself, by examples that are in random order and not learned from (`budget.py`); for that the original runs.
+        model: an instance of the module's class, where the folder needs it.
+        progress: told of each look at what is held out.
+
+    Raises:
+        ModelError, RecipeError, DataError, ArtifactError: with what is wrong and what to do.
+    """
+    out, folder = Path(out), Path(folder)
+    check_free(out)
+    opened = open_folder(folder, base=copy.deepcopy(model))
+    if budgets is not None and (original is None or examples is None):
+        raise DataError(
+            "recover: to learn until a budget is kept, give the original, and examples that are not learned from"
+        )
+    limits = {} if budgets is None else budgets_of(budgets)
+    given = [
+        part for batch in (data, held, examples) if not isinstance(batch, float | int | None) for part in tensors(batch)
+    ]
+    asked = {
+        "model": of_files(within(folder)),
+        "original": of_files([] if original is None else within(Path(original))),
+        "data": of_tensors({str(number): part for number, part in enumerate(given)}),
+        "training": of_json([training.as_dict(), plain(held) if isinstance(held, float | int) else None]),
+        "budgets": of_json({kind.name: plain(budget) for kind, budget in limits.items()}),
+        "code": of_code(),
+    }
+    with Journal.open(out.parent / f".{out.name}.recover", asked) as journal:
+        student = begun(opened, training)
+        reading = partial(read_original, original, model)
+        fed = feed(data, batch=training.batch, held=held, seed=training.seed)
+        memory = Memory(training.top_k, journal)
+        lesson = lesson_of(training, fed, None if original is None else reading, memory, progress)
+        if original is not None:
+            begin_near(student, reading())
+        inside = (
+            Inside(original=reading(), examples=examples, budgets=limits) if examples is not None and limits else None
+        )
+        with learnable(student):
+            curve = recovered(student, fed, training, lesson, keeper=Kept(journal), enough=inside, progress=progress)
+        found = Learned(curve=curve, certificate=None if inside is None else inside.certificate)
+        progress(Progress(stage="write", text=str(out)))
+        write_learned(opened, student, out, data, training, found)
+        journal.remove()
+    return found
+
+
+def race_folder(
+    folder: str | Path,
+    data: Batch,
+    out: str | Path,
+    training: Training = AS_SAID,
+    *,
+    optimizers: Sequence[str],
+    seeds: int = 3,
+    original: str | Path | None = None,
+    held: Any = 0.05,
+    model: nn.Module | None = None,
+    progress: Tell = quiet,
+) -> Learned:
+    """Let the compressed model of a folder learn with each of several optimizers (`race`), and write the best.
+
+    It cannot go on where it was stopped. The rest is as for `recover_folder`.
+    """
+    out, folder = Path(out), Path(folder)
+    check_free(out)
+    opened = open_folder(folder, base=copy.deepcopy(model))
+    student = begun(opened, training)
+    teacher = None if original is None else read_original(original, model)
+    with learnable(student):
+        found = race(
+            student, data, training, optimizers=optimizers, seeds=seeds, original=teacher, held=held, progress=progress
+        )
+    learned = Learned(curve=found.curve, contenders=found.contenders)
+    progress(Progress(stage="write", text=str(out)))
+    write_learned(opened, found.model, out, data, found.training, learned)
+    return learned
+
+
+def begun(opened: Opened, training: Training) -> nn.Module:
+    """The model that was opened, trainable.
+
+    Raises:
+        ModelError: nothing in it is compressed.
+    """
+    if not opened.manifest.get("weights") and training.train != "all":
+        raise ModelError(f"{opened.folder} is not compressed, so there is nothing to recover; or let 'all' of it learn")
+    return unfreeze(opened.model)
+
+
+def read_original(folder: str | Path | None, model: nn.Module | None) -> nn.Module:
+    """The original, whose matrices of 16 bits stay as they are stored."""
+    assert folder is not None
+    return open_folder(folder, base=copy.deepcopy(model), narrow=True).model
+
+
+@contextmanager
+def learnable(model: nn.Module) -> Iterator[None]:
+    """Within the block a language model attends so that gradients pass, and keeps no cache."""
+    config: Any = getattr(model, "config", None)
+    if config is None:
+        yield
+        return
+    before = config.use_cache, config._attn_implementation
+    config.use_cache, config._attn_implementation = False, family_of(config.model_type).attends_by
+    try:
+        yield
+    finally:
+        config.use_cache, config._attn_implementation = before
+
+
+class Kept:
+    """Where training stands, in a journal: the newest of two that is whole."""
+
+    def __init__(self, journal: Journal) -> None:
+        self.journal = journal
+
+    def keep(self, record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Keep it beside what was kept before."""
+        self.journal.keep(PLACES[len(record["looks"]) % 2], record, tensors)
+
+    def last(self) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+        """What was kept last; None where nothing was."""
+        found = [(self.journal.read(name), name) for name in PLACES if self.journal.has(name)]
+        if not found:
+            return None
+        record, name = max(found, key=lambda pair: len(pair[0]["looks"]))
+        return record, self.journal.tensors(name)
+
+
+def write_learned(
+    opened: Opened, model: nn.Module, out: Path, data: Batch, training: Training, learned: Learned
+) -> None:
+    """Write what has learned, with all that its folder said and is still true."""
+    manifest = opened.manifest
+    recipe = Recipe.of(manifest.get("recipe", []))
+    notes: dict[str, Any] = {"recovery": {"training": training.as_dict(), **learned.curve.as_dict()}}
+    notes |= {"cache": manifest["cache"]} if "cache" in manifest else {}
+    notes |= {} if learned.certificate is None else {"certificate": plain(learned.certificate)}
+    if opened.tokenizer is None:
+        save(model, out, example=each(data, lambda part: part[:2]), recipe=recipe.as_dict(), **notes)
+    else:
+        checkpoint = Checkpoint(opened.folder, compressed=True)
+        write_pieces(checkpoint, recipe, parts(checkpoint, model), out, **notes)
+
+
+def parts(checkpoint: Checkpoint, model: nn.Module) -> Iterator[Piece]:
+    """A compressed language model, part by part as it is stored; what is not compressed as it was in its folder."""
+    family = checkpoint.family
+    freeze(model)
+    blocks = [f"{family.blocks}.{own}" for own, _ in at(model, family.blocks).named_children()]
+    heads = [] if checkpoint.config.tie_word_embeddings else [family.head]
+    for name in (family.embedding, *blocks, family.norm, *heads):
+        part = at(model, name)
+        layers = {n: layer for n, layer in compressible(part, name).items() if isinstance(layer, CompressedLayer)}
+        state = {f"{name}.{own}": t for own, t in part.state_dict().items() if ".matrix." not in f".{own}"}
+        tensors = {n: exactly(tensor, checkpoint.tensor(n).dtype) for n, tensor in state.items()}
+        yield Piece(name=name, weights={n: layer.weight for n, layer in layers.items()}, tensors=tensors)

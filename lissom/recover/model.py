@@ -1,0 +1,142 @@
+"""Any module in memory, recovered: a copy of it learns, in its formats, what the original says, or the labels."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from lissom.errors import DataError, ModelError
+from lissom.formats import CompressedLayer, Trainable, unfreeze
+from lissom.models import compressible, weight_of
+from lissom.models.experts import apart
+from lissom.progress import Tell, quiet
+from lissom.recover.feed import Examples, Feed, feed
+from lissom.recover.lessons import Labels, Lesson, Original, Remembered
+from lissom.recover.loop import Curve, Keeper, Learner, learn
+from lissom.recover.memory import Memory
+from lissom.recover.moving import moving
+from lissom.recover.optimizers import make
+from lissom.recover.training import Training
+
+AS_SAID = Training()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recovered:
+    """A model that has learned, trainable and in its formats, and how its loss went."""
+
+    model: nn.Module
+    curve: Curve
+
+
+def recover_model(
+    model: nn.Module,
+    data: Any,
+    training: Training = AS_SAID,
+    *,
+    original: nn.Module | None = None,
+    held: Any = 0.05,
+    progress: Tell = quiet,
+) -> Recovered:
+    """A copy of a compressed model that has learned, in its formats, to do what the original does.
+
+    Args:
+        model: what `compress_model`, `quantize_model` or `load` gave, trained further or not; it is left as it is.
+        data: one batch of all examples, as a tensor, (inputs, targets) or a dict; or batches, as a list of them or an
+            iterable such as a DataLoader. Of a language model windows of tokens.
+        training: how to learn; by default all that the formats can move, four passes of AdamW.
+        original: the model that it was made from, whose predictions are learned; without it the data's labels are.
+        held: the share of the data that is not learned from but judged by, or data of its own for that.
+        progress: told of each look at what is held out.
+
+    Raises:
+        RecipeError: nothing can move as asked, or a knob of the optimizer is impossible.
+        DataError: there is too little data, it has no labels to learn, or the loss is no number.
+        ModelError: the original is another kind of model.
+    """
+    student = unfreeze(apart(copy.deepcopy(model)))
+    fed = feed(data, batch=training.batch, held=held, seed=training.seed)
+    lesson = lesson_of(training, fed, None if original is None else lambda: original, Memory(training.top_k))
+    if original is not None:
+        begin_near(student, original)
+    curve = recovered(student, fed, training, lesson, progress=progress)
+    return Recovered(model=student, curve=curve)
+
+
+def lesson_of(
+    training: Training, fed: Feed, original: Callable[[], nn.Module] | None, memory: Memory, progress: Tell = quiet
+) -> Lesson:
+    """What is to be learned; of an original that is remembered, whatever is not yet known is asked for now.
+
+    Raises:
+        DataError: only examples that are one tensor can be remembered.
+    """
+    if original is None:
+        return Labels()
+    if not training.top_k:
+        return Original(
+            original().eval(),
+            training.loss,
+            temperature=training.temperature,
+            hidden=training.hidden,
+            weight=training.hidden_weight,
+        )
+    if not isinstance(fed, Examples):
+        raise DataError("recover: only answers to examples in one tensor are remembered; give such data, or top_k=0")
+    memory.fill(fed, original, progress)
+    return Remembered(memory)
+
+
+def recovered(
+    student: nn.Module,
+    fed: Feed,
+    training: Training,
+    lesson: Lesson,
+    *,
+    keeper: Keeper | None = None,
+    enough: Callable[[nn.Module], bool] | None = None,
+    progress: Tell = quiet,
+) -> Curve:
+    """Let a trainable model learn, in place."""
+    moves = moving(student, training.train, training.rank, training.seed)
+    optimizer = make(training.optimizer, moves.phi.values(), training.rate, **training.knobs)
+    learner = Learner(
+        model=student,
+        moving=moves,
+        optimizer=optimizer,
+        lesson=lesson,
+        schedule="constant" if training.optimizer == "schedulefree" else training.schedule,
+        warmup=training.warmup,
+        floor=training.floor,
+        clip=training.clip,
+        accumulate=training.accumulate,
+        ema=training.ema,
+        bf16=training.bf16,
+        checkpointing=training.checkpointing,
+        norms=training.norms,
+    )
+    until, watched = training.until(fed), {"looks": training.looks, "patience": training.patience}
+    return learn(learner, fed, until, keeper=keeper, enough=enough, progress=progress, **watched)  # type: ignore[arg-type]
+
+
+def begin_near(student: nn.Module, original: nn.Module) -> None:
+    """Let latent weights begin as near to the original's as they may be without changing a matrix.
+
+    Layers that have lost channels begin where they are.
+
+    Raises:
+        ModelError: none of the compressed layers is one of the original's.
+    """
+    others = compressible(original)
+    layers = {name: layer for name, layer in compressible(student).items() if isinstance(layer, CompressedLayer)}
+    if layers and not layers.keys() & others.keys():
+        raise ModelError(
+            f"recover: the original has no layer {next(iter(layers))!r}; give the model that this one was made from"
+        )
+    for name, layer in layers.items():
+        if name in others and isinstance(layer.matrix, Trainable):
+            weight = weight_of(others[name])
+            if weight.shape == layer.weight.shape:
+                layer.matrix.near(weight.dense())
