@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+from contextlib import nullcontext
 from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,7 +13,7 @@ from lissom.cli.options import Confidence, Events, Length, Out, Relative
 from lissom.cli.read import drawn, read_arrays, read_budgets
 from lissom.cli.show import console
 from lissom.cli.working import emit, working
-from lissom.progress import Progress, Tell
+from lissom.progress import Progress, Tell, quiet
 
 if TYPE_CHECKING:
     from lissom.artifact import Opened
@@ -64,6 +65,9 @@ def recover(
     top_k: Annotated[
         int, typer.Option(help="remember so many probabilities of the original, which then need not be in memory")
     ] = 0,
+    gradients: Annotated[
+        str, typer.Option(help="with torchrun: what gradients travel in, such as int8, int4, powersgd")
+    ] = "float32",
     loss: Annotated[str, typer.Option(help="kl, or mse of outputs that are no class scores")] = "kl",
     length: Length = 512,
     seed: Annotated[int, typer.Option(help="of the order of examples", min=0)] = 0,
@@ -78,6 +82,7 @@ def recover(
     from lissom.errors import DataError
     from lissom.evaluate import metric
     from lissom.recover.folder import race_folder, recover_folder
+    from lissom.recover.parallel.workers import is_first
     from lissom.recover.race import named
     from lissom.recover.training import Training
 
@@ -103,13 +108,14 @@ def recover(
         hidden=tuple(hidden or ()),
         top_k=top_k,
         loss=loss,
+        gradients=gradients,
         seed=seed,
     )
     if until_budget and (compare or test is None or original is None):
         raise DataError(
             "--until-budget: give --original, and by --test examples that are not learned from; no --compare"
         )
-    with working(json_lines) as tell:
+    with working(json_lines) if is_first() else nullcontext(quiet) as tell:
         tell(Progress(stage="read", text=str(artifact)))
         check_free(out)
         opened = open_folder(artifact)
@@ -132,7 +138,9 @@ def recover(
             learned = recover_folder(
                 artifact, examples, out, training, original=original, examples=tests, budgets=budgets, progress=tell
             )
-        page = write_page(learned, artifact, out, tell)
+        page = write_page(learned, artifact, out, tell) if is_first() else out
+    if not is_first():
+        return
     if json_lines:
         figures = {"best": learned.curve.best, "looks": len(learned.curve.looks), "verdict": learned.verdict}
         losses = {"loss_before": learned.curve.before.held, "loss_after": learned.curve.after.held}

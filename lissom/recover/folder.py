@@ -2,12 +2,13 @@
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from lissom.artifact import open_folder, save
@@ -20,7 +21,7 @@ from lissom.calibrate import Batch
 from lissom.calibrate.data import each
 from lissom.compress import Piece
 from lissom.compress.stream import exactly
-from lissom.errors import DataError, ModelError
+from lissom.errors import DataError, ModelError, RecipeError
 from lissom.estimate import Certificate
 from lissom.evaluate import Given, budgets_of
 from lissom.evaluate.examples import tensors
@@ -34,6 +35,7 @@ from lissom.recover.feed import feed
 from lissom.recover.loop import Curve
 from lissom.recover.memory import Memory
 from lissom.recover.model import AS_SAID, begin_near, lesson_of, recovered
+from lissom.recover.parallel.workers import workers
 from lissom.recover.race import Contender, race
 from lissom.recover.training import Training
 from lissom.types import Recipe
@@ -53,6 +55,7 @@ class Learned:
         return self.certificate.verdict if self.certificate else ""
 
 
+CPU = torch.device("cpu")
 PLACES = ("state 0", "state 1")  # by turns: while one is written, the other is whole
 
 
@@ -73,7 +76,8 @@ def recover_folder(
 
     Who is stopped makes the same call again, and goes on at the last look, to the same result unless it is time that
     ends it: how far it has come is in a hidden folder beside `out` until that appears. What the folder's certificate
-    says is not true of what has learned: it is left out.
+    says is not true of what has learned: it is left out. Where torchrun has started several processes, each calls this
+    and learns from its share of every batch; the first one writes.
 
     Args:
         folder: what lissom wrote; a language model or a module.
@@ -109,23 +113,32 @@ def recover_folder(
         "budgets": of_json({kind.name: plain(budget) for kind, budget in limits.items()}),
         "code": of_code(),
     }
-    with Journal.open(out.parent / f".{out.name}.recover", asked) as journal:
-        student = begun(opened, training)
-        reading = partial(read_original, original, model)
+    place = out.parent / f".{out.name}.recover"
+    with workers() as team, Journal.open(place, asked) if team.first else nullcontext() as journal:
+        student = begun(opened, training).to(team.device)
+        reading = partial(read_original, original, model, team.device)
         fed = feed(data, batch=training.batch, held=held, seed=training.seed)
+        if training.top_k and team.count > 1:
+            raise RecipeError(
+                "recover: what the original says is remembered by one worker only; leave out top_k, or start one"
+            )
         memory = Memory(training.top_k, journal)
         lesson = lesson_of(training, fed, None if original is None else reading, memory, progress)
         if original is not None:
             begin_near(student, reading())
-        inside = (
-            Inside(original=reading(), examples=examples, budgets=limits) if examples is not None and limits else None
-        )
+        inside = None
+        if examples is not None and limits and team.first:
+            inside = Inside(original=reading(), examples=examples, budgets=limits)
+        keeper = None if journal is None else Kept(journal)
         with learnable(student):
-            curve = recovered(student, fed, training, lesson, keeper=Kept(journal), enough=inside, progress=progress)
+            curve = recovered(
+                student, fed, training, lesson, team=team, keeper=keeper, enough=inside, progress=progress
+            )
         found = Learned(curve=curve, certificate=None if inside is None else inside.certificate)
-        progress(Progress(stage="write", text=str(out)))
-        write_learned(opened, student, out, data, training, found)
-        journal.remove()
+        if journal is not None:
+            progress(Progress(stage="write", text=str(out)))
+            write_learned(opened, student.cpu(), out, data, training, found)
+            journal.remove()
     return found
 
 
@@ -172,10 +185,10 @@ def begun(opened: Opened, training: Training) -> nn.Module:
     return unfreeze(opened.model)
 
 
-def read_original(folder: str | Path | None, model: nn.Module | None) -> nn.Module:
-    """The original, whose matrices of 16 bits stay as they are stored."""
+def read_original(folder: str | Path | None, model: nn.Module | None, device: torch.device = CPU) -> nn.Module:
+    """The original; on a processor its matrices of 16 bits stay as they are stored."""
     assert folder is not None
-    return open_folder(folder, base=copy.deepcopy(model), narrow=True).model
+    return open_folder(folder, base=copy.deepcopy(model), narrow=device.type == "cpu").model.to(device)
 
 
 @contextmanager

@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from lissom.calibrate import Batch, call
 from lissom.calibrate.data import TARGETS, device_of
@@ -178,6 +179,7 @@ def named(model: nn.Module, wildcards: Sequence[str]) -> list[str]:
 def outputs(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
     """What the modules of these names give while the block runs."""
     found: dict[str, Tensor] = {}
+    model = model.module if isinstance(model, DistributedDataParallel) else model
     with ExitStack() as stack:
         for name in names:
 

@@ -7,7 +7,7 @@ goes on where it was looked at last, to the same result, unless it is time that 
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -15,20 +15,26 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from lissom.calibrate.data import device_of
 from lissom.compress.layers import evaluating
+from lissom.errors import RecipeError
 from lissom.progress import Progress, Tell, quiet
 from lissom.recover.checkpointing import checkpointed
 from lissom.recover.feed import Feed, Lot, counted, size
 from lissom.recover.lessons import Lesson, finite
 from lissom.recover.moving import Moving
 from lissom.recover.optimizers import judging
+from lissom.recover.parallel.gradients import compress_gradients
+from lissom.recover.parallel.wire import Meter
+from lissom.recover.parallel.workers import ALONE, Workers
 from lissom.recover.schedules import rate
 from lissom.recover.state import packed, unpacked
 from lissom.statistics import multiplies_bfloat16
 
+PLAIN = "float32"  # gradients as they are
 LOOKS = 20  # at what was held out
 TICKS = 10**9  # of a schedule, where it is time that ends it
 Phi = dict[Parameter, Tensor]
@@ -108,6 +114,8 @@ class Learner:
         bf16: whether products are taken in bfloat16 while learning, where the hardware has such.
         checkpointing: whether activations are computed again on the way back.
         norms: whether batch norms take the statistics of each batch, and remember them, while learning.
+        workers: those that learn together, each from its share of every batch.
+        gradients: what they travel in between workers: float32, or a kind of `compress_gradients`.
     """
 
     model: nn.Module
@@ -123,21 +131,45 @@ class Learner:
     bf16: bool = True
     checkpointing: bool = False
     norms: bool = True
+    workers: Workers = ALONE
+    gradients: str = PLAIN
+    meter: Meter | None = field(init=False, default=None)
+    shared: nn.Module = field(init=False)
     rates: list[float] = field(init=False)
     average: Phi | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         rate(self.schedule, 0, TICKS, int(self.warmup * TICKS), self.floor)  # refuses what cannot be
+        self.shared = self.model
+        if self.workers.count == 1 and self.gradients != PLAIN:
+            raise RecipeError(
+                f"gradients: {self.gradients!r} is how they travel between workers, and there is one; start several, "
+                "with torchrun, or leave it out"
+            )
         if self.ema:
             self.average = self.moving.copied()
+
+    def join(self, lot: Lot) -> None:
+        """Share the model with the other workers; `lot` tells whether all that moves has a gradient."""
+        if self.workers.group is None:
+            return
+        self.take_gradients(lot)
+        missing = sum(phi.grad is None for phi in self.moving.phi.values())
+        unused = self.workers.mean(missing, 1) > 0
+        self.shared = DistributedDataParallel(
+            self.model, process_group=self.workers.group, find_unused_parameters=unused
+        )
+        if self.gradients != PLAIN:
+            self.meter = compress_gradients(self.shared, self.gradients)
 
     def step(self, lot: Lot, share: float, number: int) -> float:
         """Learn from a batch; the loss before. `share` is how much of all is done, steps count from 1."""
         factor = rate(self.schedule, int(share * TICKS), TICKS, int(self.warmup * TICKS), self.floor)
         for group, lr in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = lr * factor
-        closure: Any = lambda: self.gradients(lot)  # noqa: E731, of a tensor, whatever its stub says
+        own = lot.share(self.workers.rank, self.workers.count)
+        closure: Any = lambda: self.take_gradients(own)  # noqa: E731, of a tensor, whatever its stub says
         found = finite(self.optimizer.step(closure))
         if self.average is not None:
             stays = min(self.ema, number / (number + 9))  # at first it follows soon
@@ -145,21 +177,28 @@ class Learner:
                 self.average[p].lerp_(phi.detach(), 1 - stays)
         return found
 
-    def gradients(self, lot: Lot) -> Tensor:
-        """Compute those of φ, where it is now; the loss there."""
+    def take_gradients(self, lot: Lot) -> Tensor:
+        """Compute those of φ, where it is now, as means over all workers; the loss there, of this one."""
         self.moving.place()
         device, whole = device_of(self.model), size(lot.batch)
         bf16 = self.bf16 and (device.type != "cpu" or multiplies_bfloat16())
         total = torch.zeros((), device=device)
-        for part in lot.parts(self.accumulate):
-            with torch.enable_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                loss = self.lesson.loss(self.model, part) * (size(part.batch) / whole)
-            loss.backward()
+        parts = lot.parts(self.accumulate)
+        for part in parts:
+            autocast = torch.autocast(device.type, torch.bfloat16, enabled=bf16)
+            with nullcontext() if part is parts[-1] else self.apart(), torch.enable_grad(), autocast:
+                loss = self.lesson.loss(self.shared, part) * (size(part.batch) / whole)
+                loss.backward()
             total += loss.detach()
         self.moving.pull()
         if self.clip:
             nn.utils.clip_grad_norm_(list(self.moving.phi.values()), self.clip)
         return total
+
+    def apart(self) -> AbstractContextManager[None]:
+        """Within the block gradients add up on each worker by itself."""
+        shared = self.shared
+        return shared.no_sync() if isinstance(shared, DistributedDataParallel) else nullcontext()
 
     def best(self) -> Phi:
         """φ as it is to be looked at and kept; to be called where the optimizer judges."""
@@ -230,18 +269,21 @@ def learn(
     Raises:
         DataError: the loss is no number, or the data comes to its end.
     """
-    story = Story(learner, feed)
+    story, workers = Story(learner, feed), learner.workers
     story.begin(keeper)
+    learner.join(feed.held[0])
     with learner.learning():
         for lot in feed.lots(story.step):
-            share = until.share(story.step, story.seconds)
+            share = story.share(until)
             if share >= 1 or story.worse(patience) or story.enough:
                 break
             story.learn(lot, share)
-            now = until.share(story.step, story.seconds)
+            now = story.share(until)
             if math.floor(now * looks) > math.floor(share * looks) or now >= 1:
                 story.look(enough)
                 story.keep(keeper)
+                if not workers.first:
+                    continue
                 total = until.steps if until.seconds is None else None
                 text = f"loss {story.looks[-1].held:.4g} on what is held out, at first {story.looks[0].held:.4g}"
                 progress(Progress(stage="recover", text=text, done=story.step, total=total))
@@ -265,9 +307,14 @@ class Story:
         """How long it has taken, with what was done before it was stopped."""
         return self.before + time.monotonic() - self.since
 
+    def share(self, until: Until) -> float:
+        """How much of it is done; where it is time that ends it, by the clock of the first worker."""
+        found = until.share(self.step, self.seconds)
+        return found if until.seconds is None else self.learner.workers.agreed(found)
+
     def begin(self, keeper: Keeper | None) -> None:
         """Where it was kept, or from the start."""
-        kept = None if keeper is None else keeper.last()
+        kept = self.learner.workers.told(None if keeper is None else keeper.last())
         if kept is None:
             self.look(None)
             self.keep(keeper)
@@ -288,7 +335,7 @@ class Story:
     def look(self, enough: Callable[[nn.Module], bool] | None) -> None:
         """See how the model does on what was held out, and remember it if it is the best so far."""
         learner = self.learner
-        learned = sum(self.losses) / len(self.losses) if self.losses else None
+        learned = learner.workers.mean(sum(self.losses), len(self.losses)) if self.losses else None
         with judging(learner.optimizer):
             phi = learner.best()
         learner.moving.place(phi)
@@ -299,7 +346,8 @@ class Story:
             self.best = len(self.looks) - 1
             buffers = {name: own.clone() for name, own in learner.buffers().items()}
             self.found = {"phi": learner.moving.named(phi), "buffers": buffers}
-            self.enough = enough is not None and enough(learner.model)
+            found = learner.workers.first and enough is not None and enough(learner.model)
+            self.enough = bool(learner.workers.agreed(found))
 
     def worse(self, patience: int | None) -> bool:
         """Whether it was no better for so many looks."""
@@ -329,8 +377,10 @@ def judged(learner: Learner, feed: Feed) -> float:
     norms = [part for part in learner.model.modules() if isinstance(part, _BatchNorm) and part.training]
     for part in norms:
         part.eval()
-    sizes = [size(lot.batch) for lot in feed.held]
-    found = [finite(learner.lesson.loss(learner.model, lot)) for lot in feed.held]
+    workers = learner.workers
+    own = feed.held[workers.rank :: workers.count]
+    sizes = [size(lot.batch) for lot in own]
+    found = [finite(learner.lesson.loss(learner.model, lot)) for lot in own]
     for part in norms:
         part.train()
-    return sum(n * one for n, one in zip(sizes, found, strict=True)) / sum(sizes)
+    return workers.mean(sum(n * one for n, one in zip(sizes, found, strict=True)), sum(sizes))

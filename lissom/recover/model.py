@@ -18,6 +18,7 @@ from lissom.recover.loop import Curve, Keeper, Learner, learn
 from lissom.recover.memory import Memory
 from lissom.recover.moving import moving
 from lissom.recover.optimizers import make
+from lissom.recover.parallel.workers import ALONE, Workers, workers
 from lissom.recover.training import Training
 
 AS_SAID = Training()
@@ -61,7 +62,10 @@ def recover_model(
     lesson = lesson_of(training, fed, None if original is None else lambda: original, Memory(training.top_k))
     if original is not None:
         begin_near(student, original)
-    curve = recovered(student, fed, training, lesson, progress=progress)
+    with workers() as team:
+        curve = recovered(
+            student.to(team.device) if team.count > 1 else student, fed, training, lesson, team=team, progress=progress
+        )
     return Recovered(model=student, curve=curve)
 
 
@@ -95,11 +99,16 @@ def recovered(
     training: Training,
     lesson: Lesson,
     *,
+    team: Workers = ALONE,
     keeper: Keeper | None = None,
     enough: Callable[[nn.Module], bool] | None = None,
     progress: Tell = quiet,
 ) -> Curve:
     """Let a trainable model learn, in place."""
+    if training.batch % team.count and isinstance(fed, Examples):
+        raise DataError(
+            f"batch={training.batch} cannot be shared among {team.count} workers; give a multiple of {team.count}"
+        )
     moves = moving(student, training.train, training.rank, training.seed)
     optimizer = make(training.optimizer, moves.phi.values(), training.rate, **training.knobs)
     learner = Learner(
@@ -116,6 +125,8 @@ def recovered(
         bf16=training.bf16,
         checkpointing=training.checkpointing,
         norms=training.norms,
+        workers=team,
+        gradients=training.gradients,
     )
     until, watched = training.until(fed), {"looks": training.looks, "patience": training.patience}
     return learn(learner, fed, until, keeper=keeper, enough=enough, progress=progress, **watched)  # type: ignore[arg-type]

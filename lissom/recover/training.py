@@ -8,9 +8,10 @@ from typing import Any
 from lissom.errors import DataError, RecipeError, meant
 from lissom.recover.feed import Feed, counted
 from lissom.recover.lessons import LOSSES
-from lissom.recover.loop import LOOKS, Until
+from lissom.recover.loop import LOOKS, PLAIN, Until
 from lissom.recover.moving import TRAIN
 from lissom.recover.optimizers import OPTIMIZERS
+from lissom.recover.parallel.gradients import KINDS
 from lissom.recover.schedules import rate
 from lissom.techniques.knobs import above, at_least, fraction, one_of, seed_of
 from lissom.types import Knob
@@ -59,6 +60,7 @@ class Training:
         bf16: whether products are taken in bfloat16 while learning, where the hardware has such.
         checkpointing: whether activations are computed again on the way back, for less memory.
         norms: whether batch norms take the statistics of each batch while learning.
+        gradients: what they travel in between several workers: float32, or fewer bits by a kind of `KINDS`.
         seed: of the order of examples, and of products of low rank.
     """
 
@@ -88,6 +90,7 @@ class Training:
     bf16: bool = True
     checkpointing: bool = False
     norms: bool = True
+    gradients: str = PLAIN
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -97,6 +100,7 @@ class Training:
             )
         one_of(TRAIN, train=self.train)
         one_of(LOSSES, loss=self.loss)
+        one_of((PLAIN, *KINDS), gradients=self.gradients)
         fraction(warmup=self.warmup, ema=self.ema)
         rate(self.schedule, 0, 1, 0, self.floor)
         at_least(1, rank=self.rank, batch=self.batch, accumulate=self.accumulate, looks=self.looks)

@@ -108,7 +108,7 @@ def test_accumulated_gradients_are_those_of_the_batch() -> None:
     found = []
     for parts in (1, 4):
         one = learner(model, original, accumulate=parts, clip=0.0)
-        loss = one.gradients(lot)
+        loss = one.take_gradients(lot)
         found.append([loss, *(phi.grad for phi in one.moving.phi.values())])
     for whole, summed in zip(*found, strict=True):
         assert torch.allclose(whole, summed, rtol=1e-4, atol=1e-7)  # type: ignore[arg-type]
@@ -122,7 +122,7 @@ def test_activations_computed_again_give_the_same_gradients() -> None:
     for again in (False, True):
         one = learner(model, original, checkpointing=again)
         with one.learning():
-            one.gradients(lot)
+            one.take_gradients(lot)
         found.append([phi.grad for phi in one.moving.phi.values()])
         assert "forward" not in vars(one.model[0])  # type: ignore[index]
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))  # type: ignore[arg-type]
@@ -133,7 +133,7 @@ def test_activations_computed_again_give_the_same_gradients() -> None:
 def test_gradients_are_cut_together() -> None:
     original, data = task()
     one = learner(two_bits(original, data), original, clip=0.01)
-    one.gradients(next(feed(data, batch=30).lots(0)))
+    one.take_gradients(next(feed(data, batch=30).lots(0)))
     norms = torch.stack([phi.grad.norm() for phi in one.moving.phi.values() if phi.grad is not None])
     assert float(norms.norm()) == pytest.approx(0.01, rel=1e-3)
 

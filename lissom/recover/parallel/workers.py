@@ -1,0 +1,91 @@
+"""Workers: the processes that train one model together, as torchrun starts them; one process is alone."""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+Kept = tuple[dict[str, Any], dict[str, Tensor]]  # what JSON can hold, and tensors by name
+
+
+class Workers:
+    """How many there are, which of them this is, and what they tell one another. `group` is None where one is alone."""
+
+    def __init__(self, group: dist.ProcessGroup | None = None, device: torch.device | None = None) -> None:
+        self.group, self.device = group, device or torch.device("cpu")
+        self.rank, self.count = (0, 1) if group is None else (group.rank(), group.size())
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one that writes, and that talks to the user."""
+        return self.rank == 0
+
+    def mean(self, total: float, weight: float) -> float:
+        """The totals of all over the weights of all."""
+        if self.group is None:
+            return total / weight
+        both = torch.tensor([total, weight], dtype=torch.float64, device=self.device)
+        dist.all_reduce(both, group=self.group)
+        return float(both[0] / both[1])
+
+    def agreed(self, value: float) -> float:
+        """The first one's, by all."""
+        if self.group is None:
+            return value
+        told = torch.tensor(value, dtype=torch.float64, device=self.device)
+        dist.broadcast(told, 0, self.group)
+        return float(told)
+
+    def wait(self) -> None:
+        """Until all have come so far."""
+        self.mean(0.0, 1.0)
+
+    def told(self, kept: Kept | None) -> Kept | None:
+        """What the first one has, by all; the others give None."""
+        if self.group is None:
+            return kept
+        record, tensors = kept or ({}, {})
+        shapes = {name: [str(t.dtype).removeprefix("torch."), list(t.shape)] for name, t in tensors.items()}
+        head = json.dumps([kept is not None, record, shapes]).encode() if self.first else b""
+        size = int(self.agreed(len(head)))
+        letter = torch.frombuffer(bytearray(head.ljust(size)), dtype=torch.uint8).to(self.device)
+        dist.broadcast(letter, 0, self.group)
+        there, record, shapes = json.loads(bytes(letter.cpu().tolist()))
+        found = {}
+        for name, (kind, shape) in shapes.items():
+            own = tensors[name] if self.first else torch.empty(shape, dtype=getattr(torch, kind))
+            sent = own.detach().to(self.device).contiguous()
+            dist.broadcast(sent, 0, self.group)
+            found[name] = sent.cpu()
+        return (record, found) if there else None
+
+
+ALONE = Workers()
+
+
+def is_first() -> bool:
+    """Whether this process is the first of those that torchrun has started, or alone."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+@contextmanager
+def workers() -> Iterator[Workers]:
+    """Those that torchrun has started, this being one of them; else this process alone."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield ALONE
+        return
+    gpu = torch.cuda.is_available()
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if gpu else torch.device("cpu")
+    begun = not dist.is_initialized()
+    if begun:
+        dist.init_process_group("nccl" if gpu else "gloo")
+    try:
+        yield Workers(dist.group.WORLD, device)
+    finally:
+        if begun:
+            dist.destroy_process_group()
