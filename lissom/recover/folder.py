@@ -77,7 +77,7 @@ def recover_folder(
     Who is stopped makes the same call again, and goes on at the last look, to the same result unless it is time that
     ends it: how far it has come is in a hidden folder beside `out` until that appears. What the folder's certificate
     says is not true of what has learned: it is left out. Where torchrun has started several processes, each calls this
-    and learns from its share of every batch; the first one writes.
+    and learns from its share of every batch; the first one writes. What gradients in few bits still owe is not kept.
 
     Args:
         folder: what lissom wrote; a language model or a module.

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 Kept = tuple[dict[str, Any], dict[str, Tensor]]  # what JSON can hold, and tensors by name
 
@@ -83,7 +84,11 @@ def workers() -> Iterator[Workers]:
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if gpu else torch.device("cpu")
     begun = not dist.is_initialized()
     if begun:
-        dist.init_process_group("nccl" if gpu else "gloo")
+        store, rank, count = next(rendezvous("env://"))
+        # torchrun starts workers anew with the store that has the addresses of those that died
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        store = dist.PrefixStore(f"attempt {attempt}", store)  # type: ignore[attr-defined]
+        dist.init_process_group("nccl" if gpu else "gloo", store=store, rank=rank, world_size=count)
     try:
         yield Workers(dist.group.WORLD, device)
     finally:
