@@ -65,6 +65,9 @@ def recover(
     top_k: Annotated[
         int, typer.Option(help="remember so many probabilities of the original, which then need not be in memory")
     ] = 0,
+    parallel: Annotated[
+        str, typer.Option(help="with torchrun: how workers divide the work, such as data=2,shard=4; by default data")
+    ] = "",
     gradients: Annotated[
         str, typer.Option(help="with torchrun: what gradients travel in, such as int8, int4, powersgd")
     ] = "float32",
@@ -82,6 +85,7 @@ def recover(
     from lissom.errors import DataError
     from lissom.evaluate import metric
     from lissom.recover.folder import race_folder, recover_folder
+    from lissom.recover.parallel.layout import read_layout
     from lissom.recover.parallel.workers import is_first
     from lissom.recover.race import named
     from lissom.recover.training import Training
@@ -136,7 +140,15 @@ def recover(
             kind = metric("accuracy" if opened.tokenizer is None else "perplexity")
             budgets = read_budgets(until_budget, kind, None, confidence, relative) if until_budget else None
             learned = recover_folder(
-                artifact, examples, out, training, original=original, examples=tests, budgets=budgets, progress=tell
+                artifact,
+                examples,
+                out,
+                training,
+                original=original,
+                examples=tests,
+                budgets=budgets,
+                layout=read_layout(parallel),
+                progress=tell,
             )
         page = write_page(learned, artifact, out, tell) if is_first() else out
     if not is_first():

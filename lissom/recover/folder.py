@@ -34,7 +34,8 @@ from lissom.recover.budget import Inside
 from lissom.recover.feed import feed
 from lissom.recover.loop import Curve
 from lissom.recover.memory import Memory
-from lissom.recover.model import AS_SAID, begin_near, lesson_of, recovered
+from lissom.recover.model import ALL, AS_SAID, begin_near, lesson_of, recovered, whole
+from lissom.recover.parallel.layout import Layout
 from lissom.recover.parallel.workers import workers
 from lissom.recover.race import Contender, race
 from lissom.recover.training import Training
@@ -70,6 +71,7 @@ def recover_folder(
     examples: Batch | None = None,
     budgets: Given | None = None,
     model: nn.Module | None = None,
+    layout: Layout = ALL,
     progress: Tell = quiet,
 ) -> Learned:
     """Let the compressed model of a folder learn, in its formats, and write what comes of it as a new folder.
@@ -89,6 +91,7 @@ def recover_folder(
         examples, budgets: it ends sooner where the model is certified to be inside these budgets, of metrics by name or
             itself, by examples that are in random order and not learned from (`budget.py`); for that the original runs.
         model: an instance of the module's class, where the folder needs it.
+        layout: how several workers divide the work (`read_layout`); by default each has the whole model.
         progress: told of each look at what is held out.
 
     Raises:
@@ -127,17 +130,28 @@ def recover_folder(
         if original is not None:
             begin_near(student, reading())
         inside = None
-        if examples is not None and limits and team.first:
+        if examples is not None and limits:
             inside = Inside(original=reading(), examples=examples, budgets=limits)
         keeper = None if journal is None else Kept(journal)
         with learnable(student):
             curve = recovered(
-                student, fed, training, lesson, team=team, keeper=keeper, enough=inside, progress=progress
+                student,
+                fed,
+                training,
+                lesson,
+                team=team,
+                layout=layout,
+                keeper=keeper,
+                enough=inside,
+                progress=progress,
             )
+        taught = whole(
+            student, lambda: begun(open_folder(folder, base=copy.deepcopy(model)), training), training, team.first
+        )
         found = Learned(curve=curve, certificate=None if inside is None else inside.certificate)
         if journal is not None:
             progress(Progress(stage="write", text=str(out)))
-            write_learned(opened, student.cpu(), out, data, training, found)
+            write_learned(opened, taught.cpu(), out, data, training, found)
             journal.remove()
     return found
 

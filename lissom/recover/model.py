@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from torch import nn
@@ -13,15 +14,18 @@ from lissom.models import compressible, weight_of
 from lissom.models.experts import apart
 from lissom.progress import Tell, quiet
 from lissom.recover.feed import Examples, Feed, feed
+from lissom.recover.learner import PLAIN, Learner
 from lissom.recover.lessons import Labels, Lesson, Original, Remembered
-from lissom.recover.loop import Curve, Keeper, Learner, learn
+from lissom.recover.loop import Curve, Keeper, learn
 from lissom.recover.memory import Memory
-from lissom.recover.moving import moving
+from lissom.recover.moving import Moving, units_of
 from lissom.recover.optimizers import make
+from lissom.recover.parallel.layout import Layout, check_layout, gather, is_sharded, parallelize
 from lissom.recover.parallel.workers import ALONE, Workers, workers
 from lissom.recover.training import Training
 
 AS_SAID = Training()
+ALL: Layout = MappingProxyType({})  # workers have the whole model each
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +43,7 @@ def recover_model(
     *,
     original: nn.Module | None = None,
     held: Any = 0.05,
+    layout: Layout = ALL,
     progress: Tell = quiet,
 ) -> Recovered:
     """A copy of a compressed model that has learned, in its formats, to do what the original does.
@@ -50,6 +55,8 @@ def recover_model(
         training: how to learn; by default all that the formats can move, four passes of AdamW.
         original: the model that it was made from, whose predictions are learned; without it the data's labels are.
         held: the share of the data that is not learned from but judged by, or data of its own for that.
+        layout: how workers that torchrun has started divide the work (`read_layout`); by default each has the whole
+            model and learns from its share of every batch.
         progress: told of each look at what is held out.
 
     Raises:
@@ -63,10 +70,10 @@ def recover_model(
     if original is not None:
         begin_near(student, original)
     with workers() as team:
-        curve = recovered(
-            student.to(team.device) if team.count > 1 else student, fed, training, lesson, team=team, progress=progress
-        )
-    return Recovered(model=student, curve=curve)
+        student.to(team.device)
+        curve = recovered(student, fed, training, lesson, team=team, layout=layout, progress=progress)
+        found = whole(student, lambda: unfreeze(apart(copy.deepcopy(model))), training)
+    return Recovered(model=found, curve=curve)
 
 
 def lesson_of(
@@ -100,6 +107,7 @@ def recovered(
     lesson: Lesson,
     *,
     team: Workers = ALONE,
+    layout: Layout = ALL,
     keeper: Keeper | None = None,
     enough: Callable[[nn.Module], bool] | None = None,
     progress: Tell = quiet,
@@ -109,7 +117,10 @@ def recovered(
         raise DataError(
             f"batch={training.batch} cannot be shared among {team.count} workers; give a multiple of {team.count}"
         )
-    moves = moving(student, training.train, training.rank, training.seed)
+    check_layout(layout, team, training.optimizer, training.gradients != PLAIN)
+    units = units_of(student, training.train, training.rank, training.seed)
+    parallelize(student, layout, team)
+    moves = Moving(student, units)
     optimizer = make(training.optimizer, moves.phi.values(), training.rate, **training.knobs)
     learner = Learner(
         model=student,
@@ -130,6 +141,20 @@ def recovered(
     )
     until, watched = training.until(fed), {"looks": training.looks, "patience": training.patience}
     return learn(learner, fed, until, keeper=keeper, enough=enough, progress=progress, **watched)  # type: ignore[arg-type]
+
+
+def whole(student: nn.Module, fresh: Callable[[], nn.Module], training: Training, every: bool = True) -> nn.Module:
+    """What has learned, by one worker that has all of it: a fresh model with what the sharded one has, else itself.
+
+    All workers must call it; where it is not wanted by `every` one, the others give False and get the sharded one.
+    """
+    if not is_sharded(student):
+        return student
+    found = fresh() if every else None
+    if found is not None:
+        units_of(found, training.train, training.rank, training.seed)  # puts what is beside the weights beside them
+    gather(student, found)
+    return student if found is None else found
 
 
 def begin_near(student: nn.Module, original: nn.Module) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn import Parameter
 
 from lissom.errors import RecipeError
@@ -29,11 +30,14 @@ Units = dict[Parameter, Tensor]
 
 
 class Moving:
-    """The parameters of a model that move, and the φ of each, by the name that it has in the model."""
+    """The parameters of a model that move, and the φ of each, by the name that it has in the model.
 
-    def __init__(self, model: nn.Module, units: Mapping[Parameter, Tensor]) -> None:
-        self.names = {p: name for name, p in model.named_parameters() if p in units}
-        self.units = {p: units[p].expand_as(p) for p in self.names}
+    Where parameters are sharded over several workers, so is everything that belongs to them.
+    """
+
+    def __init__(self, model: nn.Module, units: Mapping[str, Tensor]) -> None:
+        self.names = {p: name for name, p in model.named_parameters() if name in units}
+        self.units = {p: alike(units[name].expand(p.shape), p) for p, name in self.names.items()}
         self.begun = {p: p.detach().clone() for p in self.names}
         self.phi = {p: Parameter(torch.zeros_like(p)) for p in self.names}
 
@@ -41,7 +45,7 @@ class Moving:
     def place(self, phi: Mapping[Parameter, Tensor] | None = None) -> None:
         """Put the model where φ is, or another one by the same parameters."""
         for p, own in (phi or self.phi).items():
-            torch.addcmul(self.begun[p], self.units[p], own, out=p)
+            p.copy_(torch.addcmul(self.begun[p], self.units[p], own))
 
     @torch.no_grad()
     def pull(self) -> None:
@@ -59,12 +63,24 @@ class Moving:
         return {self.names[p]: own.detach() for p, own in phi.items()}
 
     def by_parameter(self, named: Mapping[str, Tensor]) -> dict[Parameter, Tensor]:
-        """The inverse of `named`."""
-        return {p: named[name] for p, name in self.names.items()}
+        """The inverse of `named`, also of tensors that are whole where the parameters are sharded."""
+        return {p: alike(named[name], p) for p, name in self.names.items()}
+
+
+def alike(whole: Tensor, p: Tensor) -> Tensor:
+    """A tensor where another one of its shape is: in its shards, where that has such."""
+    if isinstance(p, DTensor) and not isinstance(whole, DTensor):
+        return distribute_tensor(whole.to(p.device).contiguous(), p.device_mesh, p.placements)
+    return whole.to(p.device)
 
 
 def moving(model: nn.Module, train: str = "weights", rank: int = 16, seed: int = 0) -> Moving:
-    """Choose what moves; all other parameters of the model are frozen from now on.
+    """What moves of a model that is not sharded; as `units_of`, which says more."""
+    return Moving(model, units_of(model, train, rank, seed))
+
+
+def units_of(model: nn.Module, train: str = "weights", rank: int = 16, seed: int = 0) -> dict[str, Tensor]:
+    """Choose what moves, and its units by name; all other parameters of the model are frozen from now on.
 
     Args:
         model: its compressed layers are trainable.
@@ -86,7 +102,7 @@ def moving(model: nn.Module, train: str = "weights", rank: int = 16, seed: int =
         )
     for p in model.parameters():
         p.requires_grad_(p in units)
-    return Moving(model, units)
+    return {name: units[p] for name, p in model.named_parameters() if p in units}
 
 
 def within(model: nn.Module, train: str) -> Units:

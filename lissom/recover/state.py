@@ -4,14 +4,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 PLAIN = (type(None), bool, int, float, str)
 
 
 def packed(value: Any, tensors: dict[str, Tensor], prefix: str = "") -> Any:
-    """A nest of dicts, lists, numbers and tensors as JSON; its tensors go to `tensors`, by their place in it."""
+    """A nest of dicts, lists, numbers and tensors as JSON; its tensors go to `tensors`, by their place in it.
+
+    Those that are sharded become whole: all workers must call it.
+    """
     if isinstance(value, Tensor):
-        tensors[prefix] = value.detach()
+        tensors[prefix] = (value.full_tensor() if isinstance(value, DTensor) else value).detach()
         return {"tensor": prefix}
     if isinstance(value, Mapping):
         return {"dict": [[key, packed(own, tensors, f"{prefix}.{key}".strip("."))] for key, own in value.items()]}

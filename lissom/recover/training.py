@@ -7,8 +7,9 @@ from typing import Any
 
 from lissom.errors import DataError, RecipeError, meant
 from lissom.recover.feed import Feed, counted
+from lissom.recover.learner import PLAIN
 from lissom.recover.lessons import LOSSES
-from lissom.recover.loop import LOOKS, PLAIN, Until
+from lissom.recover.loop import LOOKS, Until
 from lissom.recover.moving import TRAIN
 from lissom.recover.optimizers import OPTIMIZERS
 from lissom.recover.parallel.gradients import KINDS

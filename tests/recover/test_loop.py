@@ -11,8 +11,9 @@ from torch import Tensor, nn
 import lissom
 from lissom.errors import DataError, RecipeError
 from lissom.recover.feed import feed
+from lissom.recover.learner import Learner
 from lissom.recover.lessons import Labels, Original
-from lissom.recover.loop import Curve, Learner, Until, learn
+from lissom.recover.loop import Curve, Until, learn
 from lissom.recover.model import begin_near, recover_model
 from lissom.recover.moving import moving
 from lissom.recover.optimizers import OPTIMIZERS, make
