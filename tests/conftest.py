@@ -1,12 +1,17 @@
-"""What every test may ask for: one thread, the repository, the bundled language model, the real data beside it.
+"""What every test may ask for: one thread, the repository, the bundled language model, the real data, other processes.
 
 The thread count is set before torch is imported, and lissom is imported inside the fixtures only: pytest puts shape
 checks on the package when it is first imported.
 """
 
+import json
 import os
 import shutil
+import subprocess
+import sys
+import threading
 from collections.abc import Callable
+from datetime import timedelta
 from functools import cache as once
 from pathlib import Path
 from typing import Any
@@ -18,7 +23,9 @@ os.environ["MPLBACKEND"] = "agg"
 
 import pytest
 import torch
+import torch.distributed as dist
 
+PATIENCE_S = 120
 ROOT = Path(__file__).resolve().parent.parent
 
 GEMMA: dict[str, Any] = {"query_pre_attn_scalar": 16, "attention_bias": True}
@@ -94,3 +101,47 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 def seeded() -> None:
     """Every test starts from the same random numbers, in whatever order it runs."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def together() -> Callable[..., list[Any]]:
+    """What `act(group)` returns in each of n threads, whose groups can speak with one another."""
+
+    def run(n: int, act: Callable[[dist.ProcessGroup], Any]) -> list[Any]:
+        store, found = dist.HashStore(), [None] * n
+
+        def one(rank: int) -> None:
+            group, kind = dist.ProcessGroup(store, rank, n), dist.ProcessGroup.BackendType.GLOO
+            gloo = dist.ProcessGroupGloo(dist.PrefixStore("gloo", store), rank, n, timedelta(seconds=PATIENCE_S))
+            group._set_default_backend(kind)
+            group._register_backend(torch.device("cpu"), kind, gloo)
+            found[rank] = act(group)
+
+        threads = [threading.Thread(target=one, args=(rank,)) for rank in range(n)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(PATIENCE_S)
+        return found
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def processes(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[Any]]:
+    """What a case of a file of cases prints last, as JSON, in each of n processes."""
+
+    def run(n: int, file: Path, *words: object) -> list[Any]:
+        meeting = tmp_path_factory.mktemp("meeting") / "place"
+        command = [sys.executable, str(file), str(meeting), str(n)]
+        started = [
+            subprocess.Popen(
+                [*command, str(rank), *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            )
+            for rank in range(n)
+        ]
+        said = [process.communicate(timeout=PATIENCE_S) for process in started]
+        assert [process.returncode for process in started] == [0] * n, said
+        return [json.loads(out.splitlines()[-1]) for out, _ in said]
+
+    return run

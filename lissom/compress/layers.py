@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lissom.calibrate import Batch, batches, call, observe
 from lissom.calibrate.data import device_of
 from lissom.calibrate.gradients import Heard, end_loss, hear, outputs
+from lissom.calibrate.merge import merge_all
 from lissom.calibrate.observe import Collected, looks_up
 from lissom.compress.plan import Phase, Plan
 from lissom.errors import DataError, RecipeError
@@ -21,18 +22,29 @@ from lissom.techniques import SEVERAL
 from lissom.techniques.contract import apply, needed
 from lissom.types import Step
 
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
 S = TypeVar("S", bound=Statistic)
 
 
 def look(
-    model: nn.Module, layers: Mapping[str, nn.Module], kinds: Mapping[str, set[type[Statistic]]], data: Any
+    model: nn.Module,
+    layers: Mapping[str, nn.Module],
+    kinds: Mapping[str, set[type[Statistic]]],
+    data: Any,
+    group: "ProcessGroup | None" = None,
 ) -> dict[str, Collected]:
     """Run the data through the model, in evaluation mode, and collect statistics of these kinds.
 
+    Where a group of processes is given, each with its share of the data, they become those of all of it.
+
     Raises:
         DataError: there is not one batch.
-        RecipeError: something is to be heard of an expert.
+        RecipeError: something is to be heard of an expert, or by several processes.
     """
+    if group is not None and back(kinds):
+        raise RecipeError("recipe: what a step hears of the end loss is not merged; give one process all of the data")
     seen = 0
     check_unrouted(model, back(kinds))
     heard = listen(model, {name: layers[name] for name in back(kinds)}, data) if back(kinds) else {}
@@ -43,6 +55,8 @@ def look(
             seen += 1
     if not seen:
         raise DataError("data: no examples are in it (an iterator can be read once only; give a list or a DataLoader)")
+    if group is not None:
+        merge_all((one for name in layers if name in collected for one in collected[name].values()), group)
     return with_fisher(collected, heard)
 
 

@@ -4,7 +4,7 @@ import copy
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -25,6 +25,9 @@ from lissom.models.experts import apart, set_apart
 from lissom.models.layers import check_finite
 from lissom.types import Recipe, Step
 
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
 DEFAULT = (
     Step(technique="sparsegpt", knobs={"sparsity": 0.4}),
     Step(technique="kmeans", knobs={"bits": 4, "rows": 0}),
@@ -32,7 +35,9 @@ DEFAULT = (
 FEWEST = ("ternary", "binary")  # techniques that are a number of bits by themselves
 
 
-def compress_model(model: nn.Module, data: Any = None, *, steps: Sequence[Any] = DEFAULT) -> nn.Module:
+def compress_model(
+    model: nn.Module, data: Any = None, *, steps: Sequence[Any] = DEFAULT, group: "ProcessGroup | None" = None
+) -> nn.Module:
     """A copy of `model` with its layers compressed; by default two in five weights pruned, the rest sharing 16 values.
 
     The result is trainable: gradients reach what its format can move, and it stays in its format. The model given is
@@ -43,6 +48,8 @@ def compress_model(model: nn.Module, data: Any = None, *, steps: Sequence[Any] =
         data: batches to calibrate on, as a tensor, (inputs, targets), or an iterable of either. Without data every
             input is taken to matter alike.
         steps: a recipe's steps, as `Step` or as mappings such as {"layers": "*", "technique": "gptq", "bits": 4}.
+        group: several processes, each of which calls this with its share of the data: all get the model that one would
+            have made of all of it, but for the order of sums. Not for steps that learn, or hear the end loss.
 
     Raises:
         RecipeError: a step names a technique, knob or value that cannot work, or layers that are not there.
@@ -65,7 +72,7 @@ def compress_model(model: nn.Module, data: Any = None, *, steps: Sequence[Any] =
     once = len(plan) == 1 and plan[0].grain == "layer" and not heard
     lot = data if data is None or once else list(batches(data))
     with evaluating(model), evaluating(compressed):
-        work = Work(original=model, model=compressed, data=lot, originals=matrices(compressed))
+        work = Work(original=model, model=compressed, data=lot, originals=matrices(compressed), group=group)
         for phase in plan:
             here = dataclasses.replace(phase, plan=phase.anew(compressible(compressed)))
             CONDUCT[phase.grain](work, here)
@@ -80,6 +87,7 @@ class Work:
     model: nn.Module
     data: Any
     originals: dict[str, Weight]
+    group: "ProcessGroup | None" = None
 
     def layer(self, phase: Phase) -> None:
         """Each layer by itself."""
@@ -125,10 +133,16 @@ class Work:
 
     def seen(self, layers: Mapping[str, nn.Module], plan: Plan) -> dict[str, Collected]:
         """What layers are given when the model runs on the data, if there is any."""
-        return {} if self.data is None else look(self.model, layers, wanted(plan), self.data)
+        return {} if self.data is None else look(self.model, layers, wanted(plan), self.data, self.group)
 
     def taught(self) -> Taught:
-        """How to run the model on each batch, and what the original says to it."""
+        """How to run the model on each batch, and what the original says to it.
+
+        Raises:
+            RecipeError: there are several processes, which would each learn something else.
+        """
+        if self.group is not None:
+            raise RecipeError("recipe: a step that learns is for one process; let several learn by recover_model")
         return Taught.of(self.model, self.original, self.data)
 
 
