@@ -45,10 +45,10 @@ LANGUAGE = {
     "2:4": [{"layers": BLOCKS, "technique": "sparsegpt", "keep": 2, "of": 4}],
 }
 METHODS: dict[str, dict[str, Any]] = {
-    "distillation": {},
+    "distillation": {"lr": 0.001},
     "distillation, scales only": {"train": "scales"},
     "distillation, LoRA of rank 16": {"train": "lora"},
-    "fine-tuning": {"labels": True},
+    "fine-tuning": {"lr": 0.001, "labels": True},
 }
 IMAGES = {
     "binary": [{"layers": "layer*", "technique": "binary"}],
