@@ -71,10 +71,10 @@ def kept(file: Path, make: Callable[[], Row]) -> Row:
 
 def language(shared: Path, work: Path, budgets: Sequence[int]) -> Iterator[Row]:
     """Every method at every number of tokens, of each compressed language model."""
-    source, text = shared / "models" / "wikilm", shared / "data" / "wikitext2" / "plain"
+    source, texts = shared / "models" / "wikilm", shared / "data" / "wikitext2"
     tokenizer = Checkpoint(source).tokenizer()
-    windows = read_windows([text / "train.txt"], tokenizer, LENGTH)
-    tests = read_windows([text / "test.txt"], tokenizer, LENGTH, TESTED).long()
+    windows = read_windows([plain_text(texts / "train.txt", work)], tokenizer, LENGTH)
+    tests = read_windows([texts / "plain" / "test.txt"], tokenizer, LENGTH, TESTED).long()
     original = lissom.load(source)
     before = scores(original, tests)
     for case, steps in LANGUAGE.items():
@@ -98,6 +98,16 @@ def language(shared: Path, work: Path, budgets: Sequence[int]) -> Iterator[Row]:
 
                 row = kept(folder.with_name(f"{folder.name} {method} {tokens}.json"), run)
                 yield {"case": case, "method": method, "tokens": tokens, **row, **shares(before, lost, row["after"])}
+
+
+def plain_text(source: Path, work: Path) -> Path:
+    """The text as the model was trained on it, without the marks that WikiText puts around signs."""
+    work.mkdir(parents=True, exist_ok=True)
+    text = source.read_text(encoding="utf-8")
+    for sign in "-,.":
+        text = text.replace(f" @{sign}@ ", sign)
+    (work / source.name).write_text(text, encoding="utf-8")
+    return work / source.name
 
 
 @torch.no_grad()

@@ -90,6 +90,7 @@ class Original:
             p = answer(self.original, lot.batch)
         with outputs(model, self.hidden) as made:
             q = answer(model, lot.batch)
+        p = p.to(q.device)
         far = divergence(p, q, self.temperature) if self.kind == "kl" else F.mse_loss(q, p)
         if self.hidden:
             far = far + self.weight * torch.stack([apart(wanted[name], made[name]) for name in self.hidden]).mean()

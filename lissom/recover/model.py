@@ -70,7 +70,8 @@ def recover_model(
     if original is not None:
         begin_near(student, original)
     with workers() as team:
-        student.to(team.device)
+        if team.count > 1:
+            student.to(team.device)
         curve = recovered(student, fed, training, lesson, team=team, layout=layout, progress=progress)
         found = whole(student, lambda: unfreeze(apart(copy.deepcopy(model))), training)
     return Recovered(model=found, curve=curve)
