@@ -18,7 +18,7 @@ from lissom.calibrate.data import each
 from lissom.errors import DataError
 from lissom.techniques.knobs import at_least, fraction, seed_of
 
-HELD = 256  # examples that are held out, at most
+HELD, TOKENS = 256, 2**14  # examples that are held out, at most, and tokens of text: each look runs all of them
 
 
 class Lot(NamedTuple):
@@ -69,7 +69,8 @@ class Examples(Feed):
         if isinstance(held, float | int):
             fraction(held=held)
             order = torch.randperm(n, generator=drawn(split, 0))
-            share = min(max(round(held * n), 1), HELD, n - 1)
+            most = max(1, TOKENS // data.shape[1]) if is_text(data) else HELD
+            share = min(max(round(held * n), 1), most, n - 1)
             apart, self.numbers = order[:share].sort().values, order[share:]
         else:
             self.data = joined(data, held)
@@ -152,8 +153,8 @@ def feed(data: Any, *, batch: int = 16, held: Any = 0.05, seed: int = 0, split: 
     Args:
         data: one batch of all examples (a tensor, (inputs, targets), a dict), or batches one after the other.
         batch: examples of a step, where the data is one batch.
-        held: what is judged by: the share that is held out, of examples at random and 256 at most, of batches the
-            first; or data of its own in the same shape.
+        held: what is judged by: the share that is held out, of examples at random and 256 at most, of text 16,384
+            tokens, of batches the first; or data of its own in the same shape.
         seed: of the order.
         split: the seed by which examples are held out.
 

@@ -36,7 +36,7 @@ from lissom.recover.loop import Curve
 from lissom.recover.memory import Memory
 from lissom.recover.model import ALL, AS_SAID, begin_near, lesson_of, recovered, whole
 from lissom.recover.parallel.layout import Layout
-from lissom.recover.parallel.workers import workers
+from lissom.recover.parallel.workers import started, workers
 from lissom.recover.race import Contender, race
 from lissom.recover.training import Training
 from lissom.types import Recipe
@@ -172,7 +172,12 @@ def race_folder(
     """Let the compressed model of a folder learn with each of several optimizers (`race`), and write the best.
 
     It cannot go on where it was stopped. The rest is as for `recover_folder`.
+
+    Raises:
+        RecipeError: torchrun has started several workers.
     """
+    if started() > 1:
+        raise RecipeError("recover: a race is for one worker; start it without torchrun, or leave out compare")
     out, folder = Path(out), Path(folder)
     check_free(out)
     opened = open_folder(folder, base=copy.deepcopy(model))

@@ -18,7 +18,7 @@ from lissom.recover.learner import Learner
 from lissom.recover.optimizers import judging
 from lissom.recover.state import packed, unpacked
 
-LOOKS = 20  # at what was held out
+LOOKS = 10  # at what was held out
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,6 +6,7 @@ from typing import Any
 
 import matplotlib
 from markupsafe import Markup
+from matplotlib.ticker import EngFormatter
 from rich.table import Table
 
 from lissom.files import replacing
@@ -85,6 +86,7 @@ def drawn(curves: Sequence[Curve], beside: Sequence[Curve], name: str, size: tup
     """An SVG of losses against what was learned from: solid what was held out, dashed while learning, grey others."""
     with matplotlib.rc_context(SETTINGS):
         figure, axes = blank(*size, x="learned from", y="loss")
+        axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
         every = [value for curve in [*curves, *beside] for value in losses(curve)]
         if min(every) > 0 and max(every) > TALL * min(every):
             axes.set_yscale("log")

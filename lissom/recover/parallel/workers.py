@@ -69,6 +69,11 @@ class Workers:
 ALONE = Workers()
 
 
+def started() -> int:
+    """How many torchrun has started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def is_first() -> bool:
     """Whether this process is the first of those that torchrun has started, or alone."""
     return os.environ.get("RANK", "0") == "0"
@@ -77,7 +82,7 @@ def is_first() -> bool:
 @contextmanager
 def workers() -> Iterator[Workers]:
     """Those that torchrun has started, this being one of them; else this process alone."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if started() == 1:
         yield ALONE
         return
     gpu = torch.cuda.is_available()
