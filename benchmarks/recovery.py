@@ -1,6 +1,6 @@
 """Recovery: what learning gives back of what compressing has cost.
 
-    python benchmarks/recovery.py WORK [--only language,binary,channels] [--tokens 250000,1000000,2000000] [--seeds 3]
+    python benchmarks/recovery.py WORK [--only 3bits,2:4,binary,channels] [--tokens 250000,1000000,2000000] [--seeds 3]
                                   [--epochs 3] [--optimizers sgd,...] [--write FILE]
 
 A language model at 3 bits and at 2:4 learns from the text that it was trained on: what its original predicts, with all
@@ -41,7 +41,7 @@ from lissom.types import Recipe
 LENGTH, TESTED, BATCH, CALIBRATED = 256, 128, 8, 128  # tokens of a window, windows that test, of a step, that calibrate
 BLOCKS = "model.layers.*"
 LANGUAGE = {
-    "3 bits": [{"layers": BLOCKS, "technique": "gptq", "bits": 3, "group": 64}],
+    "3bits": [{"layers": BLOCKS, "technique": "gptq", "bits": 3, "group": 64}],
     "2:4": [{"layers": BLOCKS, "technique": "sparsegpt", "keep": 2, "of": 4}],
 }
 METHODS: dict[str, dict[str, Any]] = {
@@ -69,7 +69,7 @@ def kept(file: Path, make: Callable[[], Row]) -> Row:
     return read_json(file)
 
 
-def language(shared: Path, work: Path, budgets: Sequence[int]) -> Iterator[Row]:
+def language(shared: Path, work: Path, cases: Sequence[str], budgets: Sequence[int]) -> Iterator[Row]:
     """Every method at every number of tokens, of each compressed language model."""
     source, texts = shared / "models" / "wikilm", shared / "data" / "wikitext2"
     tokenizer = Checkpoint(source).tokenizer()
@@ -77,10 +77,10 @@ def language(shared: Path, work: Path, budgets: Sequence[int]) -> Iterator[Row]:
     tests = read_windows([texts / "plain" / "test.txt"], tokenizer, LENGTH, TESTED).long()
     original = lissom.load(source)
     before = scores(original, tests)
-    for case, steps in LANGUAGE.items():
+    for case in cases:
         folder = work / case.replace(":", "-")
         if not folder.exists():
-            lissom.compress_checkpoint(source, Recipe.of(steps), windows[:CALIBRATED].long(), folder)
+            lissom.compress_checkpoint(source, Recipe.of(LANGUAGE[case]), windows[:CALIBRATED].long(), folder)
         small = lissom.load(folder)
         lost = scores(small, tests)
         for method, how in METHODS.items():
@@ -227,7 +227,7 @@ def main() -> None:
     """Everything that is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path)
-    parser.add_argument("--only", default="language,binary,channels")
+    parser.add_argument("--only", default=",".join([*LANGUAGE, *IMAGES]))
     parser.add_argument("--tokens", default="250000,1000000,2000000")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=float, default=3)
@@ -237,8 +237,8 @@ def main() -> None:
     shared = Path(os.environ.get("LISSOM_SHARED", Path(__file__).resolve().parent.parent.parent / "shared"))
     only = asked.only.split(",")
     budgets = [int(tokens) for tokens in asked.tokens.split(",")]
-    words = [*language(shared, asked.work, budgets)] if "language" in only else []
-    cases = [case for case in IMAGES if case in only]
+    texts, cases = ([case for case in table if case in only] for table in (LANGUAGE, IMAGES))
+    words = [*language(shared, asked.work, texts, budgets)] if texts else []
     names = asked.optimizers.split(",")
     shown = [*pictures(shared, asked.work, cases, names, asked.seeds, asked.epochs)] if cases else []
     found = tables(words, shown)
