@@ -26,11 +26,9 @@ from lissom.recover.parallel.gradients import compress_gradients
 from lissom.recover.parallel.layout import is_sharded
 from lissom.recover.parallel.wire import Meter
 from lissom.recover.parallel.workers import ALONE, Workers
-from lissom.recover.schedules import rate
+from lissom.recover.training import PLAIN, Training
 from lissom.statistics import multiplies_bfloat16
 
-PLAIN = "float32"  # gradients as they are
-TICKS = 10**9  # of a schedule, which is told shares
 Phi = dict[Parameter, Tensor]
 
 
@@ -43,32 +41,16 @@ class Learner:
         moving: its parameters, in their units.
         optimizer: over φ.
         lesson: what is to be learned.
-        schedule, warmup, floor: of the rate: its name, the share of all that it rises for, where it ends.
-        clip: of the norm of all gradients together, in units; 0 does not cut.
-        accumulate: parts that a batch is cut into, each run by itself, whose gradients add up to a step.
-        ema: how much of the average of φ stays at each step; the average is what is looked at and kept. 0 has none.
-        bf16: whether products are taken in bfloat16 while learning, where the hardware has such.
-        checkpointing: whether activations are computed again on the way back.
-        norms: whether batch norms take the statistics of each batch, and remember them, while learning.
+        training: how it learns.
         workers: those that learn together, each from its share of every batch.
-        gradients: what they travel in between workers: float32, or a kind of `compress_gradients`.
     """
 
     model: nn.Module
     moving: Moving
     optimizer: Optimizer
     lesson: Lesson
-    schedule: str = "cosine"
-    warmup: float = 0.02
-    floor: float = 0.0
-    clip: float = 1.0
-    accumulate: int = 1
-    ema: float = 0.0
-    bf16: bool = True
-    checkpointing: bool = False
-    norms: bool = True
+    training: Training
     workers: Workers = ALONE
-    gradients: str = PLAIN
     meter: Meter | None = field(init=False, default=None)
     shared: nn.Module = field(init=False)
     rates: list[float] = field(init=False)
@@ -76,14 +58,14 @@ class Learner:
 
     def __post_init__(self) -> None:
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
-        rate(self.schedule, 0, TICKS, int(self.warmup * TICKS), self.floor)  # refuses what cannot be
         self.shared = self.model
-        if self.workers.count == 1 and self.gradients != PLAIN:
+        kind = self.training.gradients
+        if self.workers.count == 1 and kind != PLAIN:
             raise RecipeError(
-                f"gradients: {self.gradients!r} is how they travel between workers, and there is one; start several, "
-                "with torchrun, or leave it out"
+                f"gradients: {kind!r} is how they travel between workers, and there is one; start several, with "
+                "torchrun, or leave it out"
             )
-        if self.ema:
+        if self.training.ema:
             self.average = self.moving.copied()
 
     def join(self, lot: Lot) -> None:
@@ -96,19 +78,19 @@ class Learner:
         self.shared = DistributedDataParallel(
             self.model, process_group=self.workers.group, find_unused_parameters=unused
         )
-        if self.gradients != PLAIN:
-            self.meter = compress_gradients(self.shared, self.gradients)
+        if self.training.gradients != PLAIN:
+            self.meter = compress_gradients(self.shared, self.training.gradients)
 
     def step(self, lot: Lot, share: float, number: int) -> float:
         """Learn from a batch; the loss before. `share` is how much of all is done, steps count from 1."""
-        factor = rate(self.schedule, int(share * TICKS), TICKS, int(self.warmup * TICKS), self.floor)
+        factor = self.training.factor(share)
         for group, lr in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = lr * factor
         own = lot.share(self.workers.rank, self.workers.count)
         closure: Any = lambda: self.take_gradients(own)  # noqa: E731, of a tensor, whatever its stub says
         found = finite(self.optimizer.step(closure))
         if self.average is not None:
-            stays = min(self.ema, number / (number + 9))  # at first it follows soon
+            stays = min(self.training.ema, number / (number + 9))  # at first it follows soon
             for p, phi in self.moving.phi.items():
                 self.average[p].lerp_(phi.detach(), 1 - stays)
         return found
@@ -117,9 +99,9 @@ class Learner:
         """Compute those of φ, where it is now, as means over all workers; the loss there, of this one."""
         self.moving.place()
         device, whole = device_of(self.model), size(lot.batch)
-        bf16 = self.bf16 and (device.type != "cpu" or multiplies_bfloat16())
+        bf16 = self.training.bf16 and (device.type != "cpu" or multiplies_bfloat16())
         total = torch.zeros((), device=device)
-        parts = lot.parts(self.accumulate)
+        parts = lot.parts(self.training.accumulate)
         for part in parts:
             autocast = torch.autocast(device.type, torch.bfloat16, enabled=bf16)
             with nullcontext() if part is parts[-1] else self.apart(), torch.enable_grad(), autocast:
@@ -127,8 +109,8 @@ class Learner:
                 loss.backward()
             total += loss.detach()
         self.moving.pull()
-        if self.clip:
-            nn.utils.clip_grad_norm_(list(self.moving.phi.values()), self.clip)
+        if self.training.clip:
+            nn.utils.clip_grad_norm_(list(self.moving.phi.values()), self.training.clip)
         return total
 
     def apart(self) -> AbstractContextManager[None]:
@@ -141,15 +123,17 @@ class Learner:
         return self.moving.copied() if self.average is None else {p: e.clone() for p, e in self.average.items()}
 
     def buffers(self) -> dict[str, Tensor]:
-        """What batch norms remember."""
+        """What batch norms remember, where they learn."""
+        if not self.training.norms:
+            return {}
         parts = {name: part for name, part in self.model.named_modules() if isinstance(part, _BatchNorm)}
-        return {f"{name}.{own}": b for name, part in parts.items() for own, b in part.named_buffers() if self.norms}
+        return {f"{name}.{own}": b for name, part in parts.items() for own, b in part.named_buffers()}
 
     @contextmanager
     def learning(self) -> Iterator[None]:
         """Within the block the model is in the mode to learn in."""
-        norms = [part for part in self.model.modules() if self.norms and isinstance(part, _BatchNorm)]
-        with evaluating(self.model), checkpointed(self.model, self.checkpointing):
+        norms = [part for part in self.model.modules() if self.training.norms and isinstance(part, _BatchNorm)]
+        with evaluating(self.model), checkpointed(self.model, self.training.checkpointing):
             for part in norms:
                 part.train()
             yield

@@ -18,8 +18,6 @@ from lissom.recover.learner import Learner
 from lissom.recover.optimizers import judging
 from lissom.recover.state import packed, unpacked
 
-LOOKS = 10  # at what was held out
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Look:
@@ -84,8 +82,6 @@ def learn(
     feed: Feed,
     until: Until,
     *,
-    looks: int = LOOKS,
-    patience: int | None = None,
     keeper: Keeper | None = None,
     enough: Callable[[nn.Module], bool] | None = None,
     progress: Tell = quiet,
@@ -93,11 +89,9 @@ def learn(
     """Learn until it is time, and leave the model as it was best.
 
     Args:
-        learner: what learns.
+        learner: what learns, and how.
         feed: from what, and what is held out.
         until: when it ends.
-        looks: how many times it is looked at what was held out, after the first.
-        patience: it ends sooner after so many looks that were no better than an earlier one; None is never.
         keeper: where it is kept how far it has come, at each look.
         enough: asked of the model as it was looked at, after each look that is the best so far; True ends it all.
         progress: told of each look.
@@ -106,6 +100,7 @@ def learn(
         DataError: the loss is no number, or the data comes to its end.
     """
     story, workers = Story(learner, feed), learner.workers
+    looks, patience = learner.training.looks, learner.training.patience
     story.begin(keeper)
     learner.join(feed.held[0])
     with learner.learning():

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import ceil
 from types import MappingProxyType
 from typing import Any
 
@@ -13,16 +14,16 @@ from lissom.formats import CompressedLayer, Trainable, unfreeze
 from lissom.models import compressible, weight_of
 from lissom.models.experts import apart
 from lissom.progress import Tell, quiet
-from lissom.recover.feed import Examples, Feed, feed
-from lissom.recover.learner import PLAIN, Learner
+from lissom.recover.feed import Examples, Feed, counted, feed
+from lissom.recover.learner import Learner
 from lissom.recover.lessons import Labels, Lesson, Original, Remembered
-from lissom.recover.loop import Curve, Keeper, learn
+from lissom.recover.loop import Curve, Keeper, Until, learn
 from lissom.recover.memory import Memory
 from lissom.recover.moving import Moving, units_of
 from lissom.recover.optimizers import make
 from lissom.recover.parallel.layout import Layout, check_layout, gather, is_sharded, parallelize
 from lissom.recover.parallel.workers import ALONE, Workers, workers
-from lissom.recover.training import Training
+from lissom.recover.training import EPOCHS, PLAIN, Training
 
 AS_SAID = Training()
 ALL: Layout = MappingProxyType({})  # workers have the whole model each
@@ -123,25 +124,25 @@ def recovered(
     parallelize(student, layout, team)
     moves = Moving(student, units)
     optimizer = make(training.optimizer, moves.phi.values(), training.rate, **training.knobs)
-    learner = Learner(
-        model=student,
-        moving=moves,
-        optimizer=optimizer,
-        lesson=lesson,
-        schedule="constant" if training.optimizer == "schedulefree" else training.schedule,
-        warmup=training.warmup,
-        floor=training.floor,
-        clip=training.clip,
-        accumulate=training.accumulate,
-        ema=training.ema,
-        bf16=training.bf16,
-        checkpointing=training.checkpointing,
-        norms=training.norms,
-        workers=team,
-        gradients=training.gradients,
-    )
-    until, watched = training.until(fed), {"looks": training.looks, "patience": training.patience}
-    return learn(learner, fed, until, keeper=keeper, enough=enough, progress=progress, **watched)  # type: ignore[arg-type]
+    learner = Learner(model=student, moving=moves, optimizer=optimizer, lesson=lesson, training=training, workers=team)
+    return learn(learner, fed, until_of(training, fed), keeper=keeper, enough=enough, progress=progress)
+
+
+def until_of(training: Training, fed: Feed) -> Until:
+    """When it ends, for what is learned from.
+
+    Raises:
+        DataError: it is not known how long a pass is.
+    """
+    if training.minutes is not None:
+        return Until(seconds=60 * training.minutes)
+    if training.steps is not None:
+        return Until(steps=training.steps)
+    if training.tokens is not None:
+        return Until(steps=ceil(training.tokens / counted(next(fed.lots(0)).batch)))
+    if fed.steps is None:
+        raise DataError("recover: how long a pass over the data is cannot be known; give steps, tokens or minutes")
+    return Until(steps=max(1, round((training.epochs or EPOCHS) * fed.steps)))
 
 
 def whole(student: nn.Module, fresh: Callable[[], nn.Module], training: Training, every: bool = True) -> nn.Module:

@@ -2,14 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from math import ceil
 from typing import Any
 
-from lissom.errors import DataError, RecipeError, meant
-from lissom.recover.feed import Feed, counted
-from lissom.recover.learner import PLAIN
+from lissom.errors import RecipeError, meant
 from lissom.recover.lessons import LOSSES
-from lissom.recover.loop import LOOKS, Until
 from lissom.recover.moving import TRAIN
 from lissom.recover.optimizers import OPTIMIZERS
 from lissom.recover.parallel.gradients import KINDS
@@ -17,7 +13,9 @@ from lissom.recover.schedules import rate
 from lissom.techniques.knobs import above, at_least, fraction, one_of, seed_of
 from lissom.types import Knob
 
-EPOCHS = 4  # where nothing else is said
+EPOCHS, LOOKS = 4, 10  # where nothing else is said
+PLAIN = "float32"  # gradients as they are
+TICKS = 10**9  # of a schedule, which is told shares
 # Rates of units: of the size of a grid's step, or of what weights are like.
 RATES: Mapping[str, float] = {
     "sgd": 0.1,
@@ -132,21 +130,10 @@ class Training:
         """The rate that is asked for, or that does for the optimizer."""
         return RATES[self.optimizer] if self.lr is None else self.lr
 
-    def until(self, feed: Feed) -> Until:
-        """When it ends, for what is learned from.
-
-        Raises:
-            DataError: it is not known how long a pass is.
-        """
-        if self.minutes is not None:
-            return Until(seconds=60 * self.minutes)
-        if self.steps is not None:
-            return Until(steps=self.steps)
-        if self.tokens is not None:
-            return Until(steps=ceil(self.tokens / counted(next(feed.lots(0)).batch)))
-        if feed.steps is None:
-            raise DataError("recover: how long a pass over the data is cannot be known; give steps, tokens or minutes")
-        return Until(steps=max(1, round((self.epochs or EPOCHS) * feed.steps)))
+    def factor(self, share: float) -> float:
+        """What the rate is multiplied with when so much of all is done; schedule-free only warms up."""
+        schedule = "constant" if self.optimizer == "schedulefree" else self.schedule
+        return rate(schedule, int(share * TICKS), TICKS, int(self.warmup * TICKS), self.floor)
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON holds it: what was said, without what is so by default."""

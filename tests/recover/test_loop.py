@@ -17,7 +17,7 @@ from lissom.recover.loop import Curve, Until, learn
 from lissom.recover.model import begin_near, recover_model
 from lissom.recover.moving import moving
 from lissom.recover.optimizers import OPTIMIZERS, make
-from lissom.recover.training import RATES, Training
+from lissom.recover.training import Training
 
 
 def task(norm: bool = False) -> tuple[nn.Sequential, tuple[Tensor, Tensor]]:
@@ -57,8 +57,9 @@ def learner(model: nn.Module, original: nn.Module, optimizer: str = "adamw", **h
     student = copy.deepcopy(model)
     begin_near(student, original)
     moves = moving(student, seed=3)
-    made = make(optimizer, moves.phi.values(), RATES[optimizer])
-    return Learner(model=student, moving=moves, optimizer=made, lesson=Original(original), **how)
+    training = Training(optimizer=optimizer, **how)
+    made = make(optimizer, moves.phi.values(), training.rate)
+    return Learner(model=student, moving=moves, optimizer=made, lesson=Original(original), training=training)
 
 
 def figures(curve: Curve) -> list[tuple[int, int, float | None, float]]:
@@ -89,14 +90,14 @@ def test_every_algorithm_recovers_what_two_bits_have_cost(optimizer: str) -> Non
 def test_who_is_stopped_goes_on_to_the_same_bits(optimizer: str, how: dict[str, Any]) -> None:
     original, data = task(norm=True)
     model, until = two_bits(original, data), Until(steps=24)
-    whole = learner(model, original, optimizer, **how)
-    curve = learn(whole, feed(data, batch=20), until, looks=6, keeper=Shelf())
+    whole = learner(model, original, optimizer, looks=6, **how)
+    curve = learn(whole, feed(data, batch=20), until, keeper=Shelf())
     shelf = Shelf(most=3)
     with pytest.raises(KeyboardInterrupt):
-        learn(learner(model, original, optimizer, **how), feed(data, batch=20), until, looks=6, keeper=shelf)
+        learn(learner(model, original, optimizer, looks=6, **how), feed(data, batch=20), until, keeper=shelf)
     shelf.most = 10**9
-    later = learner(model, original, optimizer, **how)
-    other = learn(later, feed(data, batch=20), until, looks=6, keeper=shelf)
+    later = learner(model, original, optimizer, looks=6, **how)
+    other = learn(later, feed(data, batch=20), until, keeper=shelf)
     assert figures(other) == figures(curve)
     for name, tensor in whole.model.state_dict().items():
         assert torch.equal(later.model.state_dict()[name], tensor), name
@@ -169,13 +170,16 @@ def test_it_ends_when_nothing_gets_better_or_when_it_is_enough_or_when_it_is_tim
     stuck = recover_model(model, data, Training(steps=40, looks=20, patience=3, lr=1e-12, batch=20), original=original)
     assert len(stuck.curve.looks) < 12
     asked: list[int] = []
-    one = learner(model, original)
-    curve = learn(
-        one, feed(data, batch=20), Until(steps=80), looks=20, enough=lambda m: bool(asked.append(1) or len(asked) == 2)
-    )
+
+    def second(model: nn.Module) -> bool:
+        asked.append(1)
+        return len(asked) == 2
+
+    one = learner(model, original, looks=20)
+    curve = learn(one, feed(data, batch=20), Until(steps=80), enough=second)
     assert len(curve.looks) < 20
     assert curve.best == len(curve.looks) - 1
-    timed = learn(learner(model, original), feed(data, batch=20), Until(seconds=0.5), looks=4)
+    timed = learn(learner(model, original, looks=4), feed(data, batch=20), Until(seconds=0.5))
     assert timed.looks[-1].seconds >= 0.5
 
 
