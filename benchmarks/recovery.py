@@ -251,13 +251,14 @@ def main() -> None:
 
 PAGE = """# Recovery
 
-What learning gives back of what compressing has cost. `python benchmarks/recovery.py WORK --only 3bits,binary,channels
---tokens 250000 --epochs 0.5 --optimizers sgd,momentum,adagrad,adamw,lion,muon --write docs/recovery.md` makes this page.
+What learning gives back of what compressing has cost. `python benchmarks/recovery.py WORK --only
+3bits,binary,channels --tokens 250000 --epochs 0.5 --optimizers sgd,momentum,adagrad,adamw,lion,muon --write
+docs/recovery.md` makes this page.
 
-Perplexity is taken on 128 windows of 256 tokens of WikiText-2's test text; the share's interval is of those windows. Of
-a language model blocks are compressed, at 3 bits by GPTQ in groups of 64. ResNet-20 is right or wrong on the 1,000 exact
-test images; its intervals are of the seeds. With weights of one bit all convolutions but the first have one scale for
-each output; with half of its channels it runs as floating point.
+Perplexity is taken on 128 windows of 256 tokens of WikiText-2's test text; the share's interval is of those
+windows. Of a language model blocks are compressed, at 3 bits by GPTQ in groups of 64. ResNet-20 is right or wrong
+on the 1,000 exact test images; its intervals are of the seeds. With weights of one bit all convolutions but the
+first have one scale for each output; with half of its channels it runs as floating point.
 """
 
 if __name__ == "__main__":
