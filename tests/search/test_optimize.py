@@ -20,11 +20,12 @@ from lissom.errors import DataError, LissomError, RecipeError
 from lissom.estimate import Certificate, Verdict
 from lissom.evaluate import metric
 from lissom.evaluate.tasks.continuation import LIKELIEST, encode
+from lissom.files import plain
 from lissom.progress import Progress
 from lissom.search import Result, concluding, optimize, trying
 from lissom.search.concluding import certified
 from lissom.search.split import split
-from lissom.search.subject import ModuleSubject, Trial, plain
+from lissom.search.subject import ModuleSubject, Trial
 from lissom.search.trying import Terms, Tried, beats, worth_certifying
 from lissom.types import Budget, Recipe
 

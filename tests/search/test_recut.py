@@ -15,6 +15,7 @@ from lissom.artifact.journal import Journal
 from lissom.engine.lower import lower
 from lissom.errors import ArtifactError, DataError, RecipeError
 from lissom.evaluate import certify_models, metric
+from lissom.files import plain
 from lissom.progress import Progress
 from lissom.search import Result, optimize, recut
 from lissom.search import subject as module
@@ -24,7 +25,6 @@ from lissom.search.recover import learned_key, learning
 from lissom.search.recut import FRONTIER, of_size
 from lissom.search.sensitivity import Option
 from lissom.search.split import split
-from lissom.search.subject import plain
 from lissom.types import Budget
 
 
