@@ -2,9 +2,9 @@
 
     python benchmarks/layouts.py WORK [--layouts data=2,shard=2;data=2;shard=2;data=4] [--steps 50] [--write FILE]
 
-The bundled language model, rounded to 3 bits, learns for so many steps what its original says, alone and under torchrun
-in each layout: the loss on what is held out after every fifth step, and the memory of the largest worker, beside those
-of one alone. At last a layout goes on with what another one has begun. Prints a table, then one JSON line.
+The bundled language model, rounded to 3 bits, learns for so many steps what its original says, alone and under
+torchrun in each layout: the loss on what is held out after every fifth step, beside that of one alone. At last a
+layout goes on with what another one has begun. Prints a table, then one JSON line.
 """
 
 import argparse

@@ -119,6 +119,10 @@ def recover(
         raise DataError(
             "--until-budget: give --original, and by --test examples that are not learned from; no --compare"
         )
+    if test is not None and not until_budget:
+        raise DataError("--test: it is what --until-budget is certified by; give that too, or leave it out")
+    if compare and parallel:
+        raise DataError("--parallel: a race is for one worker; leave it out, or --compare")
     with working(json_lines) if is_first() else nullcontext(quiet) as tell:
         tell(Progress(stage="read", text=str(artifact)))
         check_free(out)

@@ -1,4 +1,4 @@
-"""Activations that are computed again on the way back rather than kept: less memory for a third more time.
+"""Activations that are computed again on the way back rather than kept: less memory, and each block runs twice.
 
 Chen, Xu, Zhang, Guestrin, 2016, arXiv:1604.06174, section 4: of each block only its input is kept.
 """

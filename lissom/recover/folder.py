@@ -41,6 +41,9 @@ from lissom.recover.race import Contender, race
 from lissom.recover.training import Training
 from lissom.types import Recipe
 
+CPU = torch.device("cpu")
+PLACES = ("state 0", "state 1")  # by turns: while one is written, the other is whole
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Learned:
@@ -54,10 +57,6 @@ class Learned:
     def verdict(self) -> str:
         """That of the certificate; empty without one."""
         return self.certificate.verdict if self.certificate else ""
-
-
-CPU = torch.device("cpu")
-PLACES = ("state 0", "state 1")  # by turns: while one is written, the other is whole
 
 
 def recover_folder(
@@ -118,7 +117,7 @@ def recover_folder(
     }
     place = out.parent / f".{out.name}.recover"
     with workers() as team, Journal.open(place, asked) if team.first else nullcontext() as journal:
-        student = begun(opened, training).to(team.device)
+        student = begun(opened, training, model).to(team.device)
         reading = partial(read_original, original, model, team.device)
         fed = feed(data, batch=training.batch, held=held, seed=training.seed)
         if training.top_k and team.count > 1:
@@ -146,7 +145,10 @@ def recover_folder(
                 progress=progress,
             )
         taught = whole(
-            student, lambda: begun(open_folder(folder, base=copy.deepcopy(model)), training), training, team.first
+            student,
+            lambda: begun(open_folder(folder, base=copy.deepcopy(model)), training, model),
+            training,
+            team.first,
         )
         found = Learned(curve=curve, certificate=None if inside is None else inside.certificate)
         if journal is not None:
@@ -181,7 +183,7 @@ def race_folder(
     out, folder = Path(out), Path(folder)
     check_free(out)
     opened = open_folder(folder, base=copy.deepcopy(model))
-    student = begun(opened, training)
+    student = begun(opened, training, model)
     teacher = None if original is None else read_original(original, model)
     with learnable(student):
         found = race(
@@ -193,13 +195,20 @@ def race_folder(
     return learned
 
 
-def begun(opened: Opened, training: Training) -> nn.Module:
+def begun(opened: Opened, training: Training, model: nn.Module | None) -> nn.Module:
     """The model that was opened, trainable.
 
     Raises:
-        ModelError: nothing in it is compressed.
+        ModelError: nothing in it is compressed, or it is a graph, whose class is needed.
     """
-    if not opened.manifest.get("weights") and training.train != "all":
+    manifest = opened.manifest
+    if manifest.get("kind") == "module" and "architecture" not in manifest and model is None:
+        name = manifest["class"]
+        raise ModelError(
+            f"{opened.folder} holds {name} without its code, which learns only by its class; in Python, give "
+            f"recover_folder model={name}(...)"
+        )
+    if not manifest.get("weights") and training.train != "all":
         raise ModelError(f"{opened.folder} is not compressed, so there is nothing to recover; or let 'all' of it learn")
     return unfreeze(opened.model)
 

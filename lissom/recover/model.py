@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from lissom.errors import DataError, ModelError
+from lissom.errors import DataError, ModelError, RecipeError
 from lissom.formats import CompressedLayer, Trainable, unfreeze
 from lissom.models import compressible, weight_of
 from lissom.models.experts import apart
@@ -85,8 +85,13 @@ def lesson_of(
 
     Raises:
         DataError: only examples that are one tensor can be remembered.
+        RecipeError: something is asked of an original, and there is none.
     """
     if original is None:
+        if training.top_k or training.hidden or training.loss != "kl" or training.temperature != 1:
+            raise RecipeError(
+                "recover: hidden, top_k, loss and temperature are of an original; give it, or leave them out"
+            )
         return Labels()
     if not training.top_k:
         return Original(

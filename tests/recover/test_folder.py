@@ -14,7 +14,6 @@ from lissom.artifact import annotate, read_manifest
 from lissom.errors import ArtifactError, DataError, ModelError
 from lissom.formats import CompressedLayer
 from lissom.models import compressible
-from lissom.recover import folder as folders
 from lissom.recover import loop
 from lissom.recover.folder import race_folder, recover_folder
 from lissom.recover.training import Training
@@ -159,6 +158,14 @@ def test_modules_learn_by_their_class_and_race(kind: Callable[[], nn.Module], tm
     assert torch.isfinite(lissom.load(tmp_path / "raced")(x)).all()
 
 
+def test_a_graph_learns_only_by_its_class(tmp_path: Path) -> None:
+    x = torch.randn(20, 6)
+    lissom.save(lissom.quantize_model(Net().eval(), bits=2), tmp_path / "small", example=x[:2])
+    with pytest.raises(ModelError, match=r"holds Net without its code, .* model=Net\(\.\.\.\)"):
+        recover_folder(tmp_path / "small", x, tmp_path / "out", Training(steps=2))
+    assert not list(tmp_path.glob("*out*"))
+
+
 def test_it_ends_where_a_budget_is_certified_to_be_kept(tmp_path: Path) -> None:
     x = torch.randn(3000, 6)
     y = x[:, :3].argmax(1)
@@ -203,4 +210,3 @@ def test_what_cannot_be_is_refused_before_anything_is_learned(
     with pytest.raises(ArtifactError, match="exists already"):
         recover_folder(small, windows, tmp_path / "taken", original=original)
     assert not list(tmp_path.glob(".*"))
-    assert folders.PLACES[0] != folders.PLACES[1]
