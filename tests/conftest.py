@@ -26,6 +26,7 @@ import torch
 import torch.distributed as dist
 
 PATIENCE_S = 120
+TORCHRUN_S = 300
 ROOT = Path(__file__).resolve().parent.parent
 
 GEMMA: dict[str, Any] = {"query_pre_attn_scalar": 16, "attention_bias": True}
@@ -143,5 +144,24 @@ def processes(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[An
         said = [process.communicate(timeout=PATIENCE_S) for process in started]
         assert [process.returncode for process in started] == [0] * n, said
         return [json.loads(out.splitlines()[-1]) for out, _ in said]
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def torchrun() -> Callable[..., list[str]]:
+    """What is printed when a script, or a module after -m, is run by so many workers."""
+
+    def run(count: int, *words: object, restarts: int = 0) -> list[str]:
+        start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+        done = subprocess.run(
+            [*start, "--max-restarts", str(restarts), *map(str, words)],
+            capture_output=True,
+            text=True,
+            timeout=TORCHRUN_S,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout.splitlines()
 
     return run

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int, Int16, UInt8
 from torch import Tensor, nn
 
 from lissom.formats.plane import Plane
-from lissom.formats.weight import Parts, Spec, Trainable, Weight, by_way_of, stored, straight_through
+from lissom.formats.weight import Parts, Spec, Taken, Trainable, Weight, by_way_of, lying, stored, straight_through
 
 STEPS = 127  # the most steps that a scale can have
 CELL = 0.49  # how far from its point of the grid a weight may be and still be rounded to it, whatever the arithmetic
@@ -170,6 +170,10 @@ class TrainableAffine(Trainable):
     def _codes(self, scale: Float[Tensor, "o g"]) -> Float[Tensor, "o g k"]:
         grouped = self.latent.unflatten(1, (scale.shape[1], -1)) / scale.unsqueeze(-1)
         return (straight_through(grouped, grouped.round()) + self.zero.unsqueeze(-1)).clamp(0, 2**self.bits - 1)
+
+    def taken(self, dim: int, places: Int[Tensor, " n"]) -> Taken:
+        """Rows, or columns and whole groups of them."""
+        return lying(self, (self.latent.shape[0], self.latent.shape[1]), dim, places)
 
     def forward(self) -> Float[Tensor, "o i"]:
         """The matrix on its grid."""

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from lissom.formats.plane import Plane
-from lissom.formats.weight import Parts, Spec, Trainable, Weight, by_way_of, stored, straight_through
+from lissom.formats.weight import Parts, Spec, Taken, Trainable, Weight, by_way_of, lying, stored, straight_through
 
 EDGE = 0.01  # in scales: where a weight starts whose sign is not that of the original
 
@@ -111,6 +111,10 @@ class TrainableBinary(Trainable):
     def _grown(self) -> Float[Tensor, "o g"]:
         grown = self.scale * self.log_growth.exp()
         return straight_through(grown, stored(grown.detach()).float())
+
+    def taken(self, dim: int, places: Int[Tensor, " n"]) -> Taken:
+        """Rows, or columns and whole groups of them."""
+        return lying(self, (self.latent.shape[0], self.latent.shape[1]), dim, places)
 
     def forward(self) -> Float[Tensor, "o i"]:
         """The matrix of signs times scales."""

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from lissom.formats.weight import Parts, Spec, Trainable, Weight, straight_through
+from lissom.formats.weight import Parts, Spec, Taken, Trainable, Weight, lying, straight_through
 
 WIDENED = 2**24  # weights that become wider at a time, to be multiplied with
 
@@ -71,6 +71,10 @@ class TrainableDense(Trainable):
         super().__init__()
         self.stored_as = weight.values.dtype
         self.values = nn.Parameter(weight.dense().clone())
+
+    def taken(self, dim: int, places: Int[Tensor, " n"]) -> Taken:
+        """Rows, or columns and whole groups of them."""
+        return lying(self, (self.values.shape[0], self.values.shape[1]), dim, places)
 
     def forward(self) -> Float[Tensor, "o i"]:
         """The matrix."""

@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Int, Int8, Int16
 from torch import Tensor
 
 from lissom.formats.affine import Affine, affine_codes
-from lissom.formats.weight import Parts, Spec, Trainable, Weight, straight_through
+from lissom.formats.weight import Parts, Spec, Taken, Trainable, Weight, prefixed, straight_through
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -87,6 +87,10 @@ class TrainableDynamic(Trainable):
     def near(self, original: Float[Tensor, "o i"]) -> None:
         """The integer weight as near as it gets."""
         self.affine.near(original)
+
+    def taken(self, dim: int, places: Int[Tensor, " n"]) -> Taken:
+        """Of the integers, along outputs; the scale of a row of inputs is that of all of them."""
+        return super().taken(dim, places) if dim else prefixed("affine", self.affine.taken(dim, places))
 
     def forward(self) -> Float[Tensor, "o i"]:
         """The matrix on its grid."""

@@ -22,11 +22,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Shaped, UInt8
+from jaxtyping import Bool, Float, Int, Shaped, UInt8
 from torch import Tensor, nn
 
 from lissom.formats.plane import Plane
-from lissom.formats.weight import Parts, Spec, Trainable, Weight, by_way_of, stored, straight_through
+from lissom.formats.weight import Parts, Spec, Taken, Trainable, Weight, by_way_of, lying, stored, straight_through
 
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # the magnitudes, by their codes
 
@@ -186,6 +186,10 @@ class TrainableFloats(Trainable):
 
     def _written(self, w: Float[Tensor, "o i"]) -> Floats:
         return Floats.of(w, self.scale, self.overall, self.kind, self.keep)
+
+    def taken(self, dim: int, places: Int[Tensor, " n"]) -> Taken:
+        """Rows, or columns and whole groups of them."""
+        return lying(self, (self.latent.shape[0], self.latent.shape[1]), dim, places)
 
     def forward(self) -> Float[Tensor, "o i"]:
         """The matrix in its elements."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lissom.formats.affine import Affine
 from lissom.formats.dense import Dense
-from lissom.formats.weight import Parts, Spec, Trainable, Weight, nested
+from lissom.formats.weight import Parts, Spec, Taken, Trainable, Weight, nested, prefixed
 
 FACTORS: dict[str, type[Weight]] = {"dense": Dense, "affine": Affine}
 LEFT, RIGHT = "_left", "_right"
@@ -88,6 +88,12 @@ class TrainableLowRank(Trainable):
     def __init__(self, weight: LowRank) -> None:
         super().__init__()
         self.a, self.b = weight.a.trainable(), weight.b.trainable()
+
+    def taken(self, dim: int, places: Int[Tensor, " n"]) -> Taken:
+        """Of outputs rows of A, of inputs columns of B; the other factor belongs to all."""
+        name = ("a", "b")[dim]
+        factor = (self.a, self.b)[dim]
+        return prefixed(name, factor.taken(dim, places))
 
     def forward(self) -> Float[Tensor, "o i"]:
         """The matrix."""

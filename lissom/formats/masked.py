@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 
 from lissom.formats.plane import bitmask, from_bitmask, spread
-from lissom.formats.weight import Parts, Spec, Trainable, Weight, straight_through
+from lissom.formats.weight import Parts, Spec, Taken, Trainable, Weight, straight_through
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -65,6 +65,13 @@ class TrainableMasked(Trainable):
         self.stored_as = weight.values.dtype
         self.values = nn.Parameter(weight.values.float().clone())
         self.register_buffer("keep", weight.kept())
+
+    def taken(self, dim: int, places: Int[Tensor, " n"]) -> Taken:
+        """The kept values of these rows or columns."""
+        chosen = torch.zeros(self.keep.shape[dim], dtype=torch.bool, device=self.keep.device)
+        chosen[places] = True
+        wanted = chosen.unsqueeze(1 - dim).expand_as(self.keep)[self.keep]
+        return {"keep": (dim, places), "values": (0, wanted.nonzero().flatten())}
 
     def forward(self) -> Float[Tensor, "o i"]:
         """The matrix."""

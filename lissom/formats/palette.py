@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from lissom.formats.affine import Affine
 from lissom.formats.dense import Dense
 from lissom.formats.plane import Plane, bitmask, from_bitmask
-from lissom.formats.weight import Parts, Spec, Trainable, Weight, by_way_of, stored, straight_through
+from lissom.formats.weight import Parts, Spec, Taken, Trainable, Weight, by_way_of, lying, stored, straight_through
 
 BOOKS: dict[str, type[Weight]] = {"dense": Dense, "affine": Affine}
 NESTED = "_codebook"
@@ -161,6 +161,10 @@ class TrainablePalette(Trainable):
             return None
         grown = self.scale * self.log_growth.exp()
         return straight_through(grown, stored(grown.detach()).float())
+
+    def taken(self, dim: int, places: Int[Tensor, " n"]) -> Taken:
+        """Indices, and scales by whole groups; codebooks belong to all."""
+        return lying(self, (self.place.shape[0], self.place.shape[1]), dim, places)
 
     def forward(self) -> Float[Tensor, "o i"]:
         """The matrix."""

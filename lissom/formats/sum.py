@@ -22,7 +22,7 @@ from lissom.formats.masked import Masked
 from lissom.formats.palette import Palette
 from lissom.formats.signs import Signs
 from lissom.formats.ternary import Ternary
-from lissom.formats.weight import Parts, Spec, Trainable, Weight, nested
+from lissom.formats.weight import Parts, Spec, Taken, Trainable, Weight, nested, prefixed
 from lissom.formats.xnor import Xnor
 
 BASES: dict[str, type[Weight]] = {
@@ -101,6 +101,11 @@ class TrainableSum(Trainable):
         super().__init__()
         self.base: Trainable = weight.base.trainable()
         self.correction = TrainableLowRank(weight.correction)
+
+    def taken(self, dim: int, places: Int[Tensor, " n"]) -> Taken:
+        """Of both."""
+        both = {"base": self.base, "correction": self.correction}
+        return {name: own for part in both for name, own in prefixed(part, both[part].taken(dim, places)).items()}
 
     def forward(self) -> Float[Tensor, "o i"]:
         """The matrix."""

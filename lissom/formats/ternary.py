@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 
 from lissom.formats.plane import bitmask, from_bitmask, spread
-from lissom.formats.weight import Parts, Spec, Trainable, Weight, by_way_of, stored, straight_through
+from lissom.formats.weight import Parts, Spec, Taken, Trainable, Weight, by_way_of, lying, stored, straight_through
 
 PLACES = (1, 3, 9, 27, 81)  # of the five trits of a byte
 CELL = 0.49  # how far from its trit a latent weight may start, in scales, and still be rounded to it
@@ -147,6 +147,10 @@ class TrainableTernary(Trainable):
     def _trits(self, scale: Float[Tensor, "o g"]) -> Float[Tensor, "o g k"]:
         unit = self.latent.unflatten(1, (scale.shape[1], -1)) / scale.unsqueeze(-1).clamp(min=TINY)
         return straight_through(unit, unit.detach().round()).clamp(-1, 1)
+
+    def taken(self, dim: int, places: Int[Tensor, " n"]) -> Taken:
+        """Rows, or columns and whole groups of them."""
+        return lying(self, (self.latent.shape[0], self.latent.shape[1]), dim, places)
 
     def forward(self) -> Float[Tensor, "o i"]:
         """The matrix of trits times scales."""

@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lissom.formats.sum import BASES, Sum
-from lissom.formats.weight import Parts, Spec, Trainable, Weight
+from lissom.formats.weight import Parts, Spec, Taken, Trainable, Weight, prefixed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -81,6 +81,10 @@ class TrainableTurned(Trainable):
         super().__init__()
         self.base: Trainable = weight.base.trainable()
         self.inputs, self.size = weight.shape[1], weight.size
+
+    def taken(self, dim: int, places: Int[Tensor, " n"]) -> Taken:
+        """Of the base, along outputs; an input that is turned is turned as a whole."""
+        return super().taken(dim, places) if dim else prefixed("base", self.base.taken(dim, places))
 
     def forward(self) -> Float[Tensor, "o i"]:
         """W."""

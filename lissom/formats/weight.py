@@ -9,8 +9,11 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from lissom.errors import RecipeError
+
 Parts = Mapping[str, Tensor]
 Spec = Mapping[str, Any]
+Taken = dict[str, tuple[int, Tensor]]
 
 
 class Trainable(nn.Module, ABC):
@@ -33,6 +36,18 @@ class Trainable(nn.Module, ABC):
 
     def near(self, original: Float[Tensor, "o i"]) -> None:
         """Move latent values as close to the original weights as they can get without changing the matrix."""
+
+    def taken(self, dim: int, places: Int[Tensor, " n"]) -> Taken:
+        """What of each parameter and buffer belongs to some outputs (dim 0) or inputs (dim 1) of the matrix.
+
+        By name: along which dim of the tensor it is cut, and which places there are taken. What is not named belongs to
+        all outputs, or inputs. With every tensor cut so, the matrix is that of these outputs or inputs.
+
+        Raises:
+            RecipeError: the format cannot be cut so.
+        """
+        kind, along = type(self).__name__.removeprefix("Trainable").lower(), ("outputs", "inputs")[dim]
+        raise RecipeError(f"tensor: a matrix in the format {kind} cannot be cut along its {along}")
 
     def units(self) -> dict[nn.Parameter, Tensor]:
         """How large a step of each own parameter is: the distance of its grid's points, or what its values are like."""
@@ -118,6 +133,46 @@ def straight_through(latent: Float[Tensor, "..."], value: Float[Tensor, "..."]) 
     Bengio, Léonard, Courville, 2013, arXiv:1308.3432, section 2.3.
     """
     return _StraightThrough.apply(latent, value)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def lying(matrix: Trainable, shape: tuple[int, int], dim: int, places: Int[Tensor, " n"]) -> Taken:
+    """`Trainable.taken` of a matrix whose own tensors lie as it does: rows for outputs, columns for inputs or groups.
+
+    Raises:
+        RecipeError: a group of inputs is there in part only.
+    """
+    own = [*matrix.named_parameters(recurse=False), *matrix.named_buffers(recurse=False)]
+    several = [(name, tensor.shape[dim]) for name, tensor in own if tensor.dim() == 2 and tensor.shape[dim] > 1]
+    return {name: (dim, within(places, shape[dim] // size)) for name, size in several}
+
+
+def within(places: Int[Tensor, " n"], size: int) -> Int[Tensor, " m"]:
+    """The groups of `size` that places fill.
+
+    Raises:
+        RecipeError: one of them is there in part only.
+    """
+    groups = places[::size] // size
+    whole = (groups.unsqueeze(1) * size + torch.arange(size)).flatten()
+    if not torch.equal(whole, places):
+        raise RecipeError(f"tensor: a matrix can be cut between groups of {size} inputs only")
+    return groups
+
+
+def prefixed(prefix: str, taken: Taken) -> Taken:
+    """What is taken of a part, by names of the whole."""
+    return {f"{prefix}.{name}": own for name, own in taken.items()}
+
+
+@torch.no_grad()
+def leave(module: nn.Module, taken: Taken) -> None:
+    """Leave of parameters and buffers of a module, and of its parts, what is taken of each, in place."""
+    for name, (dim, places) in taken.items():
+        holder, _, own = name.rpartition(".")
+        part = module.get_submodule(holder)
+        whole: Tensor = getattr(part, own)
+        left = whole.index_select(dim, places.to(whole.device))
+        setattr(part, own, nn.Parameter(left, whole.requires_grad) if isinstance(whole, nn.Parameter) else left)
 
 
 def stored(scale: Float[Tensor, "..."]) -> Float[Tensor, "..."]:

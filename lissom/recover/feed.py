@@ -58,6 +58,11 @@ class Feed(ABC):
     def lots(self, first: int) -> Iterator[Lot]:
         """What is learned from, step by step without end, from the step of this number on."""
 
+    @property
+    def sample(self) -> Lot:
+        """A batch such as is learned from, of which nothing is used up."""
+        return self.held[0]
+
 
 class Examples(Feed):
     """Tensors whose first dim is the examples."""
@@ -93,6 +98,11 @@ class Examples(Feed):
     def steps(self) -> int:
         """Whole batches of the examples."""
         return len(self.numbers) // self.batch
+
+    @property
+    def sample(self) -> Lot:
+        """The first batch."""
+        return next(self.lots(0))
 
     def lots(self, first: int) -> Iterator[Lot]:
         """Passes, each in an order of its own; what does not fill a batch waits for another pass."""

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,13 +28,13 @@ from lissom.evaluate.examples import tensors
 from lissom.files import plain
 from lissom.formats import CompressedLayer, freeze, unfreeze
 from lissom.models import Checkpoint, compressible
-from lissom.models.families import at, family_of
+from lissom.models.families import at
 from lissom.progress import Progress, Tell, quiet
 from lissom.recover.budget import Inside
 from lissom.recover.feed import feed
 from lissom.recover.loop import Curve
 from lissom.recover.memory import Memory
-from lissom.recover.model import ALL, AS_SAID, begin_near, lesson_of, recovered, whole
+from lissom.recover.model import ALL, AS_SAID, begin_near, learnable, lesson_of, recovered, whole
 from lissom.recover.parallel.layout import Layout
 from lissom.recover.parallel.workers import started, workers
 from lissom.recover.race import Contender, race
@@ -133,7 +133,7 @@ def recover_folder(
             inside = Inside(original=reading(), examples=examples, budgets=limits)
         keeper = None if journal is None else Kept(journal)
         with learnable(student):
-            curve = recovered(
+            curve, laid = recovered(
                 student,
                 fed,
                 training,
@@ -145,7 +145,7 @@ def recover_folder(
                 progress=progress,
             )
         taught = whole(
-            student,
+            laid,
             lambda: begun(open_folder(folder, base=copy.deepcopy(model)), training, model),
             training,
             team.first,
@@ -217,21 +217,6 @@ def read_original(folder: str | Path | None, model: nn.Module | None, device: to
     """The original; on a processor its matrices of 16 bits stay as they are stored."""
     assert folder is not None
     return open_folder(folder, base=copy.deepcopy(model), narrow=device.type == "cpu").model.to(device)
-
-
-@contextmanager
-def learnable(model: nn.Module) -> Iterator[None]:
-    """Within the block a language model attends so that gradients pass, and keeps no cache."""
-    config: Any = getattr(model, "config", None)
-    if config is None:
-        yield
-        return
-    before = config.use_cache, config._attn_implementation
-    config.use_cache, config._attn_implementation = False, family_of(config.model_type).attends_by
-    try:
-        yield
-    finally:
-        config.use_cache, config._attn_implementation = before
 
 
 class Kept:

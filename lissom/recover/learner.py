@@ -21,13 +21,14 @@ from lissom.errors import RecipeError
 from lissom.recover.checkpointing import checkpointed
 from lissom.recover.feed import Lot, size
 from lissom.recover.lessons import Lesson, finite
-from lissom.recover.moving import Moving, alike
+from lissom.recover.moving import Moving
+from lissom.recover.optimizers import put_state, state_of
 from lissom.recover.parallel.gradients import compress_gradients
-from lissom.recover.parallel.layout import is_sharded
+from lissom.recover.parallel.laid import Laid
+from lissom.recover.parallel.pipeline import parts_of
 from lissom.recover.parallel.wire import Meter
-from lissom.recover.parallel.workers import ALONE, Workers
+from lissom.recover.parallel.workers import Workers
 from lissom.recover.training import PLAIN, Training
-from lissom.statistics import multiplies_bfloat16
 
 Phi = dict[Parameter, Tensor]
 
@@ -42,7 +43,7 @@ class Learner:
         optimizer: over φ.
         lesson: what is to be learned.
         training: how it learns.
-        workers: those that learn together, each from its share of every batch.
+        laid: how the model is laid out over those that learn together; by default one has it all.
     """
 
     model: nn.Module
@@ -50,8 +51,8 @@ class Learner:
     optimizer: Optimizer
     lesson: Lesson
     training: Training
-    workers: Workers = ALONE
-    meter: Meter | None = field(init=False, default=None)
+    laid: Laid = None  # type: ignore[assignment]  # of one alone
+    meters: list[Meter] = field(init=False, default_factory=list)
     shared: nn.Module = field(init=False)
     rates: list[float] = field(init=False)
     average: Phi | None = field(init=False, default=None)
@@ -59,6 +60,7 @@ class Learner:
     def __post_init__(self) -> None:
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.shared = self.model
+        self.laid = self.laid or Laid(model=self.model)
         kind = self.training.gradients
         if self.workers.count == 1 and kind != PLAIN:
             raise RecipeError(
@@ -68,25 +70,29 @@ class Learner:
         if self.training.ema:
             self.average = self.moving.copied()
 
+    @property
+    def workers(self) -> Workers:
+        """Those that learn together."""
+        return self.laid.team
+
     def join(self, lot: Lot) -> None:
         """Share the model with the other workers; `lot` tells whether all that moves has a gradient."""
-        if self.workers.group is None or is_sharded(self.model):
+        if self.workers.group is None or self.laid.sharded:
             return
         self.take_gradients(lot)
         missing = sum(phi.grad is None for phi in self.moving.phi.values())
-        unused = self.workers.mean(missing, 1) > 0
-        self.shared = DistributedDataParallel(
-            self.model, process_group=self.workers.group, find_unused_parameters=unused
-        )
+        wrapped = self.laid.spread(unused=self.workers.mean(missing, 1) > 0)
+        if wrapped and self.laid.pipeline is None:
+            self.shared = wrapped[0]
         if self.training.gradients != PLAIN:
-            self.meter = compress_gradients(self.shared, self.training.gradients)
+            self.meters = [compress_gradients(part, self.training.gradients) for part in wrapped]
 
     def step(self, lot: Lot, share: float, number: int) -> float:
         """Learn from a batch; the loss before. `share` is how much of all is done, steps count from 1."""
         factor = self.training.factor(share)
         for group, lr in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = lr * factor
-        own = lot.share(self.workers.rank, self.workers.count)
+        own = self.laid.share(lot)
         closure: Any = lambda: self.take_gradients(own)  # noqa: E731, of a tensor, whatever its stub says
         found = finite(self.optimizer.step(closure))
         if self.average is not None:
@@ -98,20 +104,46 @@ class Learner:
     def take_gradients(self, lot: Lot) -> Tensor:
         """Compute those of φ, where it is now, as means over all workers; the loss there, of this one."""
         self.moving.place()
-        device, whole = device_of(self.model), size(lot.batch)
-        bf16 = self.training.bf16 and (device.type != "cpu" or multiplies_bfloat16())
+        total = self.there_and_back(lot) if self.laid.pipeline is None else self.through_stages(lot)
+        self.laid.sum({name: p for p, name in self.moving.names.items()})
+        self.moving.pull()
+        if self.training.clip:
+            self.cut_off()
+        return total
+
+    def there_and_back(self, lot: Lot) -> Tensor:
+        """The gradients of the model's parameters, a part of the batch after the other; the loss."""
+        whole, device = size(lot.batch), device_of(self.model)
         total = torch.zeros((), device=device)
         parts = lot.parts(self.training.accumulate)
         for part in parts:
-            autocast = torch.autocast(device.type, torch.bfloat16, enabled=bf16)
-            with nullcontext() if part is parts[-1] else self.apart(), torch.enable_grad(), autocast:
+            alone = nullcontext() if part is parts[-1] else self.apart()
+            with alone, torch.enable_grad(), self.training.products(device):
                 loss = self.lesson.loss(self.shared, part) * (size(part.batch) / whole)
                 loss.backward()
             total += loss.detach()
-        self.moving.pull()
-        if self.training.clip:
-            nn.utils.clip_grad_norm_(list(self.moving.phi.values()), self.training.clip)
         return total
+
+    def through_stages(self, lot: Lot) -> Tensor:
+        """The same, by all workers that have stages of the model."""
+        pipeline = self.laid.pipeline
+        assert pipeline is not None
+        parts = parts_of(lot, self.training.accumulate, len(pipeline.where))
+
+        def far(said: Tensor, part: Lot) -> Tensor:
+            return self.lesson.far(said, part) / len(parts)
+
+        with torch.enable_grad(), self.training.products(self.workers.device):
+            return pipeline.learn(parts, far)
+
+    def cut_off(self) -> None:
+        """Keep the norm of all gradients together to what it may be."""
+        gradients = [phi for phi in self.moving.phi.values() if phi.grad is not None]
+        if not self.laid.divided:
+            nn.utils.clip_grad_norm_(gradients, self.training.clip)
+            return
+        found = {self.moving.names[p]: phi.grad for p, phi in self.moving.phi.items() if phi.grad is not None}
+        nn.utils.clip_grads_with_norm_(gradients, self.training.clip, self.laid.norm(found))
 
     def apart(self) -> AbstractContextManager[None]:
         """Within the block gradients add up on each worker by itself."""
@@ -123,10 +155,11 @@ class Learner:
         return self.moving.copied() if self.average is None else {p: e.clone() for p, e in self.average.items()}
 
     def buffers(self) -> dict[str, Tensor]:
-        """What batch norms remember, where they learn."""
+        """What batch norms remember, where they learn, of those that are here."""
         if not self.training.norms:
             return {}
-        parts = {name: part for name, part in self.model.named_modules() if isinstance(part, _BatchNorm)}
+        here = {id(module) for part in self.laid.parts() for module in part.modules()}
+        parts = {n: part for n, part in self.model.named_modules() if isinstance(part, _BatchNorm) and id(part) in here}
         return {f"{name}.{own}": b for name, part in parts.items() for own, b in part.named_buffers()}
 
     @contextmanager
@@ -144,20 +177,23 @@ class Learner:
         """Where it stands."""
         average = {} if self.average is None else self.moving.named(self.average)
         phi = self.moving.named(self.moving.phi)
-        return {"phi": phi, "average": average, "optimizer": self.optimizer.state_dict(), "buffers": self.buffers()}
+        optimizer = state_of(self.optimizer, self.named())
+        return {"phi": phi, "average": average, "optimizer": optimizer, "buffers": self.buffers()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Stand there again."""
-        self.optimizer.load_state_dict(state["optimizer"])
-        for part in getattr(self.optimizer, "parts", [self.optimizer]):
-            for p, held in part.state.items():
-                held |= {name: alike(own, p) for name, own in held.items() if own_shape(own) == p.shape}
+        names = self.named()
+        put_state(self.optimizer, state["optimizer"], names, lambda phi, held: self.laid.placed(names[phi], held, phi))
         with torch.no_grad():
             for p, value in self.moving.by_parameter(state["phi"]).items():
                 self.moving.phi[p].copy_(value)
             if self.average is not None:
                 self.average = self.moving.by_parameter(state["average"])
         self.remember(state["buffers"])
+
+    def named(self) -> dict[Parameter, str]:
+        """The names of the parameters that the optimizer moves, each for one of the model's."""
+        return {phi: self.moving.names[p] for p, phi in self.moving.phi.items()}
 
     @torch.no_grad()
     def remember(self, buffers: Mapping[str, Tensor]) -> None:
@@ -171,15 +207,14 @@ class Learner:
         norms = [part for part in self.model.modules() if isinstance(part, _BatchNorm) and part.training]
         for part in norms:
             part.eval()
-        shares = [lot.share(self.workers.rank, self.workers.count) for lot in held]
+        shares = [self.laid.share(lot) for lot in held]
         sizes = [size(share.batch) for share in shares]
         lots = [share if n else lot for n, share, lot in zip(sizes, shares, held, strict=True)]  # for all run as often
-        found = [finite(self.lesson.loss(self.model, lot)) for lot in lots]
+        pipeline = self.laid.pipeline
+        if pipeline is None:
+            found = [finite(self.lesson.loss(self.model, lot)) for lot in lots]
+        else:
+            found = [finite(loss) for loss in pipeline.judged(lots, self.lesson.far)]
         for part in norms:
             part.train()
         return self.workers.mean(sum(n * one for n, one in zip(sizes, found, strict=True)), sum(sizes))
-
-
-def own_shape(value: Any) -> torch.Size | None:
-    """The shape of a tensor; None of anything else."""
-    return value.shape if isinstance(value, Tensor) else None

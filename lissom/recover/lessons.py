@@ -37,21 +37,25 @@ LEAST = 1e-6  # of the probability of all other classes, so that its logarithm i
 
 @runtime_checkable
 class Lesson(Protocol):
-    """How far a model is from what it should say, as a mean over all predictions of some examples."""
+    """How far a model, or what one said, is from what it should say, as a mean over predictions of some examples."""
 
     def loss(self, model: nn.Module, lot: Lot) -> Tensor: ...
+    def far(self, found: Tensor, lot: Lot) -> Tensor: ...
 
 
 class Labels:
     """What the data itself says: classes, numbers, or, of windows of tokens, the next token."""
 
     def loss(self, model: nn.Module, lot: Lot) -> Tensor:
+        """How far what a model says is from it (`far`)."""
+        return self.far(answer(model, lot.batch), lot)
+
+    def far(self, found: Tensor, lot: Lot) -> Tensor:
         """Cross entropy, or of targets that are no classes the squared error.
 
         Raises:
             DataError: the data has no labels.
         """
-        found = answer(model, lot.batch)
         if is_text(lot.batch):
             return F.cross_entropy(found[:, :-1].flatten(0, 1), lot.batch[:, 1:].long().to(found.device).flatten())
         wanted = target(lot.batch).to(found.device)
@@ -82,19 +86,30 @@ class Original:
         self.hidden = named(original, hidden)
 
     def loss(self, model: nn.Module, lot: Lot) -> Tensor:
-        """The distance of what both say."""
-        exact = torch.autocast(
-            device_of(self.original).type, enabled=False
-        )  # in bfloat16 it need not say the same twice
-        with torch.no_grad(), exact, outputs(self.original, self.hidden) as wanted:
-            p = answer(self.original, lot.batch)
+        """The distance of what both say, and of their hidden outputs."""
+        with outputs(self.original, self.hidden) as wanted:
+            p = self.wanted(lot)
         with outputs(model, self.hidden) as made:
             q = answer(model, lot.batch)
-        p = p.to(q.device)
-        far = divergence(p, q, self.temperature) if self.kind == "kl" else F.mse_loss(q, p)
+        far = self.distance(p, q)
         if self.hidden:
             far = far + self.weight * torch.stack([apart(wanted[name], made[name]) for name in self.hidden]).mean()
         return far
+
+    def far(self, found: Tensor, lot: Lot) -> Tensor:
+        """The distance of what was said from what the original says."""
+        return self.distance(self.wanted(lot), found)
+
+    @torch.no_grad()
+    def wanted(self, lot: Lot) -> Tensor:
+        """What the original says; not in bfloat16, in which it need not say the same twice."""
+        with torch.autocast(device_of(self.original).type, enabled=False):
+            return answer(self.original, lot.batch)
+
+    def distance(self, p: Tensor, q: Tensor) -> Tensor:
+        """Of what the original says and what is learned."""
+        p = p.to(q.device)
+        return divergence(p, q, self.temperature) if self.kind == "kl" else F.mse_loss(q, p)
 
 
 class Remembered:
@@ -104,6 +119,10 @@ class Remembered:
         self.answers = answers
 
     def loss(self, model: nn.Module, lot: Lot) -> Tensor:
+        """How far what a model says is from it (`far`)."""
+        return self.far(answer(model, lot.batch), lot)
+
+    def far(self, q: Tensor, lot: Lot) -> Tensor:
         """The divergence from what is remembered.
 
         Raises:
@@ -111,7 +130,6 @@ class Remembered:
         """
         if lot.numbers is None:
             raise DataError("recover: only answers to examples in one tensor are remembered; leave the memory out")
-        q = answer(model, lot.batch)
         logs, places = (part.to(q.device) for part in self.answers.of(lot.numbers))
         return coarse(logs, places, q.flatten(0, -2))
 

@@ -102,15 +102,15 @@ def learn(
     story, workers = Story(learner, feed), learner.workers
     looks, patience = learner.training.looks, learner.training.patience
     story.begin(keeper)
-    learner.join(feed.held[0])
+    learner.join(feed.sample)
     with learner.learning():
+        share = story.share(until)
         for lot in feed.lots(story.step):
-            share = story.share(until)
             if share >= 1 or story.worse(patience) or story.enough:
                 break
             story.learn(lot, share)
-            now = story.share(until)
-            if math.floor(now * looks) > math.floor(share * looks) or now >= 1:
+            before, share = share, story.share(until)
+            if math.floor(share * looks) > math.floor(before * looks) or share >= 1:
                 story.look(enough)
                 story.keep(keeper)
                 if not workers.first:
@@ -131,7 +131,7 @@ class Story:
         self.losses: list[float] = []
         self.looks: list[Look] = []
         self.found: dict[str, Any] = {}  # φ and the buffers at the best look
-        self.enough = False
+        self.enough = self.kept = False
 
     @property
     def seconds(self) -> float:
@@ -145,6 +145,7 @@ class Story:
 
     def begin(self, keeper: Keeper | None) -> None:
         """Where it was kept, or from the start."""
+        self.kept = bool(self.learner.workers.agreed(keeper is not None))
         kept = self.learner.workers.told(None if keeper is None else keeper.last())
         if kept is None:
             self.look(None)
@@ -153,7 +154,8 @@ class Story:
         record, tensors = kept
         held = unpacked(record["state"], tensors)
         self.learner.restore(held["learner"])
-        self.found = held["found"]
+        moving = self.learner.moving
+        self.found = held["found"] | {"phi": moving.named(moving.by_parameter(held["found"]["phi"]))}
         self.step, self.seen, self.best = record["step"], record["seen"], record["best"]
         self.before, self.enough = record["seconds"], record["enough"]
         self.looks = [Look(**look) for look in record["looks"]]
@@ -185,10 +187,11 @@ class Story:
 
     def keep(self, keeper: Keeper | None) -> None:
         """Keep how far it has come; all workers gather it, the first one writes."""
-        if keeper is None and self.learner.workers.first:
+        if not self.kept:
             return
         tensors: dict[str, Tensor] = {}
-        state = packed({"learner": self.learner.state(), "found": self.found}, tensors)
+        packs = packed({"learner": self.learner.state(), "found": self.found}, tensors)
+        state, tensors = self.learner.laid.assembled(packs, tensors)
         numbers = {"step": self.step, "seen": self.seen, "best": self.best, "seconds": self.seconds}
         looks = [asdict(look) for look in self.looks]
         if keeper is not None:

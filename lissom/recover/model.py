@@ -1,7 +1,8 @@
 """Any module in memory, recovered: a copy of it learns, in its formats, what the original says, or the labels."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import ceil
 from types import MappingProxyType
@@ -13,6 +14,7 @@ from lissom.errors import DataError, ModelError, RecipeError
 from lissom.formats import CompressedLayer, Trainable, unfreeze
 from lissom.models import compressible, weight_of
 from lissom.models.experts import apart
+from lissom.models.families import FAMILIES
 from lissom.progress import Tell, quiet
 from lissom.recover.feed import Examples, Feed, counted, feed
 from lissom.recover.learner import Learner
@@ -21,9 +23,10 @@ from lissom.recover.loop import Curve, Keeper, Until, learn
 from lissom.recover.memory import Memory
 from lissom.recover.moving import Moving, units_of
 from lissom.recover.optimizers import make
-from lissom.recover.parallel.layout import Layout, check_layout, gather, is_sharded, parallelize
+from lissom.recover.parallel.laid import Laid, gather, lay
+from lissom.recover.parallel.layout import Layout, check_layout
 from lissom.recover.parallel.workers import ALONE, Workers, workers
-from lissom.recover.training import EPOCHS, PLAIN, Training
+from lissom.recover.training import EPOCHS, Training
 
 AS_SAID = Training()
 ALL: Layout = MappingProxyType({})  # workers have the whole model each
@@ -73,8 +76,9 @@ def recover_model(
     with workers() as team:
         if team.count > 1:
             student.to(team.device)
-        curve = recovered(student, fed, training, lesson, team=team, layout=layout, progress=progress)
-        found = whole(student, lambda: unfreeze(apart(copy.deepcopy(model))), training)
+        with learnable(student):
+            curve, laid = recovered(student, fed, training, lesson, team=team, layout=layout, progress=progress)
+        found = whole(laid, lambda: unfreeze(apart(copy.deepcopy(model))), training)
     return Recovered(model=found, curve=curve)
 
 
@@ -118,19 +122,22 @@ def recovered(
     keeper: Keeper | None = None,
     enough: Callable[[nn.Module], bool] | None = None,
     progress: Tell = quiet,
-) -> Curve:
-    """Let a trainable model learn, in place."""
+) -> tuple[Curve, Laid]:
+    """Let a trainable model learn, in place; how its loss went, and how it is laid out."""
     if training.batch % team.count and isinstance(fed, Examples):
         raise DataError(
             f"batch={training.batch} cannot be shared among {team.count} workers; give a multiple of {team.count}"
         )
-    check_layout(layout, team, training.optimizer, training.gradients != PLAIN)
+    check_layout(layout, team, training)
     units = units_of(student, training.train, training.rank, training.seed)
-    parallelize(student, layout, team)
-    moves = Moving(student, units)
+    laid = lay(student, layout, team, training=training, lesson=lesson, lot=fed.sample)
+    if enough is not None and laid.pipeline is not None:
+        raise RecipeError("recover: a budget is tested on a whole model, which with pipeline= no worker has")
+    moves = Moving(student, {name: unit for name, unit in units.items() if name not in laid.absent}, laid.placed)
     optimizer = make(training.optimizer, moves.phi.values(), training.rate, **training.knobs)
-    learner = Learner(model=student, moving=moves, optimizer=optimizer, lesson=lesson, training=training, workers=team)
-    return learn(learner, fed, until_of(training, fed), keeper=keeper, enough=enough, progress=progress)
+    learner = Learner(model=student, moving=moves, optimizer=optimizer, lesson=lesson, training=training, laid=laid)
+    curve = learn(learner, fed, until_of(training, fed), keeper=keeper, enough=enough, progress=progress)
+    return curve, laid
 
 
 def until_of(training: Training, fed: Feed) -> Until:
@@ -144,24 +151,40 @@ def until_of(training: Training, fed: Feed) -> Until:
     if training.steps is not None:
         return Until(steps=training.steps)
     if training.tokens is not None:
-        return Until(steps=ceil(training.tokens / counted(next(fed.lots(0)).batch)))
+        return Until(steps=ceil(training.tokens / counted(fed.sample.batch)))
     if fed.steps is None:
         raise DataError("recover: how long a pass over the data is cannot be known; give steps, tokens or minutes")
     return Until(steps=max(1, round((training.epochs or EPOCHS) * fed.steps)))
 
 
-def whole(student: nn.Module, fresh: Callable[[], nn.Module], training: Training, every: bool = True) -> nn.Module:
-    """What has learned, by one worker that has all of it: a fresh model with what the sharded one has, else itself.
+def whole(laid: Laid, fresh: Callable[[], nn.Module], training: Training, every: bool = True) -> nn.Module:
+    """What has learned, by one worker that has all of it: a fresh model with what all have of it, else itself.
 
-    All workers must call it; where it is not wanted by `every` one, the others give False and get the sharded one.
+    All workers must call it; where it is not wanted by `every` one, the others give False and get what is theirs.
     """
-    if not is_sharded(student):
-        return student
+    if not (laid.sharded or laid.divided):
+        return laid.model
     found = fresh() if every else None
     if found is not None:
         units_of(found, training.train, training.rank, training.seed)  # puts what is beside the weights beside them
-    gather(student, found)
-    return student if found is None else found
+    gather(laid, found)
+    return laid.model if found is None else found
+
+
+@contextmanager
+def learnable(model: nn.Module) -> Iterator[None]:
+    """Within the block a language model attends so that gradients pass, and keeps no cache."""
+    config: Any = getattr(model, "config", None)
+    family = FAMILIES.get(getattr(config, "model_type", ""))
+    if family is None:
+        yield
+        return
+    before = config.use_cache, config._attn_implementation
+    config.use_cache, config._attn_implementation = False, family.attends_by
+    try:
+        yield
+    finally:
+        config.use_cache, config._attn_implementation = before
 
 
 def begin_near(student: nn.Module, original: nn.Module) -> None:

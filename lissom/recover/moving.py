@@ -9,11 +9,10 @@ they began, not to zero.
 Shapes: o outputs, i inputs, r the rank.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn import Parameter
 
 from lissom.errors import RecipeError
@@ -29,15 +28,27 @@ FEWER = 8  # times as many weights as a matrix has of what counts as its scales,
 Units = dict[Parameter, Tensor]
 
 
+Placed = Callable[[str, Tensor, Tensor], Tensor]
+
+
+def as_it_is(name: str, value: Tensor, p: Tensor) -> Tensor:
+    """What belongs to a parameter of one worker alone: all, where that is."""
+    return value.to(p.device)
+
+
 class Moving:
     """The parameters of a model that move, and the φ of each, by the name that it has in the model.
 
-    Where parameters are sharded over several workers, so is everything that belongs to them.
+    Args:
+        model: whose parameters move, or this worker's part of it.
+        units: the unit of each that moves, by name.
+        placed: what belongs to a parameter here, of its name, of a tensor of that of the whole model.
     """
 
-    def __init__(self, model: nn.Module, units: Mapping[str, Tensor]) -> None:
+    def __init__(self, model: nn.Module, units: Mapping[str, Tensor], placed: Placed = as_it_is) -> None:
+        self.placed = placed
         self.names = {p: name for name, p in model.named_parameters() if name in units}
-        self.units = {p: alike(units[name].expand(p.shape), p) for p, name in self.names.items()}
+        self.units = {p: placed(name, units[name], p) for p, name in self.names.items()}
         self.begun = {p: p.detach().clone() for p in self.names}
         self.phi = {p: Parameter(torch.zeros_like(p)) for p in self.names}
 
@@ -63,15 +74,8 @@ class Moving:
         return {self.names[p]: own.detach() for p, own in phi.items()}
 
     def by_parameter(self, named: Mapping[str, Tensor]) -> dict[Parameter, Tensor]:
-        """The inverse of `named`, also of tensors that are whole where the parameters are sharded."""
-        return {p: alike(named[name], p) for p, name in self.names.items()}
-
-
-def alike(whole: Tensor, p: Tensor) -> Tensor:
-    """A tensor where another one of its shape is: in its shards, where that has such."""
-    if isinstance(p, DTensor) and not isinstance(whole, DTensor):
-        return distribute_tensor(whole.to(p.device).contiguous(), p.device_mesh, p.placements)
-    return whole.to(p.device)
+        """The inverse of `named`, also of tensors of the whole model where workers have parts of it."""
+        return {p: self.placed(name, named[name], p) for p, name in self.names.items()}
 
 
 def moving(model: nn.Module, train: str = "weights", rank: int = 16, seed: int = 0) -> Moving:
@@ -102,7 +106,7 @@ def units_of(model: nn.Module, train: str = "weights", rank: int = 16, seed: int
         )
     for p in model.parameters():
         p.requires_grad_(p in units)
-    return {name: units[p] for name, p in model.named_parameters() if p in units}
+    return {name: units[p].expand(p.shape) for name, p in model.named_parameters() if p in units}
 
 
 def within(model: nn.Module, train: str) -> Units:

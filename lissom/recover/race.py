@@ -90,7 +90,7 @@ def race(
         lesson = lesson_of(own, fed, None if original is None else lambda: original, memory)
         if original is not None:
             begin_near(student, original)
-        curve = recovered(student, fed, own, lesson)
+        curve, _ = recovered(student, fed, own, lesson)
         curves[name].append(curve)
         if best is None or curve.after.held < best[0].after.held:
             best = curve, student, own

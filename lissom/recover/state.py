@@ -18,10 +18,10 @@ def packed(value: Any, tensors: dict[str, Tensor], prefix: str = "") -> Any:
         tensors[prefix] = (value.full_tensor() if isinstance(value, DTensor) else value).detach()
         return {"tensor": prefix}
     if isinstance(value, Mapping):
-        return {"dict": [[key, packed(own, tensors, f"{prefix}.{key}".strip("."))] for key, own in value.items()]}
+        return {"dict": [[key, packed(own, tensors, f"{prefix} {key}".strip())] for key, own in value.items()]}
     if isinstance(value, list | tuple):
         kind = "list" if isinstance(value, list) else "tuple"
-        return {kind: [packed(own, tensors, f"{prefix}.{n}".strip(".")) for n, own in enumerate(value)]}
+        return {kind: [packed(own, tensors, f"{prefix} {n}".strip()) for n, own in enumerate(value)]}
     if not isinstance(value, PLAIN):
         raise TypeError(f"{prefix} is a {type(value).__name__}, which has no place in JSON")
     return value

@@ -4,17 +4,21 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import torch
+
 from lissom.errors import RecipeError, meant
 from lissom.recover.lessons import LOSSES
 from lissom.recover.moving import TRAIN
 from lissom.recover.optimizers import OPTIMIZERS
 from lissom.recover.parallel.gradients import KINDS
 from lissom.recover.schedules import rate
+from lissom.statistics import multiplies_bfloat16
 from lissom.techniques.knobs import above, at_least, fraction, one_of, seed_of
 from lissom.types import Knob
 
 EPOCHS, LOOKS = 4, 10  # where nothing else is said
 PLAIN = "float32"  # gradients as they are
+STAGES = ("1f1b", "gpipe", "interleaved", "zerobubble", "zbv")
 TICKS = 10**9  # of a schedule, which is told shares
 # Rates of units: of the size of a grid's step, or of what weights are like.
 RATES: Mapping[str, float] = {
@@ -57,6 +61,8 @@ class Training:
         top_k: how many of the largest probabilities of each prediction of the original are remembered, so that it need
             not be in memory while the model learns; 0 remembers none, and the original runs beside it.
         bf16: whether products are taken in bfloat16 while learning, where the hardware has such.
+        stages: of several workers along `pipeline`, in what order they take parts of a batch (`parallel/pipeline.py`):
+            1f1b, gpipe, interleaved, zerobubble or zbv; `accumulate` is how many parts, or 1 for as many as do.
         checkpointing: whether activations are computed again on the way back, for less memory.
         norms: whether batch norms take the statistics of each batch while learning.
         gradients: what they travel in between several workers: float32, or fewer bits by a kind of `KINDS`.
@@ -87,6 +93,7 @@ class Training:
     hidden_weight: float = 1.0
     top_k: int = 0
     bf16: bool = True
+    stages: str = "1f1b"
     checkpointing: bool = False
     norms: bool = True
     gradients: str = PLAIN
@@ -100,6 +107,7 @@ class Training:
         one_of(TRAIN, train=self.train)
         one_of(LOSSES, loss=self.loss)
         one_of((PLAIN, *KINDS), gradients=self.gradients)
+        one_of(STAGES, stages=self.stages)
         fraction(warmup=self.warmup, ema=self.ema)
         rate(self.schedule, 0, 1, 0, self.floor)
         at_least(1, rank=self.rank, batch=self.batch, accumulate=self.accumulate, looks=self.looks)
@@ -134,6 +142,11 @@ class Training:
         """What the rate is multiplied with when so much of all is done; schedule-free only warms up."""
         schedule = "constant" if self.optimizer == "schedulefree" else self.schedule
         return rate(schedule, int(share * TICKS), TICKS, int(self.warmup * TICKS), self.floor)
+
+    def products(self, device: torch.device) -> torch.autocast:
+        """The context that products are taken in while it learns."""
+        bf16 = self.bf16 and (device.type != "cpu" or multiplies_bfloat16())
+        return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON holds it: what was said, without what is so by default."""

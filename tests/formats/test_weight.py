@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from lissom.errors import RecipeError
 from lissom.formats import (
     FORMATS,
     Affine,
@@ -29,7 +30,7 @@ from lissom.formats import (
 )
 from lissom.formats.floats import KINDS, held, read
 from lissom.formats.plane import Plane
-from lissom.formats.weight import stored, straight_through
+from lissom.formats.weight import leave, stored, straight_through
 
 Made = tuple[Weight, Tensor]
 Makes = Callable[[tuple[int, int], Tensor | None, torch.Generator], Made]
@@ -224,6 +225,8 @@ MAKERS: dict[str, Makes] = {
     "turned dense": turned(dense_half),
     "turned sum": turned(total(masked)),
 }
+NEVER = {"xnor", "signs"}
+UNCUT = (NEVER, NEVER | {name for name in MAKERS if name.startswith(("turned", "dynamic"))})  # along outputs, inputs
 PRODUCTS = {
     name for name in MAKERS if name.startswith(("low rank", "sum", "turned"))
 }  # their rows are sums, in any order
@@ -312,6 +315,24 @@ def test_gradients_reach_the_parameters_and_not_the_pruned(name: str) -> None:
     latent = getattr(trainable, "latent", None)
     if kept is not None and latent is not None:
         assert (latent.grad[~kept] == 0).all()
+
+
+@given(**WEIGHTS, dim=st.sampled_from([0, 1]), share=st.integers(1, 3))
+@settings(max_examples=100, deadline=None)
+def test_a_trainable_weight_is_cut_into_pieces_of_its_matrix(
+    name: str, shape: tuple[int, int], density: float | None, seed: int, dim: int, share: int
+) -> None:
+    trainable = make(name, shape, density, seed)[0].trainable()
+    whole = trainable().detach()
+    places = torch.arange(shape[dim] - max(1, shape[dim] // share), shape[dim])
+    groups = [part.shape[1] for part in trainable.buffers() if part.dim() == 2]
+    if name in UNCUT[dim] or (dim and any(g > 1 and len(places) % (shape[1] // g) for g in groups)):
+        with pytest.raises(RecipeError, match=f"along its {('outputs', 'inputs')[dim]}|between groups of"):
+            trainable.taken(dim, places)
+        return
+    taken = trainable.taken(dim, places)
+    leave(trainable, taken)
+    torch.testing.assert_close(trainable(), whole.index_select(dim, places), rtol=1e-6, atol=1e-6)
 
 
 def test_scales_are_narrow_where_that_holds_them() -> None:

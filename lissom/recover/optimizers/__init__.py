@@ -28,7 +28,18 @@ from lissom.recover.optimizers.sam import Sam
 from lissom.recover.optimizers.schedule_free import ScheduleFree
 from lissom.recover.optimizers.together import Together
 
-__all__ = ["OPTIMIZERS", "AdamW8", "Lion", "Sam", "ScheduleFree", "Together", "judging", "make"]
+__all__ = [
+    "OPTIMIZERS",
+    "AdamW8",
+    "Lion",
+    "Sam",
+    "ScheduleFree",
+    "Together",
+    "judging",
+    "make",
+    "put_state",
+    "state_of",
+]
 
 
 def muon(params: Any, lr: float = 1e-3, apart: Collection[Parameter] = (), **knobs: Any) -> Optimizer:
@@ -93,6 +104,39 @@ def make(name: str, params: Iterable[Parameter], lr: float | None = None, **knob
         raise RecipeError(f"optimizer: {name} takes {', '.join(possible[1:])}, not {', '.join(given)}") from None
     except ValueError as error:
         raise error if isinstance(error, RecipeError) else RecipeError(f"optimizer: {name}: {error}") from None
+
+
+def holders(optimizer: Optimizer) -> list[Optimizer]:
+    """Those that hold its states: itself, the one that it goes by, or those that it is made of."""
+    inner = optimizer.base if isinstance(optimizer, Sam) else optimizer
+    return inner.parts if isinstance(inner, Together) else [inner]
+
+
+def state_of(optimizer: Optimizer, names: Mapping[Any, str]) -> dict[str, Any]:
+    """Where an optimizer stands: what it holds of each parameter, by what that is and the parameter's name.
+
+    So it does not matter in which order parameters come, nor which other ones there are.
+    """
+    held: dict[str, dict[str, Any]] = {}
+    for part in holders(optimizer):
+        for p, state in part.state.items():
+            for what, value in state.items():
+                held.setdefault(what, {})[names[p]] = value
+    groups = [group for part in holders(optimizer) for group in part.param_groups]
+    return {"held": held, "groups": [{key: own for key, own in group.items() if key != "params"} for group in groups]}
+
+
+def put_state(
+    optimizer: Optimizer, state: Mapping[str, Any], names: Mapping[Parameter, str], placed: Callable[..., Any]
+) -> None:
+    """The inverse of `state_of`; `placed(parameter, value)` is what belongs here of what is held of one."""
+    groups = [group for part in holders(optimizer) for group in part.param_groups]
+    for group, own in zip(groups, state["groups"], strict=True):
+        group.update(own)
+    for part in holders(optimizer):
+        for p in [p for group in part.param_groups for p in group["params"]]:
+            several = {what: by_name[names[p]] for what, by_name in state["held"].items() if names[p] in by_name}
+            part.state[p] = {what: placed(p, value) for what, value in several.items()}
 
 
 @contextmanager

@@ -1,27 +1,25 @@
 """The layout: how the workers divide the work, as sizes of axes of one mesh.
 
-    data     each has the whole model, and learns from its share of every batch (DistributedDataParallel)
-    shard    each has a part of every parameter, gradient and state, and sees the whole of a block as it is run (FSDP2:
-             Zhao et al., PVLDB 2023, arXiv:2304.11277)
+    pipeline   each has some stages of the model, and hands on what they make of one part of a batch after the other
+    data       each has all of it, and learns from its share of every batch (DistributedDataParallel)
+    shard      as data, but each keeps a part of every parameter, gradient and state, and sees the whole of a block as
+               it is run (FSDP2: Zhao et al., PVLDB 2023, arXiv:2304.11277)
+    tensor     each has some heads and neurons of every block of a language model
 
-Both: groups of `shard` workers have the model once, `data` times in all. Where training stands is written down whole,
-whatever the layout: what one wrote another reads.
+Several may go together; each then divides what the others leave. Where training stands is written down whole, whatever
+the layout: what one wrote another reads.
 """
 
 from collections.abc import Mapping
+from math import prod
 
-import torch
-from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor
-
-from lissom.errors import ModelError, RecipeError, meant
-from lissom.recover.checkpointing import blocks
+from lissom.errors import RecipeError, meant
+from lissom.recover.parallel.pipeline import TWICE
 from lissom.recover.parallel.workers import Workers
+from lissom.recover.training import PLAIN, Training
 
-AXES = ("data", "shard")
-WHOLE = ("adamw8", "muon")  # training algorithms that must see whole matrices
+AXES = ("pipeline", "data", "shard", "tensor")  # on the mesh those are nearest to each other that speak most
+WHOLE = ("adamw8", "muon", "sam")  # training algorithms that must see whole matrices, or all of them
 Layout = Mapping[str, int]
 
 
@@ -42,56 +40,42 @@ def read_layout(given: str) -> dict[str, int]:
     return found
 
 
-def check_layout(layout: Layout, team: Workers, optimizer: str, gradients: bool) -> None:
+def sizes_of(layout: Layout, team: Workers) -> dict[str, int]:
+    """The sizes of all axes; without a layout all workers are along `data`.
+
+    Raises:
+        RecipeError: it needs more workers than there are, or fewer.
+    """
+    found = {axis: layout.get(axis, 1) for axis in AXES}
+    if not layout:
+        found["data"] = team.count
+    need = prod(found.values())
+    if need != team.count:
+        shown = ",".join(f"{axis}={size}" for axis, size in layout.items())
+        raise RecipeError(
+            f"parallel: {shown} needs {need} workers, and there are {team.count}; start them with torchrun"
+        )
+    return found
+
+
+def check_layout(layout: Layout, team: Workers, training: Training) -> None:
     """See that there are as many workers as the layout needs, and that all that is asked for goes with it.
 
     Raises:
         RecipeError: it does not.
     """
-    need = 1
-    for size in layout.values():
-        need *= size
-    if layout and need != team.count:
-        shown = ",".join(f"{axis}={size}" for axis, size in layout.items())
+    sizes = sizes_of(layout, team)
+    divided = [axis for axis in ("pipeline", "shard", "tensor") if sizes[axis] > 1]
+    if divided and training.optimizer in WHOLE:
         raise RecipeError(
-            f"parallel: {shown} needs {need} workers, and there are {team.count}; start them with torchrun"
+            f"parallel: {training.optimizer} must see whole matrices, and all of them, which with {divided[0]}= no "
+            "worker has; take adamw, or data="
         )
-    if layout.get("shard", 1) > 1 and optimizer in WHOLE:
-        raise RecipeError(f"parallel: {optimizer} must see whole matrices, which shards are not; take adamw or data=")
-    if layout.get("shard", 1) > 1 and gradients:
+    if training.gradients != PLAIN and sizes["shard"] > 1:
         raise RecipeError("parallel: gradients travel in few bits along data only; leave out gradients, or shard")
-
-
-def parallelize(model: nn.Module, layout: Layout, team: Workers) -> None:
-    """Lay a model out over the workers, in place; `data` alone leaves it whole, for DistributedDataParallel to wrap."""
-    shard = layout.get("shard", 1)
-    if shard == 1:
-        return
-    sizes = (team.count // shard, shard) if team.count > shard else (shard,)
-    mesh = init_device_mesh(team.device.type, sizes, mesh_dim_names=("data", "shard")[-len(sizes) :])
-    for block in sharded_apart(model):
-        fully_shard(block, mesh=mesh)
-    fully_shard(model, mesh=mesh, reshard_after_forward=True)  # the root too: it may move before it is run again
-
-
-def sharded_apart(model: nn.Module) -> list[nn.Module]:
-    """The parts of which the whole is seen only while they run: the model's blocks, where it has such."""
-    try:
-        return blocks(model)
-    except ModelError:
-        return []
-
-
-def is_sharded(model: nn.Module) -> bool:
-    """Whether workers have parts of its parameters."""
-    return isinstance(model, FSDPModule)
-
-
-@torch.no_grad()
-def gather(sharded: nn.Module, whole: nn.Module | None) -> None:
-    """Put what a sharded model has into a whole one of the same structure; all workers must call it, some with None."""
-    own = {} if whole is None else {**dict(whole.named_parameters()), **dict(whole.named_buffers())}
-    for name, tensor in (*sharded.named_parameters(), *sharded.named_buffers()):
-        full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-        if whole is not None:
-            own[name].copy_(full)
+    if training.gradients != PLAIN and divided and sizes["data"] == 1:
+        raise RecipeError("parallel: gradients travel in few bits along data; leave out gradients, or add data=2")
+    if sizes["pipeline"] > 1 and training.hidden:
+        raise RecipeError("parallel: stages do not see each other's hidden outputs; leave out hidden, or pipeline")
+    if sizes["pipeline"] > 1 and sizes["shard"] > 1 and training.stages in TWICE:
+        raise RecipeError(f"parallel: {training.stages} has two stages on each worker, which shard cannot; take 1f1b")

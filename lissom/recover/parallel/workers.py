@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
-Kept = tuple[dict[str, Any], dict[str, Tensor]]  # what JSON can hold, and tensors by name
+Kept = tuple[Any, dict[str, Tensor]]  # what JSON can hold, and tensors by name
 
 
 class Workers:
@@ -34,36 +34,40 @@ class Workers:
         dist.all_reduce(both, group=self.group)
         return float(both[0] / both[1])
 
-    def agreed(self, value: float) -> float:
-        """The first one's, by all."""
+    def agreed(self, value: float, rank: int = 0) -> float:
+        """The first one's, or that of the one of this rank, by all."""
         if self.group is None:
             return value
         told = torch.tensor(value, dtype=torch.float64, device=self.device)
-        dist.broadcast(told, 0, self.group)
+        dist.broadcast(told, rank, self.group)
         return float(told)
 
     def wait(self) -> None:
         """Until all have come so far."""
         self.mean(0.0, 1.0)
 
-    def told(self, kept: Kept | None) -> Kept | None:
-        """What the first one has, by all; the others give None."""
+    def told(self, kept: Kept | None, rank: int = 0) -> Kept | None:
+        """What the first one has, or the one of this rank, by all; the others give anything."""
         if self.group is None:
             return kept
-        record, tensors = kept or ({}, {})
+        mine, (record, tensors) = self.rank == rank, kept or ({}, {})
         shapes = {name: [str(t.dtype).removeprefix("torch."), list(t.shape)] for name, t in tensors.items()}
-        head = json.dumps([kept is not None, record, shapes]).encode() if self.first else b""
-        size = int(self.agreed(len(head)))
+        head = json.dumps([kept is not None, record, shapes]).encode() if mine else b""
+        size = int(self.agreed(len(head), rank))
         letter = torch.frombuffer(bytearray(head.ljust(size)), dtype=torch.uint8).to(self.device)
-        dist.broadcast(letter, 0, self.group)
+        dist.broadcast(letter, rank, self.group)
         there, record, shapes = json.loads(bytes(letter.cpu().tolist()))
         found = {}
         for name, (kind, shape) in shapes.items():
-            own = tensors[name] if self.first else torch.empty(shape, dtype=getattr(torch, kind))
+            own = tensors[name] if mine else torch.empty(shape, dtype=getattr(torch, kind))
             sent = own.detach().to(self.device).contiguous()
-            dist.broadcast(sent, 0, self.group)
+            dist.broadcast(sent, rank, self.group)
             found[name] = sent.cpu()
         return (record, found) if there else None
+
+    def gathered(self, kept: Kept | None) -> list[Kept | None]:
+        """What each one has, by all, in their order."""
+        return [self.told(kept, rank) for rank in range(self.count)]
 
 
 ALONE = Workers()
@@ -72,6 +76,11 @@ ALONE = Workers()
 def started() -> int:
     """How many torchrun has started; 1 without it."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def local() -> int:
+    """How many of them are on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def is_first() -> bool:

@@ -1,10 +1,7 @@
 """Workers: what real processes, started by torchrun, learn together is what one learns alone, whatever the layout."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from runpy import run_path
@@ -21,28 +18,13 @@ from lissom.recover.parallel.workers import ALONE, Workers
 from lissom.recover.training import Training
 from lissom.types import Recipe
 
-PATIENCE_S = 300
 SCRIPT = Path(__file__).with_name("learning_folder.py")
 CASE = run_path(str(SCRIPT))
 TRAINING, learned = CASE["TRAINING"], CASE["learned"]
 NEAR = 2e-3  # sums are taken in another order, and codes of few bits turn over a little sooner or later
 Tiny = Callable[..., Path]
 Places = tuple[Path, Path, Path]
-
-
-def torchrun(count: int, *words: object, restarts: int = 0) -> list[str]:
-    """What is printed when a script, or a module after -m, is run by so many workers."""
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
-    done = subprocess.run(
-        [*start, "--max-restarts", str(restarts), *map(str, words)],
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout.splitlines()
+Run = Callable[..., list[str]]
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +55,7 @@ def losses(out: Path) -> list[float]:
     return [look["held"] for look in manifest["recovery"]["looks"]]
 
 
-def test_the_command_line_under_torchrun(places: Places, alone: list[float], tmp_path: Path) -> None:
+def test_the_command_line_under_torchrun(places: Places, alone: list[float], tmp_path: Path, torchrun: Run) -> None:
     original, small, text = places
     words = ("--original", original, "--data", text, "--length", 16, "--batch", 8, "--steps", TRAINING.steps)
     more = ("--gradients", "int8", "--accumulate", 2, "--json", "--out", tmp_path / "out")
@@ -82,14 +64,18 @@ def test_the_command_line_under_torchrun(places: Places, alone: list[float], tmp
     assert events[-1]["loss_after"] == pytest.approx(min(alone), rel=0.02)
 
 
-def test_a_worker_that_dies_is_replaced_and_all_go_on(places: Places, alone: list[float], tmp_path: Path) -> None:
+def test_a_worker_that_dies_is_replaced_and_all_go_on(
+    places: Places, alone: list[float], tmp_path: Path, torchrun: Run
+) -> None:
     told = torchrun(2, SCRIPT, *places, tmp_path / "out", "--die", 4, restarts=1)
     assert [line for line in told if line.startswith("died")] == ["died at look 4"]
     assert losses(tmp_path / "out") == pytest.approx(alone, rel=NEAR)
 
 
-def test_what_one_layout_has_begun_another_goes_on_with(places: Places, alone: list[float], tmp_path: Path) -> None:
-    torchrun(4, SCRIPT, *places, tmp_path / "out", "--layout", "data=2,shard=2", "--stop", 4)
+def test_what_one_layout_has_begun_another_goes_on_with(
+    places: Places, alone: list[float], tmp_path: Path, torchrun: Run
+) -> None:
+    torchrun(4, SCRIPT, *places, tmp_path / "out", "--layout", "pipeline=2,tensor=2", "--stop", 4)
     assert not (tmp_path / "out").exists()
     shutil.copytree(tmp_path / ".out.recover", tmp_path / ".single.recover")
     torchrun(2, SCRIPT, *places, tmp_path / "out", "--layout", "shard=2")
@@ -123,10 +109,17 @@ def test_layouts_are_read_and_held_against_the_workers_there_are() -> None:
             read_layout(wrong)
     eight = Workers()
     eight.count = 8
-    check_layout({"data": 2, "shard": 4}, eight, "adamw", False)
-    with pytest.raises(RecipeError, match="data=2 needs 2 workers, and there are 8"):
-        check_layout({"data": 2}, eight, "adamw", True)
-    with pytest.raises(RecipeError, match="muon must see whole matrices"):
-        check_layout({"shard": 8}, eight, "muon", False)
-    with pytest.raises(RecipeError, match="along data only"):
-        check_layout({"shard": 8}, eight, "adamw", True)
+    check_layout({"data": 2, "shard": 4}, eight, Training())
+    check_layout({}, eight, Training(optimizer="muon", gradients="int8"))
+    refused: list[tuple[dict[str, int], dict[str, Any], str]] = [
+        ({"data": 2}, {"gradients": "int8"}, "data=2 needs 2 workers, and there are 8"),
+        ({"shard": 8}, {"optimizer": "muon"}, "muon must see whole matrices, and all of them, which with shard="),
+        ({"tensor": 8}, {"optimizer": "sam"}, "sam must see whole matrices, and all of them, which with tensor="),
+        ({"shard": 8}, {"gradients": "int8"}, "along data only"),
+        ({"tensor": 8}, {"gradients": "int8"}, "leave out gradients, or add data=2"),
+        ({"pipeline": 8}, {"hidden": ("*",)}, "leave out hidden, or pipeline"),
+        ({"pipeline": 4, "shard": 2}, {"stages": "zbv"}, "zbv has two stages on each worker, which shard cannot"),
+    ]
+    for layout, said, told in refused:
+        with pytest.raises(RecipeError, match=told):
+            check_layout(layout, eight, Training(**said))
