@@ -32,6 +32,11 @@ from lissom.types import Recipe
 
 DEMO = Path(lissom.__file__).parent / "demo"
 LENGTH, BATCH, EVERY = 64, 8, 5
+LAYOUTS = (
+    *(f"{axis}=2" for axis in ("data", "shard", "tensor", "pipeline")),
+    *("data=4", "shard=4", "pipeline=4", "data=2,shard=2", "data=2,tensor=2", "shard=2,tensor=2"),
+    *("pipeline=2,tensor=2", "pipeline=2,data=2", "pipeline=2,shard=2", "pipeline=2,data=2,tensor=2"),
+)
 STEPS = [{"layers": "model.layers.*", "technique": "rtn", "bits": 3, "group": 64}]
 
 
@@ -79,7 +84,7 @@ def main() -> None:
     """All layouts, and one that goes on with another."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path)
-    parser.add_argument("--layouts", default="data=2;shard=2;data=4;shard=4;data=2,shard=2")
+    parser.add_argument("--layouts", default=";".join(LAYOUTS))
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--write", type=Path)
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
@@ -98,7 +103,7 @@ def main() -> None:
         seconds = ran(small, asked.work / layout, layout, asked.steps)
         found = losses(asked.work / layout)
         rows.append({"layout": layout, "apart": apart(found, alone), "end": found[-1], "seconds": seconds})
-    others = [("data=2,shard=2", "data=1"), ("data=1", "shard=2")]
+    others = [("pipeline=2,tensor=2", "data=1"), ("data=1", "shard=2"), ("shard=2,tensor=2", "pipeline=2")]
     for number, (before, after) in enumerate(others):
         out = asked.work / f"change {number}"
         ran(small, out, before, asked.steps, stop=6)

@@ -66,11 +66,21 @@ def recover(
         int, typer.Option(help="remember so many probabilities of the original, which then need not be in memory")
     ] = 0,
     parallel: Annotated[
-        str, typer.Option(help="with torchrun: how workers divide the work, such as data=2,shard=4; by default data")
+        str,
+        typer.Option(
+            help="with torchrun: how workers divide the work, by axes: data, shard, tensor, pipeline, such as "
+            "data=2,tensor=4; by default data"
+        ),
     ] = "",
+    stages: Annotated[
+        str, typer.Option(help="with pipeline=: the order of work: 1f1b, gpipe, interleaved, zerobubble or zbv")
+    ] = "1f1b",
     gradients: Annotated[
         str, typer.Option(help="with torchrun: what gradients travel in, such as int8, int4, powersgd")
     ] = "float32",
+    local: Annotated[
+        int, typer.Option(help="with torchrun: steps that each worker takes by itself before all meet", min=0)
+    ] = 0,
     loss: Annotated[str, typer.Option(help="kl, or mse of outputs that are no class scores")] = "kl",
     length: Length = 512,
     seed: Annotated[int, typer.Option(help="of the order of examples", min=0)] = 0,
@@ -113,6 +123,8 @@ def recover(
         top_k=top_k,
         loss=loss,
         gradients=gradients,
+        stages=stages,
+        local=local,
         seed=seed,
     )
     if until_budget and (compare or test is None or original is None):

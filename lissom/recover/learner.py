@@ -25,6 +25,7 @@ from lissom.recover.moving import Moving
 from lissom.recover.optimizers import put_state, state_of
 from lissom.recover.parallel.gradients import compress_gradients
 from lissom.recover.parallel.laid import Laid
+from lissom.recover.parallel.local import LocalSteps
 from lissom.recover.parallel.pipeline import parts_of
 from lissom.recover.parallel.wire import Meter
 from lissom.recover.parallel.workers import Workers
@@ -56,6 +57,8 @@ class Learner:
     shared: nn.Module = field(init=False)
     rates: list[float] = field(init=False)
     average: Phi | None = field(init=False, default=None)
+    local: LocalSteps | None = field(init=False, default=None)
+    kept: Mapping[str, Any] = field(init=False, default_factory=dict)  # of the local steps, for when they begin
 
     def __post_init__(self) -> None:
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
@@ -79,6 +82,9 @@ class Learner:
         """Share the model with the other workers; `lot` tells whether all that moves has a gradient."""
         if self.workers.group is None or self.laid.sharded:
             return
+        if self.training.local:
+            self.join_now_and_then()
+            return
         self.take_gradients(lot)
         missing = sum(phi.grad is None for phi in self.moving.phi.values())
         wrapped = self.laid.spread(unused=self.workers.mean(missing, 1) > 0)
@@ -86,6 +92,21 @@ class Learner:
             self.shared = wrapped[0]
         if self.training.gradients != PLAIN:
             self.meters = [compress_gradients(part, self.training.gradients) for part in wrapped]
+
+    def join_now_and_then(self) -> None:
+        """Meet the other workers after so many steps of one's own."""
+        assert self.laid.mesh is not None
+        kind = None if self.training.gradients == PLAIN else self.training.gradients
+        group, phi = self.laid.mesh["data"].get_group(), nn.ParameterList(self.moving.phi.values())
+        self.local = LocalSteps(phi, group, every=self.training.local, kind=kind)
+        self.meters = [self.local.meter]
+        if self.kept:
+            self.local.restore(self.kept)
+
+    def meet(self) -> None:
+        """Be where all are, at once, if they step by themselves."""
+        if self.local is not None:
+            self.local.meet()
 
     def step(self, lot: Lot, share: float, number: int) -> float:
         """Learn from a batch; the loss before. `share` is how much of all is done, steps count from 1."""
@@ -95,6 +116,8 @@ class Learner:
         own = self.laid.share(lot)
         closure: Any = lambda: self.take_gradients(own)  # noqa: E731, of a tensor, whatever its stub says
         found = finite(self.optimizer.step(closure))
+        if self.local is not None:
+            self.local.step()
         if self.average is not None:
             stays = min(self.training.ema, number / (number + 9))  # at first it follows soon
             for p, phi in self.moving.phi.items():
@@ -178,7 +201,8 @@ class Learner:
         average = {} if self.average is None else self.moving.named(self.average)
         phi = self.moving.named(self.moving.phi)
         optimizer = state_of(self.optimizer, self.named())
-        return {"phi": phi, "average": average, "optimizer": optimizer, "buffers": self.buffers()}
+        local = {} if self.local is None else self.local.state()
+        return {"phi": phi, "average": average, "optimizer": optimizer, "buffers": self.buffers(), "local": local}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Stand there again."""
@@ -190,6 +214,7 @@ class Learner:
             if self.average is not None:
                 self.average = self.moving.by_parameter(state["average"])
         self.remember(state["buffers"])
+        self.kept = state["local"]
 
     def named(self) -> dict[Parameter, str]:
         """The names of the parameters that the optimizer moves, each for one of the model's."""

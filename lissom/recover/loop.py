@@ -168,6 +168,7 @@ class Story:
     def look(self, enough: Callable[[nn.Module], bool] | None) -> None:
         """See how the model does on what was held out, and remember it if it is the best so far."""
         learner = self.learner
+        learner.meet()
         learned = learner.workers.mean(sum(self.losses), len(self.losses)) if self.losses else None
         with judging(learner.optimizer):
             phi = learner.best()

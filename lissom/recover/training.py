@@ -66,6 +66,8 @@ class Training:
         checkpointing: whether activations are computed again on the way back, for less memory.
         norms: whether batch norms take the statistics of each batch while learning.
         gradients: what they travel in between several workers: float32, or fewer bits by a kind of `KINDS`.
+        local: of several workers: steps that each takes by itself before all meet (`parallel/local.py`); what they tell
+            each other then is written as `gradients` says. With 0 they meet at every step.
         seed: of the order of examples, and of products of low rank.
     """
 
@@ -97,6 +99,7 @@ class Training:
     checkpointing: bool = False
     norms: bool = True
     gradients: str = PLAIN
+    local: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -111,7 +114,7 @@ class Training:
         fraction(warmup=self.warmup, ema=self.ema)
         rate(self.schedule, 0, 1, 0, self.floor)
         at_least(1, rank=self.rank, batch=self.batch, accumulate=self.accumulate, looks=self.looks)
-        at_least(0, clip=self.clip, hidden_weight=self.hidden_weight, top_k=self.top_k)
+        at_least(0, clip=self.clip, hidden_weight=self.hidden_weight, top_k=self.top_k, local=self.local)
         above(0, temperature=self.temperature)
         seed_of(self.seed)
         given = {name: value for name, value in self.length.items() if value is not None}
@@ -122,6 +125,8 @@ class Training:
             at_least(1, patience=self.patience)
         if self.lr is not None:
             above(0, lr=self.lr)
+        if self.local and (self.ema or self.optimizer == "schedulefree"):
+            raise RecipeError("recover: of local steps no averages are taken; leave out local, or ema and schedulefree")
         if self.top_k and (self.hidden or self.loss != "kl" or self.temperature != 1):
             raise RecipeError(
                 "recover: only probabilities are remembered of the original; leave out top_k, or hidden, loss and "

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn import Parameter
 from torch.nn.parallel import DistributedDataParallel
@@ -129,9 +129,8 @@ class Laid:
             return state, tensors
         told = self.team.gathered(None if self.replica else (state, tensors))
         parts = [(kept, own) for kept, own in zip(told, self.everyone, strict=True) if kept is not None]
-        return united([kept[0] for kept, _ in parts]), assembled(
-            [kept[1] for kept, _ in parts], [own for _, own in parts]
-        )
+        tensors = assembled([kept[1] for kept, _ in parts], [own for _, own in parts])
+        return united([kept[0] for kept, _ in parts]), tensors
 
 
 def lay(model: nn.Module, layout: Layout, team: Workers, *, training: Training, lesson: Lesson, lot: Lot) -> Laid:
@@ -253,11 +252,6 @@ def whole(x: Tensor) -> Tensor:
     return x.full_tensor() if isinstance(x, DTensor) else x
 
 
-def is_sharded(model: nn.Module) -> bool:
-    """Whether workers have parts of its parameters by FSDP."""
-    return isinstance(model, FSDPModule)
-
-
 @torch.no_grad()
 def gather(laid: Laid, fresh: nn.Module | None) -> None:
     """Put what workers have into a whole model of the same structure; all must call it, some with None."""
@@ -265,9 +259,8 @@ def gather(laid: Laid, fresh: nn.Module | None) -> None:
     _, found = laid.assembled(None, tensors)
     if fresh is None:
         return
-    own: dict[str, Tensor] = dict(
-        fresh.named_parameters(remove_duplicate=False)
-    )  # what is tied is known by all its names
+    # what is tied has several names
+    own: dict[str, Tensor] = dict(fresh.named_parameters(remove_duplicate=False))
     own |= dict(fresh.named_buffers(remove_duplicate=False))
     for name, tensor in found.items():
         own[name].copy_(tensor)

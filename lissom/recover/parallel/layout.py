@@ -16,7 +16,7 @@ from math import prod
 from lissom.errors import RecipeError, meant
 from lissom.recover.parallel.pipeline import TWICE
 from lissom.recover.parallel.workers import Workers
-from lissom.recover.training import PLAIN, Training
+from lissom.recover.training import PLAIN, STAGES, Training
 
 AXES = ("pipeline", "data", "shard", "tensor")  # on the mesh those are nearest to each other that speak most
 WHOLE = ("adamw8", "muon", "sam")  # training algorithms that must see whole matrices, or all of them
@@ -71,10 +71,14 @@ def check_layout(layout: Layout, team: Workers, training: Training) -> None:
             f"parallel: {training.optimizer} must see whole matrices, and all of them, which with {divided[0]}= no "
             "worker has; take adamw, or data="
         )
+    if training.local and (divided or team.count == 1):
+        raise RecipeError("parallel: local steps are for several workers along data; leave out local, or start them")
     if training.gradients != PLAIN and sizes["shard"] > 1:
         raise RecipeError("parallel: gradients travel in few bits along data only; leave out gradients, or shard")
     if training.gradients != PLAIN and divided and sizes["data"] == 1:
         raise RecipeError("parallel: gradients travel in few bits along data; leave out gradients, or add data=2")
+    if sizes["pipeline"] == 1 and training.stages != STAGES[0]:
+        raise RecipeError(f"parallel: {training.stages} is an order of stages, and there are none; add pipeline=2")
     if sizes["pipeline"] > 1 and training.hidden:
         raise RecipeError("parallel: stages do not see each other's hidden outputs; leave out hidden, or pipeline")
     if sizes["pipeline"] > 1 and sizes["shard"] > 1 and training.stages in TWICE:

@@ -8,6 +8,7 @@ with Δ written in a code in two shots (`mean.py`), as Douillard et al., 2025, a
 bits; what a code forgets of a process's own is added to its next one.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -55,7 +56,7 @@ class LocalSteps:
         self.moving = [p for p in model.parameters() if p.requires_grad]
         if not self.moving:
             raise ModelError(f"local steps: no parameter of {type(model).__name__} requires a gradient")
-        self.meter, self.every, self.done = Meter(), every, 0
+        self.meter, self.every, self.apart = Meter(), every, 0
         self.wire = Wire(processes or dist.group.WORLD, self.meter)  # type: ignore[arg-type]  # there is one once it is asked
         self.mean = None if kind is None else Mean(self.wire, code_of(kind, knobs))
         self.met = nn.Parameter(self.first(parameters_to_vector(self.moving).detach()))
@@ -77,15 +78,33 @@ class LocalSteps:
 
     def step(self) -> bool:
         """Count a step, and meet where it is time; returns whether all have met."""
-        self.done += 1
+        self.apart += 1
         self.meter.plain += summed(4 * len(self.met), self.wire.size())  # of gradients, at every step
-        if self.done % self.every:
-            return False
+        if self.apart == self.every:
+            self.meet()
+        return not self.apart
+
+    def meet(self) -> None:
+        """Meet now, unless nobody has moved since they have met."""
+        if not self.apart:
+            return
         with torch.no_grad():
             self.met.grad = self.moved(self.met - parameters_to_vector(self.moving))
         self.optimizer.step()
         self.put()
-        return True
+        self.apart = 0
+
+    def state(self) -> dict[str, Any]:
+        """Where all have met last, and which way they went; what a code still owes is not kept."""
+        held = self.optimizer.state[self.met]
+        return {"met": self.met.detach(), "speed": held.get("momentum_buffer")}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Stand there again."""
+        with torch.no_grad():
+            self.met.copy_(state["met"])
+        if state["speed"] is not None:
+            self.optimizer.state[self.met]["momentum_buffer"] = state["speed"].to(self.met.device)
 
     def moved(self, own: Tensor) -> Tensor:
         """The mean over all processes of how far each has come."""

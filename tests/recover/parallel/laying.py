@@ -44,6 +44,7 @@ CASES = {
     "tensor one scale": Case("qwen3", WIDE, "tensor=2", {"train": "scales", "lr": 0.002}),
     "tensor lora": Case("qwen2", RTN, "tensor=2", {"train": "lora", "rank": 2, "lr": 0.02}),
     "tensor all": Case("phi3", {**RTN, "layers": "*o_proj"}, "tensor=2", {"train": "all", "ema": 0.5}),
+    "data local": Case("llama", RTN, "data=2", {"local": 2, "gradients": "int4", "lr": 0.01}),
     "pipeline tied": Case("llama", RTN, "pipeline=2", {}),
     "pipeline gemma": Case("gemma2", RTN, "pipeline=2", {"stages": "gpipe", "checkpointing": True, "lr": 0.01}),
     "pipeline module": Case("module", WIDE, "pipeline=2", {"norms": False, "clip": 0.01}),

@@ -40,6 +40,9 @@ def together(folder: Path, torchrun: Callable[..., list[str]]) -> dict[str, list
 
 @pytest.mark.parametrize("name", CASES)
 def test_two_workers_learn_what_one_learns_alone(name: str, folder: Path, together: dict[str, list[float]]) -> None:
+    if name.endswith("local"):
+        assert together[name][2] < 0.99 * together[name][0]  # each goes its own way for a while
+        return
     alone = learned(CASES[name], folder, "")
     assert together[name] == pytest.approx(alone, rel=NEAR)
     assert alone[2] < (1 - 3 * NEAR) * alone[0]  # that something was learned

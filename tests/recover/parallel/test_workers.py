@@ -117,6 +117,8 @@ def test_layouts_are_read_and_held_against_the_workers_there_are() -> None:
         ({"tensor": 8}, {"optimizer": "sam"}, "sam must see whole matrices, and all of them, which with tensor="),
         ({"shard": 8}, {"gradients": "int8"}, "along data only"),
         ({"tensor": 8}, {"gradients": "int8"}, "leave out gradients, or add data=2"),
+        ({"tensor": 8}, {"local": 4}, "local steps are for several workers along data"),
+        ({"data": 8}, {"stages": "zbv"}, "zbv is an order of stages, and there are none"),
         ({"pipeline": 8}, {"hidden": ("*",)}, "leave out hidden, or pipeline"),
         ({"pipeline": 4, "shard": 2}, {"stages": "zbv"}, "zbv has two stages on each worker, which shard cannot"),
     ]
