@@ -17,7 +17,7 @@ import shutil
 import socket
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Thread
@@ -53,7 +53,7 @@ PATIENCE_S = 10  # for an answer of the cluster
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """What each worker is told: as `recover_folder` wants it, in what is small; `like` are the data without examples."""
+    """What each worker is told, in what is small: as `recover_folder` takes it; `like` are the data without examples."""
 
     folder: Path
     out: Path
@@ -274,7 +274,8 @@ def begin(
         except BaseException as error:
             ended.set_exception(error)
         finally:
-            inbox.put(None)
+            with suppress(Exception):  # the cluster may be gone by then
+                inbox.put(None)
 
     Thread(target=fit, daemon=True).start()
     return ended
