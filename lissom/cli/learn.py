@@ -189,7 +189,6 @@ def recover_by(ray: str | None, workers: int | None, compare: str | None) -> Cal
     from lissom.errors import DataError
     from lissom.recover.cluster import recover_on_ray
     from lissom.recover.folder import recover_folder
-    from lissom.recover.parallel.workers import started
 
     if ray is None:
         if workers is not None:
@@ -199,8 +198,6 @@ def recover_by(ray: str | None, workers: int | None, compare: str | None) -> Cal
         raise DataError(f"--ray {ray}: how many workers? give --workers 2, say")
     if compare is not None:
         raise DataError("--ray: a race is for one worker; leave it out, or --compare")
-    if started() > 1:
-        raise DataError("--ray: Ray starts the workers, and torchrun has started some; use one of them")
     return partial(recover_on_ray, ray, workers)
 
 

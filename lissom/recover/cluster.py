@@ -15,6 +15,7 @@ import math
 import os
 import shutil
 import socket
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
@@ -46,14 +47,17 @@ from lissom.techniques.knobs import at_least
 from lissom.types import Budget
 
 LOCAL, FOUND = "local", "auto"  # addresses that are none: a Ray of one's own, and the one that runs here
+# Of a Ray of one's own: it tells nobody that it is used, and its workers are no less urgent than what else runs here.
+OWN = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
 FAILURES = 8  # times that all are started anew, before it is given up
 ROWS = 2**14  # examples of a block
 PATIENCE_S = 10  # for an answer of the cluster
+LATER_S = 5  # how long the first worker is given to say what is wrong
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """What each worker is told, in what is small: as `recover_folder` takes it; `like` are the data without examples."""
+    """What each worker is told, all of it small: as `recover_folder` takes it; `like` is the data without examples."""
 
     folder: Path
     out: Path
@@ -147,11 +151,12 @@ def cluster(address: str, workers: int) -> Iterator[dict[str, float]]:
         raise RecipeError(f"--ray: {reason(error)}; install it: pip install 'lissom[ray]'") from None
     reach(address)
     own: dict[str, Any] = {"include_dashboard": False} if address == LOCAL else {}
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a Ray of one's own tells nobody that it is used
+    for name, value in OWN.items():
+        os.environ.setdefault(name, value)
     try:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR", **own)
     except (OSError, RuntimeError, ValueError) as error:
-        raise RecipeError(f"--ray {address}: {reason(error)}; {ADVICE}") from None
+        raise RecipeError(f"--ray {address}: {reason(error).rstrip('.')}; {ADVICE}") from None
     try:
         machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         yield room(machines, workers, ray.available_resources().get("CPU", 0.0))
@@ -201,7 +206,7 @@ def room(machines: Iterable[Mapping[str, float]], workers: int, free: float) -> 
         each_one = "a GPU and a processor" if gpus else "a processor"
         raise RecipeError(
             f"--workers {workers}: there is room for {fit(1)}, each with {each_one}: the cluster has {cpus} processors "
-            f"and {gpus} GPUs on {len(machines)} machines; give fewer, or add machines"
+            f"and {gpus} GPUs on {len(machines)} machine{'s' * (len(machines) != 1)}; give fewer, or add machines"
         )
     most = max(share for share in range(1, cpus + 1) if fit(share) >= workers)
     share = max(1, min(most, int(free) // workers))
@@ -274,8 +279,9 @@ def begin(
         except BaseException as error:
             ended.set_exception(error)
         finally:
-            with suppress(Exception):  # the cluster may be gone by then
-                inbox.put(None)
+            with suppress(Exception):
+                if ray.is_initialized():  # else it would start another one
+                    inbox.put(None)
 
     Thread(target=fit, daemon=True).start()
     return ended
@@ -311,6 +317,8 @@ def work(given: Mapping[str, Any]) -> None:
             progress=inbox.put if rank == 0 else quiet,
         )
     except LissomError as error:
+        if rank > 0:  # the first one may be about to say the same, and has a journal to put away
+            time.sleep(LATER_S)
         inbox.put(error)
         raise
     if rank == 0:
