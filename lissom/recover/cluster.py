@@ -62,7 +62,7 @@ class Asked:
     folder: Path
     out: Path
     training: Mapping[str, Any]
-    original: Path | None
+    original: str | None
     held: float | None
     budgets: Mapping[str, Mapping[str, Any]] | None
     layout: Mapping[str, int]
@@ -106,14 +106,14 @@ def recover_on_ray(
     at_least(1, workers=workers)
     if started() > 1:
         raise RecipeError("--ray: Ray starts the workers, and torchrun has started some; use one of them")
-    check_free(out := Path(out).resolve())
+    check_free(out := Path(out).absolute())
     sets = {"data": data, "held": held, "examples": examples}
     sets = {name: batch for name, batch in sets.items() if not isinstance(batch, float | int | None)}
     asked = Asked(
-        folder=Path(folder).resolve(),
+        folder=Path(folder).absolute(),
         out=out,
         training=training.as_dict(),
-        original=None if original is None else Path(original).resolve(),
+        original=None if original is None else str(Path(original).absolute() if Path(original).exists() else original),
         held=None if "held" in sets else held,
         budgets=None if budgets is None else by_name(budgets),
         layout=dict(layout),
@@ -331,8 +331,9 @@ def check_worker(asked: Asked, name: str) -> None:
     Raises:
         ArtifactError: it does not see what it needs, or runs other code.
     """
-    for path in filter(None, (asked.folder, asked.original, asked.out.parent)):
-        if not path.exists():
+    original = Path(asked.original or "")
+    for path in (asked.folder, original, asked.out.parent):
+        if path.is_absolute() and not path.exists():  # else it is a name on the hub
             raise ArtifactError(
                 f"{name} does not see {path}; put it on storage that all machines of the cluster see by that name"
             )
