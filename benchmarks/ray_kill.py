@@ -122,7 +122,8 @@ with torchrun.
 A worker that dies, by whatever, is replaced: Ray starts all of them anew, and they go on at the last look, up to 8
 times. What is kept at each look is safetensors and JSON in a hidden folder beside `learned`, the same that torchrun's
 workers write: whoever stops all of it gives the same command again, with Ray or without. Below one was killed by signal
-9 in the midst of it. Seconds are those of whole calls, most of them until Ray and its processes have started.
+9 in the midst of it. Seconds are those of whole calls, on two cores beside other work; of Ray's most pass until its
+processes have started.
 """
 
 if __name__ == "__main__":
