@@ -95,7 +95,8 @@ def main() -> None:
 def shown(row: dict[str, Any]) -> tuple[str, ...]:
     """A row of the table."""
     worst = max(range(len(row["apart"])), key=row["apart"].__getitem__)
-    figures = (f"{100 * row['apart'][worst]:.3f}", f"{row['ends'][worst]:.5f}", f"{median(row['seconds']):.0f}")
+    far = f"{100 * row['apart'][worst]:.3f}" if row["run"] in KINDS else ""
+    figures = (far, f"{row['ends'][worst]:.5f}", f"{median(row['seconds']):.0f}")
     return (row["run"], str(len(row["apart"])), str(row["started"]), *figures)
 
 
