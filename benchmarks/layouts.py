@@ -117,7 +117,8 @@ def main() -> None:
     table = "\n".join(markdown(head, body))
     print(table)
     if asked.write:
-        asked.write.write_text(f"{PAGE}\n{table}\n", encoding="utf-8")
+        _, mark, others = asked.write.read_text(encoding="utf-8").partition("\n## ")  # sections of other makers
+        asked.write.write_text(f"{PAGE}\n{table}\n{mark}{others}", encoding="utf-8")
     print(json.dumps({"machine": describe().as_dict(), "alone": alone, "rows": rows}, default=str))
 
 

@@ -2,7 +2,9 @@
 
 import shlex
 import sys
+from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -68,7 +70,7 @@ def recover(
     parallel: Annotated[
         str,
         typer.Option(
-            help="with torchrun: how workers divide the work, by axes: data, shard, tensor, pipeline, such as "
+            help="with torchrun or --ray: how workers divide the work, by axes: data, shard, tensor, pipeline, such as "
             "data=2,tensor=4; by default data"
         ),
     ] = "",
@@ -76,11 +78,18 @@ def recover(
         str, typer.Option(help="with pipeline=: the order of work: 1f1b, gpipe, interleaved, zerobubble or zbv")
     ] = "1f1b",
     gradients: Annotated[
-        str, typer.Option(help="with torchrun: what gradients travel in, such as int8, int4, powersgd")
+        str, typer.Option(help="with torchrun or --ray: what gradients travel in, such as int8, int4, powersgd")
     ] = "float32",
     local: Annotated[
-        int, typer.Option(help="with torchrun: steps that each worker takes by itself before all meet", min=0)
+        int, typer.Option(help="with torchrun or --ray: steps that each worker takes by itself before all meet", min=0)
     ] = 0,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            help="let Ray start the workers: HOST:PORT of a cluster, auto for that of this machine, local for one's own"
+        ),
+    ] = None,
+    workers: Annotated[int | None, typer.Option(help="with --ray: how many workers", min=1)] = None,
     loss: Annotated[str, typer.Option(help="kl, or mse of outputs that are no class scores")] = "kl",
     length: Length = 512,
     seed: Annotated[int, typer.Option(help="of the order of examples", min=0)] = 0,
@@ -94,7 +103,7 @@ def recover(
     from lissom.artifact.manifest import check_free
     from lissom.errors import DataError
     from lissom.evaluate import metric
-    from lissom.recover.folder import race_folder, recover_folder
+    from lissom.recover.folder import race_folder
     from lissom.recover.parallel.layout import read_layout
     from lissom.recover.parallel.workers import is_first
     from lissom.recover.race import named
@@ -135,6 +144,7 @@ def recover(
         raise DataError("--test: it is what --until-budget is certified by; give that too, or leave it out")
     if compare and parallel:
         raise DataError("--parallel: a race is for one worker; leave it out, or --compare")
+    recover_here = recover_by(ray, workers, compare)
     with working(json_lines) if is_first() else nullcontext(quiet) as tell:
         tell(Progress(stage="read", text=str(artifact)))
         check_free(out)
@@ -155,7 +165,7 @@ def recover(
             tests = None if test is None else drawn(read_examples([test], opened, length), MOST)
             kind = metric("accuracy" if opened.tokenizer is None else "perplexity")
             budgets = read_budgets(until_budget, kind, None, confidence, relative) if until_budget else None
-            learned = recover_folder(
+            learned = recover_here(
                 artifact,
                 examples,
                 out,
@@ -177,6 +187,27 @@ def recover(
         show_learned(learned, out, page)
     if until_budget and learned.verdict != "PASS":
         raise typer.Exit(1)
+
+
+def recover_by(ray: str | None, workers: int | None, compare: str | None) -> Callable[..., "Learned"]:
+    """What lets a folder's model learn: this process, or one of those of torchrun; or the workers of a Ray cluster.
+
+    Raises:
+        DataError: what is given does not go together.
+    """
+    from lissom.errors import DataError
+    from lissom.recover.cluster import recover_on_ray
+    from lissom.recover.folder import recover_folder
+
+    if ray is None:
+        if workers is not None:
+            raise DataError("--workers: it is how many Ray starts; give --ray too, or start them with torchrun")
+        return recover_folder
+    if workers is None:
+        raise DataError(f"--ray {ray}: how many workers? give --workers 2, say")
+    if compare is not None:
+        raise DataError("--ray: a race is for one worker; leave it out, or --compare")
+    return partial(recover_on_ray, ray, workers)
 
 
 def read_examples(files: list[Path], opened: "Opened", length: int, tokens: int | None = None) -> Any:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from lissom.artifact import read_manifest
 
+RAY = find_spec("ray") is not None
 Tiny = Callable[..., Path]
 Run = Callable[..., Any]
 
@@ -80,6 +82,10 @@ def test_until_a_budget_is_kept(run: Run, module: Path, arrays: Path, tmp_path: 
         (["--labels", "--until-budget", "1%"], "--until-budget: give --original"),
         (["--labels", "--test", "x.txt"], "it is what --until-budget is certified by"),
         (["--labels", "--compare", "sgd,adam", "--parallel", "data=2"], "a race is for one worker"),
+        (["--labels", "--compare", "sgd,adam", "--ray", "local", "--workers", "2"], "--ray: a race is for one worker"),
+        (["--labels", "--ray", "local"], "how many workers? give --workers 2"),
+        (["--labels", "--workers", "2"], "it is how many Ray starts; give --ray too"),
+        (["--labels", "--ray", "head", "--workers", "2"], "HOST:PORT of a cluster" if RAY else "'lissom[ray]'"),
         (["--labels", "--top-k", "4"], "are of an original"),
         (["--labels", "--compare", "sgd"], "name two or more"),
     ],
