@@ -270,8 +270,8 @@ def rank(found: Forecast) -> tuple[float, float]:
 def why_none(full: list[Forecast], left_out: Mapping[str, int], cluster: Cluster) -> str:
     """What a user can do where nothing fits."""
     if not full:
-        reason = max(left_out, key=lambda name: left_out[name])
-        return f"plan: {cluster.count} devices cannot be divided like this: {reason}; choose another batch or number"
+        reasons = "; ".join(left_out)
+        return f"plan: {cluster.count} devices cannot be divided like this: {reasons}; choose another batch or number"
     least = min(full, key=lambda one: one.nbytes)
     name, most = max(least.memory.items(), key=lambda one: one[1])
     ways = WAYS.get(name, "more devices, or such with more memory")

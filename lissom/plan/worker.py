@@ -3,7 +3,10 @@
     python -m lissom.plan.worker FOLDER ASKED.json TOLD.json        under torchrun where there are several
 
 The folder has a model of two blocks. Nothing here runs a step: each piece is run by itself, in turns with the others,
-so that a machine that gets slower meets all of them alike; of its times the median counts, of the processes the mean.
+so that a machine that gets slower meets all of them alike. Of what a process does alone the seconds count that its
+thread has worked, whoever else uses the cores; of what it does with others those of the clock. Of its times the median
+counts, where others are waited for the quarter that was sooner, since what disturbs only makes it longer; of the
+processes the mean.
 """
 
 import statistics
@@ -44,6 +47,7 @@ from lissom.statistics import multiplies_bfloat16
 
 LEAST, SIZE = 5, 768  # rounds, and the side of the matrices whose product is the peak
 SMALL = 2**14  # numbers of the smaller sum
+WAIT = ("sum ", "mean ", "gather ", "scatter ")
 READ = 2**27  # bytes of a pass over memory
 Times = dict[str, float]
 Piece = Callable[[], Times]
@@ -159,11 +163,11 @@ class Bench:
         """Blocks that learn, there and back."""
         x = given[0][0][0].detach().clone().requires_grad_()
         with torch.enable_grad(), torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
-            begun = time.perf_counter()
+            begun = time.process_time()
             y = self.run(self.blocks, given, x)
-        there = time.perf_counter()
+        there = time.process_time()
         y.backward(torch.full_like(y, 1e-3))
-        back = time.perf_counter()
+        back = time.process_time()
         cleared(self.student)
         return {" forward": (there - begun) / BLOCKS, " backward": (back - there) / BLOCKS}
 
@@ -175,11 +179,11 @@ class Bench:
     def made(self) -> Times:
         """Matrices from their formats, there and back."""
         parts = [part for block in self.blocks for part in block.modules() if isinstance(part, CompressedLayer)]
-        begun = time.perf_counter()
+        begun = time.process_time()
         made = [part.matrix() for part in parts]
-        there = time.perf_counter()
+        there = time.process_time()
         torch.autograd.backward(made, [torch.ones_like(one) for one in made])
-        back = time.perf_counter()
+        back = time.process_time()
         cleared(self.student)
         return {" forward": (there - begun) / BLOCKS, " backward": (back - there) / BLOCKS}
 
@@ -219,7 +223,10 @@ class Bench:
 
     def summed(self, x: Tensor) -> Times:
         """A sum over all processes."""
-        return timed("", lambda: dist.all_reduce(x.fill_(1.0), group=self.team.group))
+        x.fill_(1.0)
+        begun = time.perf_counter()
+        dist.all_reduce(x, group=self.team.group)
+        return {"": time.perf_counter() - begun}
 
     def beside(self, shared: nn.Module, plain: nn.Module) -> Times:
         """What it takes longer to run where parameters are shared."""
@@ -251,10 +258,10 @@ def cleared(model: nn.Module) -> None:
 
 
 def timed(name: str, act: Callable[[], object], times: float = 1) -> Times:
-    """The seconds of a call, over so many times."""
-    begun = time.perf_counter()
+    """The seconds that a call worked, over so many times."""
+    begun = time.process_time()
     act()
-    return {name: (time.perf_counter() - begun) / times}
+    return {name: (time.process_time() - begun) / times}
 
 
 def rounds(pieces: Mapping[str, Piece], seconds: float, team: Workers) -> dict[str, list[float]]:
@@ -271,13 +278,18 @@ def rounds(pieces: Mapping[str, Piece], seconds: float, team: Workers) -> dict[s
     return found
 
 
+def typical(name: str, spent: list[float]) -> float:
+    """The median; where others are waited for, the lower quartile."""
+    return statistics.quantiles(spent, n=4)[0] if name.startswith(WAIT) else statistics.median(spent)
+
+
 def main(folder: Path, asked: Mapping[str, Any], told: Path) -> None:
     """Time everything, and write the medians."""
     with workers() as team:
         bench = Bench(folder, asked, team)
         with learnable(bench.student), learnable(bench.teacher), evaluating(bench.student):
             found = rounds(bench.pieces(), asked["seconds"], team)
-        means = {name: team.mean(statistics.median(spent), 1.0) for name, spent in found.items()}
+        means = {name: team.mean(typical(name, spent), 1.0) for name, spent in found.items()}
         numbers = sum(p.numel() for p in bench.blocks[0].parameters())
         if team.first:
             write_json(told, {"pieces": means, "numbers": numbers, "bf16": bench.bf16, "workers": team.count})
