@@ -34,6 +34,7 @@ from lissom.plan.choose import foreseen
 from lissom.plan.measured import measure
 from lissom.plan.reading import read_shapes
 from lissom.plan.recovery import Recovery
+from lissom.plan.shapes import Shapes
 from lissom.plan.split import Cluster, Split
 from lissom.recover.learner import Learner
 from lissom.recover.parallel.layout import read_layout
@@ -43,6 +44,7 @@ DEMO = Path(lissom.__file__).parent / "demo"
 STEPS = [{"layers": "model.layers.*", "technique": "rtn", "bits": 3, "group": 64}]
 WIDE = {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 6, "num_attention_heads": 8}
 TAKEN, WARM = 36, 4  # steps, and those of them that do not count
+TRILLION = Shapes(blocks=128, hidden=25600, heads=160, kv_heads=20, head_dim=160, inner=83200, vocabulary=128000)
 QUIET = 0.1  # cores that other programs may have
 
 
@@ -240,7 +242,7 @@ def main() -> None:
     )
     print(f"{table}\n\n{summary}")
     if asked.write:
-        asked.write.write_text(f"{PAGE}\n{table}\n\n{summary}\n", encoding="utf-8")
+        asked.write.write_text(f"{PAGE}\n{table}\n\n{summary}\n" + "\n".join(on_paper()), encoding="utf-8")
     print(json.dumps({"machine": describe().as_dict(), "rows": found}, default=str))
 
 
@@ -282,7 +284,67 @@ def shown(one: dict[str, Any]) -> tuple[str, ...]:
 
 
 PAGE = """# Plan
+
+`lissom plan MODEL --devices 64 --device h200 --link 50GB/s --node 8 --for recover` foresees how long a step takes, the
+memory of a device and what it sends, for every way to divide the devices over the axes `data`, `shard`, `tensor` and
+`pipeline`; leaves out what does not fit; ranks the rest; and names the bottleneck of the best: compute, memory bandwidth,
+synchronisation, or idling in the pipeline. `--for compress` and `--for serve` do so for calibration, and for prompts
+and the tokens after them. A folder with a config.json is enough. `lissom.plan_devices` is the same in Python.
+
+## What it rests on
+
+- **Published**, for h100, h200, b200, a100, mi300x, tpu-v5e, tpu-v5p and tpu-v6e: peaks of products in 16 bits, memory
+  and its bandwidth, and links inside of a node (`plan/device.py` names each source).
+- **Assumed**, and printed with every plan: 40 % of the peak of products (`--efficiency` replaces it), 70 % of that of
+  memory, 10 % of memory left free, 5 µs for a message inside of a node and 10 µs outside; what `shard` and `data` send
+  is hidden behind computing where that is longer. Pieces that are shorter than it takes to start a kernel take longer.
+- **Measured**, with `--device cpu`: the pieces of a step, by as many processes at once as share the cores; never a step
+  (`plan/worker.py`). More workers than cores are devices of cores / workers each. Nothing is sent while computing, for
+  a core that sends does not compute.
+- **Formulas**: FLOPs and pipeline bubbles by Narayanan et al. 2021 (arXiv:2104.04473), activations by Korthikanti et
+  al. 2022 (arXiv:2205.05198), shards by Rajbhandari et al. 2019 (arXiv:1910.02054), rings by Patarasuk and Yuan 2009,
+  serving by Pope et al. 2022 (arXiv:2211.05102). What moves is float32, as in `recover/moving.py`; the original is whole
+  on each device, as `lissom recover` has it, unless `--original` says that it is split or remembered.
+
+## Foreseen and taken
+
+`python benchmarks/plans.py WORK --write docs/plan.md` makes this page. The bundled language model (4 blocks of width
+256), and one of random weights (6 blocks of width 512), both at 3 bits, recover by AdamW under torchrun, each worker
+with one thread. Before and after, the pieces are timed as `lissom plan --device cpu` does; nothing is fitted to steps.
+Times are milliseconds of a step. The last column is how many cores other programs had during the steps that count.
 """
+PAPER = """
+## On paper
+
+A model of {weights:.3f} trillion weights (128 blocks of width 25,600) on 10,000 H200 in nodes of 8 that send 50 GB/s each
+to others, 10,000 windows of 4,096 tokens a step, with checkpointing and the original split; planned in {seconds:.1f} s:
+"""
+
+
+def on_paper() -> list[str]:
+    """The largest plan, as a section of the page."""
+    begun = time.perf_counter()
+    plan = lissom.plan_devices(
+        TRILLION,
+        devices=10_000,
+        device="h200",
+        link="50GB/s",
+        node=8,
+        batch=10_000,
+        length=4096,
+        checkpointing=True,
+        original="split",
+    )
+    text = PAPER.format(weights=TRILLION.weights / 1e12, seconds=time.perf_counter() - begun)
+    head = ("split", "parts", "seconds", "tokens/s", "memory, GB", "sent, GB", "bottleneck", "of a step, %")
+    rows = []
+    for one in plan.ranked[:5]:
+        sizes = f"{one.nbytes / 1e9:.0f}", f"{one.sent / 1e9:,.0f}"
+        share = f"{100 * one.shares[one.bottleneck]:.0f}"
+        figures = str(one.split.parts), f"{one.seconds:.0f}", f"{one.tokens_per_s:,.0f}"
+        rows.append((str(one.split), *figures, *sizes, one.bottleneck, share))
+    return [text, *markdown(head, rows), ""]
+
 
 if __name__ == "__main__":
     main()

@@ -141,6 +141,7 @@ def plan(
     original: Annotated[
         str, typer.Option(help="with --for recover: whole on each device, split like what learns, or remembered")
     ] = "whole",
+    seconds: Annotated[float, typer.Option(help="with --device cpu: to time its pieces, about", min=0)] = 8.0,
     top: Annotated[int, typer.Option(help="splits to show", min=1)] = 10,
     json_lines: Events = False,
 ) -> None:
@@ -165,6 +166,7 @@ def plan(
             gradients=gradients,
             checkpointing=checkpointing,
             original=original,
+            seconds=seconds,
             progress=tell,
         )
     if json_lines:

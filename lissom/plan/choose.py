@@ -11,7 +11,7 @@ from lissom.plan import compression, recovery, serving
 from lissom.plan.compression import Compression
 from lissom.plan.device import CPU, Device, Link, device_named, read_link, share
 from lissom.plan.forecast import Forecast
-from lissom.plan.measured import Measured, measure
+from lissom.plan.measured import SECONDS, Measured, measure
 from lissom.plan.pieces import Pieces, Rated
 from lissom.plan.reading import read_shapes
 from lissom.plan.recovery import Recovery
@@ -106,6 +106,7 @@ def plan_devices(
     gradients: str = "float32",
     checkpointing: bool = False,
     original: str = "whole",
+    seconds: float = SECONDS,
     progress: Tell = quiet,
 ) -> Plan:
     """Foresee every way to divide devices among the work on a language model, and rank those that fit.
@@ -123,6 +124,7 @@ def plan_devices(
         bits: of a weight in the blocks, instead of what the folder's files have.
         efficiency: the share of its peak that products get, instead of what is assumed.
         train, optimizer, gradients, checkpointing, original: of recovery, as `Recovery` has them.
+        seconds: to time the pieces of this machine's processor for, about.
         progress: told of what is timed.
 
     Raises:
@@ -151,7 +153,7 @@ def plan_devices(
     if of_cpu:
         assert not isinstance(model, Shapes)
         progress(Progress(stage="latency", text=f"the pieces, by {devices} workers at once"))
-        found, measured = measured_for(model, job, devices, bits)
+        found, measured = measured_for(model, job, devices, bits, seconds)
         return chosen(job, Cluster(device=found, count=devices, node=devices, outside=found.inside), measured)
     known = device if isinstance(device, Device) else device_named(str(device))
     known = known if efficiency is None else replace(known, efficiency=share(efficiency))
@@ -176,7 +178,9 @@ def check(
         raise RecipeError("device: this machine is timed with a folder's config; give that, or another device")
 
 
-def measured_for(model: str | Path, job: Job, devices: int, bits: float | None) -> tuple[Device, Measured]:
+def measured_for(
+    model: str | Path, job: Job, devices: int, bits: float | None, seconds: float
+) -> tuple[Device, Measured]:
     """This machine, timed with what the job does."""
     given = (
         job if isinstance(job, Recovery) else Recovery(shapes=job.shapes, batch=job.batch, length=max(job.length, 2))
@@ -191,6 +195,7 @@ def measured_for(model: str | Path, job: Job, devices: int, bits: float | None) 
         optimizer=given.optimizer,
         gradients=given.gradients,
         bits=bits,
+        seconds=seconds,
     )
 
 

@@ -68,6 +68,8 @@ class Holder(nn.Module):
         super().__init__()
         held = [p for _ in range(times) for p in like.parameters()]
         self.held = nn.ParameterList(Parameter(p.detach().clone(), p.requires_grad and moves) for p in held)
+        for number, own in enumerate(list(like.buffers()) * times):  # which DistributedDataParallel tells all, too
+            self.register_buffer(f"own {number}", own.clone())
 
     def forward(self, x: Tensor) -> Tensor:
         """Something that needs all of them."""

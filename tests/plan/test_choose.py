@@ -58,9 +58,7 @@ def test_a_trillion_weights_on_ten_thousand_devices(purpose: str) -> None:
     assert TRILLION.weights == pytest.approx(1e12, rel=0.02)
     assert TRILLION.nbytes == 2 * TRILLION.weights
     begun = time.process_time()
-    plan = plan_devices(
-        TRILLION, purpose=purpose, length=4096, original="split", checkpointing=True, bits=4, **MANY
-    )
+    plan = plan_devices(TRILLION, purpose=purpose, length=4096, original="split", checkpointing=True, bits=4, **MANY)
     assert time.process_time() - begun < 60
     for one in plan.ranked:
         assert one.split.devices == 10_000
