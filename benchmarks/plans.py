@@ -168,14 +168,18 @@ def predicted(work: Path, row: Row, seconds: float) -> dict[str, Any]:
         work / f"{row.model} small",
         shapes,
         count=row.workers,
-        batch=row.batch // row.workers,
+        batch=max(row.batch // Split(**read_layout(row.layout)).replicas, 1),
         length=row.length,
         train=row.train,
         gradients=row.gradients,
         seconds=seconds,
     )
     cluster = Cluster(device=device, count=row.workers, node=row.workers, outside=device.inside)
-    return foreseen(job, Split(**read_layout(row.layout)), cluster, pieces).as_dict()
+    split = Split(**read_layout(row.layout))
+    if split.pipeline > 1:  # parts as `lissom recover` takes them where it is not told
+        each = row.batch // split.replicas
+        split = replace(split, parts=max(m for m in range(1, min(each, 4 * split.pipeline) + 1) if each % m == 0))
+    return foreseen(job, split, cluster, pieces).as_dict()
 
 
 def wait(patience: float) -> None:
@@ -287,9 +291,9 @@ PAGE = """# Plan
 
 `lissom plan MODEL --devices 64 --device h200 --link 50GB/s --node 8 --for recover` foresees how long a step takes, the
 memory of a device and what it sends, for every way to divide the devices over the axes `data`, `shard`, `tensor` and
-`pipeline`; leaves out what does not fit; ranks the rest; and names the bottleneck of the best: compute, memory bandwidth,
-synchronisation, or idling in the pipeline. `--for compress` and `--for serve` do so for calibration, and for prompts
-and the tokens after them. A folder with a config.json is enough. `lissom.plan_devices` is the same in Python.
+`pipeline`; leaves out what does not fit; ranks the rest; and names the bottleneck of the best: compute, memory
+bandwidth, synchronisation, or idling in the pipeline. `--for compress` and `--for serve` do so for calibration, and for
+prompts and the tokens after them. A folder with a config.json is enough. `lissom.plan_devices` is the same in Python.
 
 ## What it rests on
 
@@ -298,26 +302,28 @@ and the tokens after them. A folder with a config.json is enough. `lissom.plan_d
 - **Assumed**, and printed with every plan: 40 % of the peak of products (`--efficiency` replaces it), 70 % of that of
   memory, 10 % of memory left free, 5 µs for a message inside of a node and 10 µs outside; what `shard` and `data` send
   is hidden behind computing where that is longer. Pieces that are shorter than it takes to start a kernel take longer.
-- **Measured**, with `--device cpu`: the pieces of a step, by as many processes at once as share the cores; never a step
-  (`plan/worker.py`). More workers than cores are devices of cores / workers each. Nothing is sent while computing, for
-  a core that sends does not compute.
+- **Measured**, with `--device cpu`: the pieces of a step, never a step, by a process on each core at once
+  (`plan/worker.py`): of what a process does alone the seconds that it worked, of what it does with others those of the
+  clock. More workers than cores are devices of cores / workers each. Nothing is sent while computing, for a core that
+  sends does not compute.
 - **Formulas**: FLOPs and pipeline bubbles by Narayanan et al. 2021 (arXiv:2104.04473), activations by Korthikanti et
   al. 2022 (arXiv:2205.05198), shards by Rajbhandari et al. 2019 (arXiv:1910.02054), rings by Patarasuk and Yuan 2009,
-  serving by Pope et al. 2022 (arXiv:2211.05102). What moves is float32, as in `recover/moving.py`; the original is whole
-  on each device, as `lissom recover` has it, unless `--original` says that it is split or remembered.
+  serving by Pope et al. 2022 (arXiv:2211.05102). What moves is float32, as in `recover/moving.py`; the original is
+  whole on each device, as `lissom recover` has it, unless `--original` says that it is split or remembered.
 
 ## Foreseen and taken
 
 `python benchmarks/plans.py WORK --write docs/plan.md` makes this page. The bundled language model (4 blocks of width
 256), and one of random weights (6 blocks of width 512), both at 3 bits, recover by AdamW under torchrun, each worker
 with one thread. Before and after, the pieces are timed as `lissom plan --device cpu` does; nothing is fitted to steps.
-Times are milliseconds of a step. The last column is how many cores other programs had during the steps that count.
+Times are milliseconds of a step. The last column is how many cores other programs had in the steps that count.
 """
 PAPER = """
 ## On paper
 
-A model of {weights:.3f} trillion weights (128 blocks of width 25,600) on 10,000 H200 in nodes of 8 that send 50 GB/s each
-to others, 10,000 windows of 4,096 tokens a step, with checkpointing and the original split; planned in {seconds:.1f} s:
+A model of {weights:.3f} trillion weights (128 blocks of width 25,600) on 10,000 H200 in nodes of 8, each of which sends
+50 GB/s to other nodes, 10,000 windows of 4,096 tokens a step, with checkpointing and the original split; planned in
+{seconds:.1f} s:
 """
 
 

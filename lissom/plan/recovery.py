@@ -113,16 +113,16 @@ def of(possible: Mapping[str, object] | tuple[str, ...], **given: str) -> None:
 def foresee(job: Recovery, split: Split, cluster: Cluster, pieces: Pieces) -> Forecast:
     """A step, divided like that."""
     windows = job.batch / split.replicas / split.parts
-    first, last = stages(job.shapes.blocks, split.pipeline)
     forwards, backwards = ways(job, windows, split.tensor, pieces)
     ends = pieces.ends(windows, split.tensor)
     block = forwards + backwards + originals(job, windows, split, pieces)
+    if job.original == "whole":  # the last stage runs all of it
+        ends += original(job, windows, 1, pieces) * job.shapes.blocks
+    first, last = stages(job.shapes.blocks, split.pipeline, block.seconds, ends.seconds)
     early, late = block * first, block * last + ends
-    if job.original == "whole":  # every worker runs all of it
-        late += original(job, windows, 1, pieces) * job.shapes.blocks
-    stage, most = (late, last) if late.seconds >= early.seconds else (early, first)
+    stage, most = max(early, late, key=lambda one: one.seconds), max(first, last)
     sync, traffic = told(job, split, cluster, pieces, windows, most)
-    moves = pieces.moves(first / split.tensor, split.shard)
+    moves = pieces.moves(most / split.tensor, split.shard)
     cost = stage * split.parts + moves
     behind = {"shard": stage.seconds * split.parts, "data": backwards.seconds * most}
     hidden = hide(sync, behind if cluster.device.overlaps else {}, most)
@@ -133,16 +133,22 @@ def foresee(job: Recovery, split: Split, cluster: Cluster, pieces: Pieces) -> Fo
         cost=cost,
         sync=hidden,
         idle=(split.pipeline - 1) * each,
-        memory=memory(job, split, windows, cluster.device.width),
+        memory=memory(job, split, windows, cluster.device.width, most),
         traffic=traffic,
         tokens=job.batch * job.length,
         roofline=flops / (cluster.device.flops * split.devices),
     )
 
 
-def stages(blocks: int, pipeline: int) -> tuple[int, int]:
-    """How many blocks the first stage has, and the last, which has the head too and so never more."""
-    return -(-blocks // pipeline), blocks // pipeline
+def stages(blocks: int, pipeline: int, block: float, ends: float) -> tuple[int, int]:
+    """How many blocks the first stage has, and the last, which has the ends too, so that the slower is soonest done.
+
+    `block` and `ends` are seconds. What the stages before the last have differs by one block at most.
+    """
+    if pipeline == 1:
+        return blocks, blocks
+    ways = [(-(-(blocks - last) // (pipeline - 1)), last) for last in range(blocks // pipeline + 1)]
+    return min(ways, key=lambda way: (max(way[0] * block, way[1] * block + ends), -way[1]))
 
 
 def ways(job: Recovery, windows: float, tensor: int, pieces: Pieces) -> tuple[Cost, Cost]:
@@ -207,9 +213,9 @@ def hide(sync: Mapping[str, float], behind: Mapping[str, float], blocks: int) ->
     return {axis: max(s - behind.get(axis, 0.0), s / blocks if axis in behind else s) for axis, s in sync.items()}
 
 
-def memory(job: Recovery, split: Split, windows: float, width: int) -> dict[str, float]:
-    """Bytes of the fullest device, by what they hold."""
-    shapes, (most, _) = job.shapes, stages(job.shapes.blocks, split.pipeline)
+def memory(job: Recovery, split: Split, windows: float, width: int, most: int) -> dict[str, float]:
+    """Bytes of the fullest device, which has the most blocks, by what they hold."""
+    shapes = job.shapes
     weights = most * shapes.block_weights / split.tensor
     ends = shapes.end_weights / split.tensor / (1 if split.pipeline == 1 else 2 - shapes.tied)
     moving, held = (most * each / split.tensor for each in (job.moving, job.held))

@@ -22,6 +22,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn import Parameter
 from torch.nn.parallel import DistributedDataParallel
 
@@ -40,7 +41,6 @@ from lissom.recover.lessons import Original
 from lissom.recover.moving import Moving, units_of
 from lissom.recover.optimizers import make
 from lissom.recover.parallel.gradients import compress_gradients
-from lissom.recover.parallel.layout import parallelize
 from lissom.recover.parallel.workers import Workers, workers
 from lissom.recover.training import PLAIN, RATES
 from lissom.statistics import multiplies_bfloat16
@@ -138,8 +138,11 @@ class Bench:
                 found[f"{name} {times * large}"] = partial(self.beside, apart, Holder(block, times, moves))
         other, _ = self.make()
         units = units_of(other, self.asked["train"])
-        parallelize(other, {"shard": self.team.count}, self.team)
-        found["moves sharded"] = self.moving(other, units)
+        for one in at(other, self.family.blocks).children():
+            fully_shard(one)
+        fully_shard(other)
+        placed = {name: in_shards(units[name], p) for name, p in other.named_parameters() if name in units}
+        found["moves sharded"] = self.moving(other, placed)
         return found
 
     def met(self, model: nn.Module, lot: Lot) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
@@ -240,6 +243,12 @@ class Bench:
             spent.append(time.perf_counter() - begun)
             cleared(part)
         return {"": spent[0] - spent[1]}
+
+
+def in_shards(whole: Tensor, p: Tensor) -> Tensor:
+    """A tensor in the shards that a parameter is in."""
+    assert isinstance(p, DTensor)
+    return distribute_tensor(whole.expand(p.shape).contiguous(), p.device_mesh, p.placements)
 
 
 @contextmanager
