@@ -19,6 +19,8 @@ from lissom.plan.serving import Serving
 from lissom.plan.shapes import Shapes
 from lissom.plan.split import Cluster, Split, divisors, misfit, splits
 from lissom.progress import Progress, Tell, quiet
+from lissom.recover.parallel.layout import WHOLE
+from lissom.recover.training import PLAIN
 
 PURPOSES = ("compress", "recover", "serve")
 NODE = 8  # devices of a node, where there are several and it is not said
@@ -246,6 +248,11 @@ def unfit(job: Job, split: Split) -> str:
         return "calibration is along data only"
     if isinstance(job, Serving) and split.shard > 1:
         return "shards would be gathered for each token"
+    divided = split.shard * split.tensor * split.pipeline > 1
+    if isinstance(job, Recovery) and divided and job.optimizer in WHOLE:
+        return f"{job.optimizer} must see whole matrices, and all of them"
+    if isinstance(job, Recovery) and split.shard > 1 and job.gradients != PLAIN:
+        return "gradients travel in few bits along data only"
     return misfit(split, job.shapes, job.batch)
 
 

@@ -1,6 +1,6 @@
 """What devices tell each other all at once: how many bytes each of them sends, and how long that takes.
 
-By a ring of n devices (Patarasuk, Yuan, JPDC 2009, theorem 1), of d bytes that each of them has or is to have:
+By a ring of n devices (Patarasuk, Yuan, JPDC 2009), of d bytes that each of them has or is to have:
 
     sum        2 (n-1)/n d bytes,  2 (n-1) messages one after the other
     gather       (n-1)/n d bytes,    (n-1) messages      and so does scattering a sum

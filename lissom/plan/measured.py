@@ -33,6 +33,7 @@ from lissom.plan.shapes import Shapes
 SECONDS = 8.0  # for all pieces in turns
 MOST = 4096  # tokens of a piece; beyond them its time is taken to grow as it did before
 BLOCKS = 2  # that are run one after the other, so that caches do not hold what they would not in a whole model
+WORKED = " worked"  # the end of the name of what a process has worked, of a piece that waits for others
 BITS = 4  # of the format that is timed where the model is not compressed
 Line = tuple[tuple[float, float], ...]  # points (x, seconds), joined
 
@@ -65,8 +66,8 @@ class Measured:
     slower: float
 
     @classmethod
-    def of(cls, told: Mapping[str, float], workers: int, slower: float) -> "Measured":
-        """From what the workers have told."""
+    def of(cls, told: Mapping[str, float], workers: int, slower: float, own: str = "") -> "Measured":
+        """From what the workers have told; with `WORKED` for `own`, of what waits for others how long it worked."""
         return cls(
             there=line(told, "student", " forward"),
             back=line(told, "student", " backward"),
@@ -75,10 +76,10 @@ class Measured:
             made=(told["made forward"], told["made backward"]),
             taken=told["moves"],
             taken_sharded=told.get("moves sharded", told["moves"]),
-            summed=line(told, "sum"),
-            mean=line(told, "mean"),
-            gather=line(told, "gather"),
-            scatter=line(told, "scatter"),
+            summed=line(told, "sum", own),
+            mean=line(told, "mean", own),
+            gather=line(told, "gather", own),
+            scatter=line(told, "scatter", own),
             workers=workers,
             slower=slower,
         )
@@ -187,12 +188,28 @@ def measure(
         ModelError: the processes that time could not.
     """
     folder = Path(model) if (Path(model) / "config.json").is_file() else find(model)
-    at_once = min(count, cores())
-    windows = [2**n for n in range(batch.bit_length()) if n == 0 or 2**n * length <= MOST]
-    asked = {
+    asked = asked_of(folder, shapes, batch, length, train, optimizer, gradients, bits, seconds)
+    told = timed(folder, asked, min(count, cores()))
+    found = Measured.of(told["pieces"], told["workers"], count / told["workers"])
+    return device_of(told, found, shapes, length, count), found
+
+
+def asked_of(
+    folder: Path,
+    shapes: Shapes,
+    batch: int,
+    length: int,
+    train: str = "weights",
+    optimizer: str = "adamw",
+    gradients: str = "float32",
+    bits: float | None = None,
+    seconds: float = SECONDS,
+) -> dict[str, Any]:
+    """What the workers are asked, as JSON holds it."""
+    return {
         "artifact": str(folder) if (folder / MANIFEST).is_file() else None,
         "bits": round(bits) if bits is not None and 2 <= bits <= 8 else BITS,
-        "windows": windows,
+        "windows": [2**n for n in range(batch.bit_length()) if n == 0 or 2**n * length <= MOST],
         "length": length,
         "vocabulary": shapes.vocabulary,
         "train": train,
@@ -200,12 +217,14 @@ def measure(
         "gradients": gradients,
         "seconds": seconds,
     }
-    told = timed(folder, asked, at_once)
+
+
+def device_of(told: Mapping[str, Any], found: Measured, shapes: Shapes, length: int, count: int) -> Device:
+    """One of so many workers as a device: its peak is what a large product got, its efficiency what a block did."""
     pieces = told["pieces"]
-    found = Measured.of(pieces, at_once, count / at_once)
-    flops, most = 1 / pieces["product per flop"], float(windows[-1])
+    flops, most = 1 / pieces["product per flop"], found.other[-1][0]
     got = most * length * shapes.block_flops(length) / at(found.other, most)
-    device = Device(
+    return Device(
         name=CPU,
         flops=flops / found.slower,
         read=1 / pieces["read per byte"] / found.slower,
@@ -216,7 +235,6 @@ def measure(
         width=2 if told["bf16"] else 4,
         overlaps=False,
     )
-    return device, found
 
 
 def timed(folder: Path, asked: Mapping[str, Any], count: int) -> dict[str, Any]:

@@ -19,12 +19,13 @@ Latent weights, what moves them, their gradients and the optimizer's state are f
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from lissom.errors import RecipeError, meant
+from lissom.errors import RecipeError
 from lissom.plan.collectives import gather_s, gathered_bytes, send_s, sum_s, summed_bytes
 from lissom.plan.forecast import NOTHING, Cost, Forecast
 from lissom.plan.pieces import Pieces
 from lissom.plan.shapes import GRID, Shapes
 from lissom.plan.split import Cluster, Split
+from lissom.techniques.knobs import one_of
 
 STATES: Mapping[str, int] = {  # bytes of each number that moves
     "sgd": 0,
@@ -44,6 +45,7 @@ MOVED = (
     20  # bytes of each number that moves, beside its parameter: φ, where it began, its unit, its gradient, the best φ
 )
 LOGIT = 28  # bytes of each logit: both models' as float32, their logarithms, and two gradients
+TRAIN = ("weights", "scales")
 ORIGINALS = ("whole", "split", "remembered")
 BITS: Mapping[str, float] = {  # of each gradient on the way: that of its code, and of scales in groups of 128
     "float32": 32,
@@ -80,10 +82,10 @@ class Recovery:
     group: int = 64
 
     def __post_init__(self) -> None:
-        of(("weights", "scales"), train=self.train)
-        of(STATES, optimizer=self.optimizer)
-        of(BITS, gradients=self.gradients)
-        of(ORIGINALS, original=self.original)
+        one_of(TRAIN, train=self.train)
+        one_of(tuple(STATES), optimizer=self.optimizer)
+        one_of(tuple(BITS), gradients=self.gradients)
+        one_of(ORIGINALS, original=self.original)
         if self.batch < 1 or self.length < 2:
             raise RecipeError(f"plan: batch {self.batch} of {self.length} tokens; give 1 and 2 of them at least")
 
@@ -97,17 +99,6 @@ class Recovery:
     def held(self) -> float:
         """Parameters of a block, in float32, whether they move or not."""
         return self.shapes.block_weights * (1 + 1 / self.group)
-
-
-def of(possible: Mapping[str, object] | tuple[str, ...], **given: str) -> None:
-    """See that a word is one of those possible.
-
-    Raises:
-        RecipeError: it is not.
-    """
-    for name, word in given.items():
-        if word not in possible:
-            raise RecipeError(f"{name}: {word!r} is none of {', '.join(possible)}{meant(word, possible)}")
 
 
 def foresee(job: Recovery, split: Split, cluster: Cluster, pieces: Pieces) -> Forecast:

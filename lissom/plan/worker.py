@@ -34,7 +34,7 @@ from lissom.files import read_json
 from lissom.formats import CompressedLayer, unfreeze
 from lissom.hardware.limits import product, reading
 from lissom.models.families import Family, at, family_of, put
-from lissom.plan.measured import BLOCKS
+from lissom.plan.measured import BLOCKS, WORKED
 from lissom.recover.feed import Lot
 from lissom.recover.folder import learnable
 from lissom.recover.lessons import Original
@@ -47,7 +47,7 @@ from lissom.statistics import multiplies_bfloat16
 
 LEAST, SIZE = 5, 768  # rounds, and the side of the matrices whose product is the peak
 SMALL = 2**14  # numbers of the smaller sum
-WAIT = ("sum ", "mean ", "gather ", "scatter ")
+WAIT = ("sum ", "mean ", "gather ", "scatter ")  # what waits for others
 READ = 2**27  # bytes of a pass over memory
 Times = dict[str, float]
 Piece = Callable[[], Times]
@@ -229,20 +229,16 @@ class Bench:
     def summed(self, x: Tensor) -> Times:
         """A sum over all processes."""
         x.fill_(1.0)
-        begun = time.perf_counter()
-        dist.all_reduce(x, group=self.team.group)
-        return {"": time.perf_counter() - begun}
+        return waited(lambda: dist.all_reduce(x, group=self.team.group))
 
     def beside(self, shared: nn.Module, plain: nn.Module) -> Times:
         """What it takes longer to run where parameters are shared."""
         spent = []
         for part in (shared, plain):
             x = torch.zeros((), requires_grad=True)
-            begun = time.perf_counter()
-            part(x).backward()
-            spent.append(time.perf_counter() - begun)
+            spent.append(waited(lambda part=part, x=x: part(x).backward()))  # type: ignore[misc]
             cleared(part)
-        return {"": spent[0] - spent[1]}
+        return {name: longer - spent[1][name] for name, longer in spent[0].items()}
 
 
 def in_shards(whole: Tensor, p: Tensor) -> Tensor:
@@ -275,23 +271,43 @@ def timed(name: str, act: Callable[[], object], times: float = 1) -> Times:
     return {name: (time.process_time() - begun) / times}
 
 
+def waited(act: Callable[[], object]) -> Times:
+    """The seconds of a call by the clock, and those that this process has worked."""
+    begun, worked = time.perf_counter(), time.process_time()
+    act()
+    return {"": time.perf_counter() - begun, WORKED: time.process_time() - worked}
+
+
 def rounds(pieces: Mapping[str, Piece], seconds: float, team: Workers) -> dict[str, list[float]]:
     """The times of all pieces, taken in turns for about so many seconds; all processes begin each at once."""
     found: dict[str, list[float]] = {}
     end, number = time.perf_counter() + seconds, -1
     while number < LEAST or team.agreed(time.perf_counter()) < team.agreed(end):
-        for name, piece in pieces.items():
-            team.wait()
-            for own, spent in piece().items():
-                if number >= 0:
-                    found.setdefault(name + own, []).append(spent)
+        for name, spent in once(pieces, team).items():
+            found.setdefault(name, []).extend([spent] if number >= 0 else [])
         number += 1
     return found
 
 
+def once(pieces: Mapping[str, Piece], team: Workers) -> Times:
+    """The times of all pieces, each run once; all processes begin each at once."""
+    found: Times = {}
+    for name, piece in pieces.items():
+        team.wait()
+        found |= {name + own: spent for own, spent in piece().items()}
+    return found
+
+
+def told_of(bench: Bench, found: Mapping[str, list[float]]) -> dict[str, Any]:
+    """What is typical, over all processes."""
+    means = {name: bench.team.mean(typical(name, spent), 1.0) for name, spent in found.items()}
+    return {"pieces": means, "bf16": bench.bf16, "workers": bench.team.count}
+
+
 def typical(name: str, spent: list[float]) -> float:
     """The median; where others are waited for, the lower quartile."""
-    return statistics.quantiles(spent, n=4)[0] if name.startswith(WAIT) else statistics.median(spent)
+    waits = name.startswith(WAIT) and not name.endswith(WORKED)
+    return statistics.quantiles(spent, n=4)[0] if waits else statistics.median(spent)
 
 
 def main(folder: Path, asked: Mapping[str, Any], told: Path) -> None:
@@ -300,10 +316,9 @@ def main(folder: Path, asked: Mapping[str, Any], told: Path) -> None:
         bench = Bench(folder, asked, team)
         with learnable(bench.student), learnable(bench.teacher), evaluating(bench.student):
             found = rounds(bench.pieces(), asked["seconds"], team)
-        means = {name: team.mean(typical(name, spent), 1.0) for name, spent in found.items()}
-        numbers = sum(p.numel() for p in bench.blocks[0].parameters())
+        means = told_of(bench, found)
         if team.first:
-            write_json(told, {"pieces": means, "numbers": numbers, "bf16": bench.bf16, "workers": team.count})
+            write_json(told, means)
 
 
 if __name__ == "__main__":

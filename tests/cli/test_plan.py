@@ -137,9 +137,10 @@ def test_a_plan_names_the_best_split_and_its_bottleneck(run: Run, demo_folder: P
     serves = run("plan", demo_folder, *common, "--for", "serve", "--bits", 4, "--efficiency", 0.3)
     assert "prompts" in serves.out
     assert "products get 30%" in serves.out
-    wrong = run("plan", demo_folder, *common[:4], "--link", 50)
-    assert (wrong.code, wrong.error.count("\n")) == (2, 1)
-    assert "with its unit" in wrong.error
+    for words, reason in (((demo_folder, "--link", 50), "with its unit"), ((demo_folder / "none",), "is no folder")):
+        wrong = run("plan", *words, *common[:4], "--node", 8)
+        assert (wrong.code, wrong.error.count("\n")) == (2, 1)
+        assert reason in wrong.error
 
 
 def test_a_plan_for_this_machine_is_timed(run: Run, demo_folder: Path) -> None:

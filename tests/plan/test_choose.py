@@ -85,6 +85,16 @@ def test_where_nothing_fits_it_says_what_takes_the_most() -> None:
         plan_devices(replace(TRILLION, heads=7, kv_heads=7, blocks=1), **{**MANY, "devices": 8, "batch": 1})
 
 
+def test_what_shards_cannot_do_is_left_out() -> None:
+    shapes = Shapes(blocks=4, hidden=64, heads=4, kv_heads=2, head_dim=16, inner=128, vocabulary=256)
+    usual: dict[str, Any] = {"devices": 4, "device": "h200", "batch": 64}
+    for asked in ({"optimizer": "adamw8"}, {"gradients": "int8"}):
+        plan = plan_devices(shapes, **usual, **asked)
+        assert {one.split.shard for one in plan.ranked} == {1}
+        assert len(plan.ranked) == (1 if "optimizer" in asked else 6)
+        assert any(own in reason for own in ("whole matrices", "few bits") for reason in plan.left_out)
+
+
 def test_experts_are_read_where_tokens_come_to_them(tiny: Tiny, tmp_path: Path) -> None:
     shapes = read_shapes(tiny("qwen3_moe"))
     assert (shapes.sparse, shapes.experts, shapes.chosen, shapes.widths) == (1, 3, 2, (64, 32))
@@ -106,8 +116,8 @@ def test_experts_are_read_where_tokens_come_to_them(tiny: Tiny, tmp_path: Path) 
         ({"purpose": "train"}, "'train' is none of compress, recover, serve"),
         ({"efficiency": 2.0}, "above 0, at most 1"),
         ({"devices": 0}, "give at least one"),
-        ({"gradients": "int3"}, "'int3' is none of float32, int8"),
-        ({"original": "half"}, "none of whole, split, remembered"),
+        ({"gradients": "int3"}, "gradients='int3' is not possible"),
+        ({"original": "half"}, "original='half' is not possible"),
         ({"device": "cpu"}, "link and efficiency are measured; leave them out"),
         ({"device": "cpu", "link": None}, "timed with a folder's config"),
         ({"batch": 0}, "give 1 and 2 of them at least"),
