@@ -361,6 +361,7 @@ def shown(one: dict[str, Any]) -> tuple[str, ...]:
     named = (model, row["layout"], str(row["batch"]), str(row["length"]), row["train"], row["gradients"])
     parts = (clock["compute_s"], clock["memory_s"], sum(clock["sync_s"].values()) + clock["idle_s"])
     errors = {name: f"{100 * error:+.0f}" for name, error in one["errors"].items()}
+    errors |= {} if one["others"] <= QUIET else {"clock": ""}
     ms = [f"{1e3 * part:.0f}" for part in (*parts, clock["seconds"], one["taken"], work["seconds"], one["worked"])]
     return (*named, *ms[:5], errors["clock"], f"{one['others']:.2f}", *ms[5:], errors["work"])
 
