@@ -7,8 +7,8 @@ For each row a model recovers under torchrun in that layout, and between two ste
 processes: what disturbs meets both. Nothing is fitted. Two comparisons are made. By the clock: the steps that count are
 the quarter in which other programs had least of the cores. By work: the seconds that the workers worked in a step, over
 the cores, which other programs do not lengthen; waiting is not in it, and of pieces that wait only the work is taken.
-What was found is kept in WORK; --again does rows again by whose steps others had more than a tenth of a core. Prints a
-table, then one JSON line.
+What was found is kept in WORK; --again does rows again in whose steps others had more than a tenth of a core of those
+that the workers need. Prints a table, then one JSON line.
 """
 
 import argparse
@@ -51,7 +51,7 @@ DEMO = Path(lissom.__file__).parent / "demo"
 STEPS = [{"layers": "model.layers.*", "technique": "rtn", "bits": 3, "group": 64}]
 WIDE = {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 6, "num_attention_heads": 8}
 TAKEN, WARM = 16, 3  # steps, and those of them that do not count
-QUIET = 0.1  # cores that other programs may have
+QUIET = 0.1  # cores that other programs may have, beside those that the workers leave
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -285,7 +285,7 @@ def main() -> None:
         shutil.rmtree(begun)
     rows = rows_of(asked.only.split(","), [layout for layout in asked.layouts.split(";") if layout])
     known = {row: kept(asked.work, row) for row in rows}
-    missing = [row for row, one in known.items() if one is None or (asked.again and one["others"] > QUIET)]
+    missing = [row for row, one in known.items() if one is None or (asked.again and not undisturbed(one))]
     for count in sorted({row.workers for row in missing} | {min(row.workers, cores()) for row in missing}):
         start(asked.work, [row for row in missing if count in (row.workers, min(row.workers, cores()))], count)
     found = [figures(asked.work, one) for row in rows if (one := kept(asked.work, row))]
@@ -305,10 +305,15 @@ def figures(work: Path, one: dict[str, Any]) -> dict[str, Any]:
     return {**{name: one[name] for name in ("row", "taken", "worked", "others")}, "by": [clock, work_], "errors": each}
 
 
+def undisturbed(one: dict[str, Any]) -> bool:
+    """Whether other programs had, in the steps that count, hardly more than the cores that the workers leave."""
+    return bool(one["others"] <= cores() - min(Row(**one["row"]).workers, cores()) + QUIET)
+
+
 def summary(found: list[dict[str, Any]]) -> list[str]:
     """The errors of all rows, in words."""
     lines = []
-    for name, rows in (("work", found), ("clock", [one for one in found if one["others"] <= QUIET])):
+    for name, rows in (("work", found), ("clock", [one for one in found if undisturbed(one)])):
         errors = [abs(one["errors"][name]) for one in rows]
         if errors:
             middle, most = (f"{100 * of(errors):.0f} %" for of in (statistics.median, max))
@@ -361,7 +366,7 @@ def shown(one: dict[str, Any]) -> tuple[str, ...]:
     named = (model, row["layout"], str(row["batch"]), str(row["length"]), row["train"], row["gradients"])
     parts = (clock["compute_s"], clock["memory_s"], sum(clock["sync_s"].values()) + clock["idle_s"])
     errors = {name: f"{100 * error:+.0f}" for name, error in one["errors"].items()}
-    errors |= {} if one["others"] <= QUIET else {"clock": ""}
+    errors |= {} if undisturbed(one) else {"clock": ""}
     ms = [f"{1e3 * part:.0f}" for part in (*parts, clock["seconds"], one["taken"], work["seconds"], one["worked"])]
     return (*named, *ms[:5], errors["clock"], f"{one['others']:.2f}", *ms[5:], errors["work"])
 

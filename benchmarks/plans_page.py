@@ -41,9 +41,9 @@ plan --device cpu` times; nothing is fitted to steps. With four workers the piec
 are milliseconds of a step.
 
 By the clock, the steps count in which other programs had least of the cores; how much they had stands beside, and where
-it is more than a tenth of a core the clock tells of them rather than of the plan, and no error is given. By work, it is
-the seconds that all workers worked in a step over the number of cores: other programs do not lengthen that, but neither
-is it waited in.
+that is more than a tenth of a core beyond those that the workers leave, the clock tells of them rather than of the
+plan, and no error is given. By work, it is the seconds that all workers worked in a step over the number of cores:
+other programs hardly lengthen that, but waiting for one another is not in it.
 """
 PAPER = """
 ## On paper
