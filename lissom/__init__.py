@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from lissom.compress import compress_model, quantize_model
     from lissom.estimate import Certificate, Certifier, Estimate, certify
     from lissom.evaluate import compare
+    from lissom.plan import Plan, plan_devices
     from lissom.recover.folder import recover_folder
     from lissom.recover.model import recover_model
     from lissom.recover.training import Training
@@ -25,6 +26,7 @@ __all__ = [
     "Estimate",
     "LissomError",
     "ModelError",
+    "Plan",
     "Recipe",
     "RecipeError",
     "Result",
@@ -37,6 +39,7 @@ __all__ = [
     "compress_model",
     "load",
     "optimize",
+    "plan_devices",
     "quantize_model",
     "recover_folder",
     "recover_model",
@@ -49,6 +52,7 @@ HOMES = {  # imported when first asked for: torch takes seconds, and `lissom --h
     "lissom.compress": ("compress_model", "quantize_model"),
     "lissom.estimate": ("Certificate", "Certifier", "Estimate", "certify"),
     "lissom.evaluate": ("compare",),
+    "lissom.plan": ("Plan", "plan_devices"),
     "lissom.recover.folder": ("recover_folder",),
     "lissom.recover.model": ("recover_model",),
     "lissom.recover.training": ("Training",),

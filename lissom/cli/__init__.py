@@ -7,7 +7,7 @@ import typer
 from lissom.cli.learn import recover
 from lissom.cli.make import compress, optimize, recut
 from lissom.cli.measure import bench, certify, evaluate, hardware
-from lissom.cli.plan import explain, sensitivity, techniques
+from lissom.cli.plan import explain, plan, sensitivity, techniques
 from lissom.cli.serve import serve
 from lissom.cli.show import one_line
 from lissom.errors import LissomError
@@ -19,6 +19,7 @@ VERBS = (
     recover,
     explain,
     sensitivity,
+    plan,
     techniques,
     evaluate,
     certify,

@@ -1,4 +1,4 @@
-"""Verbs that tell what could be done: the techniques there are, and what a recipe would make of a model."""
+"""Verbs that tell what could be done: techniques, what a recipe would make of a model, how devices would divide it."""
 
 from json import dumps
 from pathlib import Path
@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 import yaml
 
-from lissom.cli.options import Json, Length, Model
+from lissom.cli.options import Events, Json, Length, Model
 from lissom.cli.read import read_recipe, text_windows
 from lissom.cli.read import size as read_size
 from lissom.cli.show import console
-from lissom.cli.working import working
+from lissom.cli.working import emit, working
 from lissom.errors import RecipeError, meant
 
 if TYPE_CHECKING:
+    from lissom.plan import Plan
     from lissom.search.explain import Explanation
 
 
@@ -107,6 +108,75 @@ def sensitivity(
         )
 
 
+def plan(
+    model: Annotated[str, typer.Argument(help="folder with a config.json (weights are not needed), or a hub name")],
+    devices: Annotated[int, typer.Option(help="how many; of cpu, how many workers share its cores")] = 1,
+    device: Annotated[
+        str, typer.Option(help="h100, h200, b200, a100, mi300x, tpu-v5e, tpu-v5p, tpu-v6e; or cpu, timed here and now")
+    ] = "cpu",
+    link: Annotated[
+        str | None, typer.Option(help="what each device can send to other nodes, such as 50GB/s or 400Gb/s")
+    ] = None,
+    node: Annotated[
+        int | None, typer.Option(help="devices of a node; by default 8 where there is a link, else all")
+    ] = None,
+    purpose: Annotated[str, typer.Option("--for", help="compress, recover or serve")] = "recover",
+    batch: Annotated[
+        int | None, typer.Option(help="windows of a step, or sequences at once, of all together; by default 16 or more")
+    ] = None,
+    length: Length = 512,
+    new: Annotated[int, typer.Option(help="with --for serve: tokens made for each prompt", min=1)] = 256,
+    bits: Annotated[
+        float | None, typer.Option(help="of a weight in the blocks; by default as stored, or as the config says")
+    ] = None,
+    efficiency: Annotated[
+        float | None, typer.Option(help="the share of a device's peak that products get; else it is assumed")
+    ] = None,
+    train: Annotated[str, typer.Option(help="with --for recover: what moves, weights or scales")] = "weights",
+    optimizer: Annotated[str, typer.Option(help="with --for recover: as for that")] = "adamw",
+    gradients: Annotated[
+        str, typer.Option(help="with --for recover: float32, int8, int4, ternary or sign")
+    ] = "float32",
+    checkpointing: Annotated[bool, typer.Option(help="with --for recover: compute activations again")] = False,
+    original: Annotated[
+        str, typer.Option(help="with --for recover: whole on each device, split like what learns, or remembered")
+    ] = "whole",
+    seconds: Annotated[float, typer.Option(help="with --device cpu: to time its pieces, about", min=0)] = 8.0,
+    top: Annotated[int, typer.Option(help="splits to show", min=1)] = 10,
+    json_lines: Events = False,
+) -> None:
+    """Foresee how long a step takes on so many devices, and their memory and traffic, for each way to divide them."""
+    from lissom.plan import plan_devices
+
+    with working(json_lines) as tell:
+        found = plan_devices(
+            model,
+            devices=devices,
+            device=device,
+            link=link,
+            node=node,
+            purpose=purpose,
+            batch=batch,
+            length=length,
+            new=new,
+            bits=bits,
+            efficiency=efficiency,
+            train=train,
+            optimizer=optimizer,
+            gradients=gradients,
+            checkpointing=checkpointing,
+            original=original,
+            seconds=seconds,
+            progress=tell,
+        )
+    if json_lines:
+        emit("result", found.as_dict(top))
+        return
+    console.print(table_of_splits(found, top))
+    for line in (*found.assumed, *found.told()):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
 def widths(bits: str) -> list[int]:
     """Bit widths, written with commas.
 
@@ -132,3 +202,26 @@ def table_of(found: "Explanation") -> object:
         sizes = f"{layer.bytes_before:,}", f"{layer.bytes_after:,}"
         table.add_row(layer.name, shape, steps or "as it is", *sizes, bits, layer.format, layer.kernel)
     return table
+
+
+def table_of_splits(found: "Plan", top: int) -> object:
+    """A row for each of the best splits."""
+    from rich.filesize import decimal
+    from rich.table import Table
+
+    serves = "prompt_s" in found.best.notes
+    names = ("split", "parts", "step", *(("prompts",) if serves else ()), "tokens/s", "memory", "sent", "bottleneck")
+    table = Table(*names, "compute, memory, link, idle", box=None)
+    for one in found.ranked[:top]:
+        shares = ", ".join(f"{share:.0%}" for share in one.shares.values())
+        prompts = (clocked(one.notes["prompt_s"]),) if serves else ()
+        rate = one.notes.get("request_tokens_per_s", one.tokens_per_s)
+        sizes = decimal(round(one.nbytes)), decimal(round(one.sent))
+        row = (str(one.split), str(one.split.parts), clocked(one.seconds), *prompts, f"{rate:,.4g}")
+        table.add_row(*row, *sizes, one.bottleneck, shares)
+    return table
+
+
+def clocked(seconds: float) -> str:
+    """Seconds, or where it is less than one thousandths of them."""
+    return f"{1e3 * seconds:.3g} ms" if seconds < 1 else f"{seconds:,.4g} s"

@@ -121,3 +121,33 @@ def test_ways_to_guess_that_cannot_be_are_refused_before_the_model_is_read(
     told = run("serve", tmp_path, *words)
     assert (told.code, told.error.count("\n")) == (2, 1)
     assert reason in told.error
+
+
+def test_a_plan_names_the_best_split_and_its_bottleneck(run: Run, demo_folder: Path) -> None:
+    common = ("--devices", 64, "--device", "h200", "--link", "50GB/s", "--node", 8, "--batch", 64)
+    told = run("plan", demo_folder, *common, "--top", 3)
+    assert (told.code, told.error) == (0, "")
+    assert "best: " in told.out
+    assert "its bottleneck is" in told.out
+    assert "assumed: products get 40%" in told.out
+    found = json.loads(run("plan", demo_folder, *common, "--json").lines[-1])
+    assert found["event"] == "result"
+    assert len(found["splits"]) == 10
+    assert found["model"]["weights"] == 4 * 786_432 + 2048 * 256
+    serves = run("plan", demo_folder, *common, "--for", "serve", "--bits", 4, "--efficiency", 0.3)
+    assert "prompts" in serves.out
+    assert "products get 30%" in serves.out
+    for words, reason in (((demo_folder, "--link", 50), "with its unit"), ((demo_folder / "none",), "is no folder")):
+        wrong = run("plan", *words, *common[:4], "--node", 8)
+        assert (wrong.code, wrong.error.count("\n")) == (2, 1)
+        assert reason in wrong.error
+
+
+def test_a_plan_for_this_machine_is_timed(run: Run, demo_folder: Path) -> None:
+    words = ("--devices", 2, "--batch", 2, "--length", 16, "--seconds", 0, "--json")
+    told = run("plan", demo_folder, *words)
+    assert (told.code, told.error) == (0, "")
+    found = json.loads(told.lines[-1])
+    assert {"data": 2, "shard": 1, "tensor": 1, "pipeline": 1, "parts": 1} in [one["split"] for one in found["splits"]]
+    assert found["rests_on"][0].startswith("measured: ")
+    assert all(one["seconds"] > 0 for one in found["splits"])
