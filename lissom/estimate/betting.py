@@ -90,8 +90,8 @@ def growth(gains: Float[Array, " n"]) -> Float[Array, "c n"]:
 def _together(logs: Float[Array, "c n"]) -> Float[Array, " n"]:
     """The logarithm of the wealth of all bets together.
 
-    As scipy's `logsumexp` computes it, to the last bit, and at least twice as fast: it is asked thousands of times of few
-    numbers. The largest are set apart, which keeps what the others add to them.
+    As scipy's `logsumexp` computes it, to the last bit, and at least twice as fast: it is asked thousands of times of
+    few numbers. The largest are set apart, which keeps what the others add to them.
     """
     top = logs.max(axis=0)
     largest = logs == top
