@@ -41,8 +41,8 @@ from lissom.plan.reading import read_shapes
 from lissom.plan.recovery import Recovery
 from lissom.plan.split import Cluster, Split
 from lissom.plan.worker import Bench, once, told_of
-from lissom.recover.folder import learnable
 from lissom.recover.learner import Learner
+from lissom.recover.model import learnable
 from lissom.recover.parallel.layout import read_layout
 from lissom.recover.parallel.workers import Workers, workers
 from lissom.types import Recipe
@@ -84,6 +84,8 @@ ROWS = (
     Row(layout="data=2", gradients="int8"),
     Row(layout="shard=2"),
     Row(layout="shard=2", batch=4, length=128),
+    Row(layout="tensor=2"),
+    Row(layout="pipeline=2"),
     Row(layout="data=4"),
     Row(layout="data=2,shard=2"),
     Row(model="wide", batch=4),

@@ -4,12 +4,16 @@ The thread count is set before torch is imported, and lissom is imported inside 
 checks on the package when it is first imported.
 """
 
+import dataclasses
+import functools
+import inspect
 import json
 import os
 import shutil
 import subprocess
 import sys
 import threading
+import typing
 from collections.abc import Callable
 from datetime import timedelta
 from functools import cache as once
@@ -21,12 +25,14 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # a test that reaches for the network fails
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["MPLBACKEND"] = "agg"
 
+import jaxtyping
 import pytest
 import torch
 import torch.distributed as dist
 
 PATIENCE_S = 120
 TORCHRUN_S = 300
+LONGEST = ("test_examples.py", "test_readme.py")  # minutes each, and the second reads what the first has measured
 ROOT = Path(__file__).resolve().parent.parent
 
 GEMMA: dict[str, Any] = {"query_pre_attn_scalar": 16, "attention_bias": True}
@@ -42,6 +48,41 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "qwen3_moe": {"num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "mlp_only_layers": [1]},
     "smollm3": {"no_rope_layers": [1, 0], "use_sliding_window": True, "sliding_window": 6, "pad_token_id": 0},
 }
+
+
+def shapeless(hint: Any) -> bool:
+    """Whether a type surely says nothing of shapes: it is no text, and there is no array in it."""
+    if isinstance(hint, str | typing.ForwardRef | typing.TypeVar):
+        return False
+    if isinstance(hint, list | tuple):
+        return all(map(shapeless, hint))
+    if isinstance(hint, type) and issubclass(hint, jaxtyping.AbstractArray):
+        return False
+    return all(map(shapeless, typing.get_args(hint)))
+
+
+def checked(made: Any = None, *, typechecker: Any, shaped: Any = jaxtyping.jaxtyped) -> Any:
+    """In the place of `jaxtyped`: what takes and gives no shapes is left to beartype alone, which checks the same.
+
+    Keeping account of shapes takes longer than most functions take, and most have none.
+    """
+    if made is None:
+        return functools.partial(checked, typechecker=typechecker)
+    own = vars(made).get("__init__") if inspect.isclass(made) and dataclasses.is_dataclass(made) else made
+    if not inspect.isfunction(own) or not all(map(shapeless, own.__annotations__.values())):
+        return shaped(made, typechecker=typechecker)
+    if own is made:
+        return typechecker(made)
+    made.__init__ = typechecker(own)
+    return made
+
+
+jaxtyping.jaxtyped = checked  # before lissom is imported
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes longest comes first, and so to one worker: begun near the end it would go on while the other waits."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -7,7 +7,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import jaxtyping
+import numpy as np
 import pytest
+from beartype.roar import BeartypeCallHintViolation
 
 LONGEST = 400
 PLACES = ("lissom", "tests", "examples", "benchmarks", "docs", ".ci")
@@ -95,3 +98,16 @@ def test_links_inside_the_repository_lead_somewhere(root: Path, name: str) -> No
     file = root / name
     links = re.findall(r"\]\((?!https?:)([^)#]+)", file.read_text(encoding="utf-8"))
     assert [link for link in links if not (file.parent / link).exists()] == []
+
+
+def test_types_and_shapes_are_checked_while_tests_run() -> None:
+    from lissom.estimate.betting import gains
+    from lissom.files import read_text
+    from lissom.types import Step
+
+    with pytest.raises(BeartypeCallHintViolation, match="path"):
+        read_text("a name")  # type: ignore[arg-type]
+    with pytest.raises(BeartypeCallHintViolation, match="technique"):
+        Step(technique=3)  # type: ignore[arg-type]
+    with pytest.raises(jaxtyping.TypeCheckError, match="typechecking parameter"):
+        gains(np.zeros(2), np.zeros(3), 0.1)

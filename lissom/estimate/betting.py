@@ -88,10 +88,16 @@ def growth(gains: Float[Array, " n"]) -> Float[Array, "c n"]:
 
 
 def _together(logs: Float[Array, "c n"]) -> Float[Array, " n"]:
-    """The logarithm of the wealth of all bets together."""
-    from scipy.special import logsumexp  # here, since it is slow to import
+    """The logarithm of the wealth of all bets together.
 
-    return np.asarray(logsumexp(logs, axis=0) - math.log(BETS.size))
+    As scipy's `logsumexp` computes it, to the last bit, and at least twice as fast: it is asked thousands of times of
+    few numbers. The largest are set apart, which keeps what the others add to them.
+    """
+    top = logs.max(axis=0)
+    largest = logs == top
+    many = largest.sum(axis=0)
+    rest = np.exp(np.where(largest, -np.inf, logs) - top).sum(axis=0)
+    return np.asarray(np.log1p(rest / many) + np.log(many) + top - math.log(BETS.size))
 
 
 def _boundary(holds: Callable[[float], bool]) -> float:

@@ -251,6 +251,8 @@ def unfit(job: Job, split: Split) -> str:
     divided = split.shard * split.tensor * split.pipeline > 1
     if isinstance(job, Recovery) and divided and job.optimizer in WHOLE:
         return f"{job.optimizer} must see whole matrices, and all of them"
+    if isinstance(job, Recovery) and split.tensor > job.shapes.kv_heads:
+        return f"tensor is more than {job.shapes.kv_heads} heads of keys and values, which stay whole while learning"
     if isinstance(job, Recovery) and split.shard > 1 and job.gradients != PLAIN:
         return "gradients travel in few bits along data only"
     return misfit(split, job.shapes, job.batch)

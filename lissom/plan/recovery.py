@@ -6,7 +6,7 @@ with m parts and p stages in 1F1B order, of which p - 1 are idle: a share (p - 1
 2021, arXiv:2104.04473, section 2.2). Sync, by axis:
 
     tensor     two sums forwards and two backwards of each block's outputs (Shoeybi et al. 2019, arXiv:1909.08053,
-               section 3), and two forwards of the original where that is divided too
+               section 3), and two forwards of the original where that is divided too; the ends are not divided
     pipeline   a stage's outputs forwards and their gradients backwards
     shard      of each part, parameters gathered twice and gradients scattered once: 1.5 times what `data` sends
                (Rajbhandari et al. 2019, arXiv:1910.02054, section 7.2)
@@ -105,7 +105,7 @@ def foresee(job: Recovery, split: Split, cluster: Cluster, pieces: Pieces) -> Fo
     """A step, divided like that."""
     windows = job.batch / split.replicas / split.parts
     forwards, backwards = ways(job, windows, split.tensor, pieces)
-    ends = pieces.ends(windows, split.tensor)
+    ends = pieces.ends(windows, 1)
     block = forwards + backwards + originals(job, windows, split, pieces)
     if job.original == "whole":  # the last stage runs all of it
         ends += original(job, windows, 1, pieces) * job.shapes.blocks
@@ -182,7 +182,7 @@ def told(
         traffic["pipeline"] = sends * output
     if split.shard > 1:
         moving, held = job.moving * own, job.held * own
-        ends = job.shapes.end_weights / split.tensor if split.pipeline == 1 else job.shapes.end_weights / 2
+        ends = job.shapes.end_weights if split.pipeline == 1 else job.shapes.end_weights / 2
         link = cluster.link(split, "shard")
         parts = split.parts * blocks
         sync["shard"] = parts * pieces.shard(held / blocks, split.shard, link, moving / blocks)
@@ -208,7 +208,7 @@ def memory(job: Recovery, split: Split, windows: float, width: int, most: int) -
     """Bytes of the fullest device, which has the most blocks, by what they hold."""
     shapes = job.shapes
     weights = most * shapes.block_weights / split.tensor
-    ends = shapes.end_weights / split.tensor / (1 if split.pipeline == 1 else 2 - shapes.tied)
+    ends = shapes.end_weights / (1 if split.pipeline == 1 else 2 - shapes.tied)
     moving, held = (most * each / split.tensor for each in (job.moving, job.held))
     flying = min(split.pipeline, split.parts)  # parts on their way: 1F1B has no more
     tokens = windows * job.length
@@ -220,7 +220,7 @@ def memory(job: Recovery, split: Split, windows: float, width: int, most: int) -
         * tokens
         * most
         * (4 * shapes.hidden if job.checkpointing else shapes.kept_bytes(width, split.tensor)),
-        "logits": (LOGIT + width) * tokens * shapes.vocabulary / split.tensor,
+        "logits": (LOGIT + width) * tokens * shapes.vocabulary,
     }
     if job.checkpointing:
         found["activations"] += tokens * shapes.kept_bytes(width, split.tensor)

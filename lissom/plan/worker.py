@@ -36,8 +36,8 @@ from lissom.hardware.limits import product, reading
 from lissom.models.families import Family, at, family_of, put
 from lissom.plan.measured import BLOCKS, WORKED
 from lissom.recover.feed import Lot
-from lissom.recover.folder import learnable
 from lissom.recover.lessons import Original
+from lissom.recover.model import learnable
 from lissom.recover.moving import Moving, units_of
 from lissom.recover.optimizers import make
 from lissom.recover.parallel.gradients import compress_gradients

@@ -20,7 +20,8 @@ Tiny = Callable[..., Path]
 WINDOWS = torch.randint(2048, (4, 12), generator=torch.Generator().manual_seed(5))
 GPTQ = Recipe.of([{"layers": "model.layers.*", "technique": "gptq", "bits": 4, "group": 32}])
 
-FULL = """
+STEPS = [{"technique": "rtn", "bits": 2, "group": 64}, {"layers": "model.layers.2.*", "technique": "residual"}]
+FULL = f"""
 import resource, sys
 import torch
 from lissom.artifact import compress_checkpoint
@@ -28,30 +29,32 @@ from lissom.types import Recipe
 
 limit = int(sys.argv[3])
 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-steps = [{"technique": "rtn", "bits": 2, "group": 64}, {"layers": "model.layers.2.*", "technique": "residual"}]
-windows = torch.randint(2048, (4, 16), generator=torch.Generator().manual_seed(5))
-compress_checkpoint(sys.argv[1], Recipe.of(steps), windows, sys.argv[2], progress=print)
+windows = torch.randint(2048, (4, 12), generator=torch.Generator().manual_seed(5))
+compress_checkpoint(sys.argv[1], Recipe.of({STEPS}), windows, sys.argv[2], progress=print)
 """
 
 
 def test_a_disk_that_gets_full_is_named_and_nothing_is_lost(demo_folder: Path, tmp_path: Path) -> None:
-    def run(out: str, limit: int) -> tuple[list[str], str]:
-        given = [demo_folder, tmp_path / out, str(limit)]
-        ran = subprocess.run([sys.executable, "-c", FULL, *given], capture_output=True, text=True, check=False)
-        return ran.stdout.split(), ran.stderr
+    def run(out: str) -> list[str]:
+        told: list[str] = []
+        compress_checkpoint(
+            demo_folder, Recipe.of(STEPS), WINDOWS, tmp_path / out, progress=lambda part: told.append(str(part))
+        )
+        return told
 
-    parts, _ = run("roomy", 2**30)
+    parts = run("roomy")
     sizes = {name: (tmp_path / "roomy" / f"{name}.safetensors").stat().st_size for name in parts}
     assert max(sizes, key=sizes.__getitem__) == "model.layers.2"
-    told, error = run("out", sizes["model.layers.2"] - 1)
+    given = [demo_folder, tmp_path / "out", str(sizes["model.layers.2"] - 1)]  # a disk of its own: in a process
+    ran = subprocess.run([sys.executable, "-c", FULL, *given], capture_output=True, text=True, check=False)
+    told, error = ran.stdout.split(), ran.stderr
     assert told == parts[: parts.index("model.layers.2")]
     assert "model.layers.2.safetensors" in error
     assert "cannot be written" in error
     assert f"make room and do the same again: what was finished waits in {tmp_path / '.out.work'}" in error
     kept = {file.name for file in (tmp_path / ".out.work" / "files").iterdir()}
     assert kept == {f"{name}.safetensors" for name in told}
-    more, _ = run("out", 2**30)
-    assert told + more == parts
+    assert told + run("out") == parts
     assert read_manifest(tmp_path / "out") == read_manifest(tmp_path / "roomy")
 
 

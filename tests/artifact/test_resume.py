@@ -114,21 +114,22 @@ def test_who_is_stopped_while_the_folder_is_completed_gets_it_too(
     assert hashes(compress_checkpoint(tiny("llama"), recipe, WINDOWS, tmp_path / "out")) == expected
 
 
-CHILD = """
-import sys
-from pathlib import Path
-import torch
-from lissom.artifact import compress_checkpoint
-from lissom.types import Recipe
-
-steps = [
+STEPS = [
     {"layers": "model.embed_tokens", "technique": "rtn", "bits": 8, "group": 64},
     {"layers": "model.layers.*", "technique": "channels", "sparsity": 0.25},
     {"layers": "model.layers.*", "technique": "gptq", "bits": 3, "group": 64},
 ]
+CHILD = f"""
+import sys
+import torch
+from lissom.artifact import compress_checkpoint
+from lissom.types import Recipe
+
 windows = torch.randint(2048, (32, 64), generator=torch.Generator().manual_seed(5))
 print("begun", flush=True)
-compress_checkpoint(sys.argv[1], Recipe.of(steps), windows, sys.argv[2], progress=lambda part: print(part, flush=True))
+compress_checkpoint(
+    sys.argv[1], Recipe.of({STEPS}), windows, sys.argv[2], progress=lambda part: print(part, flush=True)
+)
 """
 
 
@@ -152,8 +153,10 @@ def test_a_process_killed_at_random_moments_comes_to_the_same_bytes(demo_folder:
         told += process.communicate()[0].split()
         kills += process.returncode == -signal.SIGKILL
     if not (tmp_path / "out").exists():
-        process = child(demo_folder, tmp_path / "out")
-        told += process.communicate()[0].split()
+        windows = torch.randint(2048, (32, 64), generator=torch.Generator().manual_seed(5))
+        compress_checkpoint(
+            demo_folder, Recipe.of(STEPS), windows, tmp_path / "out", progress=lambda part: told.append(str(part))
+        )
     assert kills > 0
     assert sorted(told) == sorted(set(told))  # no part that was there was made again
     assert hashes(tmp_path / "out") == hashes(tmp_path / "whole")

@@ -18,7 +18,13 @@ Tiny = Callable[..., Path]
 Run = Callable[..., Any]
 
 
-def test_compress_evaluate_and_bench(run: Run, tiny: Tiny, recipe: Path, text: Path, tmp_path: Path) -> None:
+def test_compress_evaluate_and_bench(
+    run: Run, tiny: Tiny, recipe: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import lissom.hardware
+
+    limits = lissom.hardware.limits
+    monkeypatch.setattr(lissom.hardware, "limits", lambda seconds: limits(0.01, size=64, read_bytes=2**20))
     source, out = tiny("qwen3"), tmp_path / "out"
     done = run("compress", source, "--recipe", recipe, "--data", text, "--length", 16, "--windows", 8, "--out", out)
     assert (done.code, done.error) == (0, "")

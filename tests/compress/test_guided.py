@@ -65,7 +65,7 @@ def test_a_streamed_model_keeps_its_predictions_better(demo_folder: Path, tmp_pa
     embedding = {"layers": "model.embed_tokens", "technique": "rtn", "bits": 8}
     divergence = {}
     for technique in ("gptq", "yaqa"):
-        steps = [embedding, {"layers": "model.layers.*", "technique": technique, "bits": 3}]
+        steps = [embedding, {"layers": "model.layers.[02].*", "technique": technique, "bits": 3}]
         out = lissom.compress_checkpoint(demo_folder, lissom.Recipe.of(steps), windows[:48], tmp_path / technique)
         found = compare(open_folder(demo_folder).model, open_folder(out).model, windows[48:80], "perplexity")
         divergence[technique] = found.kl.value

@@ -2,8 +2,9 @@ import math
 
 import numpy as np
 import pytest
+from scipy.special import logsumexp
 
-from lissom.estimate.betting import BETS, Wealth, gains, limits, losses
+from lissom.estimate.betting import BETS, Wealth, _together, gains, limits, losses
 
 MAX_DROP = 0.01
 
@@ -50,6 +51,14 @@ def test_wealth_is_the_definition_and_is_kept():
     whole = Wealth()
     whole.add(gains(d, ones, MAX_DROP))
     assert whole.most == wealth.most
+
+
+@pytest.mark.parametrize("spread", [0.0, 1e-9, 1.0, 300.0])
+def test_all_bets_together_are_the_logarithm_of_their_mean(spread):
+    """To the last bit what scipy computes, also where many bets are as rich as the richest, or all others lost."""
+    rng = np.random.default_rng(0)
+    logs = spread * rng.normal(size=(BETS.size, 2000)).round(1) - 5
+    assert np.array_equal(_together(logs), logsumexp(logs, axis=0) - math.log(BETS.size))
 
 
 @pytest.mark.parametrize("accuracy", [0.4, 0.9])

@@ -75,7 +75,7 @@ def test_all_shards_together_hold_the_whole_model() -> None:
         if TRILLION.blocks % one.split.pipeline == 0:
             assert one.memory["parameters"] * parts >= 4 * TRILLION.weights
             blocks = TRILLION.blocks * TRILLION.block_weights
-            assert one.memory["moving"] * parts == pytest.approx(28 * blocks * (1 + 1 / 64))
+            assert one.memory["moving"] * parts >= 28 * blocks * (1 + 1 / 64) * (1 - 1e-9)  # stages may be uneven
 
 
 def test_where_nothing_fits_it_says_what_takes_the_most() -> None:
@@ -91,8 +91,9 @@ def test_what_shards_cannot_do_is_left_out() -> None:
     for asked in ({"optimizer": "adamw8"}, {"gradients": "int8"}):
         plan = plan_devices(shapes, **usual, **asked)
         assert {one.split.shard for one in plan.ranked} == {1}
-        assert len(plan.ranked) == (1 if "optimizer" in asked else 6)
+        assert len(plan.ranked) == (1 if "optimizer" in asked else 5)
         assert any(own in reason for own in ("whole matrices", "few bits") for reason in plan.left_out)
+    assert any("2 heads of keys and values, which stay whole" in reason for reason in plan.left_out)
 
 
 def test_experts_are_read_where_tokens_come_to_them(tiny: Tiny, tmp_path: Path) -> None:

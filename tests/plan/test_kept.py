@@ -11,7 +11,7 @@ from lissom.compress import compress_model
 from lissom.formats import unfreeze
 from lissom.plan.reading import read_shapes
 from lissom.plan.shapes import GRID
-from lissom.recover.folder import learnable
+from lissom.recover.model import learnable
 from lissom.recover.moving import units_of
 
 

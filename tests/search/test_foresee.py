@@ -30,7 +30,7 @@ ENDS = [{"technique": "rtn", "bits": bits} for bits in (4, 8)]
 HEARD = {"technique": "yaqa", "bits": 3, "group": 16}
 # The pulls of a block, of a tied head (2048 by 2048) and twice that to judge with; of a block what YAQA reads.
 BLOCK = 3 * 32**2 + 2 * 16**2 + 2 * 64**2
-HEARD_BYTES = max(BLOCK, 32**2 + 2048) + 3 * 2048**2 + BLOCK + 14 * 200 * 16
+HEARD_BYTES = max(BLOCK, 32**2 + 2048) + 3 * 2048**2 + BLOCK + 14 * 64 * 16
 MANY = [{"technique": "gptq", "bits": 3, "group": 16}, {"technique": "wanda"}, HEARD]
 
 
@@ -85,11 +85,11 @@ def test_a_bound_is_kept_by_waiting_on_disk_or_refused(
     tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ram, "resident", lambda: 0)
-    checkpoint, windows = Checkpoint(tiny("llama", True)), torch.randint(2048, (200, 16))
+    checkpoint, windows = Checkpoint(tiny("llama", True)), torch.randint(2048, (64, 16))
     model = checkpoint.skeleton()
     candidates = candidates_for(checkpoint, [BLOCKS[0], HEARD], ENDS)
     plan = {name: [step for steps in tried for step in steps] for name, tried in candidates.items()}
-    rooms = list(ram.ways_back(checkpoint, model, [Phase(grain="layer", plan=plan, steps=())], (200, 16)))
+    rooms = list(ram.ways_back(checkpoint, model, [Phase(grain="layer", plan=plan, steps=())], (64, 16)))
     assert [(room.batch, room.spilled) for room in rooms] == [(b, s) for s in (False, True) for b in (4, 2, 1)]
     assert rooms[0].heard == 4 * HEARD_BYTES
     assert rooms[3].peak < rooms[0].peak
