@@ -59,16 +59,15 @@ def cut_model(model: nn.Module, mesh: DeviceMesh) -> Cut:
 
 
 def check_own(model: nn.Module, family: Family) -> None:
-    """See that no two layers share a matrix.
+    """See that no two layers share a tensor.
 
     Raises:
         RecipeError: two do.
     """
     seen: dict[int, str] = {}
-    for name, part in at(model, family.blocks).named_modules():
-        for own in part.modules() if isinstance(part, CompressedLayer) else ():
-            if isinstance(own, Trainable) and seen.setdefault(id(own), name) != name:
-                raise RecipeError(f"tensor: {seen[id(own)]} and {name} share a matrix, which cannot be cut; take shard")
+    for name, p in at(model, family.blocks).named_parameters(remove_duplicate=False):
+        if seen.setdefault(id(p), name) != name:
+            raise RecipeError(f"tensor: {seen[id(p)]} and {name} are one, which cannot be cut twice; take shard")
 
 
 class Cutter:

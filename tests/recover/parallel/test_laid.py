@@ -7,12 +7,18 @@ from runpy import run_path
 
 import pytest
 import torch
+import transformers
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
 
-from lissom.errors import DataError
+import lissom
+from lissom.errors import DataError, ModelError, RecipeError
+from lissom.formats import unfreeze
 from lissom.models.families import FAMILIES
 from lissom.recover.feed import Lot
 from lissom.recover.parallel.pieces import Piece, assembled, united
 from lissom.recover.parallel.pipeline import SCHEDULES, parts_of, places
+from lissom.recover.parallel.tensor import Cutter, cut_model
 from lissom.recover.training import STAGES
 
 SCRIPT = Path(__file__).with_name("laying.py")
@@ -80,3 +86,43 @@ def test_a_batch_is_cut_into_equal_parts() -> None:
     assert [len(part.batch) for part in parts_of(lot, 4, 2)] == [3] * 4
     with pytest.raises(DataError, match="12 examples of a batch to a worker cannot be cut into 5 equal parts"):
         parts_of(lot, 5, 2)
+
+
+class FourWorkers(DeviceMesh):
+    """A mesh of one axis, as far as cutting asks of it."""
+
+    def __init__(self) -> None:
+        pass
+
+    def size(self, mesh_dim: int | None = None) -> int:
+        return 4
+
+    def get_local_rank(self, mesh_dim: int | str | None = None) -> int:
+        return 1
+
+
+def test_what_cannot_be_cut_is_refused(tiny: Tiny) -> None:
+    mesh = FourWorkers()
+    with pytest.raises(ModelError, match="Linear is no language model of llama"):
+        cut_model(nn.Linear(4, 4), mesh)
+    original = transformers.AutoModelForCausalLM.from_pretrained(tiny("llama", True))
+    with pytest.raises(RecipeError, match=r"layers\.0\.self_attn has 2 heads of keys, 1 of which .* tensor=2 at most"):
+        cut_model(original, mesh)
+    turned = [{"technique": "hadamard", "layers": "*o_proj"}, {"technique": "rtn", "bits": 4, "group": 8}]
+    with pytest.raises(RecipeError, match="a matrix in the format turned cannot be cut along its inputs"):
+        cut_model(unfreeze(lissom.compress_model(original, steps=turned)), mesh)
+    original.model.layers[1].mlp.up_proj = original.model.layers[0].mlp.up_proj
+    tied = unfreeze(lissom.compress_model(original, steps=[{"technique": "rtn", "bits": 4, "group": 8}]))
+    with pytest.raises(RecipeError, match=r"0\.mlp\.up_proj\S* and 1\.mlp\.up_proj\S* are one"):
+        cut_model(tied, mesh)
+
+
+def test_neurons_are_shared_out_in_whole_groups(tiny: Tiny) -> None:
+    model = transformers.AutoModelForCausalLM.from_pretrained(tiny("llama", True))
+    small = unfreeze(lissom.compress_model(model, steps=[{"technique": "rtn", "bits": 4, "group": 32}]))
+    reader = small.get_submodule("model.layers.0.mlp.down_proj")
+    cutter = Cutter(FourWorkers())
+    with pytest.raises(RecipeError, match="has 64 neurons, 32 of which stay together in whole groups; take tensor=2"):
+        cutter.range("down", "neurons", reader, 64, 1)
+    cutter.count = 2
+    assert cutter.range("down", "neurons", reader, 64, 1) == (32, 64)
