@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ from lissom.recover.model import ALL, AS_SAID, begin_near, learnable, lesson_of,
 from lissom.recover.parallel.layout import Layout
 from lissom.recover.parallel.workers import started, workers
 from lissom.recover.race import Contender, race
-from lissom.recover.training import Training
+from lissom.recover.training import STAGES, Training
 from lissom.types import Recipe
 
 CPU = torch.device("cpu")
@@ -111,7 +111,9 @@ def recover_folder(
         "model": of_files(within(folder)),
         "original": of_files([] if original is None else within(Path(original))),
         "data": of_tensors({str(number): part for number, part in enumerate(given)}),
-        "training": of_json([training.as_dict(), plain(held) if isinstance(held, float | int) else None]),
+        "training": of_json(
+            [replace(training, stages=STAGES[0]).as_dict(), plain(held) if isinstance(held, float | int) else None]
+        ),
         "budgets": of_json({kind.name: plain(budget) for kind, budget in limits.items()}),
         "code": of_code(),
     }
