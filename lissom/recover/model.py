@@ -162,12 +162,13 @@ def whole(laid: Laid, fresh: Callable[[], nn.Module], training: Training, every:
 
     All workers must call it; where it is not wanted by `every` one, the others give False and get what is theirs.
     """
-    if not (laid.sharded or laid.divided):
-        return laid.model
-    found = fresh() if every else None
-    if found is not None:
-        units_of(found, training.train, training.rank, training.seed)  # puts what is beside the weights beside them
-    gather(laid, found)
+    found = None
+    if laid.sharded or laid.divided:
+        found = fresh() if every else None
+        if found is not None:
+            units_of(found, training.train, training.rank, training.seed)  # puts what is beside the weights beside them
+        gather(laid, found)
+    laid.part()
     return laid.model if found is None else found
 
 

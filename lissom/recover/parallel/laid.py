@@ -76,6 +76,10 @@ class Laid:
         """Whether parameters are DTensors of FSDP."""
         return self.size("shard") > 1
 
+    def part(self) -> None:
+        """Let go of all that speaks to other workers, while they are still there."""
+        self.mesh, self.pipeline, self.shared = None, None, {}
+
     def share(self, lot: Lot) -> Lot:
         """This worker's share of a batch."""
         return lot.share(self.replica, self.replicas)

@@ -1,5 +1,6 @@
 """Workers: the processes that train one model together, as torchrun starts them; one process is alone."""
 
+import gc
 import json
 import os
 from collections.abc import Iterator
@@ -107,4 +108,5 @@ def workers() -> Iterator[Workers]:
         yield Workers(dist.group.WORLD, device)
     finally:
         if begun:
+            gc.collect()  # what hangs together in circles holds groups, whose threads must not see the process end
             dist.destroy_process_group()
