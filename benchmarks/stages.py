@@ -1,6 +1,6 @@
 """Stages: an uneven model cut by what its parts were measured to cost, and cut evenly, under every schedule.
 
-    python benchmarks/stages.py [--workers 2] [--steps 12] [--write FILE]
+    python benchmarks/stages.py [--workers 2] [--steps 12] [--schedules 1f1b,zbv] [--write FILE]
 
 A convolutional network whose first layers see large maps and whose last see small ones, rounded to 4 bits, learns what
 its original says: by one worker, and by several along `pipeline`, each with one thread. By turns the chain is cut where
@@ -34,7 +34,7 @@ from lissom.recover.training import STAGES
 
 BATCH, ROUNDS = 32, 2
 PARTS: dict[str, Any] = {"accumulate": 8}  # of a batch, the same for all
-WIDTHS = ((16, 3), (32, 4), (64, 8))  # channels of the layers of a resolution, and how many there are
+WIDTHS = ((24, 3), (24, 4), (24, 8))  # channels of the layers of a resolution, and how many there are
 
 
 class Uneven(nn.Module):
@@ -98,13 +98,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--schedules", type=lambda words: words.split(","), default=list(STAGES))
     parser.add_argument("--write", type=Path)
     parser.add_argument("--worker", nargs=3, metavar=("LAYOUT", "SCHEDULE", "CUT"), help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.worker:
         learn(*asked.worker, asked.steps)
         return
-    cases = [("data=1", "1f1b", ""), *((f"pipeline={asked.workers}", name, cut) for name in STAGES for cut in CUTS)]
+    cases = [
+        ("data=1", "1f1b", ""),
+        *((f"pipeline={asked.workers}", name, cut) for name in asked.schedules for cut in CUTS),
+    ]
     times: dict[Any, list[float]] = {case: [] for case in cases}
     losses: dict[Any, float] = {}
     for _ in range(ROUNDS):
@@ -115,7 +119,7 @@ def main() -> None:
             losses[case] = found["loss"]
     medians = {case: 1000 * statistics.median(own) for case, own in times.items()}
     rows = [("alone", "", f"{medians[cases[0]]:.0f}", "", f"{losses[cases[0]]:.6f}")]
-    for name in STAGES:
+    for name in asked.schedules:
         best, even = ((cases[1][0], name, cut) for cut in CUTS)
         shown = [f"{medians[even]:.0f}", f"{medians[best]:.0f}", f"{medians[even] / medians[best]:.2f}"]
         rows.append((name, *shown, f"{losses[best]:.6f}"))
