@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn import Parameter
 from torch.nn.parallel import DistributedDataParallel
 
+from lissom.compress.layers import evaluating
 from lissom.errors import ModelError
 from lissom.hardware.machine import memory_bytes
 from lissom.recover.checkpointing import blocks
@@ -98,6 +99,7 @@ class Laid:
         ]
         if self.pipeline is not None:
             self.pipeline.stages = dict(zip(self.pipeline.bare, wrapped, strict=True))
+            self.pipeline.known.clear()  # schedules that run them as they were
         return wrapped
 
     def placed(self, name: str, value: Any, p: Tensor) -> Any:
@@ -179,8 +181,8 @@ def staged(found: Laid, training: Training, lesson: Lesson, share: Lot) -> list[
     mesh = found.mesh["pipeline"]
     where = places(training.stages, mesh.size())
     parts = parts_of(share, training.accumulate, len(where))
-    chain = chain_of(found.model, parts[0].batch)
-    with training.products(found.team.device):
+    with evaluating(found.model), training.products(found.team.device):  # as it learns, and without a trace of it
+        chain = chain_of(found.model, parts[0].batch)
         costs = measured(chain, chain.inputs(parts[0].batch), lambda said: lesson.far(said, parts[0]))
     ends = cut(costs, len(where), room(found.team), len(parts))
     ends = [int(found.team.agreed(end)) for end in ends]  # by what the first one has measured
