@@ -134,6 +134,11 @@ def plan_devices(
     """
     of_cpu = device == CPU
     check(purpose, devices, of_cpu, link, efficiency, model)
+    said = (train, optimizer, gradients, checkpointing, original)
+    if purpose != "recover" and said != ("weights", "adamw", "float32", False, "whole"):
+        raise RecipeError(
+            f"for: {purpose} moves nothing; train, optimizer, gradients, checkpointing and original are of recover"
+        )
     shapes = model if isinstance(model, Shapes) else read_shapes(model, bits)
     batch = max(16, devices) if batch is None else batch
     job: Job

@@ -57,8 +57,9 @@ def test_bits_are_those_of_an_artifact(tmp_path: Path, demo_folder: Path) -> Non
 def test_a_trillion_weights_on_ten_thousand_devices(purpose: str) -> None:
     assert TRILLION.weights == pytest.approx(1e12, rel=0.02)
     assert TRILLION.nbytes == 2 * TRILLION.weights
+    said: dict[str, Any] = {"original": "split", "checkpointing": True} if purpose == "recover" else {}
     begun = time.process_time()
-    plan = plan_devices(TRILLION, purpose=purpose, length=4096, original="split", checkpointing=True, bits=4, **MANY)
+    plan = plan_devices(TRILLION, purpose=purpose, length=4096, bits=4, **said, **MANY)
     assert time.process_time() - begun < 60
     for one in plan.ranked:
         assert one.split.devices == 10_000
@@ -94,6 +95,12 @@ def test_what_shards_cannot_do_is_left_out() -> None:
         assert len(plan.ranked) == (1 if "optimizer" in asked else 5)
         assert any(own in reason for own in ("whole matrices", "few bits") for reason in plan.left_out)
     assert any("2 heads of keys and values, which stay whole" in reason for reason in plan.left_out)
+
+
+def test_what_is_of_recovery_is_refused_elsewhere() -> None:
+    for asked in ({"optimizer": "lion"}, {"checkpointing": True}):
+        with pytest.raises(RecipeError, match="serve moves nothing; train, optimizer"):
+            plan_devices(TRILLION, devices=8, device="h200", purpose="serve", **asked)  # type: ignore[arg-type]
 
 
 def test_experts_are_read_where_tokens_come_to_them(tiny: Tiny, tmp_path: Path) -> None:
