@@ -11,6 +11,7 @@
 /* Rows that are multiplied with some panels before the next ones are, so that their inputs stay in the second cache: a
    multiple of so many, which are whole tiles, and of about so many bytes. */
 enum { ROWS = 48, RESIDENT = 1 << 17 };
+enum { TURNS = 8 }; /* of each thread at most, so that nobody waits long for another */
 
 typedef struct {
     const Linear *linear;
@@ -117,7 +118,7 @@ static void multiply_items(void *given, ptrdiff_t first, ptrdiff_t last, int thr
 ptrdiff_t lissom_weights(const Linear *l) { return all_items(l) * LANES * l->source.width; }
 
 ptrdiff_t lissom_chunk(ptrdiff_t items, ptrdiff_t work, int threads) {
-    const ptrdiff_t enough = 1 << 20, least = enough / (work + 1) + 1, turns = (work > enough ? 16 : 4) * threads;
+    const ptrdiff_t enough = 1 << 20, least = enough / (work + 1) + 1, turns = TURNS * threads;
     const ptrdiff_t shared = (items + turns - 1) / turns;
     return items <= 2 * least ? items : least < shared ? shared : least;
 }

@@ -27,13 +27,18 @@ enum { LOOKING_NS = 50000, GLANCES = 64 };
 static const uint64_t TASK = (uint64_t)1 << 32, OPEN = (uint64_t)1 << 31, INSIDE = ((uint64_t)1 << 31) - 1;
 static _Atomic uint64_t state;
 
+/* The chunks that nobody has taken of those that are a thread's: the first, and the one behind the last, in one number. */
 typedef struct {
+    _Alignas(64) _Atomic uint64_t left;
+} Share;
+
+typedef struct {
+    Share share[MOST_THREADS];
     Work work;
     void *given;
     ptrdiff_t count, chunk;
     int threads;
-    _Atomic ptrdiff_t next; /* the first item that nobody has taken */
-    _Atomic int joined;     /* threads of OpenMP, which have no numbers of ours */
+    _Atomic int joined; /* threads of OpenMP, which have no numbers of ours */
 } Task;
 
 static Task task; /* of our own threads */
@@ -51,11 +56,31 @@ static uint64_t now_ns(void) {
     return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
+/* Each thread gets chunks that lie behind one another, so that what it reads next is what it fetches ahead. */
+static void share_out(Task *t) {
+    const uint64_t chunks = (uint64_t)((t->count + t->chunk - 1) / t->chunk), threads = (uint64_t)t->threads;
+    for (uint64_t n = 0; n < threads; n++)
+        atomic_store(&t->share[n].left, chunks * n / threads << 32 | chunks * (n + 1) / threads);
+}
+
+/* A chunk of a share, its first one for who owns it and the last one for others; -1 where none is left. */
+static ptrdiff_t chunk_of(Share *share, int own) {
+    for (uint64_t left = atomic_load(&share->left);;) {
+        const uint64_t first = left >> 32, end = left & 0xFFFFFFFF;
+        if (first >= end) return -1;
+        const uint64_t rest = own ? (first + 1) << 32 | end : first << 32 | (end - 1);
+        if (atomic_compare_exchange_weak(&share->left, &left, rest)) return (ptrdiff_t)(own ? first : end - 1);
+    }
+}
+
+/* Who is done with its own takes of the others'. */
 static void take(Task *t, int thread) {
-    for (;;) {
-        const ptrdiff_t first = atomic_fetch_add(&t->next, t->chunk), last = first + t->chunk;
-        if (first >= t->count) return;
-        t->work(t->given, first, last < t->count ? last : t->count, thread);
+    for (int n = 0; n < t->threads; n++) {
+        Share *share = t->share + (thread + n) % t->threads;
+        for (ptrdiff_t chunk; (chunk = chunk_of(share, !n)) >= 0;) {
+            const ptrdiff_t first = chunk * t->chunk, last = first + t->chunk;
+            t->work(t->given, first, last < t->count ? last : t->count, thread);
+        }
     }
 }
 
@@ -148,7 +173,7 @@ void lissom_each(Work work, void *given, ptrdiff_t count, ptrdiff_t chunk, int t
     }
     start(threads - 1);
     task.work = work, task.given = given, task.count = count, task.chunk = chunk, task.threads = threads;
-    atomic_store(&task.next, 0);
+    share_out(&task);
     atomic_fetch_add(&state, TASK | OPEN);
     if (atomic_load(&asleep)) {
         pthread_mutex_lock(&door);
@@ -167,6 +192,9 @@ void lissom_each_beside_torch(Work work, void *given, ptrdiff_t count, ptrdiff_t
         lissom_each(work, given, count, chunk, threads);
         return;
     }
-    Task shared = {.work = work, .given = given, .count = count, .chunk = chunk};
+    Task shared;
+    shared.work = work, shared.given = given, shared.count = count, shared.chunk = chunk, shared.threads = threads;
+    atomic_init(&shared.joined, 0);
+    share_out(&shared);
     parallel(take_joining, &shared, (unsigned)threads, 0);
 }
