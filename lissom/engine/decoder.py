@@ -67,16 +67,21 @@ class Decoder:
         width = len(norm.weight)  # type: ignore[arg-type]
         stream = self._program.matrix(width)
         self._program.embed(embedding, stream)
-        for block in at(model, family.blocks).children():
+        *blocks, last = at(model, family.blocks).children()
+        for block in blocks:
             self._block(block, stream, width)
+        self._block(last, stream, width, last=True)
         cap = getattr(self._config, "final_logit_softcapping", None)
         self._program.head(self._normed(norm, stream, width), at(model, family.head), cap)
         return self._program.finish()
 
-    def _block(self, block: Any, stream: Columns, width: int) -> None:
+    def _block(self, block: Any, stream: Columns, width: int, *, last: bool = False) -> None:
+        """Of the last one only its keys and values are wanted of every token, and the rest where logits are."""
         four = bool(self._family.behind)  # norms: before and behind both parts
         before = block.pre_feedforward_layernorm if four else block.post_attention_layernorm
         mixed = self._attend(block.self_attn, self._normed(block.input_layernorm, stream, width))
+        if last:
+            self._program.pick((stream, width), (mixed.at, mixed.width))
         self._add(block.self_attn.o_proj, mixed, stream, block.post_attention_layernorm if four else None)
         source = self._normed(before, stream, width)
         if hasattr(block.mlp, "experts"):

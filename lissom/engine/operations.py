@@ -27,7 +27,7 @@ DENSE = MaskedLinear | nn.Linear  # what reads its input as floats
 class Code(IntEnum):
     """The operations, as step.c counts them."""
 
-    EMBED, ROTARY, MAKE, LINEAR, ATTENTION, BOUND, EXPERTS, WHOLE = range(8)
+    EMBED, ROTARY, MAKE, LINEAR, ATTENTION, BOUND, EXPERTS, WHOLE, PICK = range(9)
 
 
 class By(IntEnum):

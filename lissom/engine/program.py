@@ -124,12 +124,16 @@ class Program:
             if product not in plain:
                 self._composed(source, product)
 
+    def pick(self, *rests: tuple[Columns, int]) -> None:
+        """From here on a pass is the rows that are picked; of so many columns of some matrices they alone stay."""
+        listed = (structs.CRest * len(rests))(*(structs.CRest(columns.given(), width) for columns, width in rests))
+        self._append(Code.PICK, structs.CPick(ctypes.addressof(self._hold(listed)), len(rests)))
+
     def head(self, source: Source, layer: nn.Module, cap: float | None) -> None:
-        """The logits of the rows that are picked, kept within ±cap."""
+        """The logits of all rows, kept within ±cap."""
         self._vocabulary = outputs(layer)
         self._logits = torch.empty(0, self._vocabulary)
         linear = self._linear(source, [plainly(Product(layer, Columns(self._logits)))])
-        linear.picked = 1
         self._ends.append(structs.CProduct.from_address(linear.products))
         if cap is not None:
             bound = structs.CBound(width=self._vocabulary, cap=cap)
@@ -198,7 +202,10 @@ class Program:
         return self
 
     def run(self, parts: Sequence[Part], picked: Sequence[int]) -> Float[np.ndarray, "r v"]:
-        """One pass over at most `rows` tokens: the logits of rows that are picked, which the next pass overwrites."""
+        """One pass over at most `rows` tokens: the logits of those that are picked, which the next pass overwrites.
+
+        They are picked in their order.
+        """
         self._tell(len(picked))
         counts = [len(part.tokens) for part in parts]
         tokens = integers([token for part in parts for token in part.tokens])

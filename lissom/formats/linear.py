@@ -85,7 +85,8 @@ class CompressedLinear(CompressedLayer):
         x = self.activated(x, 1)
         trainable = isinstance(self.matrix, Trainable)
         y = F.linear(x, self.matrix().to(x.dtype)) if trainable else self.weight.linear(x)
-        return y if self.bias is None else y + self.bias  # apart in both, so that both round alike
+        # apart in both, so that both round alike; in the type of y, which in mixed precision is another than the bias's
+        return y if self.bias is None else y + self.bias.to(y.dtype)
 
 
 class CompressedConv(CompressedLayer):

@@ -24,6 +24,7 @@ from lissom.recover.training import PLAIN
 
 PURPOSES = ("compress", "recover", "serve")
 NODE = 8  # devices of a node, where there are several and it is not said
+NEW = 256  # tokens made for each prompt
 FULL = "more memory than a device has"
 WAYS: Mapping[str, str] = {  # to need less, by what takes the most
     "original": "original=split, or remembered",
@@ -100,7 +101,7 @@ def plan_devices(
     purpose: str = "recover",
     batch: int | None = None,
     length: int = 512,
-    new: int = 256,
+    new: int = NEW,
     bits: float | None = None,
     efficiency: float | None = None,
     train: str = "weights",
@@ -133,12 +134,16 @@ def plan_devices(
         ModelError, RecipeError: with what is wrong and what to do; also where no split fits.
     """
     of_cpu = device == CPU
-    check(purpose, devices, of_cpu, link, efficiency, model)
+    check(purpose, devices, of_cpu, (link, node, efficiency), model)
     said = (train, optimizer, gradients, checkpointing, original)
     if purpose != "recover" and said != ("weights", "adamw", "float32", False, "whole"):
         raise RecipeError(
             f"for: {purpose} moves nothing; train, optimizer, gradients, checkpointing and original are of recover"
         )
+    if purpose != "serve" and new != NEW:
+        raise RecipeError(f"new: {new} tokens are made by serve alone; with {purpose} leave it out")
+    if not of_cpu and seconds != SECONDS:
+        raise RecipeError(f"seconds: {seconds:g} are to time this machine's processor; leave them out for {device}")
     shapes = model if isinstance(model, Shapes) else read_shapes(model, bits)
     batch = max(16, devices) if batch is None else batch
     job: Job
@@ -167,9 +172,7 @@ def plan_devices(
     return chosen(job, cluster_of(known, devices, link, node))
 
 
-def check(
-    purpose: str, devices: int, of_cpu: bool, link: str | None, efficiency: float | None, model: str | Path | Shapes
-) -> None:
+def check(purpose: str, devices: int, of_cpu: bool, published: tuple[object, ...], model: str | Path | Shapes) -> None:
     """See that what is asked for goes together.
 
     Raises:
@@ -179,8 +182,8 @@ def check(
         raise RecipeError(f"for: {purpose!r} is none of {', '.join(PURPOSES)}{meant(purpose, PURPOSES)}")
     if devices < 1:
         raise RecipeError(f"devices: {devices}; give at least one")
-    if of_cpu and (link is not None or efficiency is not None):
-        raise RecipeError("device: of this machine's processor, link and efficiency are measured; leave them out")
+    if of_cpu and any(given is not None for given in published):
+        raise RecipeError("device: this machine is one node and is timed; leave link, node and efficiency out")
     if of_cpu and isinstance(model, Shapes):
         raise RecipeError("device: this machine is timed with a folder's config; give that, or another device")
 

@@ -22,7 +22,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn import Parameter
 from torch.nn.parallel import DistributedDataParallel
 
@@ -41,6 +40,8 @@ from lissom.recover.model import learnable
 from lissom.recover.moving import Moving, units_of
 from lissom.recover.optimizers import make
 from lissom.recover.parallel.gradients import compress_gradients
+from lissom.recover.parallel.pieces import alike
+from lissom.recover.parallel.stages import Through
 from lissom.recover.parallel.workers import Workers, workers
 from lissom.recover.training import PLAIN, RATES
 from lissom.statistics import multiplies_bfloat16
@@ -51,14 +52,6 @@ WAIT = ("sum ", "mean ", "gather ", "scatter ")  # what waits for others
 READ = 2**27  # bytes of a pass over memory
 Times = dict[str, float]
 Piece = Callable[[], Times]
-
-
-class Through(nn.Module):
-    """Stands for a block, and does nothing."""
-
-    def forward(self, x: Tensor, *given: Any, **named: Any) -> Tensor:
-        """Its input."""
-        return x
 
 
 class Holder(nn.Module):
@@ -141,7 +134,7 @@ class Bench:
         for one in at(other, self.family.blocks).children():
             fully_shard(one)
         fully_shard(other)
-        placed = {name: in_shards(units[name], p) for name, p in other.named_parameters() if name in units}
+        placed = {name: alike(units[name].expand(p.shape), p) for name, p in other.named_parameters() if name in units}
         found["moves sharded"] = self.moving(other, placed)
         return found
 
@@ -241,17 +234,11 @@ class Bench:
         return {name: longer - spent[1][name] for name, longer in spent[0].items()}
 
 
-def in_shards(whole: Tensor, p: Tensor) -> Tensor:
-    """A tensor in the shards that a parameter is in."""
-    assert isinstance(p, DTensor)
-    return distribute_tensor(whole.expand(p.shape).contiguous(), p.device_mesh, p.placements)
-
-
 @contextmanager
 def without(model: nn.Module, family: Family) -> Iterator[None]:
     """Within the block the model has no blocks that do anything."""
     held = at(model, family.blocks)
-    put(model, family.blocks, nn.ModuleList(Through() for _ in held.children()))
+    put(model, family.blocks, nn.ModuleList(Through(block) for block in held.children()))
     try:
         yield
     finally:

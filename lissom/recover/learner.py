@@ -39,20 +39,18 @@ class Learner:
     """A model that learns: what moves, what moves it, and how.
 
     Args:
-        model: what learns, in whatever mode it is in.
+        laid: what learns, in whatever mode it is in, as it is laid out over those that learn together.
         moving: its parameters, in their units.
         optimizer: over φ.
         lesson: what is to be learned.
         training: how it learns.
-        laid: how the model is laid out over those that learn together; by default one has it all.
     """
 
-    model: nn.Module
+    laid: Laid
     moving: Moving
     optimizer: Optimizer
     lesson: Lesson
     training: Training
-    laid: Laid = None  # type: ignore[assignment]  # of one alone
     meters: list[Meter] = field(init=False, default_factory=list)
     shared: nn.Module = field(init=False)
     rates: list[float] = field(init=False)
@@ -63,7 +61,6 @@ class Learner:
     def __post_init__(self) -> None:
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.shared = self.model
-        self.laid = self.laid or Laid(model=self.model)
         kind = self.training.gradients
         if self.workers.count == 1 and kind != PLAIN:
             raise RecipeError(
@@ -72,6 +69,11 @@ class Learner:
             )
         if self.training.ema:
             self.average = self.moving.copied()
+
+    @property
+    def model(self) -> nn.Module:
+        """What learns."""
+        return self.laid.model
 
     @property
     def workers(self) -> Workers:

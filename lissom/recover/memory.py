@@ -67,6 +67,6 @@ class Memory:
     def of(self, numbers: Tensor) -> tuple[Float[Tensor, "m k"], Int[Tensor, "m k"]]:
         """What was said to some examples, prediction by prediction."""
         found = [(self.chunk(number // CHUNK), number % CHUNK) for number in numbers.tolist()]
-        logs = torch.cat([own[0][place] for own, place in found])
+        logs = torch.cat([own[0][place].float() for own, place in found])  # mixed precision knows no half floats
         places = torch.cat([own[1][place] for own, place in found])
-        return logs.float(), places.long()
+        return logs, places.long()

@@ -135,7 +135,7 @@ def recovered(
         raise RecipeError("recover: a budget is tested on a whole model, which with pipeline= no worker has")
     moves = Moving(student, {name: unit for name, unit in units.items() if name not in laid.absent}, laid.placed)
     optimizer = make(training.optimizer, moves.phi.values(), training.rate, **training.knobs)
-    learner = Learner(model=student, moving=moves, optimizer=optimizer, lesson=lesson, training=training, laid=laid)
+    learner = Learner(laid=laid, moving=moves, optimizer=optimizer, lesson=lesson, training=training)
     curve = learn(learner, fed, until_of(training, fed), keeper=keeper, enough=enough, progress=progress)
     return curve, laid
 

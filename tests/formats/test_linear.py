@@ -103,6 +103,15 @@ def test_a_wrapped_layer_can_be_wrapped_again() -> None:
     assert twice.stands_for is nn.Conv2d
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_in_mixed_precision_outputs_are_narrow_with_and_without_bias(bias: bool) -> None:
+    layer, x = nn.Linear(6, 5, bias=bias), torch.randn(3, 6)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = wrap(layer, Dense(values=matrix_of(layer)), trainable=True)(x)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), layer(x), rtol=0.03, atol=0.03)
+
+
 def test_half_precision_stays_half() -> None:
     wrapped = wrap(nn.Linear(4, 3).bfloat16(), Dense(values=torch.randn(3, 4)))
     assert wrapped(torch.ones(2, 4, dtype=torch.bfloat16)).dtype == torch.bfloat16

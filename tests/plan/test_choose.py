@@ -126,8 +126,11 @@ def test_experts_are_read_where_tokens_come_to_them(tiny: Tiny, tmp_path: Path) 
         ({"devices": 0}, "give at least one"),
         ({"gradients": "int3"}, "gradients='int3' is not possible"),
         ({"original": "half"}, "original='half' is not possible"),
-        ({"device": "cpu"}, "link and efficiency are measured; leave them out"),
-        ({"device": "cpu", "link": None}, "timed with a folder's config"),
+        ({"device": "cpu"}, "leave link, node and efficiency out"),
+        ({"device": "cpu", "link": None}, "leave link, node and efficiency out"),
+        ({"device": "cpu", "link": None, "node": None}, "timed with a folder's config"),
+        ({"new": 9}, "9 tokens are made by serve alone"),
+        ({"seconds": 2.0}, "2 are to time this machine's processor"),
         ({"batch": 0}, "give 1 and 2 of them at least"),
     ],
 )

@@ -9,7 +9,7 @@ run on different workers, too.
 import copy
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -45,6 +45,7 @@ def chain_of(model: nn.Module, batch: Batch) -> Chain:
     """A model as a chain, `batch` being such as it will see.
 
     Raises:
+        DataError: the batch has not the inputs that it takes.
         ModelError: its graph cannot be traced.
     """
     family = FAMILIES.get(getattr(getattr(model, "config", None), "model_type", ""))
@@ -207,14 +208,16 @@ def traced(model: nn.Module, given: Iterable[str]) -> fx.Graph:
     """The graph of a model that is given these arguments; "" is the first.
 
     Raises:
+        DataError: the model takes others.
         ModelError: what it does depends on what it is given.
     """
+    names = named(model, given)
     try:
-        return graph_of(model, given, ())
+        return graph_of(model, names, ())
     except Exception as error:  # whatever the model's own code says of being traced
         first = error
     try:
-        return graph_of(model, given, untraceable(model))
+        return graph_of(model, names, untraceable(model))
     except Exception:
         raise ModelError(
             f"pipeline: the graph of {type(model).__name__} cannot be traced, so it cannot be cut: {reason(first)}"
@@ -233,15 +236,33 @@ def untraceable(model: nn.Module) -> set[nn.Module]:
     return found
 
 
-def graph_of(model: nn.Module, given: Iterable[str], closed: Iterable[nn.Module]) -> fx.Graph:
+def graph_of(model: nn.Module, names: Collection[str], closed: Iterable[nn.Module]) -> fx.Graph:
     """The graph, with the arguments that are not given as they are by default."""
-    several = list(inspect.signature(model.forward).parameters.values())
-    names = {several[0].name if name == "" else name for name in given}
+    several = inspect.signature(model.forward).parameters.values()
     absent = {one.name: one.default for one in several if one.name not in names and one.default is not one.empty}
     graph = Leaves(closed).trace(model, absent)
     for node in [node for node in graph.nodes if node.op == "placeholder" and node.target not in names]:
         forget(graph, node)
     return graph
+
+
+def named(model: nn.Module, given: Iterable[str]) -> set[str]:
+    """The names of the arguments that are given; "" is the first.
+
+    Raises:
+        DataError: some are none of the model's, or it needs others.
+    """
+    several = list(inspect.signature(model.forward).parameters.values())
+    names = {several[0].name if name == "" else name for name in given}
+    plain = [one for one in several if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)]
+    needed = {one.name for one in plain if one.default is one.empty}
+    if (len(plain) == len(several) and names - {one.name for one in plain}) or needed - names:
+        takes = ", ".join(one.name + f" (by default {one.default})" * (one.name not in needed) for one in plain)
+        raise DataError(
+            f"pipeline: a batch has {', '.join(sorted(names)) or 'nothing'}, but {type(model).__name__} takes {takes}; "
+            "name the inputs of a batch as the arguments of forward"
+        )
+    return names
 
 
 def forget(graph: fx.Graph, node: fx.Node) -> None:

@@ -44,6 +44,8 @@ CASES = {
     "tensor one scale": Case("qwen3", WIDE, "tensor=2", {"train": "scales", "lr": 0.002}),
     "tensor lora": Case("qwen2", RTN, "tensor=2", {"train": "lora", "rank": 2, "lr": 0.02}),
     "tensor all": Case("phi3", {**RTN, "layers": "*o_proj"}, "tensor=2", {"train": "all", "ema": 0.5}),
+    "tensor narrow": Case("qwen3", RTN, "tensor=2", {"bf16": True, "lr": 0.002}),
+    "pipeline narrow": Case("llama", RTN, "pipeline=2", {"bf16": True, "lr": 0.002}),
     "data local": Case("llama", RTN, "data=2", {"local": 2, "gradients": "int4", "lr": 0.01}),
     "pipeline tied": Case("llama", RTN, "pipeline=2", {}),
     "pipeline gemma": Case("gemma2", RTN, "pipeline=2", {"stages": "gpipe", "checkpointing": True, "lr": 0.01}),
@@ -76,7 +78,7 @@ def learned(case: Case, folder: Path, layout: str) -> list[float]:
     """The losses on what was held out, of a model that learns as the case says."""
     torch.manual_seed(5)
     said = {name: own for name, own in case.said.items() if layout or name != "stages"}
-    training = Training(steps=4, looks=2, batch=8, **said)
+    training = Training(**{"steps": 4, "looks": 2, "batch": 8, "bf16": False, **said})
     if case.model == "module":
         original, data = Residual().eval(), torch.randn(40, 1, 5, 5)
         with torch.no_grad():

@@ -16,7 +16,7 @@ from lissom.recover.folder import Learned, recover_folder
 from lissom.recover.parallel.layout import read_layout
 from lissom.recover.training import Training
 
-TRAINING = Training(steps=50, looks=10, batch=8)
+TRAINING = Training(steps=50, looks=10, batch=8, bf16=False)
 
 
 def learned(original: str | Path, small: str | Path, text: str | Path, out: str | Path, layout: str = "") -> Learned:

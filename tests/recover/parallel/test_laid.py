@@ -24,7 +24,7 @@ from lissom.recover.training import STAGES
 SCRIPT = Path(__file__).with_name("laying.py")
 LAYING = run_path(str(SCRIPT))
 CASES, learned = LAYING["CASES"], LAYING["learned"]
-NEAR = 3e-4
+NEAR = 3e-4  # where products are not of bfloat16, the sums of which have no order
 Tiny = Callable[..., Path]
 
 
@@ -50,7 +50,7 @@ def test_two_workers_learn_what_one_learns_alone(name: str, folder: Path, togeth
         assert together[name][2] < 0.99 * together[name][0]  # each goes its own way for a while
         return
     alone = learned(CASES[name], folder, "")
-    assert together[name] == pytest.approx(alone, rel=NEAR)
+    assert together[name] == pytest.approx(alone, rel=0.01 if name.endswith("narrow") else NEAR)
     assert alone[2] < (1 - 3 * NEAR) * alone[0]  # that something was learned
 
 

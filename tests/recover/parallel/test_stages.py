@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import lissom
 from lissom.compress.layers import said
-from lissom.errors import ModelError
+from lissom.errors import DataError, ModelError
 from lissom.formats import unfreeze
 from lissom.models.experts import apart
 from lissom.models.families import FAMILIES
@@ -123,6 +123,13 @@ def test_a_stage_has_only_what_it_runs(tiny: Tiny) -> None:
     assert own == {id(p) for p in model.model.layers[1].parameters()}
     tied = id(model.lm_head.weight)
     assert [tied in {id(p) for p in chain.stage(a, a + 1).parameters()} for a in range(3)] == [True, False, True]
+
+
+@pytest.mark.parametrize("other", ["", "write"])
+def test_inputs_that_are_not_the_arguments_of_a_model_are_named(other: str) -> None:
+    batch = {"left": torch.randn(5, 4)} | ({other: torch.randn(5, 3)} if other else {})
+    with pytest.raises(DataError, match=r"Named takes right, left, mask \(by default None\); name the inputs"):
+        chain_of(Named(), batch)
 
 
 def test_what_cannot_be_traced_is_refused() -> None:

@@ -36,8 +36,7 @@ typedef struct {
     float *made; /* room for the inputs of all rows if a product reads them as floats, else for one row of each thread */
     uint16_t *narrow; /* room for those of all rows as bfloat16 if a product reads them so, or null */
     ptrdiff_t room;   /* numbers of such a row at most */
-    int there;   /* the inputs of all rows lie there already, and only dense products read them */
-    int picked;  /* only the rows that the pass picks, which become rows 0, 1, ... */
+    int there; /* the inputs of all rows lie there already, and only dense products read them */
 } Linear;
 
 /* What the work runs on; `each` is one of pool.h. */

@@ -52,6 +52,17 @@ typedef struct {
     int whole;              /* the weights of those asked sum to 1 */
 } Experts;
 
+/* Of some matrices only the rows stay that the pass picks, which become rows 0, 1, ..., and these are then all of the pass. */
+typedef struct {
+    Columns at;
+    ptrdiff_t width;
+} Rest;
+
+typedef struct {
+    const Rest *rests;
+    ptrdiff_t count;
+} Pick;
+
 static float dense_at(const Dense *d, ptrdiff_t at) {
     if (d->type == FLOAT32) return ((const float *)d->weight)[at];
     const uint16_t bits = ((const uint16_t *)d->weight)[at];
@@ -180,13 +191,23 @@ static void ask(const Experts *x, ptrdiff_t rows, Machine on) {
     }
 }
 
+/* Rows are picked in their order, so that none is written before it is read. */
+static void pick(const Pick *p, Pass *pass) {
+    for (const Rest *r = p->rests; r < p->rests + p->count; r++)
+        for (ptrdiff_t m = 0; m < pass->picks; m++) {
+            const ptrdiff_t from = pass->picked[m], stride = r->at.stride;
+            if (from != m) memcpy(r->at.at + m * stride, r->at.at + from * stride, sizeof(float) * (size_t)r->width);
+        }
+    pass->rows = pass->picks;
+}
+
 static const Work WORK[] = {
     [EMBED] = embed, [ROTARY] = rotary, [MAKE] = make, [EXPERTS] = route};
 
 /* Whether a row asks nothing of others, and little of memory. */
 static int by_rows(const Operation *o) {
     const Linear *l = o->what;
-    return o->code == LINEAR ? !l->picked && lissom_weights(l) <= SMALL : o->code < LINEAR;
+    return o->code == LINEAR ? lissom_weights(l) <= SMALL : o->code < LINEAR;
 }
 
 /* Several operations for a few rows, whose numbers stay near the processor from one to the next. */
@@ -244,11 +265,12 @@ static void run(const Operation *o, Task *task, Machine on) {
     const ptrdiff_t rows = pass->rows;
     task->what = o->what;
     if (o->code == LINEAR) {
-        const Linear *l = o->what;
-        lissom_multiply(l, l->picked ? pass->picks : rows, l->picked ? pass->picked : NULL, on);
+        lissom_multiply(o->what, rows, NULL, on);
+    } else if (o->code == PICK) {
+        pick(o->what, task->pass);
     } else if (o->code == BOUND) {
         const Bound *b = o->what;
-        on.kernel->bound(b->at, pass->picks * b->width, b->cap);
+        on.kernel->bound(b->at, rows * b->width, b->cap);
     } else if (o->code == WHOLE) {
         const Whole *w = o->what;
         const ptrdiff_t heads = pass->parts * w->heads;
@@ -275,11 +297,12 @@ static const Operation *run_some(const Operation *o, const Operation *end, Task 
     return task->last;
 }
 
-/* The operations in order; 0, or -1 where memory is short. */
+/* The operations in order, while there are rows; 0, or -1 where memory is short. */
 EXPORT int lissom_step(const Operation *operations, ptrdiff_t count, const Pass *pass, int kernel, int threads,
                        int beside_torch) {
     const Machine on = {lissom_kernel(kernel), beside_torch ? lissom_each_beside_torch : lissom_each, threads};
-    Task task = {.pass = pass, .kernel = on.kernel, .threads = threads};
+    Pass left = *pass;
+    Task task = {.pass = &left, .kernel = on.kernel, .threads = threads};
     Queries *queries = lissom_queries(operations, operations + count, &task);
     float *scratch = malloc(sizeof(float) * (size_t)(task.room * threads) + 64);
     const int failed = !(queries && scratch);
@@ -290,7 +313,7 @@ EXPORT int lissom_step(const Operation *operations, ptrdiff_t count, const Pass 
             task.first = o, task.last = end, task.shares = threads;
             on.each(along, &task, threads, 1, threads);
         } else {
-            while (o < end) o = run_some(o, end, &task, on);
+            while (o < end && left.rows) o = run_some(o, end, &task, on);
         }
     }
     free(queries);

@@ -90,7 +90,7 @@ class CLinear(ctypes.Structure):
         *((name, SIZE) for name in ("rounding_count", "product_count")),
         *((name, POINTER) for name in ("made", "narrow")),
         ("room", SIZE),
-        *((name, c_int) for name in ("there", "picked")),
+        ("there", c_int),
     )
 
 
@@ -149,6 +149,18 @@ class CBound(ctypes.Structure):
     """`Bound`."""
 
     _fields_ = (("at", POINTER), ("width", SIZE), ("cap", c_float))
+
+
+class CRest(ctypes.Structure):
+    """`Rest`."""
+
+    _fields_ = (("at", CColumns), ("width", SIZE))
+
+
+class CPick(ctypes.Structure):
+    """`Pick`."""
+
+    _fields_ = (("rests", POINTER), ("count", SIZE))
 
 
 class CExperts(ctypes.Structure):

@@ -5,7 +5,7 @@
 #include "linear.h"
 #include "pool.h"
 
-typedef enum { EMBED, ROTARY, MAKE, LINEAR, ATTENTION, BOUND, EXPERTS, WHOLE } Code;
+typedef enum { EMBED, ROTARY, MAKE, LINEAR, ATTENTION, BOUND, EXPERTS, WHOLE, PICK } Code;
 
 typedef struct {
     ptrdiff_t code;
@@ -25,7 +25,7 @@ typedef struct {
 } Pass;
 
 typedef struct {
-    const Pass *pass;
+    Pass *pass;
     const void *what;
     const Operation *first, *last; /* those that run one after the other */
     const Kernel *kernel;
