@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 
 FAMILIES = ("bert", "camembert", "roberta", "xlm-roberta")
-ROWS = 256  # tokens of a pass, if no sequence is longer; what is between the layers of so many stays near the processor
+ROWS = 256  # tokens of a pass for each thread, if no sequence is longer: those of so many stay near the processor
 
 
 def native_encoders(model: nn.Module) -> nn.Module:
@@ -67,7 +67,7 @@ class NativeEncoder(StandIn):
         for layer in model.encoder.modules():
             if isinstance(layer, PanelLinear):
                 layer.merge()
-        self._idle = [Blocks(model, ROWS, self._kernel)]  # each thread that calls has its own
+        self._idle = [Blocks(model, most(), self._kernel)]  # each thread that calls has its own
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_idle": []}
@@ -124,12 +124,12 @@ class NativeEncoder(StandIn):
         try:
             blocks = self._idle.pop()
         except IndexError:  # other threads have all that there are
-            blocks = Blocks(self.model, ROWS, self._kernel)
+            blocks = Blocks(self.model, most(), self._kernel)
         if max(lengths, default=0) > blocks.rows:
             blocks = Blocks(self.model, max(lengths), self._kernel)
         numbers, begin = blocks.numbers(*indices), 0
         made = torch.empty(sum(lengths), blocks.width, dtype=self.model.dtype)
-        for counts in cut(lengths, ROWS):
+        for counts in cut(lengths, blocks.rows):
             which = slice(begin, begin + sum(counts))
             made[which] = blocks.run(counts, *(each[which] for each in numbers))
             begin = which.stop
@@ -137,6 +137,11 @@ class NativeEncoder(StandIn):
         if real is None:
             return made.view(n, t, -1)
         return made.new_zeros(n, t, blocks.width).masked_scatter(real.unsqueeze(-1), made)
+
+
+def most() -> int:
+    """Tokens of a pass, if no sequence is longer."""
+    return ROWS * torch.get_num_threads()
 
 
 class Blocks:
