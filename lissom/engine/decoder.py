@@ -67,10 +67,11 @@ class Decoder:
         width = len(norm.weight)  # type: ignore[arg-type]
         stream = self._program.matrix(width)
         self._program.embed(embedding, stream)
-        *blocks, last = at(model, family.blocks).children()
+        blocks = list(at(model, family.blocks).children())
+        if not blocks:
+            raise ModelError("engine: a model without blocks runs in PyTorch only")
         for block in blocks:
-            self._block(block, stream, width)
-        self._block(last, stream, width, last=True)
+            self._block(block, stream, width, last=block is blocks[-1])
         cap = getattr(self._config, "final_logit_softcapping", None)
         self._program.head(self._normed(norm, stream, width), at(model, family.head), cap)
         return self._program.finish()
