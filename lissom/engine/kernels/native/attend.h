@@ -72,19 +72,19 @@ INLINE void add_seen(const Attention *a, float *seen, const float *more) {
     seen[sums] = most;
 }
 
-/* Scores of a query become weights, or pairs of them, those outside `first` up to `last` 0. What was summed before is
-   corrected. */
-INLINE void soften(int pairs, const Attention *a, float *scores, ptrdiff_t first, ptrdiff_t last, float *seen) {
+/* Scores of a query for `count` tokens, whole pages, become weights, or pairs of them, those outside `first` up to `last` 0.
+   What was summed before is corrected. */
+INLINE void soften(int pairs, const Attention *a, float *scores, ptrdiff_t count, ptrdiff_t first, ptrdiff_t last, float *seen) {
     const ptrdiff_t wide = wide_of(a);
     float *all = seen + wide, *most = all + LANE_SUMS;
     if (first >= last) {
-        memset(scores, 0, sizeof(float) * KEYS);
+        memset(scores, 0, sizeof(float) * (size_t)count);
         return;
     }
     for (ptrdiff_t t = 0; t < first; t += 16) store_floats(scores + t, floats(-INFINITY), first - t);
-    for (ptrdiff_t t = last; t < KEYS; t += 16 - t % 16) store_floats(scores + t, floats(-INFINITY), 16 - t % 16);
+    for (ptrdiff_t t = last; t < count; t += 16 - t % 16) store_floats(scores + t, floats(-INFINITY), 16 - t % 16);
     Floats top = load_floats(scores), sum = load_floats(all);
-    for (ptrdiff_t t = 16; t < KEYS; t += 16) top = larger(top, load_floats(scores + t));
+    for (ptrdiff_t t = 16; t < count; t += 16) top = larger(top, load_floats(scores + t));
     const float now = greatest(top) * LOG2_E;
     if (!(now <= *most + SLACK)) {
         const Floats before = power_of_two(floats(*most - now));
@@ -93,7 +93,7 @@ INLINE void soften(int pairs, const Attention *a, float *scores, ptrdiff_t first
         *most = now;
     }
     const Floats shift = floats(-*most);
-    UNROLL EACH_16(t, KEYS) {
+    EACH_16(t, count) {
         Floats weight = power_of_two(add_product(shift, load_floats(scores + t), floats(LOG2_E)));
         sum = plus(sum, weight);
         if (pairs) store_brains((uint16_t *)scores + t, weight);
@@ -104,13 +104,13 @@ INLINE void soften(int pairs, const Attention *a, float *scores, ptrdiff_t first
 
 /* Weights times the scales of their values, which follow `codes` bytes, become integers; those that are 0 stay so, since the
    scale may be nobody's. */
-INLINE Rounded weights_to_integers(const float *weight, Pages pages, ptrdiff_t codes, int8_t *to) {
+INLINE Rounded weights_to_integers(const float *weight, ptrdiff_t count, Pages pages, ptrdiff_t codes, int8_t *to) {
     float scaled[KEYS];
-    UNROLL EACH_16(t, KEYS) {
+    EACH_16(t, count) {
         const Floats own = load_floats(weight + t), scale = load_floats((const float *)(pages[t / PAGE] + codes));
         store_floats(scaled + t, unless_below(own, 1e-30f, times(own, scale)), 16);
     }
-    return to_integers(scaled, KEYS, to);
+    return to_integers(scaled, count, to);
 }
 
 /* The keys, or the values, of KEYS tokens. */
@@ -193,11 +193,11 @@ TARGET static void attend(const Attention *a, const Queries *of, float *scratch)
     }
     for (ptrdiff_t base = start; base < end; base += KEYS) {
         const int more = base + KEYS < end;
-        const ptrdiff_t tokens = more ? KEYS : end - base;
+        const ptrdiff_t tokens = more ? KEYS : end - base, whole = (tokens + PAGE - 1) / PAGE * PAGE;
         for (ptrdiff_t g = 0; g < of->groups; g++) {
             const Block keys = nth(a, of, base, end, g), next = nth(a, of, base, end, g + AHEAD_BLOCKS);
-            scores_of(a, (const float *)(query + g * count * query_bytes), queries + g * count, count, keys.at, next.at,
-                      scores + g * count * KEYS);
+            scores_of(a, (const float *)(query + g * count * query_bytes), queries + g * count, count, tokens, keys.at,
+                      next.at, scores + g * count * KEYS);
         }
         if (a->cap != 0) bound(scores, rows * KEYS, a->cap);
         for (ptrdiff_t g = 0; g < of->groups; g++) {
@@ -207,10 +207,10 @@ TARGET static void attend(const Attention *a, const Queries *of, float *scratch)
             for (ptrdiff_t q = 0; q < count; q++) {
                 const ptrdiff_t last = of->place + q / share + 1 - base;
                 const ptrdiff_t from = a->window ? last - a->window : 0;
-                soften(a->type == BFLOAT16, a, own + q * KEYS, from < 0 ? 0 : from, last > KEYS ? KEYS : last,
+                soften(a->type == BFLOAT16, a, own + q * KEYS, whole, from < 0 ? 0 : from, last > KEYS ? KEYS : last,
                        now + (g * count + q) * size);
                 if (a->type == INT8)
-                    weights[g * count + q] = weights_to_integers(own + q * KEYS, values.at, value_codes(a),
+                    weights[g * count + q] = weights_to_integers(own + q * KEYS, whole, values.at, value_codes(a),
                                                                  (int8_t *)own + q * KEYS);
             }
             values_of(a, own, weights + g * count, count, tokens, values.at, next.at, now + g * count * size);

@@ -97,6 +97,7 @@ INLINE Floats some_floats(const float *from, ptrdiff_t count) {
 INLINE Floats plus(Floats a, Floats b) { return (Floats){_mm256_add_ps(a.low, b.low), _mm256_add_ps(a.high, b.high)}; }
 INLINE Floats over(Floats a, Floats b) { return (Floats){_mm256_div_ps(a.low, b.low), _mm256_div_ps(a.high, b.high)}; }
 INLINE Floats larger(Floats a, Floats b) { return (Floats){_mm256_max_ps(a.low, b.low), _mm256_max_ps(a.high, b.high)}; }
+INLINE Floats smaller(Floats a, Floats b) { return (Floats){_mm256_min_ps(a.low, b.low), _mm256_min_ps(a.high, b.high)}; }
 INLINE __m256 unless_below_half(__m256 x, __m256 limit, __m256 value) {
     return _mm256_and_ps(_mm256_cmp_ps(x, limit, _CMP_NLT_UQ), value);
 }
@@ -107,7 +108,7 @@ INLINE Floats unless_below(Floats x, float limit, Floats value) {
 INLINE __m256 whole_half(__m256 a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 INLINE Floats whole(Floats a) { return (Floats){whole_half(a.low), whole_half(a.high)}; }
 INLINE __m256 lifted_half(__m256 a, __m256 n) {
-    __m256i exponent = _mm256_cvtps_epi32(_mm256_max_ps(_mm256_set1_ps(-126), n));
+    __m256i exponent = _mm256_cvtps_epi32(_mm256_max_ps(_mm256_set1_ps(-127), n));
     return _mm256_mul_ps(a, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(exponent, _mm256_set1_epi32(127)), 23)));
 }
 INLINE Floats lifted(Floats a, Floats n) { return (Floats){lifted_half(a.low, n.low), lifted_half(a.high, n.high)}; }

@@ -59,6 +59,7 @@ INLINE Floats some_floats(const float *from, ptrdiff_t count) {
 INLINE Floats plus(Floats a, Floats b) { return _mm512_add_ps(a, b); }
 INLINE Floats over(Floats a, Floats b) { return _mm512_div_ps(a, b); }
 INLINE Floats larger(Floats a, Floats b) { return _mm512_max_ps(a, b); }
+INLINE Floats smaller(Floats a, Floats b) { return _mm512_min_ps(a, b); }
 INLINE Floats unless_below(Floats x, float limit, Floats value) {
     return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, floats(limit), _CMP_NLT_UQ), value);
 }

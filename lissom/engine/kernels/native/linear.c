@@ -140,7 +140,7 @@ void lissom_multiply(const Linear *l, ptrdiff_t count, const int32_t *picked, Ma
     on.each(multiply_items, &call, items, lissom_chunk(items, work, on.threads), on.threads);
 }
 
-static unsigned code_at(const uint8_t *chunk, int bits, ptrdiff_t half, ptrdiff_t part, ptrdiff_t place) {
+static inline unsigned code_at(const uint8_t *chunk, int bits, ptrdiff_t half, ptrdiff_t part, ptrdiff_t place) {
     const uint8_t *first = chunk + half * 64 + place;
     if (bits == 8) return first[part * 128];
     if (bits == 4) return first[part / 2 * 128] >> part % 2 * 4 & 15;
@@ -149,18 +149,24 @@ static unsigned code_at(const uint8_t *chunk, int bits, ptrdiff_t half, ptrdiff_
     return bits == 2 ? low : low | (first[256] >> part & 1) << 2;
 }
 
-void lissom_panel_row(const Panels *w, const Layout *l, ptrdiff_t output, float *to) {
-    const ptrdiff_t panel = output / LANES, lane = output % 16, half = output % LANES / 16, blocks = w->width / w->block;
-    const ptrdiff_t step = w->bits * LANES * CHUNK / 8;
+/* `count` inputs of an output, all of a chunk. */
+static void chunk_row(const Panels *w, ptrdiff_t output, ptrdiff_t chunk, ptrdiff_t count, float *to) {
+    const ptrdiff_t panel = output / LANES, lane = output % 16, half = output % LANES / 16, width = w->width;
+    const uint8_t *codes = w->codes + (panel * (width / CHUNK) + chunk) * (w->bits * LANES * CHUNK / 8);
     const uint8_t *book = w->book + (panel * 2 + half) * w->books * 64 + (w->books == 4 ? lane % 4 * 64 : 0) + lane / 4 * 16;
-    for (ptrdiff_t j = 0; j < l->inputs; j++) {
-        const ptrdiff_t at = j / l->group * l->wide + j % l->group, b = (panel * blocks + at / w->block) * LANES + output % LANES;
-        const uint8_t *chunk = w->codes + (panel * (w->width / CHUNK) + at / CHUNK) * step;
-        unsigned code = code_at(chunk, w->bits, half, at % CHUNK / 4, lane * 4 + at % 4);
-        if (w->books) code = book[code];
-        const int whole = (int)code - (w->zeros ? w->zeros[b] : w->zero);
-        to[j] = (float)whole * (lissom_half(w->scale[b]) * w->unit[output]);
+    const ptrdiff_t b = (panel * (width / w->block) + chunk * CHUNK / w->block) * LANES + output % LANES;
+    const int zero = w->zeros ? w->zeros[b] : w->zero;
+    const float scale = lissom_half(w->scale[b]) * w->unit[output];
+    for (ptrdiff_t i = 0; i < count; i++) {
+        const unsigned code = code_at(codes, w->bits, half, i / 4, lane * 4 + i % 4);
+        to[i] = (float)((int)(w->books ? book[code] : code) - zero) * scale;
     }
+}
+
+void lissom_panel_row(const Panels *w, const Layout *l, ptrdiff_t output, float *to) {
+    for (ptrdiff_t j = 0, at = 0; j < l->inputs; j += l->group, at += l->wide)
+        for (ptrdiff_t i = 0; i < l->group; i += CHUNK)
+            chunk_row(w, output, (at + i) / CHUNK, l->group - i < CHUNK ? l->group - i : CHUNK, to + j + i);
 }
 
 /* Rows of a compressed matrix, those that `which` names: (count x inputs). */

@@ -66,10 +66,11 @@ INLINE Floats plus(Floats a, Floats b) { return a + b; }
 INLINE Floats over(Floats a, Floats b) { return a / b; }
 INLINE Floats chosen(Ints where, Floats a, Floats b) { return (Floats)(((Ints)a & where) | ((Ints)b & ~where)); }
 INLINE Floats larger(Floats a, Floats b) { return chosen(a > b, a, b); }
+INLINE Floats smaller(Floats a, Floats b) { return chosen(a < b, a, b); }
 INLINE Floats unless_below(Floats x, float limit, Floats value) { return chosen(x < limit, floats(0), value); }
 INLINE Floats whole(Floats a) { return a + 0x1.8p23f - 0x1.8p23f; }
 INLINE Floats lifted(Floats a, Floats n) {
-    return a * (Floats)((__builtin_convertvector(larger(floats(-126), n), Ints) + 127) << 23);
+    return a * (Floats)((__builtin_convertvector(larger(floats(-127), n), Ints) + 127) << 23);
 }
 INLINE float total(Floats a) {
     for (int half = 8; half; half /= 2)

@@ -14,23 +14,23 @@ INLINE Floats add_cell(Floats sum, Floats v, int type, const float *cell) {
     return add_pairs(sum, v, pair);
 }
 
-/* Scores of `tall` queries against the tokens of ABREAST pages. */
-INLINE void score_tile(int tall, int type, const float *query, ptrdiff_t stride, ptrdiff_t cells, Pages pages, Pages next,
+/* Scores of `tall` queries against the tokens of `wide` pages. */
+INLINE void score_tile(int tall, int wide, int type, const float *query, ptrdiff_t stride, ptrdiff_t cells, Pages pages, Pages next,
                        float *scores) {
     const ptrdiff_t step = PAGE * CELL;
     Floats sums[TALL][ABREAST];
     UNROLL for (int q = 0; q < tall; q++)
-        UNROLL for (int p = 0; p < ABREAST; p++) sums[q][p] = floats(0);
+        UNROLL for (int p = 0; p < wide; p++) sums[q][p] = floats(0);
     for (ptrdiff_t c = 0, at = 0; c < cells; c++, at += step) {
         Floats keys[ABREAST];
         if (next)
-            for (int p = 0; p < ABREAST; p++) __builtin_prefetch(next[p] + at, 0, 2);
-        UNROLL for (int p = 0; p < ABREAST; p++) keys[p] = load_floats((const float *)(pages[p] + at));
+            for (int p = 0; p < wide; p++) __builtin_prefetch(next[p] + at, 0, 2);
+        UNROLL for (int p = 0; p < wide; p++) keys[p] = load_floats((const float *)(pages[p] + at));
         UNROLL for (int q = 0; q < tall; q++)
-            UNROLL for (int p = 0; p < ABREAST; p++) sums[q][p] = add_cell(sums[q][p], keys[p], type, query + q * stride + c);
+            UNROLL for (int p = 0; p < wide; p++) sums[q][p] = add_cell(sums[q][p], keys[p], type, query + q * stride + c);
     }
     UNROLL for (int q = 0; q < tall; q++)
-        UNROLL for (int p = 0; p < ABREAST; p++) store_floats(scores + q * KEYS + p * PAGE, sums[q][p], 16);
+        UNROLL for (int p = 0; p < wide; p++) store_floats(scores + q * KEYS + p * PAGE, sums[q][p], 16);
 }
 
 /* Sums of the values of `tokens`, `wide` vectors of their features, as `tall` queries weigh them. */
@@ -73,21 +73,21 @@ INLINE Rounded to_integers(const float *x, ptrdiff_t count, int8_t *to) {
 }
 
 /* The same with four integers in a cell. */
-INLINE void score_tile_int8(int tall, const int8_t *query, const Rounded *rounded, ptrdiff_t stride, ptrdiff_t cells, Pages pages,
+INLINE void score_tile_int8(int tall, int wide, const int8_t *query, const Rounded *rounded, ptrdiff_t stride, ptrdiff_t cells, Pages pages,
                             Pages next, float *scores) {
     Ints sums[TALL][ABREAST];
     UNROLL for (int q = 0; q < tall; q++)
-        UNROLL for (int p = 0; p < ABREAST; p++) sums[q][p] = ints(-128 * rounded[q].sum);
+        UNROLL for (int p = 0; p < wide; p++) sums[q][p] = ints(-128 * rounded[q].sum);
     for (ptrdiff_t c = 0, at = 0; c < cells; c++, at += PAGE * CELL) {
         Codes keys[ABREAST];
         if (next)
-            for (int p = 0; p < ABREAST; p++) __builtin_prefetch(next[p] + at, 0, 2);
-        UNROLL for (int p = 0; p < ABREAST; p++) keys[p] = load(pages[p] + at);
+            for (int p = 0; p < wide; p++) __builtin_prefetch(next[p] + at, 0, 2);
+        UNROLL for (int p = 0; p < wide; p++) keys[p] = load(pages[p] + at);
         UNROLL for (int q = 0; q < tall; q++)
-            UNROLL for (int p = 0; p < ABREAST; p++) sums[q][p] = dot(sums[q][p], keys[p], four(query + q * stride + c * CELL));
+            UNROLL for (int p = 0; p < wide; p++) sums[q][p] = dot(sums[q][p], keys[p], four(query + q * stride + c * CELL));
     }
     UNROLL for (int q = 0; q < tall; q++)
-        UNROLL for (int p = 0; p < ABREAST; p++) {
+        UNROLL for (int p = 0; p < wide; p++) {
             Floats scale = times(load_floats((const float *)(pages[p] + cells * PAGE * CELL)), floats(rounded[q].factor));
             store_floats(scores + q * KEYS + p * PAGE, times(to_floats(sums[q][p]), scale), 16);
         }
@@ -114,22 +114,32 @@ INLINE void value_tile_int8(int tall, int wide, const int8_t *weight, const Roun
         }
 }
 
-INLINE void score_all(int type, const Attention *a, const float *query, const Rounded *rounded, ptrdiff_t count, Pages pages,
-                      Pages next, float *scores) {
-    const ptrdiff_t stride = wide_of(a), cells = cells_of(a);
+INLINE void score_all(int type, const Attention *a, const float *query, const Rounded *rounded, ptrdiff_t count,
+                      ptrdiff_t tokens, Pages pages, Pages next, float *scores) {
+    const ptrdiff_t stride = wide_of(a), cells = cells_of(a), last = (tokens + PAGE - 1) / PAGE;
     if (type == INT8 && next)
         for (int p = 0; p < PAGES; p++) __builtin_prefetch(next[p] + key_codes(a), 0, 2);
     for (ptrdiff_t q = 0; q < count;) {
         const ptrdiff_t tall = count - q < TALL ? count - q : TALL;
-        for (int p = 0; p < PAGES; p += ABREAST) {
+        for (ptrdiff_t p = 0; p < last;) {
+            const int all = last - p >= ABREAST;
             Pages ahead = q == 0 && next ? next + p : NULL;
             float *to = scores + q * KEYS + p * PAGE;
-#define TILE(rows)                                                                                                       \
-    if (tall == rows && type == INT8)                                                                                    \
-        score_tile_int8(rows, (const int8_t *)query + q * stride, rounded + q, stride, cells, pages + p, ahead, to);     \
-    if (tall == rows && type != INT8) score_tile(rows, type, query + q * stride, stride, cells, pages + p, ahead, to);
+#define SCORES(rows, wide)                                                                                               \
+    if (type == INT8)                                                                                                    \
+        score_tile_int8(rows, wide, (const int8_t *)query + q * stride, rounded + q, stride, cells, pages + p, ahead, to); \
+    else                                                                                                                 \
+        score_tile(rows, wide, type, query + q * stride, stride, cells, pages + p, ahead, to);
+#define TILE(rows)                       \
+    if (tall == rows && all) {           \
+        SCORES(rows, ABREAST)            \
+    } else if (tall == rows) {           \
+        SCORES(rows, 1)                  \
+    }
             UP_TO(TALL)(TILE)
 #undef TILE
+#undef SCORES
+            p += all ? ABREAST : 1;
         }
         q += tall;
     }
@@ -169,8 +179,8 @@ INLINE void value_all(int type, const Attention *a, const float *weight, const R
 
 #define ATTEND(type)                                                                                                     \
     TARGET static void scores_##type(const Attention *a, const float *query, const Rounded *rounded, ptrdiff_t count,   \
-                                     Pages pages, Pages next, float *scores) {                                           \
-        score_all(type, a, query, rounded, count, pages, next, scores);                                                  \
+                                     ptrdiff_t tokens, Pages pages, Pages next, float *scores) {                         \
+        score_all(type, a, query, rounded, count, tokens, pages, next, scores);                                          \
     }                                                                                                                    \
     TARGET static void values_##type(const Attention *a, const float *weight, const Rounded *rounded, ptrdiff_t count,  \
                                      ptrdiff_t tokens, Pages pages, Pages next, float *to) {                             \
@@ -178,5 +188,5 @@ INLINE void value_all(int type, const Attention *a, const float *weight, const R
     }
 ATTEND(FLOAT32) ATTEND(BFLOAT16) ATTEND(INT8)
 
-typedef void (*Scores)(const Attention *, const float *, const Rounded *, ptrdiff_t, Pages, Pages, float *);
+typedef void (*Scores)(const Attention *, const float *, const Rounded *, ptrdiff_t, ptrdiff_t, Pages, Pages, float *);
 typedef void (*Values)(const Attention *, const float *, const Rounded *, ptrdiff_t, ptrdiff_t, Pages, Pages, float *);
