@@ -1,7 +1,8 @@
 """What engine.py sets side by side: each takes a checkpoint, makes of it what it runs, once, and times itself.
 
 A contestant answers, for numbers of sequences at once, the seconds of reading all prompts and of writing `NEW` tokens
-more of each, and the seconds from the start of its process to the first token of a first prompt ("first").
+more of each, the seconds from the start of its process to the first token of a first prompt ("first"), and the most
+bytes of memory that the process had ("peak").
 """
 
 import argparse
@@ -11,8 +12,10 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +139,7 @@ def gguf(asked: argparse.Namespace, model: Path, kind: str) -> Path:
 def batched_bench(programs: Path, file: Path, flags: Sequence[str] = ()) -> Run:
     """llama-batched-bench: one process that writes one token of one sequence, and one for all the rest."""
 
-    def bench(sizes: list[int], new: int) -> str:
+    def bench(sizes: list[int], new: int) -> tuple[str, int]:
         room = ["-c", max(sizes) * (PROMPT + NEW), "-b", 2048, "-ub", 512, "-npp", PROMPT, "-ntg", new]
         command = [
             programs.resolve() / "llama-batched-bench",
@@ -153,15 +156,16 @@ def batched_bench(programs: Path, file: Path, flags: Sequence[str] = ()) -> Run:
         done = ran(
             command, where=file.parent, LD_LIBRARY_PATH=str(programs.resolve())
         )  # one of them leaves a log there
-        return done.stdout + done.stderr  # llama.cpp's table is in one, ik_llama.cpp's in the other
+        return done.stdout + done.stderr, done.peak  # llama.cpp's table is in one, ik_llama.cpp's in the other
 
     def run(sizes: list[int]) -> Timed:
         begun = time.perf_counter()
         bench([1], 1)
         first = time.perf_counter() - begun
         row = r"^\|\s*\d+ \|\s*\d+ \|\s*(\d+) \|\s*\d+ \|\s*([\d.]+) \|\s*[\d.]+ \|\s*([\d.]+) "
-        rows = re.findall(row, bench(sizes, NEW), re.M)
-        return {"first": first, **{size: [float(read), float(write)] for size, read, write in rows}}
+        said, peak = bench(sizes, NEW)
+        times = {size: [float(read), float(write)] for size, read, write in re.findall(row, said, re.M)}
+        return {"first": first, "peak": peak, **times}
 
     return run
 
@@ -193,15 +197,30 @@ def process(python: Path | str, script: str, folder: Path, *more: str) -> Run:
 
     def run(sizes: list[int]) -> Timed:
         done = ran([python, HERE / script, folder, ",".join(map(str, sizes)), PROMPT, NEW, *more])
-        return json.loads(done.stdout.splitlines()[-1])  # type: ignore[no-any-return]
+        return {**json.loads(done.stdout.splitlines()[-1]), "peak": done.peak}
 
     return run
 
 
-def ran(command: list[Any], where: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ran:
+    """What a process printed, and the most memory that it had, in bytes."""
+
+    stdout: str
+    stderr: str
+    peak: int
+
+
+def ran(command: list[Any], where: Path | None = None, **environment: str) -> Ran:
     """A process that did what it should."""
     words, around = [str(word) for word in command], {**os.environ, **environment}
-    done = subprocess.run(words, cwd=where, env=around, capture_output=True, text=True, check=False)
-    if done.returncode:
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        process = subprocess.Popen(words, cwd=where, env=around, stdout=out, stderr=err)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        out.seek(0)
+        err.seek(0)
+        done = Ran(stdout=out.read(), stderr=err.read(), peak=1024 * usage.ru_maxrss)
+    if process.returncode:
         raise SystemExit(f"{' '.join(words)} failed:\n{(done.stdout + done.stderr)[-2000:]}")
     return done

@@ -114,7 +114,7 @@ def main() -> None:
     console.print(table("written per second after them", found, sizes, 1))
     if others:
         console.print(table("written per second, while another process keeps a core busy", crowded, [1], 1))
-        console.print(beginnings(found))
+        console.print(beginnings(found, crowded))
     else:
         console.print(savings(model, found, sizes))
     print(json.dumps({"shape": asked.shape, "machine": machine, "found": found, "crowded": crowded}))
@@ -168,11 +168,13 @@ def nbytes(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.iterdir())
 
 
-def beginnings(found: dict[str, list[Timed]]) -> Table:
-    """From the start of a process to its first token after a prompt."""
-    shown = titled("", "", "s from the start of a process to its first token")
+def beginnings(found: dict[str, list[Timed]], alone: dict[str, list[Timed]]) -> Table:
+    """From the start of a process to its first token after a prompt; the most memory of those with one sequence."""
+    shown = titled("", "", "s from the start of a process to its first token", "GB resident at most, one sequence")
     for name, rounds in found.items():
-        shown.add_row(name, spread(median_estimate([each["first"] for each in rounds]), 2))
+        first = spread(median_estimate([each["first"] for each in rounds]), 2)
+        peaks = [each["peak"] / 1e9 for each in alone.get(name, [])]
+        shown.add_row(name, first, spread(median_estimate(peaks), 2) if peaks else "")
     return shown
 
 

@@ -166,7 +166,7 @@ def complete(journal: Journal, checkpoint: Checkpoint, recipe: Recipe, told: Map
     blocks = [f"{family.blocks}.{number}" for number in range(checkpoint.config.num_hidden_layers)]
     names = [name for name in (family.embedding, *blocks, family.norm, family.head) if journal.has(name)]
     records = [journal.read(name) for name in names]
-    told = {**told, **uniform(checkpoint.config, family, merged(records, "shapes"))}
+    told = {**checkpoint.told, **told, **uniform(checkpoint.config, family, merged(records, "shapes"))}
     carry(checkpoint.folder, folder, told)
     index = {
         own: journal.file(name).name for name, found in zip(names, records, strict=True) for own in found["tensors"]

@@ -13,11 +13,10 @@ from torch import Tensor, nn
 
 from lissom.compress.memory import compress_model
 from lissom.compress.stream import NOTHING, Piece, exactly, kept_in, piece, stream_checkpoint
-from lissom.compress.whole import BY_BLOCK
 from lissom.errors import RecipeError
 from lissom.formats import freeze
 from lissom.models import Checkpoint
-from lissom.models.families import at
+from lissom.models.families import BY_BLOCK, at
 from lissom.techniques.contract import WHOLE, check, grain
 from lissom.types import Recipe
 

@@ -1,7 +1,6 @@
 """Techniques that must see the whole model: what is asked of a recipe before them, how they run, what is told after."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from torch import nn
 
@@ -9,13 +8,11 @@ from lissom.compress.plan import Phase
 from lissom.errors import RecipeError
 from lissom.formats import CompressedLayer, Frozen, Trainable, Weight, freeze, unfreeze
 from lissom.models import compressible
-from lissom.models.families import FAMILIES, at, put
+from lissom.models.families import FAMILIES, at, counted, put
 from lissom.techniques import MODEL
 from lissom.techniques.prune.blocks import Through
 from lissom.techniques.quantize.tuned import Lots
 from lissom.types import Step
-
-BY_BLOCK = ("layer_types", "no_rope_layers")  # what a config may list, block by block
 
 
 def check_whole(plan: Sequence[Phase]) -> None:
@@ -75,17 +72,3 @@ def settle(model: nn.Module) -> None:
     head = at(model, f"{family.blocks}.0.{family.attention}").head_dim
     for name, value in (counted(config, stay) | {"hidden_size": hidden, "head_dim": head}).items():
         setattr(config, name, value)
-
-
-def counted(config: Any, stay: Sequence[int]) -> dict[str, Any]:
-    """What a config says of its blocks when only these stay."""
-    count: dict[str, Any] = {"num_hidden_layers": len(stay)}
-    lists = {name: getattr(config, name, None) for name in BY_BLOCK}
-    count |= {name: [found[number] for number in stay] for name, found in lists.items() if found}
-    return count | (sparse(config, stay) if hasattr(config, "mlp_only_layers") else {})
-
-
-def sparse(config: Any, stay: Sequence[int]) -> dict[str, Any]:
-    """How a config says which blocks have experts when only these stay."""
-    dense = {old for old in stay if old in config.mlp_only_layers or (old + 1) % config.decoder_sparse_step}
-    return {"mlp_only_layers": [new for new, old in enumerate(stay) if old in dense], "decoder_sparse_step": 1}

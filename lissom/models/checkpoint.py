@@ -16,7 +16,7 @@ from lissom.errors import ArtifactError, ModelError, reason
 from lissom.files import read_json
 from lissom.formats import scale_of
 from lissom.models.experts import apart
-from lissom.models.families import Family, at, family_of, put
+from lissom.models.families import Family, at, counted, family_of, put
 from lissom.models.layers import check_finite
 
 if TYPE_CHECKING:
@@ -63,11 +63,15 @@ def _download(name: str) -> Path:
 
 
 class Checkpoint:
-    """The config, the tokenizer and the tensors of a folder; `compressed` says that it may be one that lissom wrote."""
+    """The config, the tokenizer and the tensors of a folder; `compressed` says that it may be one that lissom wrote.
+
+    `told` is what its config says that the folder's does not.
+    """
 
     def __init__(self, model: str | Path, *, compressed: bool = False) -> None:
         self.folder = find(model)
         self.config = read_config(self.folder, compressed=compressed)
+        self.told: dict[str, Any] = {}
         self.family: Family = family_of(self.config.model_type)
         self._files = {name: self.folder / file for name, file in self._index().items()}
 
@@ -87,6 +91,20 @@ class Checkpoint:
     def names(self) -> list[str]:
         """The names of all tensors."""
         return list(self._files)
+
+    def block_of(self, name: str) -> int | None:
+        """The number of the block that a layer or tensor is in; None for those outside."""
+        number = name.removeprefix(f"{self.family.blocks}.").partition(".")[0]
+        return int(number) if number.isdecimal() else None
+
+    def first(self, blocks: int) -> "Checkpoint":
+        """The model of its first blocks alone."""
+        small = copy.copy(self)
+        small.told, small.config = counted(self.config, range(blocks)), copy.deepcopy(self.config)
+        for name, value in small.told.items():
+            setattr(small.config, name, value)
+        small._files = {name: file for name, file in self._files.items() if (self.block_of(name) or 0) < blocks}
+        return small
 
     def tensor(self, name: str) -> Tensor:
         """One tensor, in the type it is stored in.

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import nn
 
@@ -157,3 +158,20 @@ def put(model: nn.Module, name: str, module: nn.Module) -> None:
     """Replace the submodule of a dotted name."""
     parent, _, child = name.rpartition(".")
     setattr(model.get_submodule(parent), child, module)
+
+
+BY_BLOCK = ("layer_types", "no_rope_layers")  # what a config may list, block by block
+
+
+def counted(config: Any, stay: Sequence[int]) -> dict[str, Any]:
+    """What a config says of its blocks when only these stay."""
+    count: dict[str, Any] = {"num_hidden_layers": len(stay)}
+    lists = {name: getattr(config, name, None) for name in BY_BLOCK}
+    count |= {name: [found[number] for number in stay] for name, found in lists.items() if found}
+    return count | (sparse(config, stay) if hasattr(config, "mlp_only_layers") else {})
+
+
+def sparse(config: Any, stay: Sequence[int]) -> dict[str, Any]:
+    """How a config says which blocks have experts when only these stay."""
+    dense = {old for old in stay if old in config.mlp_only_layers or (old + 1) % config.decoder_sparse_step}
+    return {"mlp_only_layers": [new for new, old in enumerate(stay) if old in dense], "decoder_sparse_step": 1}

@@ -9,7 +9,7 @@ from lissom.artifact.journal import Journal
 from lissom.errors import DataError
 from lissom.estimate import Estimate
 from lissom.files import plain
-from lissom.progress import Progress
+from lissom.progress import Progress, Tell
 from lissom.search.bank import Bank, Choice
 from lissom.search.choosing import UNIFORM, Choosing, Seen, digest, yardstick_of
 from lissom.search.forms import CACHE, SAFE
@@ -167,21 +167,32 @@ def cache_row(bank: Bank, form: str) -> LayerRow:
 
 def latencies(subject: Subject, bank: Bank, terms: Terms) -> Latencies:
     """How long each form of each kind of unit takes, measured or remembered."""
-    base = dict.fromkeys(bank.units, SAFE)
     counts = Counter(subject.kinds.values())
     first = {kind: next(unit for unit in bank.units if subject.kinds[unit] == kind) for kind in counts}
     variants = {kind: [form for form in bank.options[unit] if form != SAFE] for kind, unit in first.items()}
+    key = [terms.target, {kind: [counts[kind], *forms] for kind, forms in variants.items()}, subject.timing()]
+    return known(key, lambda: measured_in(subject, bank, variants, terms.progress))
+
+
+def measured_in(subject: Subject, bank: Bank, variants: Mapping[str, Sequence[str]], tell: Tell) -> Latencies:
+    """The table of a model, measured in a part of it if that is enough; of the whole only the base is timed."""
+    part = subject.shallow()
+    base = dict.fromkeys(part.units, SAFE)
+    counts: dict[str, float] = dict(Counter(part.kinds.values()))
+    if CACHE in counts:  # the one unit of it that is in every block
+        counts[CACHE] *= part.share
 
     def made(kind: str, form: str) -> Run:
-        changed = {unit: form for unit in base if subject.kinds[unit] == kind and form in bank.options[unit]}
-        return subject.assemble(bank, {**base, **changed}, "").timed()
+        changed = {unit: form for unit in base if part.kinds[unit] == kind and form in bank.options[unit]}
+        return part.assemble(bank, {**base, **changed}, "").timed()
 
-    def make() -> Latencies:
-        run = subject.assemble(bank, base, "").timed()
-        return measured(run, variants, counts, made, terms.progress)
-
-    key = [terms.target, {kind: [counts[kind], *forms] for kind, forms in variants.items()}, subject.timing()]
-    return known(key, make)
+    run = part.assemble(bank, base, "").timed()
+    found = measured(run, variants, counts, made, tell)
+    if part is subject:
+        return found
+    whole = subject.assemble(bank, dict.fromkeys(subject.units, SAFE), "").timed()
+    pace = paces(run, whole)
+    return replace(found, base={name: ms * pace[name] for name, ms in found.base.items()})
 
 
 def worth_timing(choosing: Choosing) -> list[Seen]:

@@ -5,9 +5,11 @@ with all layers of one kind in another form, by turns with the same model as it 
 
     T(choice) = T(base) + Σ_units Δ(kind of unit, form)          Δ = median of paired differences / units of the kind
 
-and the base has every layer in the safe form. The table is kept in a file named by the machine, the code, and the
-shapes, so that a second search of such a model on such a machine measures nothing anew, and decides equally. A machine
-is not equally fast at all times, so what is foreseen of a choice is its share of the original, which is measured anew.
+and the base has every layer in the safe form. Of a large language model the differences are taken in its first blocks,
+which are enough to tell (`shallow.py`), and only the base is timed as a whole. The table is kept in a file named by the
+machine, the code, and the shapes, so that a second search of such a model on such a machine measures nothing anew, and
+decides equally. A machine is not equally fast at all times, so what is foreseen of a choice is its share of the
+original, which is measured anew.
 """
 
 import hashlib
@@ -63,10 +65,10 @@ class Latencies:
         return {part: ms / self.base[part] * pace[part] * now[part] for part, ms in self.of(kinds, choice).items()}
 
 
-def paces(original: Run, base: Run) -> dict[str, float]:
-    """The time of the base as a share of the original's, measured by turns: part by part."""
-    rounds = by_turns({"original": original, "base": base})
-    turns = list(zip(rounds["original"], rounds["base"], strict=True))
+def paces(one: Run, other: Run) -> dict[str, float]:
+    """The time of another run as a share of one's, measured by turns: part by part."""
+    rounds = by_turns({"one": one, "other": other})
+    turns = list(zip(rounds["one"], rounds["other"], strict=True))
     return {part: statistics.median(after[part] / before[part] for before, after in turns) for part in turns[0][0]}
 
 
@@ -89,11 +91,14 @@ def by_turns(
 def measured(
     base: Run,
     variants: Mapping[str, Sequence[str]],
-    counts: Mapping[str, int],
+    counts: Mapping[str, float],
     made: Callable[[str, str], Run],
     tell: Tell,
 ) -> Latencies:
-    """The table: `variants` are the forms of each kind beside the base's, `made` the model with a kind in a form."""
+    """The table: `variants` are the forms of each kind beside the base's, `made` the model with a kind in a form.
+
+    `counts` are the units of each kind; less than one, where the base has a part of it.
+    """
     bases: list[Parts] = []
     added: dict[str, dict[str, Parts]] = {}
     total = sum(map(len, variants.values()))

@@ -30,6 +30,7 @@ from lissom.search.foresee import rooms_back
 from lissom.search.forms import CACHE
 from lissom.search.latency import EACH
 from lissom.search.sensitivity import Steps
+from lissom.search.shallow import ENOUGH
 from lissom.search.split import Split
 
 FLOAT = 4  # bytes
@@ -164,4 +165,5 @@ def time_of(
     made = sum(len(forms) * checkpoint.tensor(f"{name}.weight").numel() for name, forms in tried.items()) * FORM
     run = 2 * weights * (BACK / 2 * n * t + COMPARED * chosen + 3 * certified) / PRODUCTS
     timed = kinds * max(map(len, tried.values()), default=0)
-    return (made + run + (COMPARED + timed) * WRITTEN * weights) / cores() + timed * EACH
+    written = COMPARED * weights + timed * min(weights, ENOUGH)
+    return (made + run + written * WRITTEN) / cores() + timed * EACH

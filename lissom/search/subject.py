@@ -41,6 +41,7 @@ from lissom.search.forms import CACHE, HELD, ORIGINAL, Steps, forms_of, kind_of,
 from lissom.search.latency import Run
 from lissom.search.mixed import bytes_beside
 from lissom.search.result import Point
+from lissom.search.shallow import enough
 from lissom.search.yardstick import Yardstick
 from lissom.types import Recipe
 
@@ -78,6 +79,7 @@ class Subject(ABC):
     forms: dict[str, dict[str, Steps]]
     layers: dict[str, nn.Module]
     folder: str | None = None  # where it is, if it is on disk
+    share = 1.0
 
     @property
     def shapes(self) -> dict[str, tuple[int, int]]:
@@ -120,6 +122,10 @@ class Subject(ABC):
     @abstractmethod
     def timed(self) -> Run:
         """What is timed of the original."""
+
+    def shallow(self) -> "Subject":
+        """What tells of all kinds of layers how long their forms take: a part of it, with `share` of its blocks."""
+        return self
 
     def point(self, name: str, nbytes: int, **figures: Any) -> Point:
         """The figures of a model of so many bytes."""
@@ -249,13 +255,15 @@ class Scratch:
 class LanguageSubject(Subject):
     """A language model in a folder; a compressed one waits in a folder of its own, as long as somebody holds it."""
 
-    def __init__(self, model: str | Path, place: torch.device, prompt: int = PROMPT) -> None:
-        self.checkpoint, self.place, self.prompt = Checkpoint(model), place, prompt
+    def __init__(self, model: str | Path | Checkpoint, place: torch.device, prompt: int = PROMPT) -> None:
+        self.checkpoint = model if isinstance(model, Checkpoint) else Checkpoint(model)
+        self.place, self.prompt = place, prompt
         most = self.checkpoint.config.max_position_embeddings - WRITTEN - 1
         if not 1 <= prompt <= most:
             raise DataError(f"prompt: {prompt} tokens cannot be timed with what is written; choose 1 to {most}")
         held = {name: self.checkpoint.tensor(name) for name in self.checkpoint.names}
         self.nbytes, self.weights = size(held), sum(tensor.numel() for tensor in held.values())
+        self.written = WRITTEN if self.weights < LARGE else FEW  # tokens of the answer that is timed, after the prompt
         self.folder = str(self.checkpoint.folder.resolve())
         self.layers = compressible(self.checkpoint.skeleton())
         self.names = layer_names(self.checkpoint, self.checkpoint.skeleton())
@@ -266,10 +274,15 @@ class LanguageSubject(Subject):
         if place.type == "cpu":  # where the engine runs
             self.units[CACHE], self.kinds[CACHE], self.forms[CACHE] = (CACHE,), CACHE, dict.fromkeys(HELD, ())
 
-    @property
-    def written(self) -> int:
-        """Tokens of the answer that is timed, after the prompt."""
-        return WRITTEN if self.weights < LARGE else FEW
+    def shallow(self) -> Subject:
+        """Its first blocks, of which as much is timed as of all."""
+        blocks: int = self.checkpoint.config.num_hidden_layers
+        count = enough(self.checkpoint, self.kinds)
+        if count == blocks:
+            return self
+        first = LanguageSubject(self.checkpoint.first(count), self.place, self.prompt)
+        first.written, first.share = self.written, count / blocks
+        return first
 
     @property
     def original(self) -> nn.Module:  # type: ignore[override]
