@@ -22,7 +22,7 @@ INLINE Floats sigmoid(Floats x) {
     return over(floats(1), plus(floats(1), below));
 }
 
-/* x (1/2 + x q(x^2)), what is in brackets the normal distribution within 1.5e-7 up to 5.2 and 0 or 1 beyond: q is a polynomial
+/* x (1/2 + x q(x^2)), what is in brackets the normal distribution within 3.5e-7 up to 5.2 and 0 or 1 beyond: q is a polynomial
    of degree 13, in s that x^2 from 0 up to 5.2^2 takes from -1 to 1. */
 INLINE Floats gelu(Floats x) {
     const Floats s = add_product(floats(-1), smaller(floats(27.04f), times(x, x)), floats(2 / 27.04f));
