@@ -3,12 +3,15 @@
 Shapes: n examples, ... predictions of an example (none for a classifier, positions for a language model), c classes.
 """
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from lissom.calibrate import Batch, call
 from lissom.errors import DataError
+
+AT_ONCE = 2**24  # logits
 
 
 def predictions(model: nn.Module, batch: Batch) -> Float[Tensor, "n ... c"]:
@@ -26,8 +29,16 @@ def predictions(model: nn.Module, batch: Batch) -> Float[Tensor, "n ... c"]:
 
 def divergence(original: Float[Tensor, "n ... c"], compressed: Float[Tensor, "n ... c"]) -> Float[Tensor, " n"]:
     """KL(original ‖ compressed) = Σ_c p log(p / q) of logits, in nats; the mean over an example's predictions."""
-    log_p, log_q = F.log_softmax(original, -1), F.log_softmax(compressed, -1)
-    return F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1).reshape(len(original), -1).mean(1)
+    classes = original.shape[-1]
+    rows = max(1, AT_ONCE // classes)  # what is made of logits is several times as large as they
+    parts = zip(*(logits.reshape(-1, classes).split(rows) for logits in (original, compressed)), strict=True)
+    found = torch.cat([of_rows(p.log_softmax(-1), q.log_softmax(-1)) for p, q in parts])
+    return found.reshape(len(original), -1).mean(1)
+
+
+def of_rows(log_p: Float[Tensor, "r c"], log_q: Float[Tensor, "r c"]) -> Float[Tensor, " r"]:
+    """KL(p ‖ q) of r predictions."""
+    return F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1)
 
 
 def same_top1(original: Float[Tensor, "n ... c"], compressed: Float[Tensor, "n ... c"]) -> Float[Tensor, " n"]:

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from lissom.evaluate import agreement
 from lissom.evaluate.agreement import divergence, same_top1
 
 
@@ -10,6 +11,14 @@ def test_divergence_is_kl_averaged_over_predictions():
     for n in range(3):
         expected = sum((p[n, t] * (p[n, t] / q[n, t]).log()).sum().item() for t in range(5)) / 5
         assert divergence(original, compressed)[n].item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_some_predictions_at_a_time_are_told_as_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    original, compressed = torch.randn(3, 5, 7), torch.randn(3, 5, 7)
+    whole = divergence(original, compressed)
+    for logits in (1, 14, 50):
+        monkeypatch.setattr(agreement, "AT_ONCE", logits)
+        torch.testing.assert_close(divergence(original, compressed), whole)
 
 
 def test_a_classifier_predicts_once_per_example():
