@@ -70,7 +70,8 @@ def last_logits(model: nn.Module, prompts: Int[Tensor, "n t"]) -> Float[Tensor, 
     """What a language model says after each prompt; one at a time, for those of all tokens may not fit."""
     with evaluating(model), torch.inference_mode():
         each = (
-            said(model, call(model, prompt.to(device_of(model))))[:, -1].float().cpu() for prompt in prompts.split(1)
+            said(model, call(model, prompt.to(device_of(model))))[:, -1].float().cpu().clone()
+            for prompt in prompts.split(1)  # a copy: else those of all tokens stay with it
         )
         return torch.cat([*each])
 

@@ -2,8 +2,10 @@
 
 import copy
 import shutil
+import weakref
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -13,7 +15,7 @@ from lissom.artifact import compress_checkpoint, open_folder, save
 from lissom.calibrate import token_windows
 from lissom.engine.lower import lower
 from lissom.errors import ArtifactError
-from lissom.search.parity import check_parity
+from lissom.search.parity import check_parity, last_logits
 from lissom.types import Recipe
 
 
@@ -48,3 +50,22 @@ def test_a_folder_that_cannot_be_opened_is_named(demo_folder: Path, tmp_path: Pa
     windows = torch.randint(100, (2, 8))
     with pytest.raises(ArtifactError, match=r"cannot be opened in a process of its own: .*model\.safetensors"):
         check_parity(folder, nn.Identity(), windows, True)
+
+
+def test_of_all_tokens_only_the_last_logits_stay() -> None:
+    """Those of the prompts before are gone when the next one is read."""
+    held: list[weakref.ref[np.ndarray]] = []
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.place = nn.Parameter(torch.zeros(1))
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            assert [one() for one in held] == [None] * len(held)
+            logits = np.random.default_rng(0).random((1, tokens.shape[1], 5), dtype=np.float32)
+            held.append(weakref.ref(logits))
+            return torch.from_numpy(logits)
+
+    assert last_logits(Model(), torch.zeros(3, 4, dtype=torch.long)).shape == (3, 5)
+    assert len(held) == 3
