@@ -187,7 +187,7 @@ def measured_in(subject: Subject, bank: Bank, variants: Mapping[str, Sequence[st
         return part.assemble(bank, {**base, **changed}, "").timed()
 
     run = part.assemble(bank, base, "").timed()
-    found = measured(run, variants, counts, made, tell)
+    found = measured(run, variants, counts, made, tell, part.share)
     if part is subject:
         return found
     whole = subject.assemble(bank, dict.fromkeys(subject.units, SAFE), "").timed()

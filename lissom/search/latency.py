@@ -94,10 +94,12 @@ def measured(
     counts: Mapping[str, float],
     made: Callable[[str, str], Run],
     tell: Tell,
+    share: float = 1.0,
 ) -> Latencies:
     """The table: `variants` are the forms of each kind beside the base's, `made` the model with a kind in a form.
 
-    `counts` are the units of each kind; less than one, where the base has a part of it.
+    `counts` are the units of each kind; less than one, where the base has a part of it. Where the base is a `share` of
+    a model, differences count as many times more, and are to be known so much better.
     """
     bases: list[Parts] = []
     added: dict[str, dict[str, Parts]] = {}
@@ -107,7 +109,7 @@ def measured(
         for form in forms:
             done = sum(map(len, added.values()))
             tell(Progress(stage="latency", text=f"{kind}: {form}", done=done, total=total))
-            pairs = until_known(base, made(kind, form))
+            pairs = until_known(base, made(kind, form), WELL * share)
             bases += [before for before, _ in pairs]
             own[form] = {
                 part: statistics.median(after[part] - before[part] for before, after in pairs) / counts[kind]
@@ -117,7 +119,7 @@ def measured(
     return Latencies(base={part: statistics.median(b[part] for b in bases) for part in bases[0]}, added=added)
 
 
-def until_known(base: Run, variant: Run) -> list[tuple[Parts, Parts]]:
+def until_known(base: Run, variant: Run, well: float = WELL) -> list[tuple[Parts, Parts]]:
     """Rounds of two runs by turns, until their difference is known well, or not better by more rounds."""
     pairs: list[tuple[Parts, Parts]] = []
     begun = time.monotonic()
@@ -125,7 +127,7 @@ def until_known(base: Run, variant: Run) -> list[tuple[Parts, Parts]]:
         found = by_turns({"base": base, "variant": variant}, warmup=0 if pairs else WARMUP, seconds=EACH)
         pairs += zip(found["base"], found["variant"], strict=True)
         differences = median_estimate([sum(after.values()) - sum(before.values()) for before, after in pairs])
-        if differences.high - differences.low < WELL * statistics.median(sum(b.values()) for b, _ in pairs):
+        if differences.high - differences.low < well * statistics.median(sum(b.values()) for b, _ in pairs):
             break
     return pairs
 

@@ -1,12 +1,13 @@
 """The table of latencies: what forms add, taken in the model, and remembered by all that it hangs on."""
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from lissom.progress import Progress, quiet
-from lissom.search.latency import Latencies, Run, by_turns, cache_folder, known, measured, paces
+from lissom.search.latency import ROUNDS, WARMUP, Latencies, Run, by_turns, cache_folder, known, measured, paces
 
 TIMES = {"slow": 3.0, "fast": -1.0}
 
@@ -79,3 +80,23 @@ def test_what_is_foreseen_goes_with_the_machine() -> None:
     assert found == pytest.approx({"prefill": 3.0, "decode": 2.0})
     single = Latencies(base={"call": 2.0}, added={"k": {"f": {"call": 1.0}}})
     assert single.beside({"latency": 10.0}, {"call": 0.5}, kinds, choice) == {"call": 7.5}
+
+
+def test_a_difference_in_a_share_of_a_model_is_known_as_much_better() -> None:
+    """Rounds that differ by chance: those of a quarter are repeated until the interval is a quarter as wide."""
+
+    def shaky() -> Run:
+        numbers = itertools.cycle((100.0, 100.5, 99.75, 101.0, 99.0))
+        return lambda: {"call": next(numbers)}
+
+    asked: dict[float, int] = {}
+    for share in (1.0, 0.25):
+        calls: list[None] = []
+
+        def variant(counted: list[None] = calls) -> dict[str, float]:
+            counted.append(None)
+            return {"call": 100.0}
+
+        measured(shaky(), {"k": ["f"]}, {"k": 1}, lambda kind, form, v=variant: v, quiet, share)
+        asked[share] = len(calls)
+    assert asked[1.0] == ROUNDS + WARMUP < asked[0.25]
