@@ -1,7 +1,7 @@
 """The first blocks of a large language model, in which it is measured what a form adds to the time of a layer.
 
 All blocks do the same work, so a few tell it as all of them would, in less time and less memory: as many as have every
-kind of layer and, with what is outside of them, more weights than caches hold.
+kind of layer and, with what is outside of them, more weights than most caches hold.
 """
 
 from collections import Counter
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from lissom.models import Checkpoint
 
-ENOUGH = 256_000_000  # weights, a byte each at least: those of a step do not stay in a cache until the next
+ENOUGH = 256_000_000  # weights, a byte each in the base: those of a step stay in few caches until the next
 
 
 def enough(checkpoint: Checkpoint, kinds: Mapping[str, str]) -> int:

@@ -70,7 +70,7 @@ def through(model: nn.Module, batch: Any, cuts: list[int]) -> Tensor:
     return last
 
 
-def same(model: nn.Module, batch: Any, expected: Tensor, cuts: list[int]) -> None:
+def assert_same(model: nn.Module, batch: Any, expected: Tensor, cuts: list[int]) -> None:
     model.zero_grad()
     expected.square().mean().backward()
     wanted = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
@@ -89,10 +89,10 @@ def test_any_module_is_its_stages(cuts: list[int]) -> None:
     x = torch.randn(5, 6)
     for model in (Branches(), nn.Sequential(nn.Linear(6, 6), Deciding(), nn.Tanh(), Deciding()), compressed()):
         model.eval()
-        same(model, (x, torch.zeros(5)), model(x), cuts)
+        assert_same(model, (x, torch.zeros(5)), model(x), cuts)
     named = Named()
     batch = {"left": torch.randn(5, 4), "right": torch.randn(5, 3), "labels": torch.zeros(5)}
-    same(named, batch, named(batch["right"], batch["left"])[0], [min(cut, 2) for cut in cuts])
+    assert_same(named, batch, named(batch["right"], batch["left"])[0], [min(cut, 2) for cut in cuts])
 
 
 def compressed() -> nn.Module:
@@ -113,7 +113,7 @@ def test_stages_end_where_only_floats_pass() -> None:
 def test_a_language_model_is_its_stages(tiny: Tiny, name: str) -> None:
     model = apart(transformers.AutoModelForCausalLM.from_pretrained(tiny(name, name != "qwen2")).float()).eval()
     tokens = torch.randint(0, 2048, (2, 9))
-    same(model, tokens, said(model, model(tokens, use_cache=False)), [1])
+    assert_same(model, tokens, said(model, model(tokens, use_cache=False)), [1])
 
 
 def test_a_stage_has_only_what_it_runs(tiny: Tiny) -> None:
