@@ -40,6 +40,6 @@ def test_the_article_on_fashion_mnist(root: Path, shared: Path) -> None:
 
 def test_the_demo_certifies_serves_and_stops(root: Path) -> None:
     printed = run(root, "examples/demo.py")
-    assert printed.count("PASS:") == 2
+    assert printed.count("PASS:") == 2, printed
     assert "Once upon a time" in printed
     assert "the server stopped with 0" in printed
