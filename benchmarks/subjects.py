@@ -31,8 +31,9 @@ from lissom.engine.lower import lower
 from lissom.evaluate import Metric, compare, metric
 from lissom.evaluate.tasks.sts import spearman
 from lissom.models import compressible
+from lissom.search.language import LanguageSubject
+from lissom.search.module import ModuleSubject
 from lissom.search.split import Split
-from lissom.search.subject import LanguageSubject, ModuleSubject
 from lissom.types import Recipe, Step
 
 LENGTH, WINDOWS = 512, 700  # tokens of a window, and windows of a text at most

@@ -15,7 +15,7 @@ AT_ONCE = 2**24  # logits
 
 
 def predictions(model: nn.Module, batch: Batch) -> Float[Tensor, "n ... c"]:
-    """The logits of whatever is predicted.
+    """The logits of whatever is predicted, in the type that they come in.
 
     Raises:
         DataError: the model's output is none.
@@ -24,7 +24,7 @@ def predictions(model: nn.Module, batch: Batch) -> Float[Tensor, "n ... c"]:
     logits = getattr(output, "logits", output)
     if not isinstance(logits, Tensor) or logits.ndim < 2:
         raise DataError(f"agreement: the model gave {type(output).__name__} where logits [..., classes] are needed")
-    return logits.float()
+    return logits
 
 
 def divergence(original: Float[Tensor, "n ... c"], compressed: Float[Tensor, "n ... c"]) -> Float[Tensor, " n"]:
@@ -32,7 +32,7 @@ def divergence(original: Float[Tensor, "n ... c"], compressed: Float[Tensor, "n 
     classes = original.shape[-1]
     rows = max(1, AT_ONCE // classes)  # what is made of logits is several times as large as they
     parts = zip(*(logits.reshape(-1, classes).split(rows) for logits in (original, compressed)), strict=True)
-    found = torch.cat([of_rows(p.log_softmax(-1), q.log_softmax(-1)) for p, q in parts])
+    found = torch.cat([of_rows(p.float().log_softmax(-1), q.float().log_softmax(-1)) for p, q in parts])
     return found.reshape(len(original), -1).mean(1)
 
 

@@ -15,19 +15,19 @@ from lissom.errors import DataError
 
 
 def predict(model: nn.Module, batch: Batch) -> Float[Tensor, "n s v"]:
-    """The logits of every next token within the windows, of a transformers causal language model.
+    """The logits of every next token within the windows, of a transformers causal language model, in its own type.
 
     Raises:
         DataError: the batch is no tensor of token windows.
     """
     logits: Tensor = model(input_ids=windows(batch)[:, :-1], use_cache=False).logits
-    return logits.float()
+    return logits
 
 
 def log_likelihood(logits: Float[Tensor, "n s v"], batch: Batch) -> Float[Tensor, " n"]:
     """The mean log probability of the tokens of each window, in nats."""
     pairs = zip(logits, windows(batch)[:, 1:], strict=True)  # one by one: what is made of logits is as large as they
-    return -torch.stack([F.cross_entropy(own, tokens, reduction="none").mean() for own, tokens in pairs])
+    return -torch.stack([F.cross_entropy(own.float(), tokens, reduction="none").mean() for own, tokens in pairs])
 
 
 def windows(batch: Batch) -> Int[Tensor, "n t"]:

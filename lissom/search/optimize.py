@@ -33,10 +33,12 @@ from lissom.progress import Tell, quiet
 from lissom.search.candidates import by_recipes, joint
 from lissom.search.concluding import concluded
 from lissom.search.joint import Prefer, weights_of
+from lissom.search.language import PROMPT, LanguageSubject
+from lissom.search.module import ModuleSubject
 from lissom.search.result import Result
 from lissom.search.room import at_once, within
 from lissom.search.split import Split, split
-from lissom.search.subject import PROMPT, LanguageSubject, ModuleSubject, Subject
+from lissom.search.subject import Subject
 from lissom.search.trying import ORIGINAL, Terms
 from lissom.types import Budget, Recipe
 

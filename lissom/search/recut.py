@@ -20,11 +20,13 @@ from lissom.search.allocate import choose
 from lissom.search.bank import Bank, Choice
 from lissom.search.choosing import Choosing, Seen
 from lissom.search.forms import CACHE
+from lissom.search.language import LanguageSubject
 from lissom.search.margins import limit
+from lissom.search.module import ModuleSubject
 from lissom.search.recover import budgets_asked, learned_key, learning
 from lissom.search.sensitivity import Option
 from lissom.search.split import split
-from lissom.search.subject import LanguageSubject, ModuleSubject, Subject, Trial
+from lissom.search.subject import Subject, Trial
 from lissom.types import Budget
 
 FRONTIER = "frontier"  # the name of its record in the bank

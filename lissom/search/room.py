@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from lissom.calibrate.spill import give_back
 from lissom.compress.ram import parts, resident, told
 from lissom.errors import DataError
 from lissom.evaluate import Metric
@@ -83,6 +84,7 @@ def within(
     Raises:
         DataError: nothing stays below the bound, as far as can be foreseen.
     """
+    give_back()
     ways = list(foreseen(checkpoint, forms, kinds, lots, metrics, max_ram))
     found = next((way for way in ways if max_ram is None or way.peak <= max_ram), None)
     if found is None:

@@ -54,7 +54,7 @@ class Yardstick:
         self.spill = Spill()
         self.few, self.every = 1, 1
         self.scores = self.run(original, self.remember)
-        power = torch.cat([output.square().flatten(1).sum(1) for output in self.outputs]).mean()
+        power = torch.cat([output.float().square().flatten(1).sum(1) for output in self.outputs]).mean()
         self.spill.forget()
         self.power = float(power.clamp(min=torch.finfo(torch.float32).tiny))
 
@@ -107,17 +107,19 @@ class Yardstick:
     def apart(self, before: Tensor, output: Tensor) -> Tensor:
         """How far outputs are from what was said before, example by example; rounding may not lead below nothing."""
         after = self.kept(output)
-        before = before.to(after.device)  # what waits on disk is on no other device
+        there = before.to(after.device)  # what waits on disk is on no other device
         if self.by.logits:
-            return divergence(before, after).clamp(min=0)
-        return (after - before).square().flatten(1).sum(1) / self.power
+            found = divergence(there, after).clamp(min=0)
+        else:
+            found = (after - there).square().flatten(1).sum(1) / self.power
+        self.spill.forget()
+        return found
 
     def distance(self, model: nn.Module) -> float:
         """How far a model is from the original."""
         with evaluating(model):
             batches = islice(self.batches(model), len(self.outputs))
             found = [self.apart(o, self.reads(model, batch)) for o, batch in zip(self.outputs, batches, strict=True)]
-        self.spill.forget()
         return float(torch.cat(found).mean())
 
     def compare(
@@ -144,7 +146,6 @@ class Yardstick:
             return enough({kind.name: Comparison.of(self.pair(kind, model, scores)) for kind in self.kinds})
 
         scores = self.run(model, see, stop)
-        self.spill.forget()
         far = mean_estimate(torch.cat(parts).tolist(), unit="nats" if self.by.logits else "")
         return {kind.name: Comparison.of(self.pair(kind, model, scores)) for kind in self.kinds}, far
 

@@ -15,8 +15,9 @@ from lissom.search.bank import Bank
 from lissom.search.choosing import Choosing, everywhere
 from lissom.search.forms import CACHE, ORIGINAL, SAFE
 from lissom.search.joint import Problem
+from lissom.search.module import ModuleSubject
 from lissom.search.split import split
-from lissom.search.subject import ModuleSubject, Trial
+from lissom.search.subject import Trial
 from lissom.types import Budget
 
 

@@ -22,8 +22,10 @@ from lissom.progress import Progress, quiet
 from lissom.search.bank import Bank
 from lissom.search.fill import fill_cache
 from lissom.search.forms import CACHE, ORIGINAL, SAFE
+from lissom.search.language import LanguageSubject
+from lissom.search.module import ModuleSubject
 from lissom.search.parity import answer, differences
-from lissom.search.subject import LanguageSubject, ModuleSubject, Subject
+from lissom.search.subject import Subject
 from lissom.search.yardstick import Yardstick
 from lissom.types import Recipe
 

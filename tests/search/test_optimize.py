@@ -24,8 +24,9 @@ from lissom.files import plain
 from lissom.progress import Progress
 from lissom.search import Result, concluding, optimize, trying
 from lissom.search.concluding import certified
+from lissom.search.module import ModuleSubject
 from lissom.search.split import split
-from lissom.search.subject import ModuleSubject, Trial
+from lissom.search.subject import Trial
 from lissom.search.trying import Terms, Tried, beats, worth_certifying
 from lissom.types import Budget, Recipe
 

@@ -18,9 +18,10 @@ from lissom.search.bank import Bank
 from lissom.search.choosing import Choosing, Seen, digest
 from lissom.search.joint import Problem
 from lissom.search.latency import Latencies
+from lissom.search.module import ModuleSubject
 from lissom.search.recover import further, recovered
 from lissom.search.split import split
-from lissom.search.subject import ModuleSubject, Trial
+from lissom.search.subject import Trial
 from lissom.types import Budget
 
 

@@ -17,8 +17,7 @@ from lissom.errors import ArtifactError, DataError, RecipeError
 from lissom.evaluate import certify_models, metric
 from lissom.files import plain
 from lissom.progress import Progress
-from lissom.search import Result, optimize, recut
-from lissom.search import subject as module
+from lissom.search import Result, module, optimize, recut
 from lissom.search.bank import Bank
 from lissom.search.forms import CACHE, ORIGINAL, SAFE
 from lissom.search.recover import learned_key, learning

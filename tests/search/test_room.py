@@ -28,7 +28,7 @@ import torch
 from lissom.evaluate import metric
 from lissom.search import room
 from lissom.search.split import Split
-from lissom.search.subject import LanguageSubject
+from lissom.search.language import LanguageSubject
 from lissom.search.yardstick import Yardstick
 
 torch.set_num_threads(1)

@@ -18,9 +18,10 @@ from lissom.search import shallow
 from lissom.search.bank import Bank
 from lissom.search.candidates import measured_in
 from lissom.search.forms import CACHE, ORIGINAL, SAFE
+from lissom.search.language import LanguageSubject
 from lissom.search.latency import Run
+from lissom.search.module import ModuleSubject
 from lissom.search.shallow import enough
-from lissom.search.subject import LanguageSubject, ModuleSubject
 
 CPU = torch.device("cpu")
 FEW = (ORIGINAL, SAFE, "4 bits")

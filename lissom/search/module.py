@@ -1,0 +1,147 @@
+"""Any module as what a search makes smaller."""
+
+import copy
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lissom.artifact import load, save
+from lissom.artifact.fingerprint import of_tensors
+from lissom.artifact.module import stored_state
+from lissom.calibrate import Batch, call
+from lissom.calibrate.data import device_of, each
+from lissom.compress import compress_model
+from lissom.engine.lower import lower
+from lissom.evaluate import Metric
+from lissom.evaluate.examples import pieces, tensors
+from lissom.formats import freeze
+from lissom.hardware.measure import once_ms
+from lissom.models import compressible, replace
+from lissom.models.experts import apart
+from lissom.progress import Tell
+from lissom.search.bank import Bank, Choice
+from lissom.search.fill import fill_from_module
+from lissom.search.forms import Steps, forms_of, kind_of, units_of_module
+from lissom.search.latency import Run
+from lissom.search.subject import Subject, Trial, size
+from lissom.search.yardstick import Yardstick
+from lissom.types import Recipe
+
+LOT = 64  # examples of a step of learning
+TIMED = 16  # examples of the batch whose forward pass is timed
+
+
+class ModuleSubject(Subject):
+    """Any module; it stays as and where it is, and a copy is measured in the place of the target."""
+
+    def __init__(self, model: nn.Module, example: Batch, place: torch.device, timed: Batch | None = None) -> None:
+        self.model = model if device_of(model).type == place.type else copy.deepcopy(model).to(place)
+        self.example = example
+        self.few = each(example if timed is None else timed, lambda part: part[:TIMED].to(place))
+        self.original = copy.deepcopy(self.model).eval()
+        self.nbytes = size(stored_state(self.original))
+        self.weights = sum(parameter.numel() for parameter in model.parameters())
+
+    @cached_property
+    def units(self) -> dict[str, tuple[str, ...]]:  # type: ignore[override]
+        """Those that are given the same."""
+        return units_of_module(self.original, self.example)
+
+    @cached_property
+    def layers(self) -> dict[str, nn.Module]:  # type: ignore[override]
+        """The layers with a matrix."""
+        return compressible(apart(copy.deepcopy(self.original)))
+
+    @property
+    def kinds(self) -> dict[str, str]:  # type: ignore[override]
+        """By names without numbers."""
+        return {unit: kind_of(unit, self.layers) for unit in self.units}
+
+    @property
+    def forms(self) -> dict[str, dict[str, Steps]]:  # type: ignore[override]
+        """Those for any layer."""
+        return {name: forms_of(layer) for name, layer in self.layers.items()}
+
+    @property
+    def beside(self) -> int:
+        """Bytes of what is no matrix of a layer."""
+        matrices = {id(layer.weight): layer.weight.nbytes for layer in self.layers.values()}
+        return self.nbytes - sum(matrices.values())  # type: ignore[arg-type]
+
+    def fingerprint(self) -> str:
+        """Of all tensors."""
+        return of_tensors(self.original.state_dict())
+
+    def timing(self) -> list[Any]:
+        """The module in words, and the shapes of its inputs."""
+        return [repr(self.original), [list(part.shape) for part in tensors(self.few)]]
+
+    def fill(self, bank: Bank, calibration: Batch, kind: Metric, max_ram: int | None, tell: Tell) -> None:
+        """From one pass over the data, and one over a part of it for each form of each unit."""
+        yardstick = Yardstick(self.original, (), (), (calibration, kind))
+        fill_from_module(bank, apart(copy.deepcopy(self.original)), calibration, yardstick, tell)
+
+    def compress(self, recipe: Recipe, calibration: Batch) -> Trial:
+        """Compress a copy."""
+        return self.trial(self.compressed(recipe, calibration), recipe)
+
+    def compress_into(self, folder: Path, recipe: Recipe, calibration: Batch, choice: Choice) -> None:
+        """Compress a copy and save it, without its graph."""
+        save(self.compressed(recipe, calibration), folder, recipe=recipe.as_dict())
+
+    def compressed(self, recipe: Recipe, calibration: Batch) -> nn.Module:
+        """A compressed copy; where it learns, from a few examples at a time."""
+        lots = list(pieces(calibration, LOT, self.model))
+        return freeze(compress_model(self.model, lots, steps=recipe.steps)).eval()
+
+    def reopened(self, folder: Path, recipe: Recipe) -> Trial:
+        """A copy of the original with what is in the folder."""
+        return self.trial(load(folder, model=self.original).to(device_of(self.original)), recipe)
+
+    def assemble(self, bank: Bank, choice: Choice, name: str) -> Trial:
+        """A copy with layers from the bank."""
+        return self.trial(self.with_layers(bank, choice), bank.recipe(choice, name))
+
+    def with_layers(self, bank: Bank, choice: Choice) -> nn.Module:
+        """A copy with layers from the bank, not lowered."""
+        model = apart(copy.deepcopy(self.original))
+        layers = compressible(model)
+        weights = {layer: bank.weight(layer, form) for layer, form in bank.by_layer(choice).items()}
+        found = {layer: weight for layer, weight in weights.items() if weight is not None}
+        for unit in choice:  # layers that share a matrix go on sharing it
+            for layer in self.units[unit]:
+                if layer in found and layers[layer].weight is layers[unit].weight:
+                    found[layer] = found[unit]
+        replace(model, found, layers, trainable=False)
+        return model.to(device_of(self.original))
+
+    def trial(self, compressed: nn.Module, recipe: Recipe) -> Trial:
+        """What is asked of a compressed copy."""
+
+        def write(folder: Path, notes: Mapping[str, Any]) -> Path:
+            return save(compressed, folder, example=self.example, recipe=recipe.as_dict(), **notes)
+
+        return Trial(
+            recipe=recipe,
+            nbytes=size(stored_state(compressed)),
+            open=lambda: lower(copy.deepcopy(compressed)),
+            timed=lambda: self.forward(lower(copy.deepcopy(compressed))),
+            write=write,
+        )
+
+    def timed(self) -> Run:
+        """One forward pass on a few examples."""
+        return self.forward(self.original)
+
+    def forward(self, model: nn.Module) -> Run:
+        """One forward pass of a model on a few examples."""
+
+        def run() -> dict[str, float]:
+            with torch.inference_mode():
+                return {"call": once_ms(lambda: call(model, self.few), device_of(model).type)}
+
+        return run
