@@ -107,6 +107,8 @@ class Schedule:
             return False
         self.running.append(self.waiting.popleft())
         self.reused_tokens += sequence.cached
+        if not sequence.generated:
+            sequence.reused = sequence.cached
         return True
 
     def _make_room(self, sequence: Sequence, tokens: int) -> bool:

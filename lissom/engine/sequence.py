@@ -98,7 +98,8 @@ class Sequence:
     to give its pages up, and the tokens are then run again, but for those whose pages are still there. `keys` are
     those of its full pages, as far as they have been asked for. `text` is what may be shown: whole characters, and no
     part of a stop string. `guesses` are tokens that may follow: they are run with what is known, and forgotten when
-    the pass has told which of them do follow. `drafted` counts the leading tokens that a draft has cached.
+    the pass has told which of them do follow. `drafted` counts the leading tokens that a draft has cached; `reused`, of
+    the prompt, those that were cached already when the sequence came.
     """
 
     prompt: tuple[int, ...]
@@ -114,6 +115,7 @@ class Sequence:
     cached: int = 0
     guesses: list[int] = field(default_factory=list)
     drafted: int = 0
+    reused: int = 0
     text: str = ""
     finish: Finish | None = None
 

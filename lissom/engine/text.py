@@ -15,12 +15,17 @@ class Detokenizer:
     """
 
     def __init__(self, decode: Decode, stop: tuple[str, ...] = ()) -> None:
-        self.stopped = False
+        self.ended_by: str | None = None  # the stop string that was found
         self._decode = decode
         self._stop = stop
         self._window: list[int] = []
         self._shown = 0  # how many tokens of the window have been turned into text
         self._held = ""
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string has come."""
+        return self.ended_by is not None
 
     def push(self, token: int, *, armed: bool = True) -> str:
         """Take a token; return the text that has become certain. Stop strings count only when `armed`."""
@@ -43,9 +48,9 @@ class Detokenizer:
         return now[len(before) :]
 
     def _release(self) -> str:
-        found = min((at for at in map(self._held.find, self._stop) if at >= 0), default=None)
-        self.stopped = found is not None
-        cut = len(self._held) - self._overlap() if found is None else found
+        found = ((self._held.find(stop), stop) for stop in self._stop)
+        first = min((one for one in found if one[0] >= 0), default=None)
+        cut, self.ended_by = (len(self._held) - self._overlap(), None) if first is None else first
         released, self._held = self._held[:cut], "" if self.stopped else self._held[cut:]
         return released
 

@@ -1,4 +1,4 @@
-"""How the OpenAI API writes a continuation down: as a chat or as a completion, in one piece or in many."""
+"""How the OpenAI API writes choices down: as a chat or as a completion, in one piece or in many."""
 
 import json
 import time
@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lissom.engine import Choice
+from lissom.server.failures import openai_error
 from lissom.server.worker import Piece
 
 Spell = Callable[[int], str]
@@ -81,19 +82,21 @@ Shape = Chat | Completion
 
 
 @dataclass(slots=True, kw_only=True)
-class Answer:
-    """One answer in the making: `chunks` writes each piece down as it comes, `complete` all of it at the end."""
+class Choices:
+    """An answer of one or more choices in the making."""
 
     shape: Shape
     model: str
     count: int
     prompt_tokens: int
+    each: int = 1
     with_usage: bool = False
     with_logprobs: bool = False
     spell: Spell
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     created: int = field(default_factory=lambda: int(time.time()))
     pieces: list[list[Piece]] = field(init=False)
+    ping = PING
 
     def __post_init__(self) -> None:
         self.pieces = [[] for _ in range(self.count)]
@@ -103,11 +106,13 @@ class Answer:
         self.pieces[piece.index].append(piece)
 
     @property
-    def usage(self) -> dict[str, int]:
-        """Token counts."""
+    def usage(self) -> dict[str, Any]:
+        """Token counts; of a prompt that has `each` continuations, once."""
         new = sum(piece.tokens for pieces in self.pieces for piece in pieces)
+        reused = sum(pieces[0].reused for pieces in self.pieces[:: self.each] if pieces)
         return {
             "prompt_tokens": self.prompt_tokens,
+            "prompt_tokens_details": {"cached_tokens": reused},
             "completion_tokens": new,
             "total_tokens": self.prompt_tokens + new,
         }
@@ -145,10 +150,14 @@ class Answer:
             yield self._event([], self.usage)
         yield DONE
 
+    def failure(self, status: int, message: str) -> str:
+        """The event that tells of a failure."""
+        return event(openai_error(status, message))
+
     def _head(self, kind: str) -> dict[str, Any]:
         return {"id": self.shape.prefix + self.id, "object": kind, "created": self.created, "model": self.model}
 
-    def _event(self, choices: Sequence[Mapping[str, Any]], usage: Mapping[str, int] | None = None) -> str:
+    def _event(self, choices: Sequence[Mapping[str, Any]], usage: Mapping[str, Any] | None = None) -> str:
         body = {**self._head(self.shape.part), "choices": choices}
         return event({**body, "usage": usage} if self.with_usage else body)
 
@@ -156,6 +165,7 @@ class Answer:
         return self.shape.logprobs(choices, self.spell) if self.with_logprobs else None
 
 
-def event(body: Mapping[str, Any]) -> str:
-    """A server-sent event."""
-    return f"data: {json.dumps(body, allow_nan=False)}\n\n"
+def event(body: Mapping[str, Any], name: str | None = None) -> str:
+    """A server-sent event, which may have a name."""
+    named = "" if name is None else f"event: {name}\n"
+    return f"{named}data: {json.dumps(body, allow_nan=False)}\n\n"

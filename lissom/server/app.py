@@ -13,12 +13,12 @@ from fastapi import FastAPI, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from lissom.errors import DataError
-from lissom.server import inference, openai
+from lissom.server import inference, messages, openai, responses, tokens
 from lissom.server.failures import install, say
 from lissom.server.guard import Guard
 from lissom.server.inference import Inference
+from lissom.server.language import Language
 from lissom.server.metrics import Metrics
-from lissom.server.openai import Language
 from lissom.server.service import LanguageService, Limits, Service, TensorService
 from lissom.server.worker import Worker
 
@@ -61,7 +61,8 @@ class Application:
         # no schema and no documentation pages: they are routes that nobody asked for, and load scripts from elsewhere
         app = FastAPI(lifespan=self._lifespan, openapi_url=None)
         install(app)
-        app.include_router(openai.routes(self._languages))
+        for api in (openai, responses, messages, tokens):
+            app.include_router(api.routes(self._languages))
         app.include_router(inference.routes(self._models, _version()))
         for prefix in ("", "/v2"):
             app.add_api_route(f"{prefix}/health/live", self._live)
@@ -86,16 +87,20 @@ class Application:
 
     async def _scrape(self) -> Response:
         engines = {name: one.worker.engine for name, one in self._languages.items()}
-        gauges: dict[str, dict[str, float]] = {
-            "lissom_requests_waiting": {name: len(engine.schedule.waiting) for name, engine in engines.items()},
-            "lissom_requests_running": {name: len(engine.schedule.running) for name, engine in engines.items()},
-            "lissom_kv_cache_usage_ratio": {name: engine.usage for name, engine in engines.items()},
-            "lissom_preemptions": {name: engine.schedule.preemptions for name, engine in engines.items()},
-            "lissom_reused_tokens": {name: engine.schedule.reused_tokens for name, engine in engines.items()},
-            "lissom_guessed_tokens": {name: engine.speculation.guessed for name, engine in engines.items()},
-            "lissom_accepted_tokens": {name: engine.speculation.accepted for name, engine in engines.items()},
+        now: dict[str, dict[str, float]] = {
+            "vllm:num_requests_waiting": {name: len(engine.schedule.waiting) for name, engine in engines.items()},
+            "vllm:num_requests_running": {name: len(engine.schedule.running) for name, engine in engines.items()},
+            "vllm:kv_cache_usage_perc": {name: engine.usage for name, engine in engines.items()},
+            "vllm:num_preemptions_total": {name: engine.schedule.preemptions for name, engine in engines.items()},
+            "vllm:prefix_cache_hits_total": {name: engine.schedule.reused_tokens for name, engine in engines.items()},
+            "vllm:spec_decode_num_draft_tokens_total": {
+                name: engine.speculation.guessed for name, engine in engines.items()
+            },
+            "vllm:spec_decode_num_accepted_tokens_total": {
+                name: engine.speculation.accepted for name, engine in engines.items()
+            },
         }
-        return Response(self._metrics.render(gauges), media_type="text/plain; version=0.0.4")
+        return Response(self._metrics.render(now), media_type="text/plain; version=0.0.4")
 
 
 def create_app(services: Sequence[Service], *, api_key: str | None = None, limits: Limits | None = None) -> Application:

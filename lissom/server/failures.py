@@ -14,6 +14,15 @@ from lissom.errors import LissomError
 
 log = logging.getLogger("lissom.server")
 
+MESSAGES = "/v1/messages"  # how the paths of Anthropic's API begin
+MESSAGES_KINDS = {
+    401: "authentication_error",
+    404: "not_found_error",
+    408: "timeout_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
 KINDS = {401: "authentication_error", 404: "not_found_error", 429: "overloaded_error"}
 CODES = {401: "invalid_api_key", 404: "not_found", 413: "body_too_large", 429: "queue_full", 503: "unavailable"}
 
@@ -30,11 +39,22 @@ def openai_error(status: int, message: str, param: str | None = None) -> dict[st
     return {"error": {"message": message, "type": kind, "param": param, "code": CODES.get(status)}}
 
 
+def messages_error(status: int, message: str) -> dict[str, Any]:
+    """The error object of Anthropic's API."""
+    kind = MESSAGES_KINDS.get(status, "api_error" if status >= 500 else "invalid_request_error")
+    return {"type": "error", "error": {"type": kind, "message": message}}
+
+
 def refuse(
     path: str, status: int, message: str, *, param: str | None = None, headers: Mapping[str, str] | None = None
 ) -> Response:
     """The refusal in the shape of the API that the path belongs to."""
-    body = {"error": message} if path.startswith("/v2") else openai_error(status, message, param)
+    if path.startswith("/v2"):
+        body: dict[str, Any] = {"error": message}
+    elif path.startswith(MESSAGES):
+        body = messages_error(status, message)
+    else:
+        body = openai_error(status, message, param)
     return say(status, body, headers)
 
 

@@ -43,11 +43,10 @@ class Guard:
 
     async def _admit(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers, path = dict(scope["headers"]), scope["path"]
-        if not self._known(path, headers.get(b"authorization", b"")):
-            challenge = {"WWW-Authenticate": "Bearer"}
-            await refuse(path, 401, "a valid API key is needed: Authorization: Bearer KEY", headers=challenge)(
-                scope, receive, send
-            )
+        if not self._known(path, headers):
+            wanted = "a valid API key is needed: Authorization: Bearer KEY, or x-api-key: KEY"
+            refusal = refuse(path, 401, wanted, headers={"WWW-Authenticate": "Bearer"})
+            await refusal(scope, receive, send)
             return
         cap = self._limits.tensor_bytes if path.startswith("/v2") else self._limits.text_bytes
         try:
@@ -64,12 +63,14 @@ class Guard:
             return
         await self._app(scope, _replay(body, receive), send)
 
-    def _known(self, path: str, authorization: bytes) -> bool:
+    def _known(self, path: str, headers: dict[bytes, bytes]) -> bool:
         """Digests are compared, in constant time, so that neither content nor length of the key leaks."""
         if self._key is None or path in OPEN:
             return True
-        scheme, _, given = authorization.partition(b" ")
-        return scheme.lower() == b"bearer" and hmac.compare_digest(sha256(given.strip()).digest(), self._key)
+        scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
+        if scheme.lower() != b"bearer":
+            given = headers.get(b"x-api-key", b"")  # where Anthropic's clients have it
+        return hmac.compare_digest(sha256(given.strip()).digest(), self._key)
 
 
 async def _read(headers: dict[bytes, bytes], receive: Receive, cap: int) -> bytes | None:

@@ -1,4 +1,7 @@
-"""Counters and histograms in the Prometheus text format, version 0.0.4. Used from the event loop only."""
+"""Counters and histograms in the Prometheus text format, version 0.0.4. Used from the event loop only.
+
+What gateways and dashboards look for has the names that vLLM gave it; what is ours alone begins with lissom.
+"""
 
 from bisect import bisect_left
 from collections import defaultdict
@@ -7,6 +10,7 @@ from collections.abc import Iterator, Mapping
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
 Labels = tuple[str, ...]
+MODEL: Labels = ("model_name",)
 
 
 class Counter:
@@ -56,19 +60,25 @@ class Metrics:
     """All that the server counts."""
 
     def __init__(self) -> None:
-        model = ("model",)
         self.requests = Counter("lissom_requests_total", "Requests answered.", ("route", "code"))
-        self.prompt_tokens = Counter("lissom_prompt_tokens_total", "Tokens of prompts accepted.", model)
-        self.generated_tokens = Counter("lissom_generated_tokens_total", "Tokens generated.", model)
-        self.first_token = Histogram("lissom_time_to_first_token_seconds", "From arrival to the first token.", model)
-        self.next_token = Histogram("lissom_time_per_token_seconds", "From one token of a sequence to its next.", model)
-        self.inference = Histogram("lissom_inference_seconds", "One run of a model that is no language model.", model)
+        self.prompt_tokens = Counter("vllm:prompt_tokens_total", "Tokens of prompts accepted.", MODEL)
+        self.generated_tokens = Counter("vllm:generation_tokens_total", "Tokens generated.", MODEL)
+        self.finished = Counter(
+            "vllm:request_success_total", "Sequences that ended, by why they did.", (*MODEL, "finished_reason")
+        )
+        self.first_token = Histogram("vllm:time_to_first_token_seconds", "From arrival to the first token.", MODEL)
+        self.next_token = Histogram(
+            "vllm:inter_token_latency_seconds", "From one token of a sequence to its next.", MODEL
+        )
+        self.last_token = Histogram("vllm:e2e_request_latency_seconds", "From arrival to the end of a sequence.", MODEL)
+        self.inference = Histogram("lissom_inference_seconds", "One run of a model that is no language model.", MODEL)
 
-    def render(self, gauges: Mapping[str, Mapping[str, float]]) -> str:
-        """Everything as text; `gauges` are the values of this moment, by name and model."""
+    def render(self, now: Mapping[str, Mapping[str, float]]) -> str:
+        """Everything as text; `now` are values of this moment by name and model, those called a total ever growing."""
         lines = [line for metric in vars(self).values() for line in metric.lines()]
-        for name, values in gauges.items():
-            lines += [f"# TYPE {name} gauge", *(f"{name}{_labels(('model',), (m,))} {v:g}" for m, v in values.items())]
+        for name, values in now.items():
+            lines.append(f"# TYPE {name} {'counter' if name.endswith('_total') else 'gauge'}")
+            lines += [f"{name}{_labels(MODEL, (model,))} {value:g}" for model, value in values.items()]
         return "\n".join(lines) + "\n"
 
 

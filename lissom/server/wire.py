@@ -5,6 +5,7 @@ it was heard. Fields of the OpenAI API that are listed with a single possible va
 clients like to send.
 """
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -21,6 +22,8 @@ Token = Annotated[int, Field(ge=0)]
 TokenKey = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
+Told = Annotated[dict[Name, bool | int | float | Name], Field(max_length=MAX_STOPS)]
+NoTools = Annotated[list[Any], Field(max_length=0)]
 
 
 class Wire(BaseModel):
@@ -36,7 +39,16 @@ class StreamOptions(Wire):
     include_obfuscation: Literal[False] | None = None
 
 
-class PlainFormat(Wire):
+class Format(Wire):
+    """What the text must be."""
+
+    @property
+    def grammars(self) -> dict[str, Any]:
+        """The same, by the kind of grammar that says so."""
+        raise NotImplementedError
+
+
+class PlainFormat(Format):
     """Any text, or any JSON object."""
 
     type: Literal["text", "json_object"]
@@ -56,7 +68,7 @@ class JsonSchema(Wire):
     strict: bool | None = None
 
 
-class SchemaFormat(Wire):
+class SchemaFormat(Format):
     """JSON that keeps a schema."""
 
     type: Literal["json_schema"]
@@ -68,7 +80,7 @@ class SchemaFormat(Wire):
         return {"json": self.json_schema.schema_}
 
 
-class StructuredOutputs(Wire):
+class StructuredOutputs(Format):
     """What the text must be, in one of four ways (a field of vLLM)."""
 
     json_: Annotated[dict[str, Any] | Text | None, Field(alias="json")] = None
@@ -113,6 +125,11 @@ class Generation(Wire):
     stream_options: StreamOptions | None = None
     user: Name | None = None
 
+    @property
+    def with_logprobs(self) -> bool:
+        """Whether log-probabilities are wanted."""
+        raise NotImplementedError
+
 
 class CompletionRequest(Generation):
     """POST /v1/completions."""
@@ -128,12 +145,23 @@ class CompletionRequest(Generation):
     echo: Literal[False] | None = None
     suffix: None = None
 
+    @property
+    def with_logprobs(self) -> bool:
+        """Whether log-probabilities are wanted."""
+        return self.logprobs is not None
+
 
 class TextPart(Wire):
     """A part of a message; only text is understood."""
 
     type: Literal["text"]
     text: Text
+
+
+def turn(role: str, content: str | Sequence[Any]) -> dict[str, str]:
+    """A turn of a chat, its content, or the text of its parts, as one string."""
+    said = content if isinstance(content, str) else "".join(str(part.text) for part in list[Any](content))
+    return {"role": role, "content": said}
 
 
 class Message(Wire):
@@ -144,21 +172,34 @@ class Message(Wire):
     name: Name | None = None
 
     @property
-    def text(self) -> str:
-        """The content as one string."""
-        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+    def turn(self) -> dict[str, str]:
+        """As chat templates know it: a developer speaks as the system."""
+        return turn("system" if self.role == "developer" else self.role, self.content)
 
 
-class ChatRequest(Generation):
+class Chatting(Wire):
+    """A chat and how it is written out; the variables of `chat_template_kwargs` are the template's own."""
+
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_LISTED)]
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+    chat_template_kwargs: Told | None = None
+
+
+class ChatRequest(Generation, Chatting):
     """POST /v1/chat/completions."""
 
-    messages: Annotated[list[Message], Field(min_length=1, max_length=1024)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
-    tools: Annotated[list[Any], Field(max_length=0)] | None = None
+    tools: NoTools | None = None
     tool_choice: Literal["none", "auto"] | None = None
     parallel_tool_calls: bool | None = None
+
+    @property
+    def with_logprobs(self) -> bool:
+        """Whether log-probabilities are wanted."""
+        return bool(self.logprobs)
 
 
 class TensorParameters(Wire):

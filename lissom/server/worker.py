@@ -25,13 +25,19 @@ PING_SECONDS = 15.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Piece:
-    """News of sequence `index` of a job: text that has become certain, so many tokens, and perhaps the end."""
+    """News of sequence `index` of a job: text that has become certain, so many tokens, and perhaps the end.
+
+    `ended_by` is the stop string that ended it, if one did; `reused` counts the tokens of the prompt that were not read
+    anew.
+    """
 
     index: int
     text: str
     tokens: int
     choices: tuple[Choice, ...]
     finish: Finish | None
+    ended_by: str | None = None
+    reused: int = 0
 
 
 class Job:
@@ -223,6 +229,8 @@ def _news(sequence: EngineSequence, ticket: _Ticket) -> Piece:
         tokens=len(sequence.generated) - ticket.told,
         choices=tuple(sequence.choices[ticket.told :]),
         finish=sequence.finish,
+        ended_by=sequence.detokenizer.ended_by,
+        reused=sequence.reused,
     )
     ticket.shown, ticket.told = len(sequence.text), len(sequence.generated)
     return piece

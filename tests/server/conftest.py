@@ -1,5 +1,6 @@
 """A real server on a real socket, in a thread so that the shape checks see it too."""
 
+import copy
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -13,6 +14,8 @@ import torch
 import uvicorn
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from lissom.engine import Engine, Sampling, Sequence
 
 EVIDENCE = {"verdict": "PASS", "max_drop": 0.01}
 
@@ -67,6 +70,30 @@ def model(demo_folder: Path) -> Any:
 @pytest.fixture(scope="package")
 def tokenizer(demo_folder: Path) -> Any:
     return AutoTokenizer.from_pretrained(demo_folder)
+
+
+@pytest.fixture(scope="package")
+def expected(model: Any, tokenizer: Any) -> Sequence:
+    """The oracle: the engine itself, whose own oracle is transformers."""
+    engine = Engine(model, tokenizer, max_tokens_in_cache=1024)
+    sampling = Sampling(temperature=0.0, max_tokens=24, logprobs=2)
+    return engine.generate([tokenizer("Once upon a time").input_ids], sampling)[0]
+
+
+TEMPLATE = """{% for turn in messages %}{{ turn.role }}: {{ turn.content }}{{ mark | default('.') }}
+{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"""
+
+
+@pytest.fixture(scope="package")
+def talking(model: Any, tokenizer: Any) -> Iterator[httpx.Client]:
+    """A server whose model has a chat template."""
+    from lissom.server import LanguageService, create_app
+
+    taught = copy.deepcopy(tokenizer)
+    taught.chat_template = TEMPLATE
+    app = create_app([LanguageService(model=model, tokenizer=taught, name="stories")])
+    with listening(app) as base, httpx.Client(base_url=base, timeout=60) as client:
+        yield client
 
 
 @pytest.fixture(scope="package")

@@ -48,7 +48,7 @@ def gauge(client: httpx.Client, name: str) -> float:
 
 def wait_until_idle(client: httpx.Client) -> None:
     for _ in range(PATIENCE * 20):
-        if gauge(client, "lissom_requests_running") + gauge(client, "lissom_requests_waiting") == 0:
+        if gauge(client, "vllm:num_requests_running") + gauge(client, "vllm:num_requests_waiting") == 0:
             return
         time.sleep(0.05)
     pytest.fail("the request is still running")
@@ -67,12 +67,15 @@ def test_every_route_but_health_asks_for_the_key(start: Any, stories: LanguageSe
     with start(create_app([stories], api_key="secret")) as url, httpx.Client(base_url=url) as client:
         for path in ("/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready"):
             assert client.get(path).status_code == 200
-        for path in ("/v1/models", "/v2", "/metrics", "/nothing", "/health", "/v1/completions"):
+        for path in ("/v1/models", "/v2", "/metrics", "/nothing", "/health", "/v1/completions", "/tokenize"):
             assert client.get(path).status_code == 401
         for wrong in ("Bearer wrong", "Bearer", "secret", "Basic secret"):
             answer = client.get("/v1/models", headers={"Authorization": wrong})
             assert (answer.status_code, answer.json()["error"]["code"]) == (401, "invalid_api_key")
-        assert client.get("/v1/models", headers={"Authorization": "Bearer secret"}).status_code == 200
+        assert client.get("/v1/models", headers={"x-api-key": "wrong"}).status_code == 401
+        assert client.post("/v1/messages").json()["error"]["type"] == "authentication_error"
+        for right in ({"Authorization": "Bearer secret"}, {"x-api-key": "secret"}):
+            assert client.get("/v1/models", headers=right).status_code == 200
 
 
 def chunks() -> Iterator[bytes]:
@@ -112,7 +115,7 @@ def test_a_client_that_goes_during_a_stream_frees_the_engine(start: Any, stories
         with streaming(client):
             pass
         wait_until_idle(client)
-        assert gauge(client, "lissom_generated_tokens_total") < LONG["max_tokens"]
+        assert gauge(client, "vllm:generation_tokens_total") < LONG["max_tokens"]
 
 
 def test_a_client_that_goes_while_it_waits_frees_the_engine(start: Any, stories: LanguageService) -> None:
@@ -120,7 +123,7 @@ def test_a_client_that_goes_while_it_waits_frees_the_engine(start: Any, stories:
         with pytest.raises(httpx.ReadTimeout):
             client.post("/v1/completions", json=LONG, timeout=0.5)
         wait_until_idle(client)
-        assert gauge(client, "lissom_generated_tokens_total") < LONG["max_tokens"]
+        assert gauge(client, "vllm:generation_tokens_total") < LONG["max_tokens"]
 
 
 def test_an_engine_that_fails_tells_those_who_wait_and_is_not_ready(
@@ -150,11 +153,13 @@ def test_metrics_count_what_happened(start: Any, stories: LanguageService) -> No
     assert 'lissom_requests_total{route="/v1/completions",code="200"} 2' in text
     assert 'lissom_requests_total{route="/v1/completions",code="400"} 1' in text
     assert 'lissom_requests_total{route="other",code="404"} 1' in text
-    assert 'lissom_generated_tokens_total{model="stories"} 7' in text
-    assert 'lissom_time_to_first_token_seconds_count{model="stories"} 3' in text
-    assert 'lissom_time_per_token_seconds_bucket{model="stories",le="+Inf"} 4' in text
-    assert 'lissom_requests_waiting{model="stories"} 0' in text
-    assert 'lissom_reused_tokens{model="stories"} 32' in text
+    assert 'vllm:generation_tokens_total{model_name="stories"} 7' in text
+    assert 'vllm:time_to_first_token_seconds_count{model_name="stories"} 3' in text
+    assert 'vllm:inter_token_latency_seconds_bucket{model_name="stories",le="+Inf"} 4' in text
+    assert 'vllm:num_requests_waiting{model_name="stories"} 0' in text
+    assert 'vllm:request_success_total{model_name="stories",finished_reason="length"} 3' in text
+    assert 'vllm:e2e_request_latency_seconds_count{model_name="stories"} 3' in text
+    assert 'vllm:prefix_cache_hits_total{model_name="stories"} 32' in text
 
 
 def test_with_a_draft_answers_are_the_same_and_guesses_are_counted(start: Any, model: Any, tokenizer: Any) -> None:
@@ -173,11 +178,13 @@ def test_with_a_draft_answers_are_the_same_and_guesses_are_counted(start: Any, m
         assert drafted["choices"][0][name] == plain["choices"][0][name]
     assert drafted["choices"][0]["logprobs"]["tokens"] == plain["choices"][0]["logprobs"]["tokens"]
     counts = {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in text.splitlines() if line[0] != "#"}
-    guessed, accepted = (counts[f'lissom_{name}_tokens{{model="drafted"}}'] for name in ("guessed", "accepted"))
+    guessed, accepted = (
+        counts[f'vllm:spec_decode_num_{name}_tokens_total{{model_name="drafted"}}'] for name in ("draft", "accepted")
+    )
     assert guessed >= accepted > 30
-    assert counts['lissom_guessed_tokens{model="plain"}'] == 0
-    assert counts['lissom_generated_tokens_total{model="drafted"}'] == 50
-    assert counts['lissom_time_per_token_seconds_count{model="drafted"}'] == 49
+    assert counts['vllm:spec_decode_num_draft_tokens_total{model_name="plain"}'] == 0
+    assert counts['vllm:generation_tokens_total{model_name="drafted"}'] == 50
+    assert counts['vllm:inter_token_latency_seconds_count{model_name="drafted"}'] == 49
 
 
 def test_a_port_in_use_is_one_clear_line(stories: LanguageService) -> None:

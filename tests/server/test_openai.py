@@ -22,13 +22,6 @@ def client(url: str) -> Iterator[openai.OpenAI]:
         yield one
 
 
-@pytest.fixture(scope="module")
-def expected(model: Any, tokenizer: Any) -> Sequence:
-    """The oracle: the engine itself, whose own oracle is transformers."""
-    engine = Engine(model, tokenizer, max_tokens_in_cache=1024)
-    return engine.generate([tokenizer(PROMPT).input_ids], Sampling(temperature=0.0, max_tokens=24, logprobs=2))[0]
-
-
 def test_models_carry_their_evidence(client: openai.OpenAI) -> None:
     (card,) = client.models.list().data
     assert card.id == "stories"

@@ -1,0 +1,266 @@
+"""A language model at work: from what is asked, in whatever API, to an answer in one piece or as events.
+
+A chat is written out by the tokenizer's own chat template. A tokenizer without one gets the contents of the messages
+joined by newlines: right for a model that was never taught turns.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from inspect import signature
+from types import MappingProxyType
+from typing import Any, Protocol
+
+from fastapi import HTTPException, Request, Response
+from jinja2 import TemplateError
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from lissom.engine import Sampling
+from lissom.engine import Sequence as EngineSequence
+from lissom.errors import DataError
+from lissom.server.failures import say, unknown_model
+from lissom.server.metrics import Metrics
+from lissom.server.service import LanguageService
+from lissom.server.wire import MAX_CHOICES
+from lissom.server.worker import Job, Piece, Worker
+
+CLIENT_GONE = 499
+TEMPLATES = {"messages"}  # what every template is told
+
+Turn = Mapping[str, str]  # "role" and "content"
+
+
+class Answer(Protocol):
+    """One answer in the making, in the words of an API: `chunks` writes a piece down as it comes, `complete` all."""
+
+    ping: str
+
+    def take(self, piece: Piece) -> None:
+        """Remember a piece."""
+
+    def complete(self) -> dict[str, Any]:
+        """The whole answer."""
+        ...
+
+    def openings(self) -> Iterator[str]:
+        """The events before any text."""
+        ...
+
+    def chunks(self, piece: Piece) -> Iterator[str]:
+        """The events of one piece, which has been taken."""
+        ...
+
+    def closing(self) -> Iterator[str]:
+        """The events after all text."""
+        ...
+
+    def failure(self, status: int, message: str) -> str:
+        """The event that tells of a failure, after the status has been sent."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """What a language model is asked for: `each` continuations of every prompt, of which there are `prompts`.
+
+    `encode` makes their tokens, and `write` the answer to be filled, from how many continuations there are and the
+    tokens of all prompts.
+    """
+
+    encode: Callable[[], list[list[int]]]
+    sampling: Sampling
+    write: Callable[[int, int], Answer]
+    prompts: int = 1
+    each: int = 1
+    stream: bool = False
+
+
+class Language:
+    """A language model, its worker, and the way from a request to an answer."""
+
+    def __init__(self, service: LanguageService, worker: Worker, metrics: Metrics) -> None:
+        self.service = service
+        self.worker = worker
+        self._metrics = metrics
+        self._created = int(time.time())
+
+    def card(self) -> dict[str, Any]:
+        """What /v1/models says of it."""
+        return {
+            "id": self.service.name,
+            "object": "model",
+            "created": self._created,
+            "owned_by": "lissom",
+            "max_model_len": self.worker.engine.context,
+            "evidence": self.service.evidence,
+        }
+
+    def encode(self, text: str, *, special: bool = True) -> list[int]:
+        """The tokens of a text, with those that a text begins and ends with unless told otherwise."""
+        return list(self.service.tokenizer.encode(text, add_special_tokens=special))
+
+    def encode_chat(
+        self,
+        turns: Sequence[Turn],
+        *,
+        answered: bool = True,
+        continued: bool = False,
+        told: Mapping[str, Any] = MappingProxyType({}),
+    ) -> list[int]:
+        """The tokens of a chat, up to where the answer begins if it is to be `answered`.
+
+        Where it is `continued` the answer goes on in the last turn. The template is `told` variables of its own.
+
+        Raises:
+            DataError: the model's template refuses the turns, or is told what it is not for.
+        """
+        tokenizer = self.service.tokenizer
+        if not tokenizer.chat_template:
+            return self.encode("\n".join(turn["content"] for turn in turns))
+        taken = sorted(told.keys() & (signature(tokenizer.apply_chat_template).parameters.keys() | TEMPLATES))
+        if taken:
+            raise DataError(f"chat_template_kwargs: {taken[0]!r} is not for the template alone; leave it out")
+        how = {"add_generation_prompt": answered and not continued, "continue_final_message": continued}
+        try:
+            said = [dict(turn) for turn in turns]
+            return list(tokenizer.apply_chat_template(said, return_dict=False, **how, **told))
+        except (TemplateError, ValueError) as error:
+            raise DataError(f"messages: the chat template of the model refuses them: {error}") from error
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of tokens.
+
+        Raises:
+            DataError: one of them is none of the model's.
+        """
+        words = self.worker.engine.vocabulary
+        wrong = next((token for token in tokens if token >= words), None)
+        if wrong is not None:
+            raise DataError(f"tokens: {wrong} is none of the model's; possible are 0 to {words - 1}")
+        return str(self.service.tokenizer.decode(list(tokens), clean_up_tokenization_spaces=False))
+
+    def spell(self, token: int) -> str:
+        """A token as text."""
+        return str(self.service.tokenizer.decode([token], clean_up_tokenization_spaces=False))
+
+    async def answer(self, request: Request, ask: Ask) -> Response:
+        """Do what is asked.
+
+        Raises:
+            DataError: more is asked for than is possible.
+            HTTPException: the engine has no room, or is in trouble.
+        """
+        arrived, count = time.monotonic(), ask.prompts * ask.each
+        if count > MAX_CHOICES:
+            raise DataError(
+                f"n: {ask.prompts} prompts times n={ask.each} is more than {MAX_CHOICES} choices; ask for fewer"
+            )
+
+        def prepare() -> list[EngineSequence]:
+            copies = [nth(ask.sampling, copy) for copy in range(ask.each)]
+            return [self.worker.engine.prepare(prompt, one) for prompt in ask.encode() for one in copies]
+
+        with self.worker.reserve(count):
+            sequences = await asyncio.to_thread(prepare)
+        read = sum(len(one.prompt) for one in sequences[:: ask.each])
+        self._metrics.prompt_tokens.add(self.service.name, amount=read)
+        answer = ask.write(count, read)
+        job = self.worker.submit(sequences)
+        if ask.stream:
+            return EventStream(self._stream(job, answer, arrived), job)
+        return await while_connected(request, self._collect(job, answer, arrived), job)
+
+    async def _collect(self, job: Job, answer: Answer, arrived: float) -> Response:
+        async for piece in self._timed(job, arrived):
+            if piece is not None:
+                answer.take(piece)
+        return say(200, answer.complete())
+
+    async def _stream(self, job: Job, answer: Answer, arrived: float) -> AsyncIterator[str]:
+        for opening in answer.openings():
+            yield opening
+        try:
+            async for piece in self._timed(job, arrived):
+                if piece is None:
+                    yield answer.ping
+                    continue
+                answer.take(piece)
+                for chunk in answer.chunks(piece):
+                    yield chunk
+        except HTTPException as error:  # the status has been sent, so the failure travels as an event
+            yield answer.failure(error.status_code, error.detail)
+            return
+        for chunk in answer.closing():
+            yield chunk
+
+    async def _timed(self, job: Job, arrived: float) -> AsyncIterator[Piece | None]:
+        last: dict[int, float] = {}
+        async for piece in job.pieces():
+            if piece is not None:
+                now = time.monotonic()
+                if piece.index in last:
+                    for _ in range(piece.tokens):  # those of one pass have shared its time
+                        self._metrics.next_token.observe((now - last[piece.index]) / piece.tokens, self.service.name)
+                else:
+                    self._metrics.first_token.observe(now - arrived, self.service.name)
+                last[piece.index] = now
+                self._metrics.generated_tokens.add(self.service.name, amount=piece.tokens)
+                if piece.finish is not None:
+                    self._metrics.finished.add(self.service.name, piece.finish)
+                    self._metrics.last_token.observe(now - arrived, self.service.name)
+            yield piece
+
+
+Languages = Mapping[str, Language]
+
+
+def served(languages: Languages, name: str) -> Language:
+    """The language model of that name.
+
+    Raises:
+        HTTPException: there is none.
+    """
+    if name not in languages:
+        raise unknown_model(name, sorted(languages))
+    return languages[name]
+
+
+class EventStream(StreamingResponse):
+    """Server-sent events of a job, which is closed when they end: also when the client has gone before the first."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, events: AsyncIterator[str], job: Job) -> None:
+        super().__init__(events, headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+        self._job = job
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the events until they end or the client goes."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._job.close()
+
+
+def nth(sampling: Sampling, copy: int) -> Sampling:
+    """The sampling of copy `copy` of n: a seed gives n different answers, the same n each time."""
+    return sampling if sampling.seed is None else replace(sampling, seed=sampling.seed + copy)
+
+
+async def while_connected(request: Request, work: Coroutine[Any, Any, Response], job: Job) -> Response:
+    """Do the work unless the client goes first; close the job either way."""
+
+    async def gone() -> None:
+        while not await request.is_disconnected():
+            await asyncio.sleep(0.1)
+
+    tasks = asyncio.ensure_future(work), asyncio.ensure_future(gone())
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        return tasks[0].result() if tasks[0].done() else Response(status_code=CLIENT_GONE)
+    finally:
+        for task in tasks:
+            task.cancel()
+        job.close()
