@@ -31,6 +31,7 @@ from lissom.search.fill import TOKENS, fill_cache, fill_from_checkpoint
 from lissom.search.forms import CACHE, HELD, ORIGINAL, forms_of, kind_of, units_of_checkpoint
 from lissom.search.latency import Run
 from lissom.search.mixed import bytes_beside
+from lissom.search.room import at_once
 from lissom.search.shallow import enough
 from lissom.search.subject import LARGE, Subject, Trial, size
 from lissom.search.yardstick import Yardstick
@@ -104,7 +105,7 @@ class LanguageSubject(Subject):
         if CACHE in bank.missing():
             few = calibration[: max(1, TOKENS // calibration.shape[1])]
             original = self.original  # once: it is opened anew each time
-            fill_cache(bank, original, Yardstick(original, (), (), (few, kind)))
+            fill_cache(bank, original, Yardstick(original, (), (), (few, at_once(kind, 1))))  # a window at a time
 
     def compress(self, recipe: Recipe, calibration: Batch) -> Trial:
         """Stream it into a folder that is there for as long as somebody holds the trial."""

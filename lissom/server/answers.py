@@ -3,12 +3,13 @@
 import json
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from lissom.engine import Choice
 from lissom.server.failures import openai_error
+from lissom.server.tools import Call, Reader, Tools, read
 from lissom.server.worker import Piece
 
 Spell = Callable[[int], str]
@@ -28,10 +29,17 @@ class Chat:
         delta = {"role": "assistant", "content": ""}
         return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
 
-    def piece(self, index: int, text: str, logprobs: Any, finish: str | None) -> Mapping[str, Any]:
-        """Text, or the end."""
-        delta = {} if finish else {"content": text}
-        return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
+    def pieces(self, index: int, text: str, logprobs: Any) -> list[Mapping[str, Any]]:
+        """Text."""
+        return [self.delta(index, {"content": text}, logprobs)]
+
+    def ending(self, index: int, finish: str) -> list[Mapping[str, Any]]:
+        """Why it ended."""
+        return [self.delta(index, {}, None, finish)]
+
+    def delta(self, index: int, more: Mapping[str, Any], logprobs: Any, finish: str | None = None) -> dict[str, Any]:
+        """What is new of a choice."""
+        return {"index": index, "delta": more, "logprobs": logprobs, "finish_reason": finish}
 
     def choice(self, index: int, text: str, logprobs: Any, finish: str | None) -> Mapping[str, Any]:
         """A message."""
@@ -52,6 +60,56 @@ class Chat:
         return {"content": content, "refusal": None}
 
 
+class Calling(Chat):
+    """The same, of a model that may call tools; the calls of a choice follow one another in one message."""
+
+    def __init__(self, tools: Tools, count: int) -> None:
+        self.tools = tools
+        self.readers = [Reader(tools=tools) for _ in range(count)]
+        self.calls = [0] * count
+
+    def pieces(self, index: int, text: str, logprobs: Any) -> list[Mapping[str, Any]]:
+        """What has become certain of the text: what is said, and what is called."""
+        deltas = self.deltas(index, self.readers[index].push(text))
+        if logprobs is not None:  # they come with the tokens, whatever of these is held back
+            return [self.delta(index, more, logprobs if k == 0 else None) for k, more in enumerate(deltas or [{}])]
+        return [self.delta(index, more, None) for more in deltas]
+
+    def ending(self, index: int, finish: str) -> list[Mapping[str, Any]]:
+        """What was held back, and why it ended."""
+        rest = [self.delta(index, more, None) for more in self.deltas(index, self.readers[index].finish())]
+        return [*rest, self.delta(index, {}, None, self.reason(finish, self.calls[index]))]
+
+    def deltas(self, index: int, parts: Iterable[str | Call]) -> list[Mapping[str, Any]]:
+        """Parts of a text as they are told."""
+        found = list[Mapping[str, Any]]()
+        for part in parts:
+            if isinstance(part, str):
+                found.append({"content": part})
+            else:
+                found.append({"tool_calls": [{"index": self.calls[index], **told(part)}]})
+                self.calls[index] += 1
+        return found
+
+    def choice(self, index: int, text: str, logprobs: Any, finish: str | None) -> Mapping[str, Any]:
+        """A message."""
+        said, calls = read(self.tools, text)
+        if not calls:
+            return super().choice(index, text, logprobs, finish)
+        message = {"role": "assistant", "content": said or None, "refusal": None, "tool_calls": [*map(told, calls)]}
+        reason = self.reason(str(finish), len(calls))
+        return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": reason}
+
+    def reason(self, finish: str, calls: int) -> str:
+        """Why a text ended in which there are so many calls."""
+        return "tool_calls" if calls and finish == "stop" else finish
+
+
+def told(call: Call) -> dict[str, Any]:
+    """A call."""
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+
+
 class Completion:
     """POST /v1/completions."""
 
@@ -62,11 +120,17 @@ class Completion:
     def opening(self, index: int) -> None:
         """Nothing comes before the text."""
 
-    def piece(self, index: int, text: str, logprobs: Any, finish: str | None) -> Mapping[str, Any]:
-        """Text, or the end."""
-        return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish}
+    def pieces(self, index: int, text: str, logprobs: Any) -> list[Mapping[str, Any]]:
+        """Text."""
+        return [self.choice(index, text, logprobs, None)]
 
-    choice = piece
+    def ending(self, index: int, finish: str) -> list[Mapping[str, Any]]:
+        """Why it ended."""
+        return [self.choice(index, "", None, finish)]
+
+    def choice(self, index: int, text: str, logprobs: Any, finish: str | None) -> Mapping[str, Any]:
+        """A text."""
+        return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish}
 
     def logprobs(self, choices: Sequence[Choice], spell: Spell) -> Mapping[str, Any]:
         """One list per kind."""
@@ -139,10 +203,11 @@ class Choices:
     def chunks(self, piece: Piece) -> Iterator[str]:
         """The events of one piece: its text, then the end if this is it."""
         if piece.text or piece.choices:
-            logprobs = self._logprobs(piece.choices)
-            yield self._event([self.shape.piece(piece.index, piece.text, logprobs, None)])
+            for more in self.shape.pieces(piece.index, piece.text, self._logprobs(piece.choices)):
+                yield self._event([more])
         if piece.finish is not None:
-            yield self._event([self.shape.piece(piece.index, "", None, piece.finish)])
+            for last in self.shape.ending(piece.index, piece.finish):
+                yield self._event([last])
 
     def closing(self) -> Iterator[str]:
         """The events after all text."""

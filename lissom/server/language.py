@@ -29,7 +29,7 @@ from lissom.server.worker import Job, Piece, Worker
 CLIENT_GONE = 499
 TEMPLATES = {"messages"}  # what every template is told
 
-Turn = Mapping[str, str]  # "role" and "content"
+Turn = Mapping[str, Any]  # "role" and "content", as chat templates know them
 
 
 class Answer(Protocol):
@@ -108,10 +108,12 @@ class Language:
         answered: bool = True,
         continued: bool = False,
         told: Mapping[str, Any] = MappingProxyType({}),
+        tools: Sequence[Mapping[str, Any]] = (),
     ) -> list[int]:
         """The tokens of a chat, up to where the answer begins if it is to be `answered`.
 
-        Where it is `continued` the answer goes on in the last turn. The template is `told` variables of its own.
+        Where it is `continued` the answer goes on in the last turn. The template is `told` variables of its own, and
+        the `tools` that may be called.
 
         Raises:
             DataError: the model's template refuses the turns, or is told what it is not for.
@@ -124,8 +126,8 @@ class Language:
             raise DataError(f"chat_template_kwargs: {taken[0]!r} is not for the template alone; leave it out")
         how = {"add_generation_prompt": answered and not continued, "continue_final_message": continued}
         try:
-            said = [dict(turn) for turn in turns]
-            return list(tokenizer.apply_chat_template(said, return_dict=False, **how, **told))
+            said, offered = [dict(turn) for turn in turns], list(tools) or None
+            return list(tokenizer.apply_chat_template(said, offered, return_dict=False, **how, **told))
         except (TemplateError, ValueError) as error:
             raise DataError(f"messages: the chat template of the model refuses them: {error}") from error
 

@@ -76,7 +76,7 @@ class CountRequest(Wire):
     thinking: NoThinking | None = None
 
     @property
-    def turns(self) -> list[dict[str, str]]:
+    def turns(self) -> list[dict[str, Any]]:
         """As chat templates know them."""
         spoken = [turn(one.role, one.content) for one in self.messages]
         return spoken if self.system is None else [turn("system", self.system), *spoken]

@@ -1,18 +1,20 @@
 """The OpenAI API for language models: models, completions, chat completions."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
 from lissom.engine import Grammar, Sampling
 from lissom.errors import DataError
-from lissom.server.answers import Chat, Choices, Completion, Shape
+from lissom.server.answers import Calling, Chat, Choices, Completion, Shape
 from lissom.server.failures import say
 from lissom.server.language import Ask, Language, Languages, served
-from lissom.server.wire import ChatRequest, Chatting, CompletionRequest, Format, Generation
+from lissom.server.tools import Tools, tools_of
+from lissom.server.wire import ChatRequest, CompletionRequest, Format, Generation, Message, NamedTool, Written
 
+ANYTHING = {"type": "object"}
 COMPLETION_TOKENS = 16  # the API's own default for completions; a chat goes on to the end of the context
 
 
@@ -51,7 +53,7 @@ def completion(language: Language, asked: CompletionRequest) -> Ask:
     return Ask(
         encode=encode,
         sampling=sampling_of(asked, asked.max_tokens or COMPLETION_TOKENS, asked.logprobs),
-        write=writing(Completion(), language, asked),
+        write=writing(Completion(), language, asked, asked.logprobs is not None),
         prompts=len(texts) + len(tokens),
         each=asked.n or 1,
         stream=bool(asked.stream),
@@ -59,29 +61,49 @@ def completion(language: Language, asked: CompletionRequest) -> Ask:
 
 
 def chat(language: Language, asked: ChatRequest) -> Ask:
-    """What POST /v1/chat/completions asks for."""
+    """What POST /v1/chat/completions asks for.
+
+    Raises:
+        DataError: tools, of which the model knows none; or two ways to say what the text must be.
+    """
     logprobs = (asked.top_logprobs or 0) if asked.logprobs else None
+    functions = {one.name: one.parameters or ANYTHING for one in asked.functions}
+    tools = tools_of(language.service.tokenizer.chat_template, functions) if functions else None
+    shown = [tool.model_dump(exclude_none=True) for tool in asked.tools or () if tools]
+    called = called_for(tools, asked)
+    if called and (asked.response_format or asked.structured_outputs):
+        raise DataError("tool_choice and response_format: both say what the text must be; give one")
     return Ask(
-        encode=lambda: [chat_tokens(language, asked)],
-        sampling=sampling_of(asked, asked.max_completion_tokens or asked.max_tokens, logprobs),
-        write=writing(Chat(), language, asked),
+        encode=lambda: [chat_tokens(language, asked.messages, asked, shown)],
+        sampling=sampling_of(asked, asked.max_completion_tokens or asked.max_tokens, logprobs, called),
+        write=writing(Calling(tools, asked.n or 1) if tools else Chat(), language, asked, bool(asked.logprobs)),
         each=asked.n or 1,
         stream=bool(asked.stream),
     )
 
 
-def chat_tokens(language: Language, asked: Chatting) -> list[int]:
-    """The tokens of a chat, as its fields say."""
+def called_for(tools: Tools | None, asked: ChatRequest) -> Grammar | None:
+    """What makes sure that tools are called, where that is asked for."""
+    if tools is None or asked.tool_choice in (None, "auto"):
+        return None
+    return tools.must(asked.tool_choice.function.name if isinstance(asked.tool_choice, NamedTool) else None)
+
+
+def chat_tokens(
+    language: Language, messages: Sequence[Message], how: Written, tools: Sequence[Mapping[str, Any]] = ()
+) -> list[int]:
+    """The tokens of a chat, written out as asked."""
     return language.encode_chat(
-        [message.turn for message in asked.messages],
-        answered=asked.add_generation_prompt,
-        continued=asked.continue_final_message,
-        told=asked.chat_template_kwargs or {},
+        [message.turn for message in messages],
+        answered=how.add_generation_prompt,
+        continued=how.continue_final_message,
+        told=how.chat_template_kwargs or {},
+        tools=tools,
     )
 
 
-def writing(shape: Shape, language: Language, asked: Generation) -> Callable[[int, int], Choices]:
-    """How an answer is written down in this API."""
+def writing(shape: Shape, language: Language, asked: Generation, logprobs: bool) -> Callable[[int, int], Choices]:
+    """How an answer is written down in this API, with log-probabilities or without."""
 
     def write(count: int, read: int) -> Choices:
         return Choices(
@@ -91,14 +113,16 @@ def writing(shape: Shape, language: Language, asked: Generation) -> Callable[[in
             prompt_tokens=read,
             each=asked.n or 1,
             with_usage=bool(asked.stream_options and asked.stream_options.include_usage),
-            with_logprobs=asked.with_logprobs,
+            with_logprobs=logprobs,
             spell=language.spell,
         )
 
     return write
 
 
-def sampling_of(asked: Generation, max_tokens: int | None, logprobs: int | None) -> Sampling:
+def sampling_of(
+    asked: Generation, max_tokens: int | None, logprobs: int | None, called: Grammar | None = None
+) -> Sampling:
     """Temperature and top_p are 1 unless given: the model's own distribution, whatever its generation config says."""
     stop = [asked.stop] if isinstance(asked.stop, str) else asked.stop or []
     return Sampling(
@@ -116,7 +140,7 @@ def sampling_of(asked: Generation, max_tokens: int | None, logprobs: int | None)
         stop=tuple(stop),
         stop_tokens=tuple(asked.stop_token_ids or ()),
         ignore_eos=asked.ignore_eos,
-        grammar=grammar_of(asked.response_format, asked.structured_outputs),
+        grammar=called or grammar_of(asked.response_format, asked.structured_outputs),
         logprobs=logprobs,
     )
 

@@ -54,9 +54,9 @@ class ResponseInput(Wire):
     phase: None = None
 
     @property
-    def turn(self) -> dict[str, str]:
-        """As chat templates know it: a developer speaks as the system."""
-        return turn("system" if self.role == "developer" else self.role, self.content)
+    def turn(self) -> dict[str, Any]:
+        """As chat templates know it."""
+        return turn(self.role, self.content)
 
 
 class ResponseFormat(Wire):
@@ -92,8 +92,8 @@ class ResponsesRequest(Wire):
     user: Name | None = None
 
     @property
-    def turns(self) -> list[dict[str, str]]:
-        """As chat templates know them: a developer speaks as the system."""
+    def turns(self) -> list[dict[str, Any]]:
+        """As chat templates know them."""
         given = [turn("user", self.input)] if isinstance(self.input, str) else [own.turn for own in self.input]
         return given if self.instructions is None else [turn("system", self.instructions), *given]
 

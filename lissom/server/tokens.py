@@ -1,26 +1,24 @@
 """Tokens of a text or a chat, and back: for clients that count before they ask."""
 
 import asyncio
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 from fastapi import APIRouter, Response
 from pydantic import Field, model_validator
 
 from lissom.server.failures import say
 from lissom.server.language import Languages, served
-from lissom.server.wire import MAX_LISTED, Message, Name, Text, Token, Told, Wire
+from lissom.server.openai import chat_tokens
+from lissom.server.wire import Messages, Name, Text, Token, Wire, Written
 
 
-class TokenizeRequest(Wire):
+class TokenizeRequest(Written):
     """POST /tokenize (a route of vLLM): a text, or a chat as it is written out."""
 
     model: Name
     prompt: Text | None = None
-    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_LISTED)] | None = None
+    messages: Messages | None = None
     add_special_tokens: bool = True
-    add_generation_prompt: bool = True
-    continue_final_message: bool = False
-    chat_template_kwargs: Told | None = None
     return_token_strs: bool = False
 
     @model_validator(mode="after")
@@ -45,20 +43,16 @@ def routes(languages: Languages) -> APIRouter:
     async def tokenize(asked: TokenizeRequest) -> Response:
         language = served(languages, asked.model)
 
-        def encode() -> list[int]:
+        def found() -> dict[str, Any]:
             if asked.messages is None:
-                return language.encode(asked.prompt or "", special=asked.add_special_tokens)
-            return language.encode_chat(
-                [message.turn for message in asked.messages],
-                answered=asked.add_generation_prompt,
-                continued=asked.continue_final_message,
-                told=asked.chat_template_kwargs or {},
-            )
+                tokens = language.encode(asked.prompt or "", special=asked.add_special_tokens)
+            else:
+                tokens = chat_tokens(language, asked.messages, asked)
+            spelt = [language.spell(token) for token in tokens] if asked.return_token_strs else None
+            context = language.worker.engine.context
+            return {"count": len(tokens), "max_model_len": context, "tokens": tokens, "token_strs": spelt}
 
-        tokens = await asyncio.to_thread(encode)
-        spelt = [language.spell(token) for token in tokens] if asked.return_token_strs else None
-        found = {"count": len(tokens), "max_model_len": language.worker.engine.context, "tokens": tokens}
-        return say(200, {**found, "token_strs": spelt})
+        return say(200, await asyncio.to_thread(found))
 
     @router.post("/detokenize")
     async def detokenize(asked: DetokenizeRequest) -> Response:

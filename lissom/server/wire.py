@@ -5,7 +5,8 @@ it was heard. Fields of the OpenAI API that are listed with a single possible va
 clients like to send.
 """
 
-from collections.abc import Sequence
+import json
+from abc import abstractmethod
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -13,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 MAX_TOP_LOGPROBS = 20
 MAX_CHOICES = 16
 MAX_STOPS = 16
+MAX_TOOLS = 128
 MAX_LISTED = 1024
 
 Text = Annotated[str, Field(max_length=4_000_000)]
@@ -43,9 +45,9 @@ class Format(Wire):
     """What the text must be."""
 
     @property
+    @abstractmethod
     def grammars(self) -> dict[str, Any]:
         """The same, by the kind of grammar that says so."""
-        raise NotImplementedError
 
 
 class PlainFormat(Format):
@@ -125,11 +127,6 @@ class Generation(Wire):
     stream_options: StreamOptions | None = None
     user: Name | None = None
 
-    @property
-    def with_logprobs(self) -> bool:
-        """Whether log-probabilities are wanted."""
-        raise NotImplementedError
-
 
 class CompletionRequest(Generation):
     """POST /v1/completions."""
@@ -145,11 +142,6 @@ class CompletionRequest(Generation):
     echo: Literal[False] | None = None
     suffix: None = None
 
-    @property
-    def with_logprobs(self) -> bool:
-        """Whether log-probabilities are wanted."""
-        return self.logprobs is not None
-
 
 class TextPart(Wire):
     """A part of a message; only text is understood."""
@@ -158,48 +150,137 @@ class TextPart(Wire):
     text: Text
 
 
-def turn(role: str, content: str | Sequence[Any]) -> dict[str, str]:
-    """A turn of a chat, its content, or the text of its parts, as one string."""
-    said = content if isinstance(content, str) else "".join(str(part.text) for part in list[Any](content))
-    return {"role": role, "content": said}
+def turn(role: str, content: str | list[Any]) -> dict[str, Any]:
+    """A turn of a chat, its content, or the text of its parts, as one string; a developer speaks as the system."""
+    said = content if isinstance(content, str) else "".join(part.text for part in content)
+    return {"role": "system" if role == "developer" else role, "content": said}
+
+
+class CalledFunction(Wire):
+    """What was called, and the JSON of its arguments."""
+
+    name: Name
+    arguments: Text
+
+
+class ToolCall(Wire):
+    """A call that the assistant made, given back."""
+
+    id: Name
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """As chat templates know it: with the arguments themselves."""
+        arguments = json.loads(self.function.arguments)
+        return {"id": self.id, "type": self.type, "function": {"name": self.function.name, "arguments": arguments}}
+
+    @model_validator(mode="after")
+    def _object(self) -> Self:
+        try:
+            given = json.loads(self.function.arguments)
+        except (ValueError, RecursionError):
+            given = None
+        if not isinstance(given, dict):
+            raise ValueError("the arguments are not a JSON object")
+        return self
 
 
 class Message(Wire):
-    """One turn of a chat."""
+    """One turn of a chat; a tool answers the call of an id."""
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Text | list[TextPart]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: Text | list[TextPart] | None = None
     name: Name | None = None
+    refusal: None = None
+    tool_calls: Annotated[list[ToolCall], Field(min_length=1, max_length=MAX_TOOLS)] | None = None
+    tool_call_id: Name | None = None
 
     @property
-    def turn(self) -> dict[str, str]:
-        """As chat templates know it: a developer speaks as the system."""
-        return turn("system" if self.role == "developer" else self.role, self.content)
+    def turn(self) -> dict[str, Any]:
+        """As chat templates know it."""
+        calls = {} if self.tool_calls is None else {"tool_calls": [call.told for call in self.tool_calls]}
+        answers = {} if self.tool_call_id is None else {"tool_call_id": self.tool_call_id}
+        return {**turn(self.role, self.content or ""), **calls, **answers}
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if self.content is None and self.tool_calls is None:
+            raise ValueError("content is missing; only an assistant that calls tools may leave it out")
+        if self.tool_calls is not None and self.role != "assistant":
+            raise ValueError("tool_calls are an assistant's")
+        if (self.tool_call_id is None) == (self.role == "tool"):
+            raise ValueError("tool_call_id goes with the role tool, and with no other")
+        return self
 
 
-class Chatting(Wire):
-    """A chat and how it is written out; the variables of `chat_template_kwargs` are the template's own."""
+Messages = Annotated[list[Message], Field(min_length=1, max_length=MAX_LISTED)]
 
-    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_LISTED)]
+
+class Written(Wire):
+    """How a chat is written out; the variables of `chat_template_kwargs` are the template's own."""
+
     add_generation_prompt: bool = True
     continue_final_message: bool = False
     chat_template_kwargs: Told | None = None
 
 
-class ChatRequest(Generation, Chatting):
+class Function(Wire):
+    """Something that can be called; `parameters` is the schema of its arguments."""
+
+    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
+    description: Text | None = None
+    parameters: dict[str, Any] | None = None
+    strict: Literal[False] | None = None
+
+
+class FunctionTool(Wire):
+    """A tool."""
+
+    type: Literal["function"]
+    function: Function
+
+
+class OnlyName(Wire):
+    """A function, by its name."""
+
+    name: Name
+
+
+class NamedTool(Wire):
+    """The tool that must be called."""
+
+    type: Literal["function"]
+    function: OnlyName
+
+
+class ChatRequest(Generation, Written):
     """POST /v1/chat/completions."""
 
+    messages: Messages
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
-    tools: NoTools | None = None
-    tool_choice: Literal["none", "auto"] | None = None
-    parallel_tool_calls: bool | None = None
+    tools: Annotated[list[FunctionTool], Field(max_length=MAX_TOOLS)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    parallel_tool_calls: Literal[True] | None = None
 
     @property
-    def with_logprobs(self) -> bool:
-        """Whether log-probabilities are wanted."""
-        return bool(self.logprobs)
+    def functions(self) -> list[Function]:
+        """What may be called."""
+        return [] if self.tool_choice == "none" else [tool.function for tool in self.tools or ()]
+
+    @model_validator(mode="after")
+    def _named(self) -> Self:
+        names = [tool.function.name for tool in self.tools or ()]
+        if len(set(names)) < len(names):
+            raise ValueError("tools: two of them have the same name")
+        if isinstance(self.tool_choice, NamedTool) and self.tool_choice.function.name not in names:
+            raise ValueError(f"tool_choice: {self.tool_choice.function.name!r} is none of the tools")
+        if self.tool_choice == "required" and not names:
+            raise ValueError("tool_choice: required, but there are no tools")
+        return self
 
 
 class TensorParameters(Wire):
