@@ -1,4 +1,4 @@
-"""Serving what was compressed: language models by the OpenAI API, everything else by the Open Inference Protocol."""
+"""Serving what was compressed: language models as OpenAI and Anthropic do, all else by the Open Inference Protocol."""
 
 from lissom.server.app import create_app, serve
 from lissom.server.service import LanguageService, Limits, TensorService

@@ -119,6 +119,8 @@ class Language:
             DataError: the model's template refuses the turns, or is told what it is not for.
         """
         tokenizer = self.service.tokenizer
+        if told and not tokenizer.chat_template:
+            raise DataError("chat_template_kwargs: the model has no chat template that could be told; leave it out")
         if not tokenizer.chat_template:
             return self.encode("\n".join(turn["content"] for turn in turns))
         taken = sorted(told.keys() & (signature(tokenizer.apply_chat_template).parameters.keys() | TEMPLATES))
@@ -128,7 +130,7 @@ class Language:
         try:
             said, offered = [dict(turn) for turn in turns], list(tools) or None
             return list(tokenizer.apply_chat_template(said, offered, return_dict=False, **how, **told))
-        except (TemplateError, ValueError) as error:
+        except (TemplateError, ValueError, TypeError) as error:
             raise DataError(f"messages: the chat template of the model refuses them: {error}") from error
 
     def decode(self, tokens: Sequence[int]) -> str:

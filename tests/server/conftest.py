@@ -81,7 +81,7 @@ def expected(model: Any, tokenizer: Any) -> Sequence:
 
 
 TEMPLATE = """{% for turn in messages %}{{ turn.role }}: {{ turn.content }}{{ mark | default('.') }}
-{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"""
+{% endfor %}{% if number %}{{ 1 + number }}{% endif %}{% if add_generation_prompt %}assistant:{% endif %}"""
 
 
 @pytest.fixture(scope="package")

@@ -52,6 +52,11 @@ def test_what_was_read_before_is_counted(http: httpx.Client) -> None:
     assert [one["prompt_tokens_details"]["cached_tokens"] for one in (first, second)] == [0, 32]
 
 
+def test_who_has_no_template_is_told_nothing(http: httpx.Client) -> None:
+    answer = http.post("/tokenize", json={"model": "stories", "messages": CHAT, "chat_template_kwargs": {"mark": "!"}})
+    assert "no chat template" in answer.json()["error"]["message"]
+
+
 @pytest.mark.parametrize(
     ("path", "body", "message"),
     [
@@ -63,6 +68,11 @@ def test_what_was_read_before_is_counted(http: httpx.Client) -> None:
             "'tokenize' is not for",
         ),
         ("/tokenize", {"messages": CHAT, "chat_template_kwargs": {"messages": "x"}}, "'messages' is not for"),
+        (
+            "/tokenize",
+            {"messages": CHAT, "chat_template_kwargs": {"number": "x"}},
+            "template of the model refuses them",
+        ),
         ("/detokenize", {"tokens": [2048]}, "possible are 0 to 2047"),
         ("/detokenize", {"tokens": [-1]}, "greater than or equal to 0"),
     ],
