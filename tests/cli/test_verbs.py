@@ -132,11 +132,11 @@ def test_optimize_that_finds_nothing_says_so_and_writes_only_the_report(
 def test_optimize_a_language_model(
     run: Run, tiny: Tiny, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lissom.search import forms, latency, subject, trying
+    from lissom.search import forms, language, latency, trying
 
     monkeypatch.setattr(trying, "ROUNDS", 3)
     monkeypatch.setattr(latency, "MOST", 9)  # tiny times are never known well
-    monkeypatch.setattr(subject, "WRITTEN", 2)
+    monkeypatch.setattr(language, "WRITTEN", 2)
     few = (forms.ORIGINAL, forms.SAFE, "4 bits")
     for table in ("FORMS", "LOOKED_UP"):
         monkeypatch.setattr(forms, table, {name: getattr(forms, table)[name] for name in few})
