@@ -84,7 +84,7 @@ def within(
     Raises:
         DataError: nothing stays below the bound, as far as can be foreseen.
     """
-    give_back()
+    give_back()  # what is resident now is counted as the program
     ways = list(foreseen(checkpoint, forms, kinds, lots, metrics, max_ram))
     found = next((way for way in ways if max_ram is None or way.peak <= max_ram), None)
     if found is None:

@@ -66,7 +66,7 @@ def explain(errors: Sequence[Any]) -> tuple[str, str | None]:
     fault = errors[0]
     names = [str(part) for part in fault["loc"] if part != "body"]
     field = next((name for name in names if not name.isdigit()), None)
-    if fault["type"] == "json_invalid":
+    if fault["type"] == "json_invalid" and field is None:  # of a field it is the JSON in it
         return "the body is not valid JSON", None
     if fault["type"] == "extra_forbidden":
         return f"unknown field '{'.'.join(names)}'; leave it out", field

@@ -5,11 +5,10 @@ it was heard. Fields of the OpenAI API that are listed with a single possible va
 clients like to send.
 """
 
-import json
 from abc import abstractmethod
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, Json, model_validator
 
 MAX_TOP_LOGPROBS = 20
 MAX_CHOICES = 16
@@ -157,10 +156,10 @@ def turn(role: str, content: str | list[Any]) -> dict[str, Any]:
 
 
 class CalledFunction(Wire):
-    """What was called, and the JSON of its arguments."""
+    """What was called, and its arguments, which come as JSON."""
 
     name: Name
-    arguments: Text
+    arguments: Json[dict[str, Any]]
 
 
 class ToolCall(Wire):
@@ -169,22 +168,6 @@ class ToolCall(Wire):
     id: Name
     type: Literal["function"] = "function"
     function: CalledFunction
-
-    @property
-    def told(self) -> dict[str, Any]:
-        """As chat templates know it: with the arguments themselves."""
-        arguments = json.loads(self.function.arguments)
-        return {"id": self.id, "type": self.type, "function": {"name": self.function.name, "arguments": arguments}}
-
-    @model_validator(mode="after")
-    def _object(self) -> Self:
-        try:
-            given = json.loads(self.function.arguments)
-        except (ValueError, RecursionError):
-            given = None
-        if not isinstance(given, dict):
-            raise ValueError("the arguments are not a JSON object")
-        return self
 
 
 class Message(Wire):
@@ -200,7 +183,7 @@ class Message(Wire):
     @property
     def turn(self) -> dict[str, Any]:
         """As chat templates know it."""
-        calls = {} if self.tool_calls is None else {"tool_calls": [call.told for call in self.tool_calls]}
+        calls = {} if self.tool_calls is None else {"tool_calls": [call.model_dump() for call in self.tool_calls]}
         answers = {} if self.tool_call_id is None else {"tool_call_id": self.tool_call_id}
         return {**turn(self.role, self.content or ""), **calls, **answers}
 

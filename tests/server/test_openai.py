@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -14,12 +13,6 @@ from lissom.engine import Engine, Sampling, Sequence
 
 PROMPT = "Once upon a time"
 GREEDY: dict[str, Any] = {"model": "stories", "temperature": 0, "max_tokens": 24}
-
-
-@pytest.fixture
-def client(url: str) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as one:
-        yield one
 
 
 def test_models_carry_their_evidence(client: openai.OpenAI) -> None:

@@ -1,7 +1,6 @@
 """The Responses API, asked by the `openai` client over a socket, against the engine asked directly."""
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -12,12 +11,6 @@ from lissom.engine import Sequence
 
 PROMPT = "Once upon a time"
 GREEDY: dict[str, Any] = {"model": "stories", "temperature": 0, "max_output_tokens": 24}
-
-
-@pytest.fixture
-def client(url: str) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as one:
-        yield one
 
 
 def test_a_response(client: openai.OpenAI, tokenizer: Any, expected: Sequence) -> None:

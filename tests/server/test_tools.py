@@ -156,7 +156,7 @@ CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "n
         ({"parallel_tool_calls": False}, "parallel_tool_calls"),
         ({"messages": [{"role": "user"}]}, "content is missing"),
         ({"messages": [{"role": "tool", "content": "a"}]}, "tool_call_id goes with the role tool"),
-        ({"messages": [{"role": "user", "content": "a", "tool_calls": [CALL]}]}, "not a JSON object"),
+        ({"messages": [{"role": "user", "content": "a", "tool_calls": [CALL]}]}, "arguments: Invalid JSON"),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )
