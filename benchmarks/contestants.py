@@ -214,13 +214,9 @@ class Ran:
 def ran(command: list[Any], where: Path | None = None, **environment: str) -> Ran:
     """A process that did what it should."""
     words, around = [str(word) for word in command], {**os.environ, **environment}
-    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
-        process = subprocess.Popen(words, cwd=where, env=around, stdout=out, stderr=err)
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        out.seek(0)
-        err.seek(0)
-        done = Ran(stdout=out.read(), stderr=err.read(), peak=1024 * usage.ru_maxrss)
-    if process.returncode:
-        raise SystemExit(f"{' '.join(words)} failed:\n{(done.stdout + done.stderr)[-2000:]}")
-    return done
+    with tempfile.NamedTemporaryFile("r") as spent:  # of a small process: what this one has would be counted with it
+        between = [sys.executable, HERE / "spent.py", "--to", spent.name]
+        done = subprocess.run([*between, *words], cwd=where, env=around, capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(f"{' '.join(words)} failed:\n{(done.stdout + done.stderr)[-2000:]}")
+        return Ran(stdout=done.stdout, stderr=done.stderr, peak=json.load(spent)["peak_bytes"])

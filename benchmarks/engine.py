@@ -46,6 +46,7 @@ from contestants import (
 )
 from rich.console import Console
 from rich.table import Table
+from sections import write_section
 
 from lissom.estimate import Estimate, median_estimate
 from lissom.hardware import describe, limits
@@ -119,7 +120,8 @@ def main() -> None:
         console.print(savings(model, found, sizes))
     print(json.dumps({"shape": asked.shape, "machine": machine, "found": found, "crowded": crowded}))
     if asked.write:
-        save(asked.write, f"The engine {'beside its peers' if others else 'in its formats'}: {asked.shape}")
+        title = f"The engine {'beside its peers' if others else 'in its formats'}: {asked.shape}"
+        write_section(asked.write, title, command(), console.export_text())
 
 
 @contextmanager
@@ -186,19 +188,6 @@ def titled(title: str, *columns: str) -> Table:
 def spread(figure: Estimate, digits: int) -> str:
     """The median, and the lowest and the highest."""
     return f"{figure.value:.{digits}f} [{figure.low:.{digits}f}, {figure.high:.{digits}f}]"
-
-
-def save(file: Path, title: str) -> None:
-    """What was printed, and the command, as a section of a page; the text above it stays where there is one."""
-    page = file.read_text(encoding="utf-8")
-    before, found, rest = page.partition(f"\n## {title}\n")
-    above = rest.partition("```text")[0] if found else "\n"
-    after = rest[rest.index("\n## ") :] if "\n## " in rest else ""
-    said = "\n".join(line.rstrip() for line in console.export_text().splitlines())
-    section = f"## {title}\n{above}```text\n{command()}\n\n{said}\n```\n"
-    made = file.with_suffix(".new")
-    made.write_text(f"{before.rstrip()}\n\n{section}{after}", encoding="utf-8")
-    made.rename(file)
 
 
 def command() -> str:

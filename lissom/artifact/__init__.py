@@ -3,7 +3,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from lissom.artifact.folder import Opened, load, open_folder
+from lissom.artifact.evidence import objection
+from lissom.artifact.folder import Opened, load, open_folder, open_tokenizer
 from lissom.artifact.manifest import MANIFEST, add_file, annotate, read_manifest, verify
 
 if TYPE_CHECKING:
@@ -17,7 +18,9 @@ __all__ = [
     "annotate",
     "compress_checkpoint",
     "load",
+    "objection",
     "open_folder",
+    "open_tokenizer",
     "read_manifest",
     "save",
     "verify",

@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lissom.artifact.manifest import MANIFEST, read_manifest
+from lissom.files import read_json
 
 if TYPE_CHECKING:
     from torch import nn
+
+EVIDENCE = ("certificate", "parity", "machine", "target", "recipe", "files")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,8 +41,10 @@ class Opened:
 
     @property
     def evidence(self) -> Mapping[str, Any]:
-        """What the folder proves about the model: certificate, report, recipe, hashes."""
-        return {name: self.manifest[name] for name in ("certificate", "recipe", "files") if name in self.manifest}
+        """What the folder proves about the model, and where it was found out: certificate, parity, recipe, hashes."""
+        report = self.manifest.get("report", {})
+        told = {**self.manifest, "machine": report.get("machine"), "target": report.get("target")}
+        return {name: told[name] for name in EVIDENCE if told.get(name) is not None}
 
 
 def open_folder(
@@ -75,6 +80,27 @@ def open_folder(
     alone = bare and "tokenizer" in manifest
     tokenizer = Tokenizer.read(folder, manifest["tokenizer"]) if alone else read_tokenizer(folder)
     return Opened(model=language_model, tokenizer=tokenizer, manifest=manifest, folder=folder)
+
+
+def open_tokenizer(model: str | Path) -> Any:
+    """The tokenizer of a folder, for a program that leaves the model to another; None if it holds no language model.
+
+    No hash is checked: who opens the model does that.
+
+    Raises:
+        ModelError: there is no model in it.
+    """
+    folder = Path(model)
+    manifest = read_json(folder / MANIFEST) if (folder / MANIFEST).is_file() else {}
+    if manifest.get("kind") == "module":
+        return None
+    if "tokenizer" in manifest:
+        from lissom.models.tokenizer import Tokenizer
+
+        return Tokenizer.read(folder, manifest["tokenizer"])
+    from lissom.models.checkpoint import find, read_tokenizer
+
+    return read_tokenizer(find(model))
 
 
 def load(folder: str | Path, *, model: "nn.Module | None" = None, trainable: bool = False) -> "nn.Module":

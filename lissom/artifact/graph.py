@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 from torch.func import functional_call
 
+from lissom.artifact.datatypes import NAMES
 from lissom.calibrate import Batch
 from lissom.calibrate.data import TARGETS
 from lissom.errors import ArtifactError, reason
@@ -26,18 +27,6 @@ from lissom.models.families import put
 GRAPH = "graph.json"
 LAYER = "lissom::layer"  # the operator that a compressed layer is
 BESIDE = ("serialize_state_dict", "serialize_constants", "serialize_example_inputs")  # not to be made; older torch must
-DATATYPES = {
-    torch.float32: "FP32",
-    torch.float64: "FP64",
-    torch.float16: "FP16",
-    torch.bfloat16: "BF16",
-    torch.int64: "INT64",
-    torch.int32: "INT32",
-    torch.int16: "INT16",
-    torch.int8: "INT8",
-    torch.uint8: "UINT8",
-    torch.bool: "BOOL",
-}
 
 
 def arguments(model: nn.Module, example: Batch) -> dict[str, Tensor]:
@@ -77,7 +66,7 @@ def named_outputs(result: Any) -> dict[str, Tensor]:
 
 def tensor_signature(name: str, tensor: Tensor) -> dict[str, Any]:
     """Name, datatype and shape, the first dim being the batch."""
-    return {"name": name, "datatype": DATATYPES[tensor.dtype], "shape": [-1, *tensor.shape[1:]]}
+    return {"name": name, "datatype": NAMES[tensor.dtype], "shape": [-1, *tensor.shape[1:]]}
 
 
 torch.library.define(LAYER, "(Tensor x, str name) -> Tensor")

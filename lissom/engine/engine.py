@@ -20,7 +20,7 @@ from lissom.engine.draft import Draft
 from lissom.engine.grammar import constrain, spelling
 from lissom.engine.pages import PAGE, Pages, pages_for
 from lissom.engine.runner import Runner
-from lissom.engine.sample import choose
+from lissom.engine.sample import among, choose
 from lissom.engine.schedule import Schedule
 from lissom.engine.sequence import Sampling, Sequence
 from lissom.engine.speculate import MODES, NEVER, WHERE_IT_PAYS, Speculation
@@ -81,6 +81,7 @@ class Engine:
         )
         self.speculation = Speculation(self.schedule, draft=drafting, mode=speculate)
         self._clock = clock
+        self.read_tokens, self.read_seconds = 0, 0.0  # of prompts, and how long the passes took in which they were read
         self.vocabulary: int = model.config.vocab_size
         self._end = _end_tokens(model, tokenizer)
         self._tokenizer = tokenizer
@@ -138,9 +139,14 @@ class Engine:
         begun = self._clock()
         logits = iter(self._runner.forward(slices).cpu().numpy())
         spent = self._clock() - begun
+        if read := sum(piece.count for piece in slices if piece.start < len(piece.sequence.prompt) - 1):
+            self.read_tokens += read
+            self.read_seconds += spent
         changed = [piece.sequence for piece in slices if piece.completes]
         for piece in slices:
-            self._advance(piece.sequence, [next(logits) for _ in piece.wanted])
+            for _ in piece.read:
+                self._read(piece.sequence, next(logits))
+            self._advance(piece.sequence, [next(logits) for _ in piece.chosen])
         self.speculation.learn(slices, spent)
         self.schedule.record(slices)
         for sequence in changed:
@@ -173,6 +179,11 @@ class Engine:
         for row, guess in zip_longest(logits, tuple(sequence.guesses)):
             if self._accept(sequence, row) != guess or sequence.finish is not None:
                 return
+
+    def _read(self, sequence: Sequence, logits: np.ndarray) -> None:
+        """Remember what the model expects in the place of the next token of the prompt."""
+        token = sequence.prompt[len(sequence.read) + 1]
+        sequence.read.append(among(logits, token, sequence.sampling.prompt_logprobs or 0))
 
     def _accept(self, sequence: Sequence, logits: np.ndarray) -> int:
         sampling, end = sequence.sampling, sequence.sampling.ends(self._end)

@@ -14,7 +14,6 @@ import numpy as np
 from jaxtyping import Bool
 
 from lissom.errors import DataError
-from lissom.models.tokenizer import unpadded
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
@@ -76,6 +75,8 @@ def spelling(tokenizer: Any, vocabulary: int, end: Collection[int]) -> "LLTokeni
         from llguidance import LLTokenizer
     except ImportError as error:
         raise DataError("grammar: llguidance is not installed; pip install 'lissom[structured]'") from error
+    from lissom.models.tokenizer import unpadded
+
     ends = [token for token in sorted(end) if token < len(tokenizer)]
     try:
         return LLTokenizer(unpadded(copy(tokenizer.backend_tokenizer)).to_str(), n_vocab=vocabulary, eos_token=ends)

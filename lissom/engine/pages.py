@@ -64,7 +64,9 @@ class Pages:
         return room
 
     def missing(self, sequence: Sequence) -> list[bytes]:
-        """The keys of the sequence's beginning that no page has."""
+        """The keys of the sequence's beginning that no page has; none where all of it must be run in any case."""
+        if sequence.reading:
+            return []
         return [key for key in filled(sequence, 0, sequence.length - 1) if key not in self._page]
 
     def admit(self, sequence: Sequence) -> bool:
@@ -72,9 +74,8 @@ class Pages:
 
         At least one token is left to be run, since the next one is chosen by what comes out of that.
         """
-        found = [
-            self._page[key] for key in takewhile(self._page.__contains__, filled(sequence, 0, sequence.length - 1))
-        ]
+        keys = [] if sequence.reading else filled(sequence, 0, sequence.length - 1)
+        found = [self._page[key] for key in takewhile(self._page.__contains__, keys)]
         if pages_for(sequence.length) - len(found) > self.free - sum(page in self._idle for page in found):
             return False
         for page in found:

@@ -32,8 +32,13 @@ def choose(
     token = int(scores.argmax()) if sampling.temperature == 0 else _draw(scores, sampling, random)
     if sampling.logprobs is None:
         return Choice(token=token, logprob=0.0)
+    return among(logits, token, sampling.logprobs)
+
+
+def among(logits: Float[np.ndarray, " v"], token: int, alternatives: int) -> Choice:
+    """A token with its log-probability, and those of so many alternatives, the best first."""
     logprobs = log_softmax(logits)
-    best = _largest(logprobs, sampling.logprobs)
+    best = _largest(logprobs, alternatives)
     best = best[np.argsort(-logprobs[best], kind="stable")]
     return Choice(token=token, logprob=float(logprobs[token]), top=tuple((int(i), float(logprobs[i])) for i in best))
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from lissom.engine.pages import Pages, filled
 from lissom.engine.sequence import Sequence
 
+READ = 64  # tokens of prompts after which the logits are wanted, at once: those of each are as large as the vocabulary
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Slice:
@@ -28,9 +30,22 @@ class Slice:
         return self.start + self.count >= self.sequence.length
 
     @property
-    def wanted(self) -> range:
-        """Which of its tokens the logits are wanted after: the last one known, and every guess."""
+    def read(self) -> range:
+        """After which of its tokens the logits are wanted for the next one of the prompt, which is known."""
+        if not self.sequence.reading:
+            return range(0)
+        last = len(self.sequence.prompt) - 1 - self.start
+        return range(max(len(self.sequence.read) - self.start, 0), min(self.count, last))
+
+    @property
+    def chosen(self) -> range:
+        """After which of its tokens a next one is chosen: the last one known, and every guess."""
         return range(max(self.sequence.length - 1 - self.start, 0), self.count)
+
+    @property
+    def wanted(self) -> tuple[int, ...]:
+        """After which of its tokens the logits are wanted."""
+        return (*self.read, *self.chosen)
 
     @property
     def keys(self) -> list[bytes]:
@@ -64,17 +79,20 @@ class Schedule:
 
     def plan(self) -> list[Slice]:
         """The slices of the next pass: one token of each that decodes, and at most `chunk` tokens of prompts."""
-        budget, slices = self._chunk, list[Slice]()
+        budget, read, slices = self._chunk, READ, list[Slice]()
         for sequence in tuple(self.running):
-            count = 1 if sequence.pending == 1 else min(sequence.pending, budget)
+            room = 1 if sequence.pending == 1 else min(budget, read) if sequence.reading else budget
+            count = min(sequence.pending, room)
             if sequence in self.running and count and self._make_room(sequence, sequence.cached + count):
                 slices.append(Slice(sequence=sequence, start=sequence.cached, count=count))
                 budget -= count if sequence.pending > 1 else 0
+                read -= len(slices[-1].read)
         while budget and self._admit(slices):
             sequence = self.running[-1]
-            count = min(sequence.pending, budget)
-            slices.append(Slice(sequence=sequence, start=sequence.cached, count=count))
-            budget -= count
+            if count := min(sequence.pending, budget, read if sequence.reading else budget):
+                slices.append(Slice(sequence=sequence, start=sequence.cached, count=count))
+                budget -= count
+                read -= len(slices[-1].read)
         return slices
 
     def stretch(self, sequence: Sequence, guesses: int) -> int:

@@ -19,7 +19,8 @@ class Sampling:
 
     `temperature` 0 takes the most probable token. The filters apply in the order top_k, top_p, min_p. Equal seeds
     give equal draws. `max_tokens` None means up to the end of the context. `logprobs` asks for that many alternatives
-    beside the log-probability of the chosen token; they are the model's own, before all that follows.
+    beside the log-probability of the chosen token; they are the model's own, before all that follows. So are
+    `prompt_logprobs`, of the tokens of the prompt; its beginning is then read anew, whatever of it is in the cache.
 
     `repetition_penalty` divides the score of every token of prompt and continuation, `presence_penalty` and
     `frequency_penalty` lower that of every token of the continuation, once or as often as it came, and `logit_bias`
@@ -47,6 +48,7 @@ class Sampling:
     ignore_eos: bool = False
     grammar: Grammar | None = None
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
 
     def __post_init__(self) -> None:
         _within("temperature", self.temperature, 0, 10)
@@ -63,8 +65,9 @@ class Sampling:
             _within("seed", self.seed, 0, None)
         if self.max_tokens is not None:
             _within("max_tokens", self.max_tokens, 1, None)
-        if self.logprobs is not None:
-            _within("logprobs", self.logprobs, 0, None)
+        for name in ("logprobs", "prompt_logprobs"):
+            if (alternatives := getattr(self, name)) is not None:
+                _within(name, alternatives, 0, None)
         if "" in self.stop:
             raise DataError("sampling: stop holds an empty string, which would stop at once; leave it out")
         if self.grammar is not None and (self.ignore_eos or self.min_tokens):
@@ -99,7 +102,8 @@ class Sequence:
     those of its full pages, as far as they have been asked for. `text` is what may be shown: whole characters, and no
     part of a stop string. `guesses` are tokens that may follow: they are run with what is known, and forgotten when
     the pass has told which of them do follow. `drafted` counts the leading tokens that a draft has cached; `reused`, of
-    the prompt, those that were cached already when the sequence came.
+    the prompt, those that were cached already when the sequence came. `read` are the tokens of the prompt from the
+    second on, with what the model expected in their place, where that is asked for.
     """
 
     prompt: tuple[int, ...]
@@ -110,6 +114,7 @@ class Sequence:
     constraint: Constraint | None = None
     generated: list[int] = field(default_factory=list)
     choices: list[Choice] = field(default_factory=list)
+    read: list[Choice] = field(default_factory=list)
     pages: list[int] = field(default_factory=list)
     keys: list[bytes] = field(default_factory=list)
     cached: int = 0
@@ -128,6 +133,11 @@ class Sequence:
     def pending(self) -> int:
         """Tokens that have not been run through the model yet."""
         return self.length - self.cached
+
+    @property
+    def reading(self) -> bool:
+        """Whether the model has yet to say what it expects in the place of some token of the prompt."""
+        return self.sampling.prompt_logprobs is not None and len(self.read) < len(self.prompt) - 1
 
     def tokens(self, start: int, stop: int) -> list[int]:
         """Tokens `start` up to `stop` of prompt, continuation and guesses."""

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 USUAL, MENDED = "tokenizer.json", "lissom.tokenizer.json"
+MARK = "[the text goes on here] "  # its space shows whether a template strips what it is given
 USED = ("encode", "_encode_plus", "decode", "_decode", "apply_chat_template")  # of transformers' class
 
 
@@ -58,23 +59,32 @@ class Tokenizer:
         return self.backend_tokenizer.decode(tokens, skip_special_tokens=skip_special_tokens)
 
     def apply_chat_template(
-        self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool, return_dict: bool = False
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        *,
+        add_generation_prompt: bool,
+        continue_final_message: bool = False,
+        return_dict: bool = False,
+        **told: Any,
     ) -> list[int]:
-        """The tokens of a conversation of one or more messages.
+        """The tokens of a conversation of one or more messages; where the last is continued, up to its content's end.
+
+        The template is `told` variables of its own.
 
         Raises:
             TemplateError: the template refuses it (it is jinja2's).
-            ValueError: a dict is wanted, which only transformers gives.
+            ValueError: a dict is wanted, which only transformers gives; or the template alters what is to go on.
         """
         if return_dict:
             raise ValueError("tokenizer: return_dict is not possible here; leave it out")
-        written = self._template.render(
-            messages=[dict(message) for message in messages],
-            tools=None,
-            documents=None,
-            add_generation_prompt=add_generation_prompt,
-            **self._special,
-        )
+        turns = [dict(message) for message in messages]
+        if continue_final_message:
+            turns[-1]["content"] += MARK
+        said = {"messages": turns, "tools": tools, "documents": None, "add_generation_prompt": add_generation_prompt}
+        written = self._template.render({**self._special, **told, **said})
+        if continue_final_message:
+            written = before_mark(written, str(messages[-1]["content"]))
         return self.encode(written, add_special_tokens=False)
 
     @cached_property
@@ -83,6 +93,19 @@ class Tokenizer:
 
         assert self.chat_template is not None
         return compiled(self.chat_template)
+
+
+def before_mark(written: str, content: str) -> str:
+    """A conversation up to the mark behind its last content; without the space before, where the template strips it.
+
+    Raises:
+        ValueError: the content is not in it.
+    """
+    place = written.rfind(MARK.rstrip())
+    if place < 0 or content.strip() not in written:
+        raise ValueError("the chat template alters the last message, so that it cannot be continued")
+    kept = written[:place]
+    return kept if written.startswith(MARK, place) else kept.rstrip()
 
 
 def tokenizer_of(tokenizer: "PreTrainedTokenizerBase", folder: Path) -> dict[str, Any] | None:

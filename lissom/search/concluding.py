@@ -12,6 +12,7 @@ from lissom.calibrate import Batch
 from lissom.estimate import Certificate
 from lissom.evaluate import Budgets, certify_beside, certify_models, grades
 from lissom.files import plain
+from lissom.hardware import describe
 from lissom.progress import FrontierPoint, Progress
 from lissom.search import trying
 from lissom.search.candidates import Pool
@@ -45,7 +46,12 @@ def concluded(subject: Subject, pool: Pool, lots: Split, terms: Terms) -> Result
     shown = passed[0] if passed else judged[0] if judged else None
     pool.remember(verdicts)
     budgets = {kind.name: budget for kind, budget in terms.budgets.items()}
-    report = {"metric": next(iter(budgets)), "target": terms.target, "points": [plain(point) for point in points]}
+    report = {
+        "metric": next(iter(budgets)),
+        "target": terms.target,
+        "machine": plain(describe()),
+        "points": [plain(point) for point in points],
+    }
     return Result(
         points=points,
         best=candidate(passed[0], report, points, lots.outputs) if passed else None,

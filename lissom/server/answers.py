@@ -5,10 +5,12 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isnan, nan
 from typing import Any
 
 from lissom.engine import Choice
 from lissom.server.failures import openai_error
+from lissom.server.language import Prompts
 from lissom.server.tools import Call, Reader, Tools, read
 from lissom.server.worker import Piece
 
@@ -133,11 +135,14 @@ class Completion:
         return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish}
 
     def logprobs(self, choices: Sequence[Choice], spell: Spell) -> Mapping[str, Any]:
-        """One list per kind."""
+        """One list per kind; of the first token of a text nothing is expected."""
         return {
             "tokens": [spell(choice.token) for choice in choices],
-            "token_logprobs": [choice.logprob for choice in choices],
-            "top_logprobs": [{spell(token): logprob for token, logprob in choice.top} for choice in choices],
+            "token_logprobs": [None if isnan(choice.logprob) else choice.logprob for choice in choices],
+            "top_logprobs": [
+                None if isnan(choice.logprob) else {spell(token): logprob for token, logprob in choice.top}
+                for choice in choices
+            ],
             "text_offset": None,
         }
 
@@ -147,15 +152,17 @@ Shape = Chat | Completion
 
 @dataclass(slots=True, kw_only=True)
 class Choices:
-    """An answer of one or more choices in the making."""
+    """An answer of one or more choices in the making; those of a prompt begin with what it `echoes`, if it does."""
 
     shape: Shape
     model: str
     count: int
-    prompt_tokens: int
+    prompts: Prompts
     each: int = 1
+    echoes: Sequence[str] | None = None
     with_usage: bool = False
     with_logprobs: bool = False
+    with_prompt_logprobs: bool = False
     spell: Spell
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     created: int = field(default_factory=lambda: int(time.time()))
@@ -173,23 +180,27 @@ class Choices:
     def usage(self) -> dict[str, Any]:
         """Token counts; of a prompt that has `each` continuations, once."""
         new = sum(piece.tokens for pieces in self.pieces for piece in pieces)
+        given = sum(map(len, self.prompts))
         reused = sum(pieces[0].reused for pieces in self.pieces[:: self.each] if pieces)
         return {
-            "prompt_tokens": self.prompt_tokens,
+            "prompt_tokens": given,
             "prompt_tokens_details": {"cached_tokens": reused},
             "completion_tokens": new,
-            "total_tokens": self.prompt_tokens + new,
+            "total_tokens": given + new,
         }
 
     def complete(self) -> dict[str, Any]:
         """The whole answer."""
         choices = [
-            self.shape.choice(
-                index,
-                "".join(piece.text for piece in pieces),
-                self._logprobs([choice for piece in pieces for choice in piece.choices]),
-                pieces[-1].finish,
-            )
+            {
+                **self.shape.choice(
+                    index,
+                    "".join(self._text(piece) for piece in pieces),
+                    self._logprobs([choice for piece in pieces for choice in self._choices(piece)]),
+                    pieces[-1].finish,
+                ),
+                **self._prompt_logprobs(pieces[0]),
+            }
             for index, pieces in enumerate(self.pieces)
         ]
         return {**self._head(self.shape.whole), "choices": choices, "usage": self.usage}
@@ -202,8 +213,9 @@ class Choices:
 
     def chunks(self, piece: Piece) -> Iterator[str]:
         """The events of one piece: its text, then the end if this is it."""
-        if piece.text or piece.choices:
-            for more in self.shape.pieces(piece.index, piece.text, self._logprobs(piece.choices)):
+        text, choices = self._text(piece), self._choices(piece)
+        if text or choices:
+            for more in self.shape.pieces(piece.index, text, self._logprobs(choices)):
                 yield self._event([more])
         if piece.finish is not None:
             for last in self.shape.ending(piece.index, piece.finish):
@@ -218,6 +230,35 @@ class Choices:
     def failure(self, status: int, message: str) -> str:
         """The event that tells of a failure."""
         return event(openai_error(status, message))
+
+    def _echo(self, piece: Piece) -> int | None:
+        """Which prompt a piece is the first one behind, where they are echoed."""
+        first = self.echoes is not None and piece is self.pieces[piece.index][0]
+        return piece.index // self.each if first else None
+
+    def _text(self, piece: Piece) -> str:
+        prompt = self._echo(piece)
+        return piece.text if prompt is None or self.echoes is None else self.echoes[prompt] + piece.text
+
+    def _choices(self, piece: Piece) -> Sequence[Choice]:
+        prompt = self._echo(piece)
+        if prompt is None or not self.with_logprobs:
+            return piece.choices
+        return [Choice(token=self.prompts[prompt][0], logprob=nan), *piece.read, *piece.choices]
+
+    def _prompt_logprobs(self, piece: Piece) -> Mapping[str, Any]:
+        """What was expected in the place of each token of the prompt, but the first (a field of vLLM)."""
+        if not self.with_prompt_logprobs:
+            return {}
+        return {"prompt_logprobs": [None, *(self._expected(choice) for choice in piece.read)]}
+
+    def _expected(self, choice: Choice) -> Mapping[str, Any]:
+        ranks = {token: rank for rank, (token, _) in enumerate(choice.top, 1)}
+        every = {choice.token: choice.logprob, **dict(choice.top)}
+        return {
+            str(token): {"logprob": logprob, "rank": ranks.get(token), "decoded_token": self.spell(token)}
+            for token, logprob in every.items()
+        }
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {"id": self.shape.prefix + self.id, "object": kind, "created": self.created, "model": self.model}

@@ -3,24 +3,44 @@
 import ipaddress
 import signal
 import socket
+import ssl
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from lissom.artifact import open_tokenizer
 from lissom.errors import DataError
 from lissom.server import inference, messages, openai, responses, tokens
+from lissom.server.batches import Batches
 from lissom.server.failures import install, say
 from lissom.server.guard import Guard
+from lissom.server.hosts import Host, InProcess, InThread
 from lissom.server.inference import Inference
 from lissom.server.language import Language
+from lissom.server.line import Line
 from lissom.server.metrics import Metrics
-from lissom.server.service import LanguageService, Limits, Service, TensorService
+from lissom.server.service import FolderService, LanguageService, Limits, Service
 from lissom.server.worker import Worker
+
+STATES = {  # what an engine says of itself, by the name that gateways look for
+    "vllm:num_requests_waiting": "waiting",
+    "vllm:num_requests_running": "running",
+    "vllm:kv_cache_usage_perc": "usage",
+    "vllm:num_preemptions_total": "preemptions",
+    "vllm:prefix_cache_hits_total": "reused_tokens",
+    "vllm:spec_decode_num_draft_tokens_total": "guessed",
+    "vllm:spec_decode_num_accepted_tokens_total": "accepted",
+}
+
+BACKLOG = 128
 
 
 class Application:
@@ -36,16 +56,16 @@ class Application:
         if not names or len(set(names)) < len(names):
             raise DataError(f"serve: {names or 'nothing'} given; give one or more services of different names")
         self._metrics = Metrics()
-        self._languages = {
-            service.name: Language(service, Worker(service, limits), self._metrics)
-            for service in services
-            if isinstance(service, LanguageService)
-        }
-        self._models = {
-            service.name: Inference(service, limits, self._metrics)
-            for service in services
-            if isinstance(service, TensorService)
-        }
+        self._languages: dict[str, Language] = {}
+        self._models: dict[str, Inference] = {}
+        hosts = [host_of(service) for service in services]
+        try:
+            for service, host in zip(services, hosts, strict=True):
+                self._open(service, host, limits)
+        except BaseException:
+            for host in hosts:
+                host.close()
+            raise
         self._door = Guard(self._assemble(), api_key=api_key, limits=limits, metrics=self._metrics)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -54,8 +74,27 @@ class Application:
 
     def drain(self) -> None:
         """Take no new requests, and let those that run finish within the limit."""
-        for language in self._languages.values():
-            language.worker.drain()
+        for one in self._running.values():
+            one.line.drain()
+
+    def _open(self, service: Service, host: Host, limits: Limits) -> None:
+        name = service.name
+        with ThreadPoolExecutor(1) as thread:  # it reads the tokenizer while a process reads the rest
+            tokenizer = thread.submit(tokenizer_of, service)
+            line = Line(host, limits)
+        if "signature" in line.greeting:
+            delay = 0.0 if isinstance(service, LanguageService) else service.max_delay_ms
+            self._models[name] = Inference(
+                name, line, limits, self._metrics, max_batch=service.max_batch, max_delay_ms=delay
+            )
+        else:
+            worker = Worker(line, limits, max_batch=service.max_batch)
+            self._languages[name] = Language(name, tokenizer.result(), worker, self._metrics)
+
+    @property
+    def _running(self) -> dict[str, Worker | Batches]:
+        languages = {name: one.worker for name, one in self._languages.items()}
+        return {**languages, **{name: one.batches for name, one in self._models.items()}}
 
     def _assemble(self) -> ASGIApp:
         # no schema and no documentation pages: they are routes that nobody asked for, and load scripts from elsewhere
@@ -68,38 +107,34 @@ class Application:
             app.add_api_route(f"{prefix}/health/live", self._live)
             app.add_api_route(f"{prefix}/health/ready", self._ready)
         app.add_api_route("/metrics", self._scrape)
+        app.add_api_route("/evidence", self._evidence)
         return app
 
     @asynccontextmanager
     async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:
-        for language in self._languages.values():
-            language.worker.start()
+        for one in self._running.values():
+            await one.start()
         yield
-        for language in self._languages.values():
-            language.worker.stop()
+        for one in self._running.values():
+            await one.stop()
 
     async def _live(self) -> Response:
         return say(200, {"live": True})
 
     async def _ready(self) -> Response:
-        troubles = {name: one.worker.trouble for name, one in self._languages.items() if one.worker.trouble}
+        troubles = {name: one.line.trouble for name, one in self._running.items() if one.line.trouble}
         return say(503, {"ready": False, "reasons": troubles}) if troubles else say(200, {"ready": True})
 
+    async def _evidence(self) -> Response:
+        return say(200, {name: one.line.greeting["evidence"] for name, one in self._running.items()})
+
     async def _scrape(self) -> Response:
-        engines = {name: one.worker.engine for name, one in self._languages.items()}
-        now: dict[str, dict[str, float]] = {
-            "vllm:num_requests_waiting": {name: len(engine.schedule.waiting) for name, engine in engines.items()},
-            "vllm:num_requests_running": {name: len(engine.schedule.running) for name, engine in engines.items()},
-            "vllm:kv_cache_usage_perc": {name: engine.usage for name, engine in engines.items()},
-            "vllm:num_preemptions_total": {name: engine.schedule.preemptions for name, engine in engines.items()},
-            "vllm:prefix_cache_hits_total": {name: engine.schedule.reused_tokens for name, engine in engines.items()},
-            "vllm:spec_decode_num_draft_tokens_total": {
-                name: engine.speculation.guessed for name, engine in engines.items()
-            },
-            "vllm:spec_decode_num_accepted_tokens_total": {
-                name: engine.speculation.accepted for name, engine in engines.items()
-            },
+        now = {
+            metric: {name: one.worker.state.get(value, 0.0) for name, one in self._languages.items()}
+            for metric, value in STATES.items()
         }
+        now["lissom_inference_waiting"] = {name: one.batches.waiting for name, one in self._models.items()}
+        now["lissom_engine_restarts_total"] = {name: one.line.restarts for name, one in self._running.items()}
         return Response(self._metrics.render(now), media_type="text/plain; version=0.0.4")
 
 
@@ -114,13 +149,17 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8000,
     api_key: str | None = None,
+    tls: tuple[str | Path, str | Path] | None = None,
     limits: Limits | None = None,
     announce: Callable[[str], None] = print,
 ) -> None:
     """Serve until SIGINT or SIGTERM, then let what runs finish. `announce` is told the URL; port 0 takes any.
 
+    With `tls`, the files of a certificate (with those that vouch for it) and of its private key, over HTTPS.
+
     Raises:
-        DataError: an address other machines can reach without an api_key, a bad host, or a port in use.
+        DataError: an address other machines can reach without an api_key, a bad host, a port in use, or files of TLS
+            that are none.
         ModelError: a model that cannot be served.
     """
     limits = limits or Limits()
@@ -128,18 +167,36 @@ def serve(
         raise DataError(f"serve: host {host!r} can be reached by other machines; give an api_key or use 127.0.0.1")
     if api_key == "":
         raise DataError("serve: the api_key is empty; give one or leave it out")
-    app = create_app(services, api_key=api_key, limits=limits)
-    config = uvicorn.Config(
-        app,
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=int(limits.grace_seconds) + 5,
-    )
-    with _bind(host, port) as listener, _quiet_signals():
+    if tls is not None:
+        _check_tls(*tls)
+    with _bind(host, port) as listener:
+        app = create_app(services, api_key=api_key, limits=limits)
+        config = uvicorn.Config(
+            app,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=int(limits.grace_seconds) + 5,
+            ssl_certfile=tls[0] if tls else None,
+            ssl_keyfile=tls[1] if tls else None,
+        )
+        listener.listen(BACKLOG)
         shown = f"[{host}]" if ":" in host else host
-        announce(f"http://{shown}:{listener.getsockname()[1]}")
-        _Server(config, app).run(sockets=[listener])
+        with _quiet_signals():
+            announce(f"http{'s' if tls else ''}://{shown}:{listener.getsockname()[1]}")
+            _Server(config, app).run(sockets=[listener])
+
+
+def host_of(service: Service) -> Host:
+    """Where the model of a service runs."""
+    return InProcess(service) if isinstance(service, FolderService) else InThread(service)
+
+
+def tokenizer_of(service: Service) -> Any:
+    """The tokenizer of a service; None if it is no language model's."""
+    if isinstance(service, FolderService):
+        return open_tokenizer(service.folder)
+    return service.tokenizer if isinstance(service, LanguageService) else None
 
 
 class _Server(uvicorn.Server):
@@ -167,7 +224,7 @@ def _quiet_signals() -> Iterator[None]:
 
 
 def _bind(host: str, port: int) -> socket.socket:
-    """A listening socket, made before anything is started so that a port in use is one clear line."""
+    """A socket for the port, made before anything is started so that a port in use is one clear line."""
     if not 0 <= port <= 65535:  # getaddrinfo would take 70000 for 4464
         raise DataError(f"serve: port {port} does not exist; choose one from 1 to 65535, or 0 for any that is free")
     with ExitStack() as unless_it_works:
@@ -176,11 +233,20 @@ def _bind(host: str, port: int) -> socket.socket:
             listener = unless_it_works.enter_context(socket.socket(family, kind, protocol))
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(address)
-            listener.listen(128)
         except OSError as error:
             raise DataError(f"serve: cannot listen on {host}:{port}: {error}; choose another port or host") from error
         unless_it_works.pop_all()
         return listener
+
+
+def _check_tls(certificate: str | Path, key: str | Path) -> None:
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key)
+    except OSError as error:
+        raise DataError(
+            f"serve: {certificate} and {key} are no certificate and its private key: {error.strerror or error}; "
+            "give both as PEM files"
+        ) from error
 
 
 def _is_loopback(host: str) -> bool:

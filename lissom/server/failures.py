@@ -89,7 +89,7 @@ def install(app: FastAPI) -> None:
         return refuse(request.url.path, error.status_code, error.detail, headers=error.headers)
 
     async def ours(request: Request, error: Exception) -> Response:
-        log.error("%s failed", request.url.path, exc_info=error)
+        log.error("%s failed (request %s)", request.url.path, request.scope.get("request_id"), exc_info=error)
         return refuse(request.url.path, 500, "the server failed to answer this request; its log says why")
 
     app.add_exception_handler(RequestValidationError, invalid)

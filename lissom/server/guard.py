@@ -2,6 +2,8 @@
 
 import asyncio
 import hmac
+import re
+import uuid
 from hashlib import sha256
 
 from starlette.requests import ClientDisconnect
@@ -11,6 +13,8 @@ from lissom.server.failures import refuse
 from lissom.server.metrics import Metrics
 from lissom.server.service import Limits
 
+NAME = b"x-request-id"
+PLAIN = re.compile(rb"[A-Za-z0-9_.:-]{1,128}")
 OPEN = frozenset({"/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready"})
 
 
@@ -28,11 +32,14 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        status = 500
+        status, name = 500, _name(dict(scope["headers"]).get(NAME, b""))
+        scope["request_id"] = name.decode()
 
         async def counted(message: Message) -> None:
             nonlocal status
-            status = message.get("status", status)
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message = {**message, "headers": [*message.get("headers", ()), (NAME, name)]}
             await send(message)
 
         try:
@@ -71,6 +78,11 @@ class Guard:
         if scheme.lower() != b"bearer":
             given = headers.get(b"x-api-key", b"")  # where Anthropic's clients have it
         return hmac.compare_digest(sha256(given.strip()).digest(), self._key)
+
+
+def _name(given: bytes) -> bytes:
+    """The name of a request: its client's, if that can be one, or a new one."""
+    return given if PLAIN.fullmatch(given) else uuid.uuid4().hex.encode()
 
 
 async def _read(headers: dict[bytes, bytes], receive: Receive, cap: int) -> bytes | None:

@@ -1,62 +1,58 @@
 """The Open Inference Protocol v2 (KServe) for models that are no language models, with the binary tensor extension."""
 
-import asyncio
-import time
 from collections.abc import Mapping
+from math import inf
 from typing import Any
 
-import torch
-from fastapi import APIRouter, HTTPException, Request, Response
+from fastapi import APIRouter, Request, Response
 from torch import Tensor
 
+from lissom.artifact.datatypes import DATATYPES, NAMES
+from lissom.engine.modules import raw
 from lissom.errors import DataError, ModelError
-from lissom.server.failures import log, say, unknown_model
+from lissom.server.batches import Batches
+from lissom.server.failures import say, unknown_model
+from lissom.server.line import Line
 from lissom.server.metrics import Metrics
-from lissom.server.service import Limits, TensorService
-from lissom.server.tensors import DATATYPES, NAMES, listed, raw, read
+from lissom.server.service import Limits
+from lissom.server.tensors import listed, read
 from lissom.server.wire import InferRequest
 
 LENGTH = "Inference-Header-Content-Length"
 
 
 class Inference:
-    """A model at work: one run at a time, in a thread of its own.
+    """A model at work: requests read, run with those that wait beside them, and answered.
 
     Raises:
         ModelError: the signature does not declare its tensors as it should.
     """
 
-    def __init__(self, service: TensorService, limits: Limits, metrics: Metrics) -> None:
-        _check(service)
-        self.service = service
-        self._inputs: list[Mapping[str, Any]] = list(service.signature["inputs"])
-        self._outputs = [str(output["name"]) for output in service.signature["outputs"]]
-        self._turn = asyncio.Lock()
-        self._taken = 0
-        self._room = 1 + limits.waiting
-        self._metrics = metrics
+    def __init__(
+        self, name: str, line: Line, limits: Limits, metrics: Metrics, *, max_batch: int, max_delay_ms: float
+    ) -> None:
+        self._signature: Mapping[str, Any] = line.greeting["signature"]
+        _check(name, self._signature)
+        self.name = name
+        self.batches = Batches(name, line, limits, metrics, max_batch=max_batch, max_delay_ms=max_delay_ms)
+        self._inputs: list[Mapping[str, Any]] = list(self._signature["inputs"])
+        self._outputs = [str(output["name"]) for output in self._signature["outputs"]]
 
     def card(self) -> dict[str, Any]:
         """The model's metadata."""
-        card = {"name": self.service.name, "versions": [], "platform": "pytorch", **self.service.signature}
-        return card if self.service.evidence is None else {**card, "evidence": self.service.evidence}
+        card = {"name": self.name, "versions": [], "platform": "pytorch", **self._signature}
+        evidence = self.batches.line.greeting["evidence"]
+        return card if evidence is None else {**card, "evidence": evidence}
 
     async def infer(self, request: Request) -> Response:
         """Answer POST /v2/models/{model}/infer."""
-        if self._taken >= self._room:
-            raise HTTPException(429, "the queue is full; try again later", headers={"Retry-After": "1"})
-        self._taken += 1
-        try:
-            asked, behind = _split(await request.body(), request.headers.get(LENGTH))
-            inputs = self._read(asked, behind)
-            self._check_outputs(asked)
-            async with self._turn:
-                started = time.monotonic()
-                outputs = await asyncio.to_thread(self._run, inputs)
-                self._metrics.inference.observe(time.monotonic() - started, self.service.name)
-            return self._write(asked, outputs)
-        finally:
-            self._taken -= 1
+        self.batches.check()
+        asked, behind = _split(await request.body(), request.headers.get(LENGTH))
+        inputs = self._read(asked, behind)
+        self._check_outputs(asked)
+        microseconds = asked.parameters.timeout
+        outputs = await self.batches.run(inputs, inf if microseconds is None else microseconds / 1e6)
+        return self._write(asked, dict(zip(self._outputs, outputs, strict=True)))
 
     def _read(self, asked: InferRequest, behind: bytes) -> list[Tensor]:
         """The inputs in the order of the signature."""
@@ -80,18 +76,6 @@ class Inference:
             if output.name not in self._outputs:
                 raise DataError(f"outputs: no {output.name!r}; possible are {', '.join(self._outputs)}")
 
-    def _run(self, inputs: list[Tensor]) -> dict[str, Tensor]:
-        try:
-            with torch.no_grad():
-                result = self.service.module(*inputs)
-        except RuntimeError as error:
-            log.exception("%s failed", self.service.name)
-            raise HTTPException(500, "the model failed on these inputs; the server's log says why") from error
-        if isinstance(result, Mapping):
-            return {name: result[name] for name in self._outputs}
-        tensors = result if isinstance(result, tuple | list) else (result,)
-        return dict(zip(self._outputs, tensors, strict=True))
-
     def _write(self, asked: InferRequest, outputs: Mapping[str, Tensor]) -> Response:
         wanted = {output.name: output.parameters.binary_data for output in asked.outputs}
         if not wanted:
@@ -107,7 +91,7 @@ class Inference:
                 body["data"] = listed(name, tensor)
             written.append(body)
         named = {} if asked.id is None else {"id": asked.id}
-        head = say(200, {"model_name": self.service.name, **named, "outputs": written})
+        head = say(200, {"model_name": self.name, **named, "outputs": written})
         if not behind:
             return head
         body_bytes = b"".join([bytes(head.body), *behind])
@@ -134,7 +118,7 @@ def routes(models: Mapping[str, Inference], version: str) -> APIRouter:
 
     @router.get("/models/{name}/ready")
     async def ready(name: str) -> Response:
-        return say(200, {"name": model(name).service.name, "ready": True})
+        return say(200, {"name": model(name).name, "ready": True})
 
     @router.post("/models/{name}/infer")
     async def infer(name: str, request: Request) -> Response:
@@ -152,13 +136,13 @@ def _split(body: bytes, length: str | None) -> tuple[InferRequest, bytes]:
     return InferRequest.model_validate_json(body[: int(length)]), body[int(length) :]
 
 
-def _check(service: TensorService) -> None:
+def _check(name: str, signature: Mapping[str, Any]) -> None:
     for side in ("inputs", "outputs"):
-        for spec in service.signature.get(side, ()):
+        for spec in signature.get(side, ()):
             if not {"name", "datatype", "shape"} <= set(spec) or spec["datatype"] not in DATATYPES:
                 raise ModelError(
-                    f"serve: {side} of {service.name!r} need name, shape and a datatype of {', '.join(DATATYPES)}; "
+                    f"serve: {side} of {name!r} need name, shape and a datatype of {', '.join(DATATYPES)}; "
                     f"found {spec!r}"
                 )
-        if not service.signature.get(side):
-            raise ModelError(f"serve: the signature of {service.name!r} declares no {side}")
+        if not signature.get(side):
+            raise ModelError(f"serve: the signature of {name!r} declares no {side}")

@@ -18,17 +18,16 @@ from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from lissom.engine import Sampling
-from lissom.engine import Sequence as EngineSequence
 from lissom.errors import DataError
 from lissom.server.failures import say, unknown_model
 from lissom.server.metrics import Metrics
-from lissom.server.service import LanguageService
 from lissom.server.wire import MAX_CHOICES
 from lissom.server.worker import Job, Piece, Worker
 
 CLIENT_GONE = 499
 TEMPLATES = {"messages"}  # what every template is told
 
+Prompts = Sequence[Sequence[int]]
 Turn = Mapping[str, Any]  # "role" and "content", as chat templates know them
 
 
@@ -65,13 +64,13 @@ class Answer(Protocol):
 class Ask:
     """What a language model is asked for: `each` continuations of every prompt, of which there are `prompts`.
 
-    `encode` makes their tokens, and `write` the answer to be filled, from how many continuations there are and the
-    tokens of all prompts.
+    `encode` makes their tokens, and `write` the answer to be filled, from how many continuations there are and those
+    tokens.
     """
 
     encode: Callable[[], list[list[int]]]
     sampling: Sampling
-    write: Callable[[int, int], Answer]
+    write: Callable[[int, Prompts], Answer]
     prompts: int = 1
     each: int = 1
     stream: bool = False
@@ -80,26 +79,25 @@ class Ask:
 class Language:
     """A language model, its worker, and the way from a request to an answer."""
 
-    def __init__(self, service: LanguageService, worker: Worker, metrics: Metrics) -> None:
-        self.service = service
-        self.worker = worker
+    def __init__(self, name: str, tokenizer: Any, worker: Worker, metrics: Metrics) -> None:
+        self.name, self.tokenizer, self.worker = name, tokenizer, worker
         self._metrics = metrics
         self._created = int(time.time())
 
     def card(self) -> dict[str, Any]:
         """What /v1/models says of it."""
         return {
-            "id": self.service.name,
+            "id": self.name,
             "object": "model",
             "created": self._created,
             "owned_by": "lissom",
-            "max_model_len": self.worker.engine.context,
-            "evidence": self.service.evidence,
+            "max_model_len": self.worker.context,
+            "evidence": self.worker.evidence,
         }
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """The tokens of a text, with those that a text begins and ends with unless told otherwise."""
-        return list(self.service.tokenizer.encode(text, add_special_tokens=special))
+        return list(self.tokenizer.encode(text, add_special_tokens=special))
 
     def encode_chat(
         self,
@@ -118,7 +116,7 @@ class Language:
         Raises:
             DataError: the model's template refuses the turns, or is told what it is not for.
         """
-        tokenizer = self.service.tokenizer
+        tokenizer = self.tokenizer
         if told and not tokenizer.chat_template:
             raise DataError("chat_template_kwargs: the model has no chat template that could be told; leave it out")
         if not tokenizer.chat_template:
@@ -139,15 +137,15 @@ class Language:
         Raises:
             DataError: one of them is none of the model's.
         """
-        words = self.worker.engine.vocabulary
+        words = self.worker.vocabulary
         wrong = next((token for token in tokens if token >= words), None)
         if wrong is not None:
             raise DataError(f"tokens: {wrong} is none of the model's; possible are 0 to {words - 1}")
-        return str(self.service.tokenizer.decode(list(tokens), clean_up_tokenization_spaces=False))
+        return str(self.tokenizer.decode(list(tokens), clean_up_tokenization_spaces=False))
 
     def spell(self, token: int) -> str:
         """A token as text."""
-        return str(self.service.tokenizer.decode([token], clean_up_tokenization_spaces=False))
+        return str(self.tokenizer.decode([token], clean_up_tokenization_spaces=False))
 
     async def answer(self, request: Request, ask: Ask) -> Response:
         """Do what is asked.
@@ -162,16 +160,11 @@ class Language:
                 f"n: {ask.prompts} prompts times n={ask.each} is more than {MAX_CHOICES} choices; ask for fewer"
             )
 
-        def prepare() -> list[EngineSequence]:
-            copies = [nth(ask.sampling, copy) for copy in range(ask.each)]
-            return [self.worker.engine.prepare(prompt, one) for prompt in ask.encode() for one in copies]
-
         with self.worker.reserve(count):
-            sequences = await asyncio.to_thread(prepare)
-        read = sum(len(one.prompt) for one in sequences[:: ask.each])
-        self._metrics.prompt_tokens.add(self.service.name, amount=read)
-        answer = ask.write(count, read)
-        job = self.worker.submit(sequences)
+            prompts = await asyncio.to_thread(ask.encode)
+        job = await self.worker.submit(prompts, [nth(ask.sampling, copy) for copy in range(ask.each)])
+        self._metrics.prompt_tokens.add(self.name, amount=sum(map(len, prompts)))
+        answer = ask.write(count, prompts)
         if ask.stream:
             return EventStream(self._stream(job, answer, arrived), job)
         return await while_connected(request, self._collect(job, answer, arrived), job)
@@ -206,14 +199,14 @@ class Language:
                 now = time.monotonic()
                 if piece.index in last:
                     for _ in range(piece.tokens):  # those of one pass have shared its time
-                        self._metrics.next_token.observe((now - last[piece.index]) / piece.tokens, self.service.name)
+                        self._metrics.next_token.observe((now - last[piece.index]) / piece.tokens, self.name)
                 else:
-                    self._metrics.first_token.observe(now - arrived, self.service.name)
+                    self._metrics.first_token.observe(now - arrived, self.name)
                 last[piece.index] = now
-                self._metrics.generated_tokens.add(self.service.name, amount=piece.tokens)
+                self._metrics.generated_tokens.add(self.name, amount=piece.tokens)
                 if piece.finish is not None:
-                    self._metrics.finished.add(self.service.name, piece.finish)
-                    self._metrics.last_token.observe(now - arrived, self.service.name)
+                    self._metrics.finished.add(self.name, piece.finish)
+                    self._metrics.last_token.observe(now - arrived, self.name)
             yield piece
 
 

@@ -1,128 +1,48 @@
 """The Messages API of Anthropic: messages, and how many tokens they have.
 
-A chat that ends with the assistant's turn is continued there. What the API knows and no model here does, such as tools
-or thinking, is refused by name.
+A chat that ends with the assistant's turn is continued there. What the API knows and no model here does, such as
+thinking, is refused by name.
 """
 
 import asyncio
+import json
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from pydantic import Field
 
 from lissom.engine import Sampling
+from lissom.errors import DataError
 from lissom.server.answers import event
 from lissom.server.failures import messages_error, say
 from lissom.server.language import Ask, Language, Languages, served
+from lissom.server.messages_wire import CountRequest, MessagesRequest
 from lissom.server.openai import grammar_of
-from lissom.server.wire import MAX_LISTED, MAX_STOPS, Format, Name, NoTools, Stop, Text, Wire, turn
+from lissom.server.tools import Call, Reader, Tools, read, tools_of
 from lissom.server.worker import Piece
 
 REASONS = {"length": "max_tokens", "stop": "end_turn"}
 
 
-class CacheControl(Wire):
-    """A mark where a prompt is to be kept: all of every prompt is, as long as there is room."""
-
-    type: Literal["ephemeral"]
-    ttl: Literal["5m", "1h"] | None = None
-
-
-class Block(Wire):
-    """A part of a message of /v1/messages; only text is understood."""
-
-    type: Literal["text"]
-    text: Text
-    cache_control: CacheControl | None = None
-
-
-class Speech(Wire):
-    """One turn of /v1/messages."""
-
-    role: Literal["user", "assistant"]
-    content: Text | list[Block]
-
-
-class MessageMetadata(Wire):
-    """Who asks, which changes nothing."""
-
-    user_id: Name | None = None
-
-
-class NoThinking(Wire):
-    """Thinking in secret, which no model does here."""
-
-    type: Literal["disabled"]
-
-
-class NoTool(Wire):
-    """How tools are chosen, of which there are none."""
-
-    type: Literal["auto", "none"]
-    disable_parallel_tool_use: bool | None = None
-
-
-class CountRequest(Wire):
-    """POST /v1/messages/count_tokens."""
-
-    model: Name
-    messages: Annotated[list[Speech], Field(min_length=1, max_length=MAX_LISTED)]
-    system: Text | list[Block] | None = None
-    tools: NoTools | None = None
-    tool_choice: NoTool | None = None
-    thinking: NoThinking | None = None
-
-    @property
-    def turns(self) -> list[dict[str, Any]]:
-        """As chat templates know them."""
-        spoken = [turn(one.role, one.content) for one in self.messages]
-        return spoken if self.system is None else [turn("system", self.system), *spoken]
-
-
-class TextSchema(Format):
-    """JSON that keeps a schema."""
-
-    type: Literal["json_schema"]
-    schema_: Annotated[dict[str, Any], Field(alias="schema")]
-
-    @property
-    def grammars(self) -> dict[str, Any]:
-        """What the text must be, by the kind of grammar that says so."""
-        return {"json": self.schema_}
-
-
-class OutputConfig(Wire):
-    """What the text must be."""
-
-    format: TextSchema | None = None
-
-
-class MessagesRequest(CountRequest):
-    """POST /v1/messages."""
-
-    max_tokens: Annotated[int, Field(ge=1)]
-    stop_sequences: Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None = None
-    stream: bool = False
-    temperature: Annotated[float, Field(ge=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=0)] | None = None
-    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    output_config: OutputConfig | None = None
-    metadata: MessageMetadata | None = None
-    service_tier: Literal["auto", "standard_only"] | None = None
-
-
 @dataclass(slots=True, kw_only=True)
 class Said:
-    """A message of the assistant in the making."""
+    """A message of the assistant in the making: text, and calls if there are `tools`."""
 
     model: str
     prompt_tokens: int
+    tools: Tools | None = None
     id: str = field(default_factory=lambda: f"msg_{uuid.uuid4().hex}")
     pieces: list[Piece] = field(default_factory=list)
+    reader: Reader | None = field(init=False)
+    calls: int = field(default=0, init=False)
+    blocks: int = field(default=0, init=False)
+    speaks: bool = field(default=False, init=False)  # whether the last block is text that may go on
     ping = event({"type": "ping"}, "ping")
+
+    def __post_init__(self) -> None:
+        self.reader = None if self.tools is None else Reader(tools=self.tools)
 
     def take(self, piece: Piece) -> None:
         """Remember a piece."""
@@ -130,8 +50,11 @@ class Said:
 
     @property
     def end(self) -> dict[str, Any]:
-        """Why the text ended."""
+        """Why the text ended, after so many calls."""
         last = self.pieces[-1]
+        closed = self.tools is not None and last.ended_by == self.tools.dialect.closes
+        if self.calls and last.finish == "stop" and (last.ended_by is None or closed):
+            return {"stop_reason": "tool_use", "stop_sequence": None}
         reason = REASONS.get(str(last.finish), "end_turn") if last.ended_by is None else "stop_sequence"
         return {"stop_reason": reason, "stop_sequence": last.ended_by}
 
@@ -143,21 +66,54 @@ class Said:
     def complete(self) -> dict[str, Any]:
         """The whole message."""
         text = "".join(piece.text for piece in self.pieces)
-        return {**self.head([{"type": "text", "text": text}], self.written), **self.end}
+        said, calls = (text, ()) if self.tools is None else read(self.tools, text)
+        self.calls = len(calls)
+        spoken = [{"type": "text", "text": said}] if said or not calls else []
+        return {**self.head([*spoken, *map(used, calls)], self.written), **self.end}
 
     def openings(self) -> Iterator[str]:
-        """The message without content, and the beginning of its one part."""
+        """The message without content."""
         yield self.event("message_start", message=self.head([], 0))
-        yield self.event("content_block_start", index=0, content_block={"type": "text", "text": ""})
 
     def chunks(self, piece: Piece) -> Iterator[str]:
-        """Text."""
-        if piece.text:
-            yield self.event("content_block_delta", index=0, delta={"type": "text_delta", "text": piece.text})
+        """Text, and calls."""
+        if self.reader is None:
+            parts: list[str | Call] = [piece.text] if piece.text else []
+        else:
+            parts = [*self.reader.push(piece.text), *(self.reader.finish() if piece.finish else ())]
+        for part in parts:
+            if isinstance(part, Call):
+                yield from self.called(part)
+                continue
+            if not self.speaks:
+                yield self.opened({"type": "text", "text": ""})
+                self.speaks = True
+            yield self.event("content_block_delta", index=self.blocks, delta={"type": "text_delta", "text": part})
+
+    def called(self, call: Call) -> Iterator[str]:
+        """A block that is a call, from its beginning to its end."""
+        yield from self.closed()
+        yield self.opened({**used(call), "input": {}})
+        delta = {"type": "input_json_delta", "partial_json": call.arguments}
+        yield self.event("content_block_delta", index=self.blocks, delta=delta)
+        yield self.event("content_block_stop", index=self.blocks)
+        self.blocks += 1
+        self.calls += 1
+
+    def opened(self, block: dict[str, Any]) -> str:
+        """The beginning of a block."""
+        return self.event("content_block_start", index=self.blocks, content_block=block)
+
+    def closed(self) -> Iterator[str]:
+        """The end of a block of text, if there is one."""
+        if self.speaks:
+            yield self.event("content_block_stop", index=self.blocks)
+            self.blocks += 1
+            self.speaks = False
 
     def closing(self) -> Iterator[str]:
-        """The end of the part and of the message."""
-        yield self.event("content_block_stop", index=0)
+        """The end of the last block and of the message."""
+        yield from self.closed()
         yield self.event("message_delta", delta=self.end, usage={"output_tokens": self.written})
         yield self.event("message_stop")
 
@@ -201,24 +157,42 @@ def routes(languages: Languages) -> APIRouter:
 
 
 def message(language: Language, asked: MessagesRequest) -> Ask:
-    """What POST /v1/messages asks for."""
+    """What POST /v1/messages asks for.
+
+    Raises:
+        DataError: tools, of which the model knows none; or two ways to say what the text must be.
+    """
+    wanted = grammar_of(asked.output_config.format if asked.output_config else None)
+    schemas = {tool.name: tool.input_schema for tool in asked.offered}
+    tools = tools_of(language.tokenizer.chat_template, schemas) if schemas else None
+    choice = asked.tool_choice if tools else None
+    single = choice is not None and bool(choice.disable_parallel_tool_use)
+    called = tools.must(choice.name, single=single) if tools and choice and choice.type in ("any", "tool") else None
+    if called and wanted:
+        raise DataError("tool_choice and output_config: both say what the text must be; give one")
     sampling = Sampling(
         temperature=1.0 if asked.temperature is None else float(asked.temperature),
         top_p=1.0 if asked.top_p is None else float(asked.top_p),
         top_k=asked.top_k or 0,
         max_tokens=asked.max_tokens,
-        stop=tuple(asked.stop_sequences or ()),
-        grammar=grammar_of(asked.output_config.format if asked.output_config else None),
+        stop=(*(asked.stop_sequences or ()), *(tools.single if tools and single and not called else ())),
+        grammar=called or wanted,
     )
     return Ask(
         encode=lambda: [encoded(language, asked)],
         sampling=sampling,
-        write=lambda count, read: Said(model=language.service.name, prompt_tokens=read),
+        write=lambda _, prompts: Said(model=language.name, prompt_tokens=sum(map(len, prompts)), tools=tools),
         stream=asked.stream,
     )
+
+
+def used(call: Call) -> dict[str, Any]:
+    """A call as a block of a message."""
+    return {"type": "tool_use", "id": call.id, "name": call.name, "input": json.loads(call.arguments)}
 
 
 def encoded(language: Language, asked: CountRequest) -> list[int]:
     """The tokens of the prompt."""
     turns = asked.turns
-    return language.encode_chat(turns, continued=turns[-1]["role"] == "assistant")
+    tools = [tool.shown for tool in asked.offered]
+    return language.encode_chat(turns, continued=turns[-1]["role"] == "assistant", tools=tools)

@@ -10,7 +10,7 @@ from lissom.engine import Grammar, Sampling
 from lissom.errors import DataError
 from lissom.server.answers import Calling, Chat, Choices, Completion, Shape
 from lissom.server.failures import say
-from lissom.server.language import Ask, Language, Languages, served
+from lissom.server.language import Ask, Language, Languages, Prompts, served
 from lissom.server.tools import Tools, tools_of
 from lissom.server.wire import ChatRequest, CompletionRequest, Format, Generation, Message, NamedTool, Written
 
@@ -50,10 +50,13 @@ def completion(language: Language, asked: CompletionRequest) -> Ask:
     def encode() -> list[list[int]]:
         return tokens or [language.encode(text) for text in texts]
 
+    def echoes(prompts: Prompts) -> Sequence[str]:
+        return texts or [language.decode(prompt) for prompt in prompts]
+
     return Ask(
         encode=encode,
-        sampling=sampling_of(asked, asked.max_tokens or COMPLETION_TOKENS, asked.logprobs),
-        write=writing(Completion(), language, asked, asked.logprobs is not None),
+        sampling=sampling_of(asked, asked.max_tokens or COMPLETION_TOKENS, asked.logprobs, echo=asked.echo),
+        write=writing(Completion(), language, asked, asked.logprobs is not None, echoes if asked.echo else None),
         prompts=len(texts) + len(tokens),
         each=asked.n or 1,
         stream=bool(asked.stream),
@@ -68,25 +71,33 @@ def chat(language: Language, asked: ChatRequest) -> Ask:
     """
     logprobs = (asked.top_logprobs or 0) if asked.logprobs else None
     functions = {one.name: one.parameters or ANYTHING for one in asked.functions}
-    tools = tools_of(language.service.tokenizer.chat_template, functions) if functions else None
+    tools = tools_of(language.tokenizer.chat_template, functions) if functions else None
     shown = [tool.model_dump(exclude_none=True) for tool in asked.tools or () if tools]
-    called = called_for(tools, asked)
+    single = asked.parallel_tool_calls is False
+    called = called_for(tools, asked, single=single)
     if called and (asked.response_format or asked.structured_outputs):
         raise DataError("tool_choice and response_format: both say what the text must be; give one")
     return Ask(
         encode=lambda: [chat_tokens(language, asked.messages, asked, shown)],
-        sampling=sampling_of(asked, asked.max_completion_tokens or asked.max_tokens, logprobs, called),
+        sampling=sampling_of(
+            asked,
+            asked.max_completion_tokens or asked.max_tokens,
+            logprobs,
+            called,
+            ends=tools.single if tools and single and not called else (),
+        ),
         write=writing(Calling(tools, asked.n or 1) if tools else Chat(), language, asked, bool(asked.logprobs)),
         each=asked.n or 1,
         stream=bool(asked.stream),
     )
 
 
-def called_for(tools: Tools | None, asked: ChatRequest) -> Grammar | None:
+def called_for(tools: Tools | None, asked: ChatRequest, *, single: bool) -> Grammar | None:
     """What makes sure that tools are called, where that is asked for."""
     if tools is None or asked.tool_choice in (None, "auto"):
         return None
-    return tools.must(asked.tool_choice.function.name if isinstance(asked.tool_choice, NamedTool) else None)
+    only = asked.tool_choice.function.name if isinstance(asked.tool_choice, NamedTool) else None
+    return tools.must(only, single=single)
 
 
 def chat_tokens(
@@ -102,16 +113,24 @@ def chat_tokens(
     )
 
 
-def writing(shape: Shape, language: Language, asked: Generation, logprobs: bool) -> Callable[[int, int], Choices]:
-    """How an answer is written down in this API, with log-probabilities or without."""
+def writing(
+    shape: Shape,
+    language: Language,
+    asked: Generation,
+    logprobs: bool,
+    echoes: Callable[[Prompts], Sequence[str]] | None = None,
+) -> Callable[[int, Prompts], Choices]:
+    """How an answer is written down in this API: with log-probabilities or without, and perhaps behind its prompt."""
 
-    def write(count: int, read: int) -> Choices:
+    def write(count: int, prompts: Prompts) -> Choices:
         return Choices(
             shape=shape,
-            model=language.service.name,
+            model=language.name,
             count=count,
-            prompt_tokens=read,
+            prompts=prompts,
             each=asked.n or 1,
+            echoes=echoes(prompts) if echoes else None,
+            with_prompt_logprobs=asked.prompt_logprobs is not None,
             with_usage=bool(asked.stream_options and asked.stream_options.include_usage),
             with_logprobs=logprobs,
             spell=language.spell,
@@ -121,9 +140,19 @@ def writing(shape: Shape, language: Language, asked: Generation, logprobs: bool)
 
 
 def sampling_of(
-    asked: Generation, max_tokens: int | None, logprobs: int | None, called: Grammar | None = None
+    asked: Generation,
+    max_tokens: int | None,
+    logprobs: int | None,
+    called: Grammar | None = None,
+    *,
+    echo: bool = False,
+    ends: Sequence[str] = (),
 ) -> Sampling:
-    """Temperature and top_p are 1 unless given: the model's own distribution, whatever its generation config says."""
+    """Temperature and top_p are 1 unless given: the model's own distribution, whatever its generation config says.
+
+    Where the prompt is echoed, its tokens have log-probabilities if the others have.
+    """
+    of_prompt = [some for some in (asked.prompt_logprobs, logprobs if echo else None) if some is not None]
     stop = [asked.stop] if isinstance(asked.stop, str) else asked.stop or []
     return Sampling(
         temperature=1.0 if asked.temperature is None else float(asked.temperature),
@@ -137,11 +166,12 @@ def sampling_of(
         seed=None if asked.seed is None else asked.seed % 2**64,
         max_tokens=max_tokens,
         min_tokens=asked.min_tokens,
-        stop=tuple(stop),
+        stop=(*stop, *ends),
         stop_tokens=tuple(asked.stop_token_ids or ()),
         ignore_eos=asked.ignore_eos,
         grammar=called or grammar_of(asked.response_format, asked.structured_outputs),
         logprobs=logprobs,
+        prompt_logprobs=max(of_prompt, default=None),
     )
 
 

@@ -1,106 +1,32 @@
 """The Responses API of OpenAI, without memory: what was said before is given again, and nothing is stored.
 
-What the API knows and no model here does, such as tools, is refused by name.
+What the API knows and no model here does, such as searching the web, is refused by name.
 """
 
 import time
 import uuid
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from pydantic import Field
 
 from lissom.engine import Sampling
+from lissom.errors import DataError
 from lissom.server.answers import PING, event
 from lissom.server.failures import openai_error
-from lissom.server.language import Ask, Language, Languages, served
-from lissom.server.openai import grammar_of
-from lissom.server.wire import MAX_LISTED, Format, JsonSchema, Name, NoTools, PlainFormat, Text, Wire, turn
+from lissom.server.language import Ask, Language, Languages, Prompts, served
+from lissom.server.openai import ANYTHING, grammar_of
+from lissom.server.responses_wire import ResponsesRequest, ResponseToolName
+from lissom.server.tools import Call, Reader, Tools, tools_of
+from lissom.server.wire import PlainFormat, Wire
 from lissom.server.worker import Piece
-
-PLACE = {"output_index": 0, "content_index": 0}  # of the one text of the one message
-
-
-class NamedSchema(JsonSchema, Format):
-    """JSON that keeps a schema, as /v1/responses writes it."""
-
-    type: Literal["json_schema"]
-
-    @property
-    def grammars(self) -> dict[str, Any]:
-        """What the text must be, by the kind of grammar that says so."""
-        return {"json": self.schema_}
-
-
-class ResponseText(Wire):
-    """A part of a message of /v1/responses, as it is given or as it was answered; only text is understood."""
-
-    type: Literal["input_text", "output_text"]
-    text: Text
-    annotations: NoTools | None = None
-    logprobs: NoTools | None = None
-
-
-class ResponseInput(Wire):
-    """One turn of /v1/responses; `id` and `status` are those of an answer that is given back."""
-
-    type: Literal["message"] | None = None
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Text | list[ResponseText]
-    id: Name | None = None
-    status: Name | None = None
-    phase: None = None
-
-    @property
-    def turn(self) -> dict[str, Any]:
-        """As chat templates know it."""
-        return turn(self.role, self.content)
-
-
-class ResponseFormat(Wire):
-    """What the text must be."""
-
-    format: Annotated[PlainFormat | NamedSchema, Field(discriminator="type")] | None = None
-
-
-class ResponsesRequest(Wire):
-    """POST /v1/responses; nothing is stored, so nothing can be referred to."""
-
-    model: Name
-    input: Text | Annotated[list[ResponseInput], Field(min_length=1, max_length=MAX_LISTED)]
-    instructions: Text | None = None
-    max_output_tokens: Annotated[int, Field(ge=1)] | None = None
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=-1)] | None = None
-    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
-    stream: bool | None = None
-    text: ResponseFormat | None = None
-    store: Literal[False] | None = None
-    background: Literal[False] | None = None
-    previous_response_id: None = None
-    include: NoTools | None = None
-    tools: NoTools | None = None
-    tool_choice: Literal["none", "auto"] | None = None
-    parallel_tool_calls: bool | None = None
-    truncation: Literal["disabled"] | None = None
-    service_tier: Literal["auto", "default"] | None = None
-    metadata: Annotated[dict[Name, Annotated[str, Field(max_length=512)]], Field(max_length=16)] | None = None
-    user: Name | None = None
-
-    @property
-    def turns(self) -> list[dict[str, Any]]:
-        """As chat templates know them."""
-        given = [turn("user", self.input)] if isinstance(self.input, str) else [own.turn for own in self.input]
-        return given if self.instructions is None else [turn("system", self.instructions), *given]
 
 
 @dataclass(slots=True, kw_only=True)
 class Reply:
-    """A response in the making."""
+    """A response in the making: messages, and calls if there are `tools`, in the order in which they come."""
 
     model: str
     asked: ResponsesRequest
@@ -109,16 +35,18 @@ class Reply:
     created: int = field(default_factory=lambda: int(time.time()))
     pieces: list[Piece] = field(default_factory=list)
     events: int = 0
+    tools: Tools | None = None
+    reader: Reader | None = field(init=False)
+    items: list[dict[str, Any]] = field(default_factory=list)  # those that are whole
+    text: str | None = None  # of the message that is being written
     ping = PING
+
+    def __post_init__(self) -> None:
+        self.reader = None if self.tools is None else Reader(tools=self.tools)
 
     def take(self, piece: Piece) -> None:
         """Remember a piece."""
         self.pieces.append(piece)
-
-    @property
-    def text(self) -> str:
-        """What has been said."""
-        return "".join(piece.text for piece in self.pieces)
 
     @property
     def status(self) -> str:
@@ -127,27 +55,70 @@ class Reply:
 
     def complete(self) -> dict[str, Any]:
         """The whole response."""
-        return self.response(self.status, [self.message(self.status, [self.part(self.text)])])
+        for piece in self.pieces:
+            deque(self.chunks(piece), maxlen=0)
+        deque(self.ended(), maxlen=0)
+        return self.response(self.status, self.items)
 
     def openings(self) -> Iterator[str]:
-        """The response, its message and the part of it that will be text, each still empty."""
+        """The response, still empty."""
         yield self.event("response.created", response=self.response("in_progress", []))
         yield self.event("response.in_progress", response=self.response("in_progress", []))
-        yield self.event("response.output_item.added", output_index=0, item=self.message("in_progress", []))
-        yield self.of_text("response.content_part.added", part=self.part(""))
 
     def chunks(self, piece: Piece) -> Iterator[str]:
-        """Text."""
-        if piece.text:
-            yield self.of_text("response.output_text.delta", delta=piece.text, logprobs=[])
+        """Text, and calls."""
+        if self.reader is None:
+            parts: list[str | Call] = [piece.text] if piece.text else []
+        else:
+            parts = [*self.reader.push(piece.text), *(self.reader.finish() if piece.finish else ())]
+        for part in parts:
+            yield from self.called(part) if isinstance(part, Call) else self.said(part)
+
+    def said(self, text: str) -> Iterator[str]:
+        """Text of a message, which begins with it if there is none."""
+        if self.text is None:
+            self.text = ""
+            yield self.event("response.output_item.added", **self.place, item=self.message("in_progress", []))
+            yield self.of_text("response.content_part.added", part=self.part(""))
+        if text:
+            self.text += text
+            yield self.of_text("response.output_text.delta", delta=text, logprobs=[])
+
+    def called(self, call: Call) -> Iterator[str]:
+        """A call, from its beginning to its end."""
+        yield from self.silent("completed")
+        item = {"type": "function_call", "id": self.name, "call_id": call.id, "name": call.name}
+        empty, whole = ({**item, "status": how} for how in ("in_progress", "completed"))
+        whole["arguments"] = call.arguments
+        told = {**self.place, "item_id": self.name}
+        yield self.event("response.output_item.added", **self.place, item={**empty, "arguments": ""})
+        yield self.event("response.function_call_arguments.delta", **told, delta=call.arguments)
+        yield self.event("response.function_call_arguments.done", **told, arguments=call.arguments, name=call.name)
+        yield self.event("response.output_item.done", **self.place, item=whole)
+        self.items.append(whole)
+
+    def silent(self, status: str) -> Iterator[str]:
+        """The end of the message that is being written, if there is one."""
+        if self.text is None:
+            return
+        part = self.part(self.text)
+        item = self.message(status, [part])
+        yield self.of_text("response.output_text.done", text=self.text, logprobs=[])
+        yield self.of_text("response.content_part.done", part=part)
+        yield self.event("response.output_item.done", **self.place, item=item)
+        self.items.append(item)
+        self.text = None
+
+    def ended(self) -> Iterator[str]:
+        """The end of what is being written; where nothing has been, an empty message."""
+        if not self.items:
+            yield from self.said("")
+        yield from self.silent(self.status)
 
     def closing(self) -> Iterator[str]:
-        """The text, its part, its message and the response, each whole."""
-        yield self.of_text("response.output_text.done", text=self.text, logprobs=[])
-        yield self.of_text("response.content_part.done", part=self.part(self.text))
-        (message,) = self.complete()["output"]
-        yield self.event("response.output_item.done", output_index=0, item=message)
-        yield self.event(f"response.{self.status}", response=self.complete())
+        """The end of the last message and of the response."""
+        yield from self.ended()
+        yield self.event(f"response.{self.status}", response=self.response(self.status, self.items))
 
     def failure(self, status: int, message: str) -> str:
         """The event that tells of a failure."""
@@ -164,6 +135,7 @@ class Reply:
             "output_tokens_details": {"reasoning_tokens": 0},
             "total_tokens": read + new,
         }
+        chosen = asked.tool_choice
         form = asked.text.format if asked.text and asked.text.format else PlainFormat(type="text")
         return {
             "id": f"resp_{self.id}",
@@ -182,8 +154,8 @@ class Reply:
             "store": False,
             "temperature": 1.0 if asked.temperature is None else asked.temperature,
             "text": {"format": form.model_dump(by_alias=True, exclude_none=True)},
-            "tool_choice": asked.tool_choice or "auto",
-            "tools": [],
+            "tool_choice": chosen.model_dump() if isinstance(chosen, Wire) else chosen or "auto",
+            "tools": [{"strict": False, **tool.model_dump()} for tool in asked.tools or ()],
             "top_p": 1.0 if asked.top_p is None else asked.top_p,
             "truncation": "disabled",
             "usage": None if status == "in_progress" else usage,
@@ -191,22 +163,32 @@ class Reply:
         }
 
     def message(self, status: str, content: list[dict[str, Any]]) -> dict[str, Any]:
-        """The one message of the output."""
+        """The message that is being written."""
         return {
             "type": "message",
-            "id": f"msg_{self.id}",
+            "id": self.name,
             "status": status,
             "role": "assistant",
             "content": content,
         }
 
     def part(self, text: str) -> dict[str, Any]:
-        """The one part of the message."""
+        """The one part of a message."""
         return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
 
     def of_text(self, kind: str, **told: Any) -> str:
         """An event that concerns the text."""
-        return self.event(kind, item_id=f"msg_{self.id}", **PLACE, **told)
+        return self.event(kind, item_id=self.name, content_index=0, **self.place, **told)
+
+    @property
+    def place(self) -> dict[str, Any]:
+        """Where in the output it is what is being written."""
+        return {"output_index": len(self.items)}
+
+    @property
+    def name(self) -> str:
+        """How it is called."""
+        return f"{'fc' if self.text is None else 'msg'}_{self.id}_{len(self.items)}"
 
     def event(self, kind: str, **told: Any) -> str:
         """An event of the stream, with its number in it."""
@@ -227,7 +209,19 @@ def routes(languages: Languages) -> APIRouter:
 
 
 def response(language: Language, asked: ResponsesRequest) -> Ask:
-    """What POST /v1/responses asks for."""
+    """What POST /v1/responses asks for.
+
+    Raises:
+        DataError: tools, of which the model knows none; or two ways to say what the text must be.
+    """
+    wanted = grammar_of(asked.text.format if asked.text else None)
+    schemas = {tool.name: tool.parameters or ANYTHING for tool in asked.offered}
+    tools = tools_of(language.tokenizer.chat_template, schemas) if schemas else None
+    single, choice = asked.parallel_tool_calls is False, asked.tool_choice
+    only = choice.name if isinstance(choice, ResponseToolName) else None
+    called = tools.must(only, single=single) if tools and (only or choice == "required") else None
+    if called and wanted:
+        raise DataError("tool_choice and text.format: both say what the text must be; give one")
     sampling = Sampling(
         temperature=1.0 if asked.temperature is None else float(asked.temperature),
         top_p=1.0 if asked.top_p is None else float(asked.top_p),
@@ -235,11 +229,16 @@ def response(language: Language, asked: ResponsesRequest) -> Ask:
         min_p=float(asked.min_p or 0),
         seed=None if asked.seed is None else asked.seed % 2**64,
         max_tokens=asked.max_output_tokens,
-        grammar=grammar_of(asked.text.format if asked.text else None),
+        stop=tools.single if tools and single and not called else (),
+        grammar=called or wanted,
     )
+
+    def write(_: int, prompts: Prompts) -> Reply:
+        return Reply(model=language.name, asked=asked, prompt_tokens=sum(map(len, prompts)), tools=tools)
+
     return Ask(
-        encode=lambda: [language.encode_chat(asked.turns)],
+        encode=lambda: [language.encode_chat(asked.turns, tools=[tool.shown for tool in asked.offered])],
         sampling=sampling,
-        write=lambda count, read: Reply(model=language.service.name, asked=asked, prompt_tokens=read),
+        write=write,
         stream=bool(asked.stream),
     )

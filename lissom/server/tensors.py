@@ -1,29 +1,16 @@
 """Tensors on the wire of the Open Inference Protocol: flat or nested JSON, or bytes behind it."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from lissom.artifact.datatypes import DATATYPES
 from lissom.errors import DataError
 from lissom.server.wire import InputTensor
-
-DATATYPES: Mapping[str, torch.dtype] = {
-    "BOOL": torch.bool,
-    "UINT8": torch.uint8,
-    "INT8": torch.int8,
-    "INT16": torch.int16,
-    "INT32": torch.int32,
-    "INT64": torch.int64,
-    "FP16": torch.float16,
-    "BF16": torch.bfloat16,
-    "FP32": torch.float32,
-    "FP64": torch.float64,
-}
-NAMES = {dtype: name for name, dtype in DATATYPES.items()}
 
 
 def read(given: InputTensor, datatype: str, shape: Sequence[int], behind: bytes | None) -> Tensor:
@@ -54,11 +41,6 @@ def listed(name: str, tensor: Tensor) -> list[Any]:
     if wide.is_floating_point() and not wide.isfinite().all():
         raise DataError(f"output {name!r} holds NaN or infinity, which JSON cannot carry; ask for binary_data")
     return wide.tolist()
-
-
-def raw(tensor: Tensor) -> bytes:
-    """The values in row-major order, as bytes."""
-    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
 def _from_bytes(given: InputTensor, dtype: torch.dtype, behind: bytes) -> Tensor:

@@ -49,7 +49,7 @@ def routes(languages: Languages) -> APIRouter:
             else:
                 tokens = chat_tokens(language, asked.messages, asked)
             spelt = [language.spell(token) for token in tokens] if asked.return_token_strs else None
-            context = language.worker.engine.context
+            context = language.worker.context
             return {"count": len(tokens), "max_model_len": context, "tokens": tokens, "token_strs": spelt}
 
         return say(200, await asyncio.to_thread(found))

@@ -75,8 +75,19 @@ class Tools:
             return None
         return Call(name=name, arguments=json.dumps(given))
 
-    def must(self, only: str | None = None) -> Grammar:
-        """A text that is nothing but calls, of which there are some, or one of the one tool if that is given."""
+    @property
+    def single(self) -> tuple[str, ...]:
+        """What ends a text behind its first call, if it would not end there by itself.
+
+        Raises:
+            DataError: nothing does.
+        """
+        if self.dialect.listed:
+            raise DataError("tools: the model calls several at once, in a list; they cannot be had one by one")
+        return (self.dialect.closes,) if self.dialect.closes else ()
+
+    def must(self, only: str | None = None, *, single: bool = False) -> Grammar:
+        """A text that is nothing but calls, of which there are some, or a single one, or one of the only tool given."""
         names = [name for name in self.schemas if only in (None, name)]
         one = "\n".join(
             f"tool{k}: %json {json.dumps(self.written(name, self.schemas[name]))}" for k, name in enumerate(names)
@@ -88,7 +99,7 @@ class Tools:
             begin, between, end = f'{opens} "["', '", "', '"]"'
         elif self.dialect.closes:
             begin, between, end = f'{opens} "\\n"', f'"\\n" {closes} "\\n" {opens} "\\n"', f'"\\n" {closes}'
-        more = f"({between} call){{0,{MOST - 1}}}" if between and only is None else ""
+        more = f"({between} call){{0,{MOST - 1}}}" if between and only is None and not single else ""
         start = f"{begin} call {more} {end}"
         return Grammar(kind="grammar", text=f"start: {start}\ncall: {either}\n{one}")
 

@@ -6,6 +6,7 @@ clients like to send.
 """
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, Json, model_validator
@@ -19,6 +20,7 @@ MAX_LISTED = 1024
 Text = Annotated[str, Field(max_length=4_000_000)]
 Stop = Annotated[str, Field(min_length=1, max_length=256)]
 Name = Annotated[str, Field(max_length=256)]
+ToolName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
 Token = Annotated[int, Field(ge=0)]
 TokenKey = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
 Bias = Annotated[float, Field(ge=-100, le=100)]
@@ -118,6 +120,7 @@ class Generation(Wire):
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None = None
+    prompt_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     stop_token_ids: Annotated[list[Token], Field(max_length=MAX_STOPS)] | None = None
     ignore_eos: bool = False
     response_format: Annotated[PlainFormat | SchemaFormat, Field(discriminator="type")] | None = None
@@ -125,6 +128,12 @@ class Generation(Wire):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: Name | None = None
+
+    @model_validator(mode="after")
+    def _told_at_once(self) -> Self:
+        if self.stream and self.prompt_logprobs is not None:
+            raise ValueError("prompt_logprobs: they come with the whole answer; leave out stream or them")
+        return self
 
 
 class CompletionRequest(Generation):
@@ -138,7 +147,7 @@ class CompletionRequest(Generation):
     )
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     best_of: Literal[1] | None = None
-    echo: Literal[False] | None = None
+    echo: bool = False
     suffix: None = None
 
 
@@ -212,7 +221,7 @@ class Written(Wire):
 class Function(Wire):
     """Something that can be called; `parameters` is the schema of its arguments."""
 
-    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
+    name: ToolName
     description: Text | None = None
     parameters: dict[str, Any] | None = None
     strict: Literal[False] | None = None
@@ -238,6 +247,20 @@ class NamedTool(Wire):
     function: OnlyName
 
 
+def check_tools(names: Sequence[str], choice: str | OnlyName | None) -> None:
+    """See that tools of these names can be told apart, and that a choice among them can be kept.
+
+    Raises:
+        ValueError: they cannot, or it cannot.
+    """
+    if len(set(names)) < len(names):
+        raise ValueError("tools: two of them have the same name")
+    if isinstance(choice, OnlyName) and choice.name not in names:
+        raise ValueError(f"tool_choice: {choice.name!r} is none of the tools")
+    if choice in ("required", "any") and not names:
+        raise ValueError(f"tool_choice: {choice}, but there are no tools")
+
+
 class ChatRequest(Generation, Written):
     """POST /v1/chat/completions."""
 
@@ -247,7 +270,7 @@ class ChatRequest(Generation, Written):
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     tools: Annotated[list[FunctionTool], Field(max_length=MAX_TOOLS)] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
-    parallel_tool_calls: Literal[True] | None = None
+    parallel_tool_calls: bool | None = None
 
     @property
     def functions(self) -> list[Function]:
@@ -256,13 +279,8 @@ class ChatRequest(Generation, Written):
 
     @model_validator(mode="after")
     def _named(self) -> Self:
-        names = [tool.function.name for tool in self.tools or ()]
-        if len(set(names)) < len(names):
-            raise ValueError("tools: two of them have the same name")
-        if isinstance(self.tool_choice, NamedTool) and self.tool_choice.function.name not in names:
-            raise ValueError(f"tool_choice: {self.tool_choice.function.name!r} is none of the tools")
-        if self.tool_choice == "required" and not names:
-            raise ValueError("tool_choice: required, but there are no tools")
+        choice = self.tool_choice.function if isinstance(self.tool_choice, NamedTool) else self.tool_choice
+        check_tools([tool.function.name for tool in self.tools or ()], choice)
         return self
 
 
@@ -291,9 +309,10 @@ class OutputTensor(Wire):
 
 
 class InferParameters(Wire):
-    """`binary_data_output`: send all outputs as bytes behind the JSON."""
+    """`binary_data_output`: send all outputs as bytes behind the JSON; `timeout`: microseconds that it may wait."""
 
     binary_data_output: bool = False
+    timeout: Annotated[int, Field(ge=1)] | None = None
 
 
 class InferRequest(Wire):

@@ -1,25 +1,21 @@
-"""The one thread that owns an engine, and how the event loop talks to it.
-
-Into the thread go functions to call, out of it come pieces of text. Nothing else is shared: a request is checked and
-its sequences are made before the thread sees them.
-"""
+"""The queue before the engine of a language model: what is asked goes out, pieces of text come back to who asked."""
 
 import asyncio
-import logging
-import threading
-import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from queue import Empty, SimpleQueue
+from itertools import count
+from typing import Any
 
 from fastapi import HTTPException
 
-from lissom.engine import Choice, Engine, Finish
-from lissom.engine import Sequence as EngineSequence
-from lissom.server.service import LanguageService, Limits
+from lissom.engine import Choice, Finish, Sampling
+from lissom.engine.link import said_of
+from lissom.errors import DataError
+from lissom.server.admission import Admission
+from lissom.server.line import Line
+from lissom.server.service import Limits
 
-log = logging.getLogger("lissom.server")
 PING_SECONDS = 15.0
 
 
@@ -28,7 +24,7 @@ class Piece:
     """News of sequence `index` of a job: text that has become certain, so many tokens, and perhaps the end.
 
     `ended_by` is the stop string that ended it, if one did; `reused` counts the tokens of the prompt that were not read
-    anew.
+    anew. `read` are the tokens of the prompt from the second on with their log-probabilities, where these are wanted.
     """
 
     index: int
@@ -38,20 +34,24 @@ class Piece:
     finish: Finish | None
     ended_by: str | None = None
     reused: int = 0
+    read: tuple[Choice, ...] = ()
 
 
 class Job:
     """The sequences of one request. Whoever submits a job closes it, whatever happens."""
 
-    def __init__(self, sequences: Sequence[EngineSequence], close: Callable[["Job"], None]) -> None:
-        self.sequences = tuple(sequences)
+    def __init__(self, name: int, size: int, close: Callable[["Job"], None]) -> None:
+        self.name, self.size = name, size
+        self.accepted = asyncio.get_running_loop().create_future()
         self._close = close
-        self._loop = asyncio.get_running_loop()
         self._news: asyncio.Queue[Piece | HTTPException] = asyncio.Queue()
 
     def tell(self, news: Piece | HTTPException) -> None:
-        """Called by the worker's thread."""
-        self._loop.call_soon_threadsafe(self._news.put_nowait, news)
+        """Something has come, or gone wrong."""
+        if self.accepted.done():
+            self._news.put_nowait(news)
+        elif isinstance(news, HTTPException):
+            self.accepted.set_exception(news)
 
     async def pieces(self) -> AsyncIterator[Piece | None]:
         """All pieces in order; None now and then while there is no news, so that a quiet connection can be kept up.
@@ -59,7 +59,7 @@ class Job:
         Raises:
             HTTPException: the engine failed, or the server stops.
         """
-        left = len(self.sequences)
+        left = self.size
         while left:
             try:
                 news = await asyncio.wait_for(self._news.get(), PING_SECONDS)
@@ -76,161 +76,125 @@ class Job:
         self._close(self)
 
 
-@dataclass(slots=True, kw_only=True)
-class _Ticket:
-    """Whose a sequence is, and how many of its characters and tokens have been told; touched by the thread only."""
-
-    job: Job
-    index: int
-    shown: int = 0
-    told: int = 0
-
-
 class Worker:
-    """Runs the engine of one language model.
+    """The engine of a language model, and who waits for it."""
 
-    Raises:
-        ModelError: the engine does not know the model's family.
-    """
+    def __init__(self, line: Line, limits: Limits, *, max_batch: int) -> None:
+        self.line = line
+        self.state: Mapping[str, float] = {}
+        self.admission = Admission(max_batch, limits.first_token_seconds)
+        self._room = max_batch + limits.waiting
+        self._taken = 0  # sequences submitted or about to be
+        self._jobs: dict[int, Job] = {}
+        self._names = count()
 
-    def __init__(self, service: LanguageService, limits: Limits) -> None:
-        self.engine = Engine(
-            service.model,
-            service.tokenizer,
-            max_tokens_in_cache=service.max_tokens_in_cache,
-            max_batch=service.max_batch,
-            cache=service.cache,
-            draft=service.draft,
-            speculate=service.speculate,
-        )
-        self._room = service.max_batch + limits.waiting
-        self._taken = 0  # sequences submitted or about to be; touched by the event loop only
-        self._limits = limits
-        self._calls: SimpleQueue[Callable[[], None]] = SimpleQueue()
-        self._tickets: dict[EngineSequence, _Ticket] = {}
-        self._thread = threading.Thread(target=self._run, name=f"engine of {service.name}", daemon=True)
-        self._running = False
-        self._failed = False
-        self._deadline: float | None = None
-        self._progress = time.monotonic()
-
-    def start(self) -> None:
+    async def start(self) -> None:
         """Begin to work."""
-        self._running = True
-        self._thread.start()
+        await self.line.start(self)
 
-    def drain(self) -> None:
-        """Take nothing new, and give what runs a last time to finish."""
-        self._deadline = time.monotonic() + self._limits.grace_seconds
-
-    def stop(self) -> None:
-        """Stop now, and wait for the thread to end."""
-        self._calls.put(self._halt)
-        self._thread.join()
+    async def stop(self) -> None:
+        """Stop now."""
+        await self.line.stop()
 
     @property
-    def trouble(self) -> str | None:
-        """Why no request can be taken at the moment; None when all is well."""
-        if self._failed:
-            return "the engine failed; the server has to be restarted"
-        if self._deadline is not None:
-            return "the server is stopping"
-        stalled = self._tickets and time.monotonic() - self._progress > self._limits.stall_seconds
-        return "the engine makes no progress" if stalled else None
+    def context(self) -> int:
+        """Tokens of a prompt and its continuation, at most."""
+        return int(self.line.greeting["context"])
+
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens there are."""
+        return int(self.line.greeting["vocabulary"])
+
+    @property
+    def evidence(self) -> Mapping[str, Any] | None:
+        """What is proven of the model."""
+        evidence: Mapping[str, Any] | None = self.line.greeting["evidence"]
+        return evidence
+
+    @property
+    def busy(self) -> bool:
+        """Whether anybody waits."""
+        return bool(self._jobs)
 
     @contextmanager
-    def reserve(self, count: int) -> Iterator[None]:
+    def reserve(self, size: int) -> Iterator[None]:
         """Hold room for that many sequences while they are prepared, so that a burst is refused before it costs.
 
         Raises:
             HTTPException: 429 when the queue is full, 503 when the engine is in trouble.
         """
-        if self.trouble:
-            raise HTTPException(503, self.trouble)
-        if self._taken + count > self._room:
+        if self.line.trouble:
+            raise HTTPException(503, self.line.trouble)
+        if self._taken + size > self._room:
             raise HTTPException(429, "the queue is full; try again later", headers={"Retry-After": "1"})
-        self._taken += count
+        self._taken += size
         try:
             yield
         finally:
-            self._taken -= count
+            self._taken -= size
 
-    def submit(self, sequences: Sequence[EngineSequence]) -> Job:
-        """Hand sequences to the engine."""
-        job = Job(sequences, self._close)
-        self._taken += len(sequences)
-        self._calls.put(lambda: self._begin(job))
+    async def submit(self, prompts: Sequence[Sequence[int]], samplings: Sequence[Sampling]) -> Job:
+        """Have the engine continue every prompt with every sampling.
+
+        Raises:
+            DataError: it cannot.
+            HTTPException: 429 when the first token would come too late, 503 when the engine is in trouble.
+        """
+        new = sum(map(len, prompts))  # several continuations of a prompt read it once
+        self.admission.check(new)
+        job = Job(next(self._names), len(prompts) * len(samplings), self._close)
+        said = {"begin": job.name, "prompts": prompts, "samplings": [said_of(one) for one in samplings]}
+        self.line.send(said)
+        self._jobs[job.name] = job
+        self._taken += job.size
+        for index in range(job.size):
+            own = 0 if index % len(samplings) else len(prompts[index // len(samplings)])
+            self.admission.enter((job.name, index), own)
+        try:
+            await job.accepted
+        except BaseException:
+            job.close()
+            raise
         return job
 
-    def _close(self, job: Job) -> None:
-        self._taken -= len(job.sequences)
-        self._calls.put(lambda: self._forget(job))
+    def hear(self, said: Mapping[str, Any], behind: bytes) -> None:
+        """News of the engine: who is accepted, who is refused, and what has been written."""
+        read = {name: said["state"][name] - self.state.get(name, 0) for name in ("read_tokens", "read_seconds")}
+        self.admission.read(read["read_tokens"], read["read_seconds"])
+        self.state = said["state"]
+        for name in said["accepted"]:
+            if (job := self._jobs.get(name)) is not None and not job.accepted.done():
+                job.accepted.set_result(None)
+        for name, why in said["refused"]:
+            if (job := self._jobs.get(name)) is not None and not job.accepted.done():
+                job.accepted.set_exception(DataError(why))
+        for news in said["news"]:
+            if (job := self._jobs.get(news.pop("job"))) is not None:
+                sequence = job.name, news["index"]
+                self.admission.begin(sequence)
+                if news["finish"] is not None:
+                    self.admission.end(sequence)
+                choices = {kind: tuple(choice(*one) for one in news[kind]) for kind in ("choices", "read")}
+                job.tell(Piece(**{**news, **choices}))
 
-    # From here on, everything runs in the thread.
-
-    def _run(self) -> None:
-        try:
-            while self._running:
-                self._answer_calls()
-                self._step()
-                if self._deadline is not None and time.monotonic() > self._deadline:
-                    self._give_up(HTTPException(503, "the server is stopping"))
-        except Exception:  # the boundary of the thread: whatever it was, those who wait must hear of it
-            log.exception("the engine failed")
-            self._failed = True
-            self._give_up(HTTPException(500, "the engine failed; the server's log says why"))
-            while self._running:
-                self._calls.get()()
-                self._give_up(HTTPException(500, "the engine failed; the server's log says why"))
-
-    def _answer_calls(self) -> None:
-        """Wait for a call when there is nothing else to do; otherwise answer those that are there."""
-        if not self.engine.busy:
-            self._calls.get()()
-            self._progress = time.monotonic()
-        while True:
-            try:
-                call = self._calls.get_nowait()
-            except Empty:
-                return
-            call()
-
-    def _step(self) -> None:
-        for sequence in self.engine.step():
-            ticket = self._tickets[sequence]
-            ticket.job.tell(_news(sequence, ticket))
-            if sequence.finish is not None:
-                del self._tickets[sequence]
-        self._progress = time.monotonic()
-
-    def _begin(self, job: Job) -> None:
-        for index, sequence in enumerate(job.sequences):
-            self._tickets[sequence] = _Ticket(job=job, index=index)
-            self.engine.enqueue(sequence)
-
-    def _forget(self, job: Job) -> None:
-        for sequence in job.sequences:
-            self._tickets.pop(sequence, None)
-            self.engine.cancel(sequence)
-
-    def _give_up(self, reason: HTTPException) -> None:
-        for job in {ticket.job for ticket in self._tickets.values()}:
+    def give_up(self, reason: HTTPException) -> None:
+        """Tell all who wait, for whom nothing will come."""
+        self.state = {}
+        for job in tuple(self._jobs.values()):
             job.tell(reason)
-            self._forget(job)
+            job.close()
 
-    def _halt(self) -> None:
-        self._running = False
+    def _close(self, job: Job) -> None:
+        if self._jobs.pop(job.name, None) is None:
+            return
+        self._taken -= job.size
+        for index in range(job.size):
+            self.admission.leave((job.name, index))
+        if not self.line.ended:
+            self.line.send({"forget": job.name})
 
 
-def _news(sequence: EngineSequence, ticket: _Ticket) -> Piece:
-    piece = Piece(
-        index=ticket.index,
-        text=sequence.text[ticket.shown :],
-        tokens=len(sequence.generated) - ticket.told,
-        choices=tuple(sequence.choices[ticket.told :]),
-        finish=sequence.finish,
-        ended_by=sequence.detokenizer.ended_by,
-        reused=sequence.reused,
-    )
-    ticket.shown, ticket.told = len(sequence.text), len(sequence.generated)
-    return piece
+def choice(token: int, logprob: float, top: Sequence[Sequence[Any]]) -> Choice:
+    """A choice as the engine said it."""
+    return Choice(token=token, logprob=logprob, top=tuple((other, its) for other, its in top))

@@ -130,6 +130,43 @@ def test_conversations_are_written_as_transformers_writes_them(
     assert ours.apply_chat_template(MESSAGES, add_generation_prompt=go_on, return_dict=False) == expected
 
 
+OFFERED = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}]
+TOLD = (
+    "{% if tools %}{{ tools | tojson }}{% endif %}{{ mark | default('.') }}{{ eos_token }}"
+    "{% for m in messages %}{{ m.content }}</s>{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("tools", [None, OFFERED], ids=["no tools", "tools"])
+@pytest.mark.parametrize("variables", [{}, {"mark": "!", "eos_token": "?"}], ids=["untold", "told"])
+def test_tools_and_variables_reach_the_template(usual: Any, tmp_path: Path, tools: Any, variables: Any) -> None:
+    usual.chat_template = TOLD
+    ours = by_itself(usual, tmp_path, MENDED)
+    how = {"add_generation_prompt": True, "return_dict": False, **variables}
+    expected = usual.apply_chat_template(MESSAGES, tools, **how)
+    assert ours.apply_chat_template(MESSAGES, tools, **how) == expected
+
+
+@pytest.mark.parametrize("content", ["Ich bin", "Ich bin  ", "Ich\n"])
+@pytest.mark.parametrize("template", [CHATML, TOLD], ids=["strips", "keeps"])
+def test_the_last_message_goes_on_as_with_transformers(usual: Any, tmp_path: Path, template: str, content: str) -> None:
+    usual.chat_template = template
+    ours = by_itself(usual, tmp_path, MENDED)
+    turns = [*MESSAGES, {"role": "assistant", "content": content}]
+    how = {"add_generation_prompt": False, "continue_final_message": True, "return_dict": False}
+    assert ours.apply_chat_template(turns, **how) == usual.apply_chat_template(turns, **how)
+
+
+def test_what_a_template_alters_cannot_go_on(usual: Any, tmp_path: Path) -> None:
+    usual.chat_template = "{% for m in messages %}{{ m.content | upper }}{% endfor %}"
+    ours = by_itself(usual, tmp_path, MENDED)
+    for tokenizer in (usual, ours):
+        with pytest.raises(ValueError, match=r"final message|last message"):
+            tokenizer.apply_chat_template(
+                MESSAGES, add_generation_prompt=False, continue_final_message=True, return_dict=False
+            )
+
+
 @pytest.mark.parametrize("template", REFUSING.values(), ids=REFUSING)
 def test_what_transformers_refuses_is_refused(usual: Any, tmp_path: Path, template: str) -> None:
     usual.chat_template = template

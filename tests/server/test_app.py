@@ -78,6 +78,16 @@ def test_every_route_but_health_asks_for_the_key(start: Any, stories: LanguageSe
             assert client.get("/v1/models", headers=right).status_code == 200
 
 
+def test_every_answer_carries_the_name_of_its_request(http: httpx.Client) -> None:
+    for path in ("/health/live", "/nothing", "/v1/models"):
+        for given in ("my-1:a.b_C", "x" * 128):
+            assert http.get(path, headers={"X-Request-Id": given}).headers["X-Request-Id"] == given
+        for strange in ("", "two words", "x" * 129, "\xe9"):
+            own = http.get(path, headers={"X-Request-Id": strange.encode("latin-1")}).headers["X-Request-Id"]
+            assert len(own) == 32
+    assert len({http.get("/health/live").headers["X-Request-Id"] for _ in range(3)}) == 3
+
+
 def chunks() -> Iterator[bytes]:
     """A body whose length is not announced."""
     for _ in range(64):

@@ -81,7 +81,7 @@ def test_the_assistant_goes_on_where_it_was(talking: httpx.Client) -> None:
     ("body", "status", "kind", "message"),
     [
         ({"max_tokens": None}, 400, "invalid_request_error", "max_tokens: Input should be a valid integer"),
-        ({"tools": [{"name": "look"}]}, 400, "invalid_request_error", "tools: "),
+        ({"tools": [{"name": "look"}]}, 400, "invalid_request_error", "tools"),
         ({"beams": 4}, 400, "invalid_request_error", "unknown field 'beams'"),
         ({"thinking": {"type": "enabled", "budget_tokens": 9}}, 400, "invalid_request_error", "thinking"),
         ({"messages": []}, 400, "invalid_request_error", "messages: "),

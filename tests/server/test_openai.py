@@ -8,10 +8,12 @@ from typing import Any
 import httpx
 import openai
 import pytest
+import torch
 
 from lissom.engine import Engine, Sampling, Sequence
 
 PROMPT = "Once upon a time"
+SPOKEN = [{"role": "user", "content": PROMPT}]
 GREEDY: dict[str, Any] = {"model": "stories", "temperature": 0, "max_tokens": 24}
 
 
@@ -264,3 +266,48 @@ def test_the_client_raises_its_own_exceptions(client: openai.OpenAI) -> None:
         client.completions.create(prompt="a " * 3000, **GREEDY)
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("other")
+
+
+def test_an_echoed_prompt_has_log_probabilities_too(client: openai.OpenAI, tokenizer: Any, model: Any) -> None:
+    prompt = list(tokenizer("Once upon a time there was").input_ids)
+    with torch.no_grad():
+        rows = model(torch.tensor([prompt])).logits[0].double().log_softmax(-1)
+    asked = {"model": "stories", "max_tokens": 2, "logprobs": 1, "echo": True, "temperature": 0}
+    for given in ([prompt, prompt[:4]], ["Once upon a time there was", "Once upon"]):
+        answer = client.completions.create(prompt=given, **asked)  # type: ignore[call-overload]
+        for choice, one in zip(answer.choices, given, strict=True):
+            told, tokens = choice.logprobs, one if isinstance(one, list) else tokenizer(one).input_ids
+            assert choice.text.startswith(tokenizer.decode(tokens) if isinstance(one, list) else one)
+            assert len(told.tokens) == len(tokens) + 2
+            assert (told.token_logprobs[0], told.top_logprobs[0]) == (None, None)
+            found = torch.tensor(told.token_logprobs[1 : len(tokens)])
+            true = torch.stack([rows[k, token] for k, token in enumerate(tokens[1:])]).float()
+            torch.testing.assert_close(found, true, rtol=0, atol=1e-3)
+
+
+def test_an_echo_is_streamed_before_the_text(client: openai.OpenAI) -> None:
+    asked = {"model": "stories", "prompt": ["Once upon", "The dog"], "n": 2, "max_tokens": 3, "seed": 1}
+    whole = client.completions.create(echo=True, **asked)  # type: ignore[call-overload]
+    texts = ["", "", "", ""]
+    for chunk in client.completions.create(echo=True, stream=True, **asked):  # type: ignore[call-overload]
+        for choice in chunk.choices:
+            texts[choice.index] += choice.text
+    assert texts == [choice.text for choice in whole.choices]
+    plain = client.completions.create(**asked)  # type: ignore[call-overload]
+    prompts = ["Once upon", "Once upon", "The dog", "The dog"]
+    assert texts == [prompt + choice.text for prompt, choice in zip(prompts, plain.choices, strict=True)]
+
+
+@pytest.mark.parametrize("route", ["/v1/completions", "/v1/chat/completions"])
+def test_prompt_logprobs_are_told_as_vllm_does(http: httpx.Client, tokenizer: Any, route: str) -> None:
+    given = {"prompt": "Once upon a time"} if route == "/v1/completions" else {"messages": SPOKEN}
+    asked = {"model": "stories", **given, "max_tokens": 1, "prompt_logprobs": 2}
+    (choice,) = http.post(route, json=asked).json()["choices"]
+    first, *others = choice["prompt_logprobs"]
+    tokens = tokenizer("Once upon a time").input_ids
+    assert first is None
+    for token, told in zip(tokens[1:], others, strict=True):
+        assert told[str(token)]["decoded_token"] == tokenizer.decode([token])
+        assert sorted(one["rank"] for one in told.values() if one["rank"]) == [1, 2]
+    answer = http.post(route, json={**asked, "stream": True})
+    assert (answer.status_code, "prompt_logprobs" in answer.json()["error"]["message"]) == (400, True)

@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+import anthropic
 import httpx
 import openai
 import pytest
@@ -12,7 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lissom.server import LanguageService, create_app
+from lissom.server.messages import Said
+from lissom.server.responses import Reply
+from lissom.server.responses_wire import ResponsesRequest
 from lissom.server.tools import DIALECTS, Call, Dialect, Reader, Tools, read, tools_of
+from lissom.server.worker import Piece
 
 PLACE = {
     "type": "object",
@@ -142,6 +147,160 @@ def test_calls_and_what_they_brought_are_given_back(client: openai.OpenAI) -> No
     assert usage.prompt_tokens == json.loads(found.text)["count"]
 
 
+@pytest.mark.parametrize("name", ["qwen", "llama"])
+def test_a_single_call_is_a_single_call(client: openai.OpenAI, name: str) -> None:
+    asked: dict[str, Any] = {"model": name, "messages": SAID, "tools": [WEATHER, CLOCK], "max_tokens": 900}
+    for seed in range(3):
+        answer = client.chat.completions.create(
+            tool_choice="required", parallel_tool_calls=False, seed=seed, **asked
+        ).choices[0]
+        assert (answer.finish_reason, len(answer.message.tool_calls or [])) == ("tool_calls", 1)
+
+
+MESSAGE_TOOLS: list[Any] = [
+    {"name": "weather", "description": "How it will be.", "input_schema": PLACE},
+    {"name": "clock", "input_schema": CLOCK["function"]["parameters"]},
+]
+
+
+@pytest.fixture(scope="module")
+def anthropics(client: openai.OpenAI) -> Iterator[anthropic.Anthropic]:
+    url = str(client.base_url).removesuffix("/v1/")
+    with anthropic.Anthropic(base_url=url, api_key="none", max_retries=0) as one:
+        yield one
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_messages_call_what_must_be_called(anthropics: anthropic.Anthropic, name: str) -> None:
+    asked: dict[str, Any] = {"model": name, "messages": SAID, "tools": MESSAGE_TOOLS, "max_tokens": 900}
+    answer = anthropics.messages.create(tool_choice={"type": "tool", "name": "weather"}, **asked)
+    (used,) = answer.content
+    assert (answer.stop_reason, used.type, used.name) == ("tool_use", "tool_use", "weather")
+    assert used.input["city"] in {"Rome", "Oslo"}
+    with anthropics.messages.stream(tool_choice={"type": "any"}, **asked) as stream:
+        final = stream.get_final_message()
+    assert final.stop_reason == "tool_use"
+    assert {one.type for one in final.content} == {"tool_use"}
+    single = {"type": "any", "disable_parallel_tool_use": True}
+    alone = anthropics.messages.create(tool_choice=single, **asked)  # type: ignore[arg-type]
+    assert len(alone.content) == 1
+
+
+def test_messages_give_calls_and_what_they_brought_back(anthropics: anthropic.Anthropic) -> None:
+    history: list[Any] = [
+        *SAID,
+        {
+            "role": "assistant",
+            "content": [{"type": "tool_use", "id": "1", "name": "weather", "input": {"city": "Rome"}}],
+        },
+        {
+            "role": "user",
+            "content": [
+                {"type": "tool_result", "tool_use_id": "1", "content": [{"type": "text", "text": "sunny"}]},
+                {"type": "text", "text": "and now?"},
+            ],
+        },
+    ]
+    counted = anthropics.messages.count_tokens(model="qwen", messages=history).input_tokens
+    text = "user: Once upon a time\nassistant: \nweather Rome\ntool: sunny\nuser: and now?\nassistant:"
+    found = httpx.post(f"{str(anthropics.base_url).rstrip('/')}/tokenize", json={"model": "qwen", "prompt": text})
+    assert counted == found.json()["count"]
+
+
+@given(st.lists(st.sampled_from(PIECES), max_size=12), st.sampled_from([HERMES, MISTRAL, LLAMA, None]), st.data())
+def test_a_streamed_message_is_the_whole_one(pieces: list[str], tools: Tools | None, data: st.DataObject) -> None:
+    text = "".join(pieces)
+    cuts = [0, *sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=9))), len(text)]
+    ends = [None] * (len(cuts) - 2) + ["stop"]
+    told = [
+        Piece(index=0, text=text[start:stop], tokens=1, choices=(), finish=end)  # type: ignore[arg-type]
+        for start, stop, end in zip(cuts, cuts[1:], ends, strict=False)
+    ]
+    streamed, whole = (Said(model="m", prompt_tokens=1, tools=tools) for _ in range(2))
+    events = list(streamed.openings())
+    for piece in told:
+        streamed.take(piece)
+        whole.take(piece)
+        events += streamed.chunks(piece)
+    events += streamed.closing()
+    blocks: list[Any] = []
+    for one in (json.loads(event.partition("data: ")[2]) for event in events):
+        if one["type"] == "content_block_start":
+            assert one["index"] == len(blocks)
+            blocks.append({**one["content_block"], "text": "", "json": ""})
+        elif one["type"] == "content_block_delta":
+            assert one["index"] == len(blocks) - 1
+            blocks[-1]["text"] += one["delta"].get("text", "")
+            blocks[-1]["json"] += one["delta"].get("partial_json", "")
+    message = whole.complete()
+    assert whole.end == streamed.end
+    assert "".join(one["text"] for one in blocks) == "".join(one.get("text", "") for one in message["content"])
+    assert [(one["name"], json.loads(one["json"])) for one in blocks if one["type"] == "tool_use"] == [
+        (one["name"], one["input"]) for one in message["content"] if one["type"] == "tool_use"
+    ]
+
+
+RESPONSE_TOOLS: list[Any] = [{"type": "function", "strict": False, **tool["function"]} for tool in (WEATHER, CLOCK)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_responses_call_what_must_be_called(client: openai.OpenAI, name: str) -> None:
+    asked: dict[str, Any] = {"model": name, "input": SAID, "tools": RESPONSE_TOOLS, "max_output_tokens": 900}
+    only: Any = {"type": "function", "name": "weather"}
+    answer = client.responses.create(tool_choice=only, **asked)
+    (call,) = answer.output
+    assert (answer.status, call.type, call.name) == ("completed", "function_call", "weather")
+    assert json.loads(call.arguments)["city"] in {"Rome", "Oslo"}
+    with client.responses.stream(tool_choice="required", extra_body={"seed": 1}, **asked) as stream:
+        streamed = stream.get_final_response()
+    whole = client.responses.create(tool_choice="required", extra_body={"seed": 1}, **asked)
+    calls = [[(one.name, one.arguments) for one in told.output] for told in (streamed, whole)]  # type: ignore[union-attr]
+    assert calls[0] == calls[1] != []
+    single = client.responses.create(tool_choice="required", parallel_tool_calls=False, **asked)
+    assert len(single.output) == 1
+
+
+def test_responses_give_calls_and_what_they_brought_back(client: openai.OpenAI) -> None:
+    history: list[Any] = [
+        *SAID,
+        {"type": "function_call", "call_id": "1", "name": "weather", "arguments": '{"city": "Rome"}'},
+        {"type": "function_call", "call_id": "2", "name": "weather", "arguments": '{"city": "Oslo"}'},
+        {"type": "function_call_output", "call_id": "1", "output": "sunny"},
+    ]
+    usage = client.responses.create(model="qwen", input=history, max_output_tokens=1).usage
+    text = "user: Once upon a time\nassistant: \nweather Rome\nweather Oslo\ntool: sunny\nassistant:"
+    found = client.post("/../tokenize", body={"model": "qwen", "prompt": text}, cast_to=httpx.Response)
+    assert usage is not None
+    assert usage.input_tokens == json.loads(found.text)["count"]
+
+
+@given(st.lists(st.sampled_from(PIECES), max_size=12), st.sampled_from([HERMES, MISTRAL, LLAMA, None]), st.data())
+def test_a_streamed_response_is_the_whole_one(pieces: list[str], tools: Tools | None, data: st.DataObject) -> None:
+    text = "".join(pieces)
+    cuts = [0, *sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=9))), len(text)]
+    ends = [None] * (len(cuts) - 2) + ["stop"]
+    asked = ResponsesRequest(model="m", input="a")
+    streamed, whole = (Reply(model="m", asked=asked, prompt_tokens=1, tools=tools) for _ in range(2))
+    events = list(streamed.openings())
+    for start, stop, end in zip(cuts, cuts[1:], ends, strict=False):
+        piece = Piece(index=0, text=text[start:stop], tokens=1, choices=(), finish=end)  # type: ignore[arg-type]
+        for one in (streamed, whole):
+            one.take(piece)
+        events += streamed.chunks(piece)
+    events += streamed.closing()
+    told = [json.loads(event.partition("data: ")[2]) for event in events]
+    assert [one["sequence_number"] for one in told] == list(range(len(told)))
+    done = [one["item"] for one in told if one["type"] == "response.output_item.done"]
+    added = [one["item"]["id"] for one in told if one["type"] == "response.output_item.added"]
+    assert done == told[-1]["response"]["output"]
+    assert [one["id"] for one in done] == added
+    output = whole.complete()["output"]
+    texts = ["".join(part["text"] for one in items for part in one.get("content", [])) for items in (done, output)]
+    calls = [[(one["name"], one["arguments"]) for one in items if "name" in one] for items in (done, output)]
+    assert texts[0] == texts[1]
+    assert calls[0] == calls[1]
+
+
 CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "no"}}
 
 
@@ -153,7 +312,7 @@ CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "n
         ({"tools": [], "tool_choice": "required"}, "there are no tools"),
         ({"tool_choice": {"type": "function", "function": {"name": "h"}}}, "'h' is none of the tools"),
         ({"tool_choice": "required", "response_format": {"type": "json_object"}}, "give one"),
-        ({"parallel_tool_calls": False}, "parallel_tool_calls"),
+        ({"model": "mistral", "parallel_tool_calls": False}, "cannot be had one by one"),
         ({"messages": [{"role": "user"}]}, "content is missing"),
         ({"messages": [{"role": "tool", "content": "a"}]}, "tool_call_id goes with the role tool"),
         ({"messages": [{"role": "user", "content": "a", "tool_calls": [CALL]}]}, "arguments: Invalid JSON"),

@@ -1,0 +1,88 @@
+"""How long a request would wait for its first token, by what the server has measured of itself; too long is refused.
+
+A first token comes when a place among the sequences that run is free, and when every prompt ahead has been read:
+
+    wait = (sequences ahead that find no place, and one) · (seconds of a sequence) / (places)
+         + (tokens of prompts ahead, and its own) / (tokens read in a second)
+
+Both rates are measured as the server runs, the latest counting most; until something has been measured nothing is
+refused on their account. A sequence that has begun lately may still run for as long as one takes: the wait is what is
+to be expected, not a bound.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from fastapi import HTTPException
+
+KEPT = 0.9  # of what was known stays when something new is measured
+
+
+@dataclass(slots=True, kw_only=True)
+class Rate:
+    """Something done in some time, the latest counting most."""
+
+    done: float = 0.0
+    seconds: float = 0.0
+
+    def see(self, done: float, seconds: float) -> None:
+        """So much more was done, in so many seconds."""
+        self.done, self.seconds = KEPT * self.done + done, KEPT * self.seconds + seconds
+
+    def time(self, amount: float) -> float:
+        """Seconds that this much takes; 0 where nothing is known."""
+        return amount * self.seconds / self.done if self.done else 0.0
+
+
+class Admission:
+    """Keeps account of who waits and of how fast they are served, for one engine with so many places."""
+
+    def __init__(self, places: int, promise: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._places, self._promise, self._clock = places, promise, clock
+        self._reading = Rate()  # tokens of prompts
+        self._serving = Rate()  # sequences
+        self._unread: dict[object, int] = {}  # tokens of those whose first token has not come
+        self._begun: dict[object, float] = {}  # when the first token of those came that have not ended
+
+    def wait(self, tokens: int) -> float:
+        """Seconds until the first token of a sequence with a prompt of so many tokens, if it came now."""
+        without = len(self._unread) + len(self._begun) + 1 - self._places
+        turns = self._serving.time(max(without, 0)) / self._places
+        return turns + self._reading.time(sum(self._unread.values()) + tokens)
+
+    def check(self, tokens: int) -> None:
+        """See that a first token can come in the time that is promised; one that nobody is ahead of may take longer.
+
+        Raises:
+            HTTPException: 429, and when to try again.
+        """
+        late = self.wait(tokens) - self._promise
+        if late > 0 and (self._unread or self._begun):
+            again = {"Retry-After": str(math.ceil(late))}
+            raise HTTPException(429, f"too many tokens wait; try again in {again['Retry-After']} seconds", again)
+
+    def enter(self, sequence: object, tokens: int) -> None:
+        """A sequence has been handed to the engine."""
+        self._unread[sequence] = tokens
+
+    def begin(self, sequence: object) -> None:
+        """Its first token has come."""
+        if self._unread.pop(sequence, None) is not None:
+            self._begun[sequence] = self._clock()
+
+    def end(self, sequence: object) -> None:
+        """It has ended by itself."""
+        if (begun := self._begun.pop(sequence, None)) is not None:
+            self._serving.see(1, self._clock() - begun)
+
+    def leave(self, sequence: object) -> None:
+        """It is no longer wanted."""
+        self._unread.pop(sequence, None)
+        self._begun.pop(sequence, None)
+
+    def read(self, tokens: float, seconds: float) -> None:
+        """The engine has read so many tokens of prompts in so many seconds."""
+        if tokens > 0:
+            self._reading.see(tokens, seconds)
