@@ -37,6 +37,9 @@ def serve(
         Path | None, typer.Option(help="serve over HTTPS: a PEM file with the certificate and those that vouch for it")
     ] = None,
     tls_key: Annotated[Path | None, typer.Option(help="and a PEM file with its private key")] = None,
+    admin: Annotated[
+        Path | None, typer.Option(help="a Unix socket to be made, where models are loaded, exchanged and let go of")
+    ] = None,
     uncertified: Annotated[
         bool, typer.Option("--uncertified", help="serve a model also where its certificate does not hold")
     ] = False,
@@ -75,6 +78,7 @@ def serve(
         port=port,
         api_key=api_key,
         tls=None if tls_certificate is None or tls_key is None else (tls_certificate, tls_key),
+        admin=admin,
         announce=lambda url: print(f"{called} at {url}", flush=True),
     )
 

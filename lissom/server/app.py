@@ -5,30 +5,23 @@ import signal
 import socket
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import uvicorn
 from fastapi import FastAPI, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from lissom.artifact import open_tokenizer
 from lissom.errors import DataError
 from lissom.server import inference, messages, openai, responses, tokens
-from lissom.server.batches import Batches
+from lissom.server.admin import administered
 from lissom.server.failures import install, say
 from lissom.server.guard import Guard
-from lissom.server.hosts import Host, InProcess, InThread
-from lissom.server.inference import Inference
-from lissom.server.language import Language
-from lissom.server.line import Line
 from lissom.server.metrics import Metrics
-from lissom.server.service import FolderService, LanguageService, Limits, Service
-from lissom.server.worker import Worker
+from lissom.server.models import Models
+from lissom.server.service import Limits, Service
 
 STATES = {  # what an engine says of itself, by the name that gateways look for
     "vllm:num_requests_waiting": "waiting",
@@ -51,21 +44,10 @@ class Application:
         ModelError: a model that cannot be served.
     """
 
-    def __init__(self, services: Sequence[Service], *, api_key: str | None, limits: Limits) -> None:
-        names = [service.name for service in services]
-        if not names or len(set(names)) < len(names):
-            raise DataError(f"serve: {names or 'nothing'} given; give one or more services of different names")
+    def __init__(self, services: Sequence[Service], *, api_key: str | None, admin: Path | None, limits: Limits) -> None:
+        self._admin = admin
         self._metrics = Metrics()
-        self._languages: dict[str, Language] = {}
-        self._models: dict[str, Inference] = {}
-        hosts = [host_of(service) for service in services]
-        try:
-            for service, host in zip(services, hosts, strict=True):
-                self._open(service, host, limits)
-        except BaseException:
-            for host in hosts:
-                host.close()
-            raise
+        self.models = Models(services, limits, self._metrics)
         self._door = Guard(self._assemble(), api_key=api_key, limits=limits, metrics=self._metrics)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -74,35 +56,15 @@ class Application:
 
     def drain(self) -> None:
         """Take no new requests, and let those that run finish within the limit."""
-        for one in self._running.values():
-            one.line.drain()
-
-    def _open(self, service: Service, host: Host, limits: Limits) -> None:
-        name = service.name
-        with ThreadPoolExecutor(1) as thread:  # it reads the tokenizer while a process reads the rest
-            tokenizer = thread.submit(tokenizer_of, service)
-            line = Line(host, limits)
-        if "signature" in line.greeting:
-            delay = 0.0 if isinstance(service, LanguageService) else service.max_delay_ms
-            self._models[name] = Inference(
-                name, line, limits, self._metrics, max_batch=service.max_batch, max_delay_ms=delay
-            )
-        else:
-            worker = Worker(line, limits, max_batch=service.max_batch)
-            self._languages[name] = Language(name, tokenizer.result(), worker, self._metrics)
-
-    @property
-    def _running(self) -> dict[str, Worker | Batches]:
-        languages = {name: one.worker for name, one in self._languages.items()}
-        return {**languages, **{name: one.batches for name, one in self._models.items()}}
+        self.models.drain()
 
     def _assemble(self) -> ASGIApp:
         # no schema and no documentation pages: they are routes that nobody asked for, and load scripts from elsewhere
         app = FastAPI(lifespan=self._lifespan, openapi_url=None)
         install(app)
         for api in (openai, responses, messages, tokens):
-            app.include_router(api.routes(self._languages))
-        app.include_router(inference.routes(self._models, _version()))
+            app.include_router(api.routes(self.models.languages))
+        app.include_router(inference.routes(self.models.modules, _version()))
         for prefix in ("", "/v2"):
             app.add_api_route(f"{prefix}/health/live", self._live)
             app.add_api_route(f"{prefix}/health/ready", self._ready)
@@ -112,35 +74,44 @@ class Application:
 
     @asynccontextmanager
     async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:
-        for one in self._running.values():
-            await one.start()
-        yield
-        for one in self._running.values():
-            await one.stop()
+        await self.models.start()
+        async with administered(self.models, self._admin):
+            yield
+        await self.models.stop()
 
     async def _live(self) -> Response:
         return say(200, {"live": True})
 
     async def _ready(self) -> Response:
-        troubles = {name: one.line.trouble for name, one in self._running.items() if one.line.trouble}
+        troubles = {name: one.line.trouble for name, one in self.models.every.items() if one.line.trouble}
         return say(503, {"ready": False, "reasons": troubles}) if troubles else say(200, {"ready": True})
 
     async def _evidence(self) -> Response:
-        return say(200, {name: one.line.greeting["evidence"] for name, one in self._running.items()})
+        return say(200, {name: one.line.greeting["evidence"] for name, one in self.models.every.items()})
 
     async def _scrape(self) -> Response:
         now = {
-            metric: {name: one.worker.state.get(value, 0.0) for name, one in self._languages.items()}
+            metric: {name: one.worker.state.get(value, 0.0) for name, one in self.models.languages.items()}
             for metric, value in STATES.items()
         }
-        now["lissom_inference_waiting"] = {name: one.batches.waiting for name, one in self._models.items()}
-        now["lissom_engine_restarts_total"] = {name: one.line.restarts for name, one in self._running.items()}
+        now["lissom_inference_waiting"] = {name: one.batches.waiting for name, one in self.models.modules.items()}
+        now["lissom_engine_restarts_total"] = {name: one.line.restarts for name, one in self.models.every.items()}
         return Response(self._metrics.render(now), media_type="text/plain; version=0.0.4")
 
 
-def create_app(services: Sequence[Service], *, api_key: str | None = None, limits: Limits | None = None) -> Application:
-    """An ASGI application that serves the services, each under its name."""
-    return Application(services, api_key=api_key, limits=limits or Limits())
+def create_app(
+    services: Sequence[Service],
+    *,
+    api_key: str | None = None,
+    admin: str | Path | None = None,
+    limits: Limits | None = None,
+) -> Application:
+    """An ASGI application that serves the services, each under its name.
+
+    With `admin`, the path of a Unix socket, its owner can load, exchange and let go of models there as it runs.
+    """
+    socket_at = None if admin is None else Path(admin)
+    return Application(services, api_key=api_key, admin=socket_at, limits=limits or Limits())
 
 
 def serve(
@@ -150,12 +121,14 @@ def serve(
     port: int = 8000,
     api_key: str | None = None,
     tls: tuple[str | Path, str | Path] | None = None,
+    admin: str | Path | None = None,
     limits: Limits | None = None,
     announce: Callable[[str], None] = print,
 ) -> None:
     """Serve until SIGINT or SIGTERM, then let what runs finish. `announce` is told the URL; port 0 takes any.
 
-    With `tls`, the files of a certificate (with those that vouch for it) and of its private key, over HTTPS.
+    `admin` is as for `create_app`. With `tls`, the files of a certificate (with those that vouch for it) and of its
+    private key, over HTTPS.
 
     Raises:
         DataError: an address other machines can reach without an api_key, a bad host, a port in use, or files of TLS
@@ -170,7 +143,7 @@ def serve(
     if tls is not None:
         _check_tls(*tls)
     with _bind(host, port) as listener:
-        app = create_app(services, api_key=api_key, limits=limits)
+        app = create_app(services, api_key=api_key, admin=admin, limits=limits)
         config = uvicorn.Config(
             app,
             log_level="warning",
@@ -185,18 +158,6 @@ def serve(
         with _quiet_signals():
             announce(f"http{'s' if tls else ''}://{shown}:{listener.getsockname()[1]}")
             _Server(config, app).run(sockets=[listener])
-
-
-def host_of(service: Service) -> Host:
-    """Where the model of a service runs."""
-    return InProcess(service) if isinstance(service, FolderService) else InThread(service)
-
-
-def tokenizer_of(service: Service) -> Any:
-    """The tokenizer of a service; None if it is no language model's."""
-    if isinstance(service, FolderService):
-        return open_tokenizer(service.folder)
-    return service.tokenizer if isinstance(service, LanguageService) else None
 
 
 class _Server(uvicorn.Server):

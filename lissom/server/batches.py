@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lissom.engine.link import Frame
 from lissom.engine.modules import packed, unpacked
-from lissom.server.line import Line
+from lissom.server.line import STARTING, Line
 from lissom.server.metrics import Metrics
 from lissom.server.service import Limits
 
@@ -72,14 +72,12 @@ class Batches:
 
     async def start(self) -> None:
         """Begin to work."""
-        await self.line.start(self)
         self._task = asyncio.create_task(self._work())
 
     async def stop(self) -> None:
         """Stop now."""
         if self._task is not None:
             self._task.cancel()
-        await self.line.stop()
 
     @property
     def busy(self) -> bool:
@@ -106,9 +104,10 @@ class Batches:
         """The outputs of these inputs, which may wait for so many seconds.
 
         Raises:
-            HTTPException: the model failed, is in trouble, or was not free in time.
+            HTTPException: the model failed, is not there, or was not free in time.
         """
-        self.check()
+        if self.line.ended:
+            raise HTTPException(503, self.line.trouble or STARTING)
         now = time.monotonic()
         outputs: asyncio.Future[list[Tensor]] = asyncio.get_running_loop().create_future()
         self._queue.append(Waiting(inputs=inputs, since=now, until=now + timeout, outputs=outputs))

@@ -33,31 +33,51 @@ class Inference:
     ) -> None:
         self._signature: Mapping[str, Any] = line.greeting["signature"]
         _check(name, self._signature)
-        self.name = name
+        self.name, self.line = name, line
+        self._asked = 0  # requests that are being answered
         self.batches = Batches(name, line, limits, metrics, max_batch=max_batch, max_delay_ms=max_delay_ms)
-        self._inputs: list[Mapping[str, Any]] = list(self._signature["inputs"])
+        self.inputs: list[Mapping[str, Any]] = list(self._signature["inputs"])
         self._outputs = [str(output["name"]) for output in self._signature["outputs"]]
+
+    async def start(self) -> None:
+        """Begin to work."""
+        await self.line.start(self.batches)
+        await self.batches.start()
+
+    async def stop(self) -> None:
+        """Stop now."""
+        await self.batches.stop()
+        await self.line.stop()
+
+    @property
+    def asked(self) -> bool:
+        """Whether anybody waits for an answer."""
+        return bool(self._asked)
 
     def card(self) -> dict[str, Any]:
         """The model's metadata."""
         card = {"name": self.name, "versions": [], "platform": "pytorch", **self._signature}
-        evidence = self.batches.line.greeting["evidence"]
+        evidence = self.line.greeting["evidence"]
         return card if evidence is None else {**card, "evidence": evidence}
 
     async def infer(self, request: Request) -> Response:
         """Answer POST /v2/models/{model}/infer."""
         self.batches.check()
-        asked, behind = _split(await request.body(), request.headers.get(LENGTH))
-        inputs = self._read(asked, behind)
-        self._check_outputs(asked)
-        microseconds = asked.parameters.timeout
-        outputs = await self.batches.run(inputs, inf if microseconds is None else microseconds / 1e6)
-        return self._write(asked, dict(zip(self._outputs, outputs, strict=True)))
+        self._asked += 1
+        try:
+            asked, behind = _split(await request.body(), request.headers.get(LENGTH))
+            inputs = self._read(asked, behind)
+            self._check_outputs(asked)
+            microseconds = asked.parameters.timeout
+            outputs = await self.batches.run(inputs, inf if microseconds is None else microseconds / 1e6)
+            return self._write(asked, dict(zip(self._outputs, outputs, strict=True)))
+        finally:
+            self._asked -= 1
 
     def _read(self, asked: InferRequest, behind: bytes) -> list[Tensor]:
         """The inputs in the order of the signature."""
         given = {tensor.name: tensor for tensor in asked.inputs}
-        names = [str(spec["name"]) for spec in self._inputs]
+        names = [str(spec["name"]) for spec in self.inputs]
         if sorted(tensor.name for tensor in asked.inputs) != sorted(names):
             raise DataError(f"inputs: {[tensor.name for tensor in asked.inputs]} given, the model takes {names}")
         parts: dict[str, bytes] = {}
@@ -68,7 +88,7 @@ class Inference:
             raise DataError(f"inputs: {len(behind)} bytes behind the JSON belong to no input; see binary_data_size")
         return [
             read(given[str(spec["name"])], spec["datatype"], spec["shape"], parts.get(str(spec["name"])))
-            for spec in self._inputs
+            for spec in self.inputs
         ]
 
     def _check_outputs(self, asked: InferRequest) -> None:

@@ -20,7 +20,9 @@ from starlette.types import Receive, Scope, Send
 from lissom.engine import Sampling
 from lissom.errors import DataError
 from lissom.server.failures import say, unknown_model
+from lissom.server.line import Line
 from lissom.server.metrics import Metrics
+from lissom.server.service import Limits
 from lissom.server.wire import MAX_CHOICES
 from lissom.server.worker import Job, Piece, Worker
 
@@ -79,10 +81,26 @@ class Ask:
 class Language:
     """A language model, its worker, and the way from a request to an answer."""
 
-    def __init__(self, name: str, tokenizer: Any, worker: Worker, metrics: Metrics) -> None:
-        self.name, self.tokenizer, self.worker = name, tokenizer, worker
+    def __init__(
+        self, name: str, tokenizer: Any, line: Line, limits: Limits, metrics: Metrics, *, max_batch: int
+    ) -> None:
+        self.name, self.tokenizer, self.line = name, tokenizer, line
+        self.worker = Worker(line, limits, max_batch=max_batch)
         self._metrics = metrics
         self._created = int(time.time())
+
+    async def start(self) -> None:
+        """Begin to work."""
+        await self.line.start(self.worker)
+
+    async def stop(self) -> None:
+        """Stop now."""
+        await self.line.stop()
+
+    @property
+    def asked(self) -> bool:
+        """Whether anybody waits for an answer."""
+        return self.worker.taken > 0
 
     def card(self) -> dict[str, Any]:
         """What /v1/models says of it."""

@@ -84,17 +84,9 @@ class Worker:
         self.state: Mapping[str, float] = {}
         self.admission = Admission(max_batch, limits.first_token_seconds)
         self._room = max_batch + limits.waiting
-        self._taken = 0  # sequences submitted or about to be
+        self.taken = 0  # sequences submitted or about to be
         self._jobs: dict[int, Job] = {}
         self._names = count()
-
-    async def start(self) -> None:
-        """Begin to work."""
-        await self.line.start(self)
-
-    async def stop(self) -> None:
-        """Stop now."""
-        await self.line.stop()
 
     @property
     def context(self) -> int:
@@ -126,13 +118,13 @@ class Worker:
         """
         if self.line.trouble:
             raise HTTPException(503, self.line.trouble)
-        if self._taken + size > self._room:
+        if self.taken + size > self._room:
             raise HTTPException(429, "the queue is full; try again later", headers={"Retry-After": "1"})
-        self._taken += size
+        self.taken += size
         try:
             yield
         finally:
-            self._taken -= size
+            self.taken -= size
 
     async def submit(self, prompts: Sequence[Sequence[int]], samplings: Sequence[Sampling]) -> Job:
         """Have the engine continue every prompt with every sampling.
@@ -147,7 +139,7 @@ class Worker:
         said = {"begin": job.name, "prompts": prompts, "samplings": [said_of(one) for one in samplings]}
         self.line.send(said)
         self._jobs[job.name] = job
-        self._taken += job.size
+        self.taken += job.size
         for index in range(job.size):
             own = 0 if index % len(samplings) else len(prompts[index // len(samplings)])
             self.admission.enter((job.name, index), own)
@@ -188,7 +180,7 @@ class Worker:
     def _close(self, job: Job) -> None:
         if self._jobs.pop(job.name, None) is None:
             return
-        self._taken -= job.size
+        self.taken -= job.size
         for index in range(job.size):
             self.admission.leave((job.name, index))
         if not self.line.ended:

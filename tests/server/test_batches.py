@@ -96,7 +96,7 @@ def test_what_waits_is_run_together_once_that_has_been_seen_to_make_no_differenc
             given = inputs(1, 2, 1)
             for x, answer in zip(given, waves.wave(given), strict=True):
                 torch.testing.assert_close(answered(answer), 2 * x)
-            assert waves.module.rows == expected
+            assert (waves.module.rows[:2], sorted(waves.module.rows)) == (expected[:2], sorted(expected))
 
 
 def test_a_module_whose_rows_depend_on_each_other_runs_them_apart(start: Any) -> None:

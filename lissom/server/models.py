@@ -1,0 +1,183 @@
+"""The models of a server by name: opened together at first, and loaded, exchanged and let go of while it runs.
+
+A model that takes the place of another is opened and asked something before it does. Who was being answered by the old
+one is answered to the end; only then is that let go of.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+from fastapi import HTTPException
+
+from lissom.artifact import open_tokenizer
+from lissom.artifact.datatypes import DATATYPES
+from lissom.engine import Sampling
+from lissom.errors import DataError
+from lissom.server.failures import unknown_model
+from lissom.server.hosts import Host, InProcess, InThread
+from lissom.server.inference import Inference
+from lissom.server.language import Language
+from lissom.server.line import Line
+from lissom.server.metrics import Metrics
+from lissom.server.service import FolderService, LanguageService, Limits, Service
+
+MOMENT = 0.05  # seconds between looks whether an old model has nothing left to do
+
+Model = Language | Inference
+
+
+class Models:
+    """All models of a server.
+
+    Raises:
+        DataError: no service, or two of the same name.
+        LissomError: a model that cannot be served.
+    """
+
+    def __init__(self, services: Sequence[Service], limits: Limits, metrics: Metrics) -> None:
+        names = [service.name for service in services]
+        if not names or len(set(names)) < len(names):
+            raise DataError(f"serve: {names or 'nothing'} given; give one or more services of different names")
+        self.languages: dict[str, Language] = {}
+        self.modules: dict[str, Inference] = {}
+        self._limits, self._metrics = limits, metrics
+        self._leaving: set[asyncio.Task[None]] = set()
+        self._one_by_one = asyncio.Lock()
+        hosts = [host_of(service) for service in services]
+        try:
+            for service, host in zip(services, hosts, strict=True):
+                self._place(self._opened(service, host))
+        except BaseException:
+            for host in hosts:
+                host.close()
+            raise
+
+    @property
+    def every(self) -> dict[str, Model]:
+        """All of them."""
+        return {**self.languages, **self.modules}
+
+    async def start(self) -> None:
+        """Begin to work."""
+        for one in self.every.values():
+            await one.start()
+
+    def drain(self) -> None:
+        """Take no new requests, and let those that run finish within the limit."""
+        for one in self.every.values():
+            one.line.drain()
+
+    async def stop(self) -> None:
+        """Stop now."""
+        for leaving in self._leaving:
+            leaving.cancel()
+        await asyncio.gather(*self._leaving, return_exceptions=True)
+        for one in self.every.values():
+            await one.stop()
+
+    async def load(self, service: Service) -> None:
+        """Open a model, ask it something, and let it take the place of the one of its name, if there is one.
+
+        Raises:
+            LissomError: it cannot be served, or does not answer; all stays as it was.
+        """
+        async with self._one_by_one:  # two at once would need the memory of both
+            host = await asyncio.to_thread(host_of, service)
+            try:
+                new = await asyncio.to_thread(self._opened, service, host)
+            except BaseException:
+                host.close()
+                raise
+            await new.start()
+            try:
+                await answers(new)
+            except HTTPException as error:
+                await new.stop()
+                raise DataError(f"serve: {service.name} does not answer: {error.detail}") from error
+            old = self.every.get(service.name)
+            self._place(new)
+        if old is not None:
+            self._leave(old)
+
+    def unload(self, name: str) -> None:
+        """Let go of a model; who is being answered by it is answered to the end.
+
+        Raises:
+            HTTPException: there is none of that name.
+        """
+        if name not in self.every:
+            raise unknown_model(name, sorted(self.every))
+        old = self.every[name]
+        self.languages.pop(name, None)
+        self.modules.pop(name, None)
+        self._leave(old)
+
+    def _place(self, model: Model) -> None:
+        self.languages.pop(model.name, None)
+        self.modules.pop(model.name, None)
+        if isinstance(model, Language):
+            self.languages[model.name] = model
+        else:
+            self.modules[model.name] = model
+
+    def _leave(self, old: Model) -> None:
+        task = asyncio.create_task(self._left(old))
+        self._leaving.add(task)
+        task.add_done_callback(self._leaving.discard)
+
+    async def _left(self, old: Model) -> None:
+        try:
+            while old.asked:
+                await asyncio.sleep(MOMENT)
+        finally:
+            await old.stop()
+
+    def _opened(self, service: Service, host: Host) -> Model:
+        with ThreadPoolExecutor(1) as thread:  # it reads the tokenizer while a process reads the rest
+            tokenizer = thread.submit(tokenizer_of, service)
+            line = Line(host, self._limits)
+        if "signature" not in line.greeting:
+            return Language(
+                service.name, tokenizer.result(), line, self._limits, self._metrics, max_batch=service.max_batch
+            )
+        delay = 0.0 if isinstance(service, LanguageService) else service.max_delay_ms
+        return Inference(
+            service.name, line, self._limits, self._metrics, max_batch=service.max_batch, max_delay_ms=delay
+        )
+
+
+async def answers(model: Model) -> None:
+    """See that a model answers.
+
+    Raises:
+        HTTPException: it does not.
+    """
+    if isinstance(model, Inference):
+        await model.batches.run([blank(spec) for spec in model.inputs], torch.inf)
+        return
+    job = await model.worker.submit([[0]], [Sampling(temperature=0, max_tokens=1)])
+    try:
+        async for _ in job.pieces():
+            pass
+    finally:
+        job.close()
+
+
+def blank(spec: Any) -> torch.Tensor:
+    """A tensor of zeros of a signature, a single one of what may be any number."""
+    return torch.zeros([max(size, 1) for size in spec["shape"]], dtype=DATATYPES[spec["datatype"]])
+
+
+def host_of(service: Service) -> Host:
+    """Where the model of a service runs."""
+    return InProcess(service) if isinstance(service, FolderService) else InThread(service)
+
+
+def tokenizer_of(service: Service) -> Any:
+    """The tokenizer of a service; None if it is no language model's."""
+    if isinstance(service, FolderService):
+        return open_tokenizer(service.folder)
+    return service.tokenizer if isinstance(service, LanguageService) else None
