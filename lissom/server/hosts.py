@@ -14,16 +14,21 @@ from typing import Any, Protocol, runtime_checkable
 from lissom import errors
 from lissom.engine.link import Link
 from lissom.errors import ModelError
-from lissom.server.service import FolderService, LanguageService, TensorService
+from lissom.server.service import FolderService, LanguageService, Service, TensorService
 
 Greeting = Mapping[str, Any]
 
 
 @runtime_checkable
 class Host(Protocol):
-    """Something that runs an engine at the other end of a socket; `again` says whether it can do so once more."""
+    """Something that runs a service at the other end of a socket; `again` says whether it can do so once more."""
 
     again: bool
+
+    @property
+    def service(self) -> Service:
+        """What it runs."""
+        ...
 
     def open(self) -> tuple[socket.socket, Greeting]:
         """This end of the socket, and what the engine says of itself.
@@ -46,7 +51,7 @@ class InThread:
     again = False
 
     def __init__(self, service: LanguageService | TensorService) -> None:
-        self._service = service
+        self.service = service
         self._end: socket.socket | None = None
 
     def open(self) -> tuple[socket.socket, Greeting]:
@@ -55,7 +60,7 @@ class InThread:
         Raises:
             ModelError: the engine does not know the model's family.
         """
-        service = self._service
+        service = self.service
         ours, theirs = socket.socketpair()
         self._end, link = ours, Link(theirs)
         try:
@@ -105,7 +110,7 @@ class InProcess:
     again = True
 
     def __init__(self, service: FolderService) -> None:
-        self._service = service
+        self.service = service
         self._process: subprocess.Popen[bytes] | None = None
         self._link = self._start()
 
@@ -119,7 +124,7 @@ class InProcess:
             self._link = self._start()
         if (frame := self._link.receive()) is None:
             self.close()
-            raise ModelError(f"serve: the process that reads {self._service.folder} ended; what it wrote says why")
+            raise ModelError(f"serve: the process that reads {self.service.folder} ended; what it wrote says why")
         said, _ = frame
         if "error" in said:
             self.close()
@@ -148,7 +153,7 @@ class InProcess:
                 command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, start_new_session=True
             )
         link = Link(ours)
-        service = self._service
+        service = self.service
         asked = {
             "folder": str(service.folder),
             "cache": service.cache,

@@ -97,6 +97,19 @@ class Language:
         """Stop now."""
         await self.line.stop()
 
+    async def try_out(self) -> None:
+        """See that it answers.
+
+        Raises:
+            HTTPException: it does not.
+        """
+        job = await self.worker.submit([[0]], [Sampling(temperature=0, max_tokens=1)])
+        try:
+            async for _ in job.pieces():
+                pass
+        finally:
+            job.close()
+
     @property
     def asked(self) -> bool:
         """Whether anybody waits for an answer."""

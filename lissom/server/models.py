@@ -7,26 +7,25 @@ one is answered to the end; only then is that let go of.
 import asyncio
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any, Union
 
-import torch
 from fastapi import HTTPException
 
 from lissom.artifact import open_tokenizer
-from lissom.artifact.datatypes import DATATYPES
-from lissom.engine import Sampling
 from lissom.errors import DataError
 from lissom.server.failures import unknown_model
 from lissom.server.hosts import Host, InProcess, InThread
-from lissom.server.inference import Inference
 from lissom.server.language import Language
 from lissom.server.line import Line
 from lissom.server.metrics import Metrics
 from lissom.server.service import FolderService, LanguageService, Limits, Service
 
+if TYPE_CHECKING:
+    from lissom.server.modules import Inference
+
 MOMENT = 0.05  # seconds between looks whether an old model has nothing left to do
 
-Model = Language | Inference
+Model = Union[Language, "Inference"]
 
 
 class Models:
@@ -37,8 +36,8 @@ class Models:
         LissomError: a model that cannot be served.
     """
 
-    def __init__(self, services: Sequence[Service], limits: Limits, metrics: Metrics) -> None:
-        names = [service.name for service in services]
+    def __init__(self, services: Sequence[Service | Host], limits: Limits, metrics: Metrics) -> None:
+        names = [one.service.name if isinstance(one, Host) else one.name for one in services]
         if not names or len(set(names)) < len(names):
             raise DataError(f"serve: {names or 'nothing'} given; give one or more services of different names")
         self.languages: dict[str, Language] = {}
@@ -46,10 +45,10 @@ class Models:
         self._limits, self._metrics = limits, metrics
         self._leaving: set[asyncio.Task[None]] = set()
         self._one_by_one = asyncio.Lock()
-        hosts = [host_of(service) for service in services]
+        hosts = [one if isinstance(one, Host) else host_of(one) for one in services]
         try:
-            for service, host in zip(services, hosts, strict=True):
-                self._place(self._opened(service, host))
+            for host in hosts:
+                self._place(self._opened(host))
         except BaseException:
             for host in hosts:
                 host.close()
@@ -87,13 +86,13 @@ class Models:
         async with self._one_by_one:  # two at once would need the memory of both
             host = await asyncio.to_thread(host_of, service)
             try:
-                new = await asyncio.to_thread(self._opened, service, host)
+                new = await asyncio.to_thread(self._opened, host)
             except BaseException:
                 host.close()
                 raise
             await new.start()
             try:
-                await answers(new)
+                await new.try_out()
             except HTTPException as error:
                 await new.stop()
                 raise DataError(f"serve: {service.name} does not answer: {error.detail}") from error
@@ -135,7 +134,8 @@ class Models:
         finally:
             await old.stop()
 
-    def _opened(self, service: Service, host: Host) -> Model:
+    def _opened(self, host: Host) -> Model:
+        service = host.service
         with ThreadPoolExecutor(1) as thread:  # it reads the tokenizer while a process reads the rest
             tokenizer = thread.submit(tokenizer_of, service)
             line = Line(host, self._limits)
@@ -143,32 +143,12 @@ class Models:
             return Language(
                 service.name, tokenizer.result(), line, self._limits, self._metrics, max_batch=service.max_batch
             )
+        from lissom.server.modules import Inference  # which needs PyTorch, and language models do not
+
         delay = 0.0 if isinstance(service, LanguageService) else service.max_delay_ms
         return Inference(
             service.name, line, self._limits, self._metrics, max_batch=service.max_batch, max_delay_ms=delay
         )
-
-
-async def answers(model: Model) -> None:
-    """See that a model answers.
-
-    Raises:
-        HTTPException: it does not.
-    """
-    if isinstance(model, Inference):
-        await model.batches.run([blank(spec) for spec in model.inputs], torch.inf)
-        return
-    job = await model.worker.submit([[0]], [Sampling(temperature=0, max_tokens=1)])
-    try:
-        async for _ in job.pieces():
-            pass
-    finally:
-        job.close()
-
-
-def blank(spec: Any) -> torch.Tensor:
-    """A tensor of zeros of a signature, a single one of what may be any number."""
-    return torch.zeros([max(size, 1) for size in spec["shape"]], dtype=DATATYPES[spec["datatype"]])
 
 
 def host_of(service: Service) -> Host:
