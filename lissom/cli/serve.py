@@ -1,5 +1,6 @@
 """The verb that serves models."""
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -70,20 +71,23 @@ def serve(
         )
         for called, folder in map(named, models)
     ]
-    hosts = list(map(InProcess, services))  # which read the folders, while this one reads the code of the server
-
-    from lissom.server import serve as run
-
     called = ", ".join(service.name for service in services)
-    run(
-        hosts,
-        host=host,
-        port=port,
-        api_key=api_key,
-        tls=None if tls_certificate is None or tls_key is None else (tls_certificate, tls_key),
-        admin=admin,
-        announce=lambda url: print(f"{called} at {url}", flush=True),
-    )
+    with ExitStack() as at_last:
+        hosts = [InProcess(service) for service in services]  # they read the folders while this one reads more code
+        for one in hosts:
+            at_last.callback(one.close)
+
+        from lissom.server import serve as run
+
+        run(
+            hosts,
+            host=host,
+            port=port,
+            api_key=api_key,
+            tls=None if tls_certificate is None or tls_key is None else (tls_certificate, tls_key),
+            admin=admin,
+            announce=lambda url: print(f"{called} at {url}", flush=True),
+        )
 
 
 def named(given: str) -> tuple[str, str]:

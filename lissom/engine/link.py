@@ -43,11 +43,14 @@ class Link:
 
     def receive(self) -> Frame | None:
         """The next frame; None when the other end has gone, or sends no more."""
-        head = self._stream.read(LENGTHS.size)
-        if len(head) < LENGTHS.size:
+        try:
+            head = self._stream.read(LENGTHS.size)
+            if len(head) < LENGTHS.size:
+                return None
+            length, size = LENGTHS.unpack(head)
+            text, behind = self._stream.read(length), self._stream.read(size)
+        except ConnectionError:  # it has gone with something unread
             return None
-        length, size = LENGTHS.unpack(head)
-        text, behind = self._stream.read(length), self._stream.read(size)
         return None if len(text) < length or len(behind) < size else (json.loads(text), behind)
 
     def release(self) -> socket.socket:
