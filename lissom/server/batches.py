@@ -180,6 +180,10 @@ class Batches:
         except HTTPException as reason:
             for one in chosen:
                 fail(one, reason)
+        except Exception:  # the boundary of the task: the next ones must not wait for ever
+            log.exception("%s could not be run", self._name)
+            for one in chosen:
+                fail(one, HTTPException(500, FAILED))
 
     async def _joint(self, chosen: Sequence[Waiting]) -> list[list[Tensor]] | None:
         """The outputs of each, from one run of all; None where the model failed, or gave another number of rows."""

@@ -70,7 +70,8 @@ class Line:
 
     def drain(self) -> None:
         """Take nothing new, and give what runs a last time to finish."""
-        self._deadline = time.monotonic() + self._limits.grace_seconds
+        if self._deadline is None:  # it may be stopping already
+            self._deadline = time.monotonic() + self._limits.grace_seconds
 
     async def stop(self) -> None:
         """Stop now, and wait for the engine to end."""
@@ -127,6 +128,7 @@ class Line:
             self._writer.close()
             self._writer = None
             if self._deadline == 0.0:
+                self._listener.give_up(HTTPException(503, STOPPING))
                 return
             log.error("an engine ended; those who wait for it are told")
             self._broken = STARTING if self._host.again else OVER
@@ -155,6 +157,6 @@ class Line:
             await asyncio.sleep(min(self._limits.stall_seconds / 4, 0.25))
             if self._deadline is not None and time.monotonic() > self._deadline:
                 self._listener.give_up(HTTPException(503, STOPPING))
-            if self._stands_still:
+            if self._stands_still and self._host.again:
                 log.error("an engine has made no progress for %g seconds; it is ended", self._limits.stall_seconds)
                 self._host.kill()

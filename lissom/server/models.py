@@ -43,7 +43,7 @@ class Models:
         self.languages: dict[str, Language] = {}
         self.modules: dict[str, Inference] = {}
         self._limits, self._metrics = limits, metrics
-        self._leaving: set[asyncio.Task[None]] = set()
+        self._leaving: dict[asyncio.Task[None], Model] = {}
         self._one_by_one = asyncio.Lock()
         hosts = [one if isinstance(one, Host) else host_of(one) for one in services]
         try:
@@ -66,14 +66,15 @@ class Models:
 
     def drain(self) -> None:
         """Take no new requests, and let those that run finish within the limit."""
-        for one in self.every.values():
+        for one in (*self.every.values(), *self._leaving.values()):
             one.line.drain()
 
     async def stop(self) -> None:
         """Stop now."""
-        for leaving in self._leaving:
-            leaving.cancel()
-        await asyncio.gather(*self._leaving, return_exceptions=True)
+        leaving = tuple(self._leaving)
+        for task in leaving:
+            task.cancel()
+        await asyncio.gather(*leaving, return_exceptions=True)
         for one in self.every.values():
             await one.stop()
 
@@ -124,8 +125,8 @@ class Models:
 
     def _leave(self, old: Model) -> None:
         task = asyncio.create_task(self._left(old))
-        self._leaving.add(task)
-        task.add_done_callback(self._leaving.discard)
+        self._leaving[task] = old
+        task.add_done_callback(self._leaving.pop)
 
     async def _left(self, old: Model) -> None:
         try:

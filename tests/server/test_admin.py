@@ -166,3 +166,20 @@ def test_a_socket_that_was_left_behind_makes_way_and_no_other_file_does(
     with pytest.raises(DataError, match="cannot be a socket"), bound(path.parent / "no" / "such"):
         pass
     os.remove(path)
+
+
+def test_the_end_of_the_server_does_not_bring_back_what_is_being_let_go_of(
+    model: Any, tokenizer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    service = LanguageService(model=model, tokenizer=tokenizer, name="stories")
+    app = create_app([service])
+
+    async def ended() -> None:
+        await app.models.start()
+        await app.models.load(service)
+        await asyncio.sleep(0)  # the old one begins to stop
+        app.drain()
+        await app.models.stop()
+
+    asyncio.run(ended())
+    assert not caplog.records
