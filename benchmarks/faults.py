@@ -220,7 +220,8 @@ def main() -> None:
     for one in tried.wrong[:10]:
         console.print(f"wrong: {one}")
     if asked.write:
-        told = f"python benchmarks/faults.py --model {asked.model.name} --requests {asked.requests} --kills {asked.kills} --stalls {asked.stalls}"
+        how = f"--requests {asked.requests} --kills {asked.kills} --stalls {asked.stalls}"
+        told = f"python benchmarks/faults.py --model {asked.model.name} {how}"
         write_section(asked.write, "What it withstands", told, console.export_text())
     figures = {name: [times.value, times.low, times.high] for name, times in away.items()}
     print(
