@@ -71,14 +71,16 @@ class Host:
 
     def _listen(self) -> None:
         """Read what is asked, in a thread of its own: to make sequences takes time that the engine need not wait."""
-        while (frame := self._link.receive()) is not None:
-            said, _ = frame
-            if "begin" in said:
-                self._calls.put(partial(self._begin, said["begin"], *self._prepared(said)))
-            else:
-                self._calls.put(partial(self._forget, said["forget"]))
-        self._leave()
-        self._calls.put(self._halt)
+        try:
+            while (frame := self._link.receive()) is not None:
+                said, _ = frame
+                if "begin" in said:
+                    self._calls.put(partial(self._begin, said["begin"], *self._prepared(said)))
+                else:
+                    self._calls.put(partial(self._forget, said["forget"]))
+        finally:  # whatever it was, nobody would be heard any more
+            self._leave()
+            self._calls.put(self._halt)
 
     def _prepared(self, said: Mapping[str, Any]) -> tuple[list[EngineSequence], str | None]:
         """The sequences that are asked for, or why there can be none."""

@@ -49,10 +49,12 @@ class ModuleHost:
             self._link.close()
 
     def _listen(self) -> None:
-        while (frame := self._link.receive()) is not None:
-            self._asked.put(frame)
-        self._leave()
-        self._asked.put(None)
+        try:
+            while (frame := self._link.receive()) is not None:
+                self._asked.put(frame)
+        finally:  # whatever it was, nobody would be heard any more
+            self._leave()
+            self._asked.put(None)
 
     def _answered(self, said: Mapping[str, Any], behind: bytes) -> tuple[dict[str, Any], bytes]:
         try:

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from lissom.errors import DataError
 from lissom.server import inference, messages, openai, responses, tokens
-from lissom.server.admin import administered
+from lissom.server.admin import administered, bound
 from lissom.server.failures import install, say
 from lissom.server.guard import Guard
 from lissom.server.hosts import Host
@@ -134,8 +134,8 @@ def serve(
     private key, over HTTPS.
 
     Raises:
-        DataError: an address other machines can reach without an api_key, a bad host, a port in use, or files of TLS
-            that are none.
+        DataError: an address other machines can reach without an api_key, a bad host, a port in use, files of TLS
+            that are none, or a place where there can be no socket.
         ModelError: a model that cannot be served.
     """
     limits = limits or Limits()
@@ -145,6 +145,9 @@ def serve(
         raise DataError("serve: the api_key is empty; give one or leave it out")
     if tls is not None:
         _check_tls(*tls)
+    if admin is not None:  # to be told now, and not from within a server that has begun
+        with bound(Path(admin)):
+            pass
     with _bind(host, port) as listener:
         app = create_app(services, api_key=api_key, admin=admin, limits=limits)
         config = uvicorn.Config(

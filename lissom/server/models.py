@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Union
 from fastapi import HTTPException
 
 from lissom.artifact import open_tokenizer
-from lissom.errors import DataError
+from lissom.errors import DataError, LissomError
 from lissom.server.failures import unknown_model
 from lissom.server.hosts import Host, InProcess, InThread
 from lissom.server.language import Language
@@ -94,9 +94,10 @@ class Models:
             await new.start()
             try:
                 await new.try_out()
-            except HTTPException as error:
+            except (HTTPException, LissomError) as error:
                 await new.stop()
-                raise DataError(f"serve: {service.name} does not answer: {error.detail}") from error
+                why = error.detail if isinstance(error, HTTPException) else error
+                raise DataError(f"serve: {service.name} does not answer: {why}") from error
             old = self.every.get(service.name)
             self._place(new)
         if old is not None:

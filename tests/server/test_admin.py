@@ -17,7 +17,7 @@ import torch
 
 import lissom
 from lissom.errors import DataError
-from lissom.server import LanguageService, TensorService, create_app
+from lissom.server import LanguageService, TensorService, create_app, serve
 
 PATIENCE = 60  # seconds until a test gives up; no result depends on it
 LONG: dict[str, Any] = {"model": "stories", "prompt": "Once", "max_tokens": 400, "ignore_eos": True, "stream": True}
@@ -162,6 +162,8 @@ def test_a_socket_that_was_left_behind_makes_way_and_no_other_file_does(
     path.write_text("precious")
     with pytest.raises(DataError, match="cannot be a socket"), bound(path):
         pass
+    with pytest.raises(DataError, match="cannot be a socket"):
+        serve([LanguageService(model=model, tokenizer=tokenizer, name="stories")], admin=path)
     assert path.read_text() == "precious"
     with pytest.raises(DataError, match="cannot be a socket"), bound(path.parent / "no" / "such"):
         pass
