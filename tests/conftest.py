@@ -139,6 +139,36 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     return made
 
 
+@pytest.fixture(scope="session")
+def text_encoder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """A folder with a text encoder, as sentence-transformers writes them: a BERT of 2 blocks with random weights, for
+    texts of at most 48 tokens of the demo's. To be changed at will.
+    """
+    from transformers import BertConfig, BertModel
+
+    def made(pooling: str = "mean_tokens", *, normalize: bool = True) -> Path:
+        sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+        folder = tmp_path_factory.mktemp("encoder")
+        with torch.random.fork_rng():
+            torch.manual_seed(7)
+            model = BertModel(BertConfig(vocab_size=2048, max_position_embeddings=64, **sizes))
+        model.save_pretrained(folder)
+        for file in (ROOT / "lissom" / "demo").glob("tokenizer*"):
+            shutil.copyfile(file, folder / file.name)
+        kinds = ("Transformer", "Pooling", *(["Normalize"] if normalize else []))
+        paths = ("", "1_Pooling", "2_Normalize")
+        parts = [{"path": path, "type": f"some.models.{kind}"} for path, kind in zip(paths, kinds, strict=False)]
+        modes = ("cls_token", "mean_tokens", "max_tokens", "lasttoken")
+        pooled = {"word_embedding_dimension": 32, **{f"pooling_mode_{mode}": mode == pooling for mode in modes}}
+        (folder / "1_Pooling").mkdir()
+        for name, content in (("modules.json", parts), ("1_Pooling/config.json", pooled)):
+            (folder / name).write_text(json.dumps(content))
+        (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 48}))
+        return folder
+
+    return made
+
+
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     """Every test starts from the same random numbers, in whatever order it runs."""

@@ -69,21 +69,27 @@ def open_folder(
         read = thread.submit(read_manifest, folder) if (folder / MANIFEST).is_file() else None
         from lissom.artifact.reading import build_language_model
         from lissom.models.checkpoint import find, read_tokenizer
-        from lissom.models.tokenizer import Tokenizer
+        from lissom.models.text_encoder import TextEncoder, is_text_encoder
     manifest = {} if read is None else read.result()
     if manifest.get("kind") == "module":
         from lissom.artifact.module import build_module  # here, for it brings every technique
 
-        return Opened(model=build_module(folder, manifest, base), tokenizer=None, manifest=manifest, folder=folder)
+        found = build_module(folder, manifest, base)
+        if "encoder" in manifest:
+            found.tokenizer = own_tokenizer(folder, manifest)
+        return Opened(model=found, tokenizer=None, manifest=manifest, folder=folder)
     folder = find(model)
+    if not manifest and is_text_encoder(folder):
+        encoder = TextEncoder.read(folder)
+        return Opened(model=encoder, tokenizer=None, manifest={"signature": encoder.signature}, folder=folder)
     language_model = build_language_model(folder, manifest, bare=bare, narrow=narrow)
     alone = bare and "tokenizer" in manifest
-    tokenizer = Tokenizer.read(folder, manifest["tokenizer"]) if alone else read_tokenizer(folder)
+    tokenizer = own_tokenizer(folder, manifest) if alone else read_tokenizer(folder)
     return Opened(model=language_model, tokenizer=tokenizer, manifest=manifest, folder=folder)
 
 
 def open_tokenizer(model: str | Path) -> Any:
-    """The tokenizer of a folder, for a program that leaves the model to another; None if it holds no language model.
+    """The tokenizer of a folder, for a program that leaves the model to another; None where that takes no text.
 
     No hash is checked: who opens the model does that.
 
@@ -92,15 +98,24 @@ def open_tokenizer(model: str | Path) -> Any:
     """
     folder = Path(model)
     manifest = read_json(folder / MANIFEST) if (folder / MANIFEST).is_file() else {}
-    if manifest.get("kind") == "module":
+    if manifest.get("kind") == "module" and "encoder" not in manifest:
         return None
+    if manifest.get("kind") == "module" or "tokenizer" in manifest:
+        return own_tokenizer(folder, manifest)
+    from lissom.models.checkpoint import find, read_tokenizer
+
+    return read_tokenizer(find(model))
+
+
+def own_tokenizer(folder: Path, manifest: Mapping[str, Any]) -> Any:
+    """The tokenizer that a folder of ours carries: by itself, if it can be so, or as transformers reads it."""
     if "tokenizer" in manifest:
         from lissom.models.tokenizer import Tokenizer
 
         return Tokenizer.read(folder, manifest["tokenizer"])
-    from lissom.models.checkpoint import find, read_tokenizer
+    from lissom.models.checkpoint import read_tokenizer
 
-    return read_tokenizer(find(model))
+    return read_tokenizer(folder) if any(folder.glob("tokenizer*.json")) else None
 
 
 def load(folder: str | Path, *, model: "nn.Module | None" = None, trainable: bool = False) -> "nn.Module":

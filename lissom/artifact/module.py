@@ -26,6 +26,8 @@ from lissom.models.checkpoint import check_shapes
 from lissom.models.experts import apart
 from lissom.models.families import put
 from lissom.models.resize import matrix_shapes, resize
+from lissom.models.text_encoder import TextEncoder
+from lissom.models.tokenizer import tokenizer_of
 from lissom.techniques.prune.blocks import Through
 
 FILE = "model.safetensors"
@@ -65,9 +67,11 @@ def save(
     with building(Path(folder)) as building_folder:
         if architecture is not None:
             content["architecture"] = architecture
+        if isinstance(frozen, TextEncoder):
+            content |= described_encoder(frozen, building_folder)
         if example is not None:
             content["signature"] = signature_of(frozen, example)
-        if example is not None and architecture is None:
+        if example is not None and architecture is None and not isinstance(frozen, TextEncoder):
             described = {name: describe(layer) for name, layer in compressed(frozen).items()}
             content["layers"] = {name: layer for name, layer in described.items() if layer is not None}
             tensors |= export(frozen, example, building_folder / GRAPH, content["layers"])
@@ -86,6 +90,8 @@ def build_module(folder: Path, manifest: Mapping[str, Any], base: nn.Module | No
     tensors |= {name: tensors[same] for name, same in manifest["aliases"].items()}
     if base is None and "architecture" in manifest:
         base = construct(manifest["architecture"])
+    if base is None and "encoder" in manifest:
+        base = TextEncoder.of(manifest["encoder"])
     if base is None and (folder / GRAPH).is_file():
         weights = read_weights(manifest, tensors)
         layers = graph_layers(manifest.get("layers", {}), weights, tensors)
@@ -121,6 +127,17 @@ def filled(base: nn.Module, manifest: Mapping[str, Any], tensors: dict[str, Tens
             f"{folder} does not fit {type(base).__name__}: tensor {wrong[0]!r} is in one and not the other"
         )
     return base.eval()
+
+
+def described_encoder(encoder: TextEncoder, folder: Path) -> dict[str, Any]:
+    """What a manifest says of a text encoder, whose tokenizer is written into the folder."""
+    found: dict[str, Any] = {"encoder": encoder.told, "signature": encoder.signature}
+    if encoder.tokenizer is None:
+        return found
+    if (told := tokenizer_of(encoder.tokenizer, folder)) is None:
+        encoder.tokenizer.save_pretrained(folder)
+        return found
+    return {**found, "tokenizer": told}
 
 
 CONSTANT = "graph.constant."

@@ -8,7 +8,7 @@ from lissom.cli.learn import recover
 from lissom.cli.make import compress, optimize, recut
 from lissom.cli.measure import bench, certify, evaluate, hardware
 from lissom.cli.plan import explain, plan, sensitivity, techniques
-from lissom.cli.serve import serve
+from lissom.cli.serve import keys, serve
 from lissom.cli.show import one_line
 from lissom.errors import LissomError
 
@@ -26,6 +26,7 @@ VERBS = (
     bench,
     hardware,
     serve,
+    keys,
 )
 
 app = typer.Typer(
@@ -35,7 +36,7 @@ app = typer.Typer(
     help="A trained PyTorch model, as small and fast as its quality budget allows, proven and served.",
 )
 for verb in VERBS:
-    app.command()(verb)
+    app.command(context_settings={"auto_envvar_prefix": f"LISSOM_{verb.__name__.upper()}"})(verb)
 
 
 def main() -> None:

@@ -112,8 +112,8 @@ class Engine:
         self.enqueue(sequence)
         return sequence
 
-    def prepare(self, prompt: SequenceOf[int], sampling: Sampling) -> Sequence:
-        """Check a prompt and make its sequence. Touches nothing that changes, so any thread may call it.
+    def prepare(self, prompt: SequenceOf[int], sampling: Sampling, *, owner: str = "", priority: int = 0) -> Sequence:
+        """Check a prompt and make its sequence: whose it is, how urgent. Any thread may call it: nothing changes.
 
         Raises:
             DataError: as `add`.
@@ -124,6 +124,8 @@ class Engine:
             limit=self._limit(prompt, sampling),
             detokenizer=Detokenizer(self._decode, sampling.stop),
             random=np.random.default_rng(sampling.seed),
+            owner=owner,
+            priority=priority,
             constraint=None if sampling.grammar is None else constrain(sampling.grammar, self._spelling),
         )
 

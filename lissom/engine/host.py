@@ -1,9 +1,9 @@
 """An engine at work for the other end of a link, in a thread or in a process of its own (process.py).
 
-What comes in is asked as soon as it is there: {"begin": job, "prompts", "samplings"} for a continuation of every prompt
-with every sampling, and {"forget": job} exactly once for each that was begun. What goes out, after every step and
-whenever something has changed, is {"accepted": [job, ...], "refused": [[job, why], ...], "news", "state"}. When the
-other end sends no more, the work is over.
+What comes in is asked as soon as it is there: {"begin": job, "prompts", "samplings", "owner", "priority"} for a
+continuation of every prompt with every sampling, and {"forget": job} exactly once for each that was begun. What goes
+out, after every step and whenever something has changed, is {"accepted": [job, ...], "refused": [[job, why], ...],
+"news", "state"}. When the other end sends no more, the work is over.
 """
 
 import logging
@@ -86,7 +86,8 @@ class Host:
         """The sequences that are asked for, or why there can be none."""
         try:
             samplings = [sampling_of(one) for one in said["samplings"]]
-            return [self._engine.prepare(*one) for one in product(said["prompts"], samplings)], None
+            whose = {name: said[name] for name in ("owner", "priority")}
+            return [self._engine.prepare(*one, **whose) for one in product(said["prompts"], samplings)], None
         except DataError as error:
             return [], str(error)
 
@@ -135,7 +136,7 @@ class Host:
             "job": ticket.job,
             "index": ticket.index,
             "text": sequence.text[ticket.shown :],
-            "tokens": len(sequence.generated) - ticket.told,
+            "tokens": sequence.generated[ticket.told :],
             "choices": [listed(one) for one in sequence.choices[ticket.told :]],
             "read": [listed(one) for one in sequence.read[ticket.read :]],
             "finish": sequence.finish,

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lissom.artifact.datatypes import DATATYPES, NAMES
 from lissom.engine.link import Frame, Link
+from lissom.models.text_encoder import TextEncoder
 
 log = logging.getLogger("lissom.engine")
 
@@ -73,6 +74,12 @@ class ModuleHost:
         if len(tensors) != len(self._outputs):
             raise ValueError(f"the model gives {len(tensors)} outputs, its signature names {self._outputs}")
         return tensors
+
+
+def greeting(module: Any, signature: Mapping[str, Any]) -> dict[str, Any]:
+    """What a server has to know of a module before it asks anything; of a text encoder, how long texts may be."""
+    longest = {"longest": module.longest} if isinstance(module, TextEncoder) else {}
+    return {"signature": signature, **longest}
 
 
 def packed(tensors: Iterable[Tensor]) -> tuple[dict[str, Any], bytes]:

@@ -11,12 +11,15 @@ from functools import partial
 from typing import Any
 
 from lissom.engine.link import Link
+from lissom.engine.logs import TOLD, begin
 from lissom.errors import ArtifactError, DataError, LissomError
 
 
 def main(descriptor: str) -> None:
     """Serve a folder over the socket of that descriptor, until its other end has gone."""
     link = Link(socket.socket(fileno=int(descriptor)))
+    if kind := os.environ.get(TOLD):
+        begin(kind)
     asked = link.receive()
     if asked is None:
         return
@@ -61,9 +64,10 @@ def opened(link: Link, folder: str, *, uncertified: bool, **how: Any) -> tuple[A
         raise DataError(f"{folder} does not say what goes in and out; save it with example=a batch to serve it")
 
     from lissom.engine.modules import ModuleHost
+    from lissom.engine.modules import greeting as greeting_of
 
     host = ModuleHost(model, found.signature, link, leave=leave)
-    return host, {"signature": found.signature, "evidence": found.evidence}
+    return host, {**greeting_of(model, found.signature), "evidence": found.evidence}
 
 
 def engine_of(

@@ -1,7 +1,9 @@
 """Which tokens of which sequences run in the next forward pass. No tensors here.
 
-Older sequences come first, always: they decode first, they are admitted first, and when pages run out it is the
-youngest that gives its own up and waits to be run again. So the oldest always makes progress and nobody starves.
+Those that run are in the order in which they came to run: older ones decode first, and when pages run out it is the
+youngest that gives its own up and waits to be run again. So the oldest always makes progress and nobody starves. Of
+those that wait, one that has run already comes first; then the lowest priority, then the owner for whom least has been
+done (fairness.py), then the one that came first.
 
 A sequence whose beginning is computed for another one in this very pass waits for the next, and takes it over: several
 continuations of one prompt cost one reading of it.
@@ -10,6 +12,7 @@ continuations of one prompt cost one reading of it.
 from collections import deque
 from dataclasses import dataclass
 
+from lissom.engine.fairness import Fairness
 from lissom.engine.pages import Pages, filled
 from lissom.engine.sequence import Sequence
 
@@ -54,7 +57,7 @@ class Slice:
 
 
 class Schedule:
-    """The sequences that wait and those that run, both oldest first."""
+    """The sequences that wait, and those that run, oldest first."""
 
     def __init__(self, pages: Pages, *, max_batch: int, chunk: int) -> None:
         self.waiting: deque[Sequence] = deque()
@@ -64,9 +67,13 @@ class Schedule:
         self._pages = pages
         self._max_batch = max_batch
         self._chunk = chunk
+        self._fairness = Fairness()
 
     def add(self, sequence: Sequence) -> None:
         """Let the sequence wait for its turn."""
+        present = {one.owner for one in (*self.running, *self.waiting)}
+        if sequence.owner not in present:
+            self._fairness.join(sequence.owner, present)
         self.waiting.append(sequence)
 
     def remove(self, sequence: Sequence) -> None:
@@ -106,6 +113,8 @@ class Schedule:
         """
         for piece in slices:
             sequence = piece.sequence
+            reading = max(min(piece.count, len(sequence.prompt) - piece.start), 0)
+            self._fairness.count(sequence.owner, read=reading, written=bool(piece.completes))
             sequence.guesses.clear()
             sequence.cached = min(piece.start + piece.count, sequence.length - 1)
             sequence.drafted = min(sequence.drafted, sequence.length - 1)
@@ -113,21 +122,27 @@ class Schedule:
             self._pages.shrink(sequence, sequence.length)
 
     def _admit(self, slices: list[Slice]) -> bool:
-        """Let the oldest that waits run, unless it waits for one of the slices to compute its beginning.
+        """Let the next that waits run, unless it waits for one of the slices to compute its beginning.
 
         The whole prompt must fit: half of one would hold pages that those already running need to finish.
         """
         if not self.waiting or len(self.running) >= self._max_batch:
             return False
-        sequence = self.waiting[0]
+        sequence = min(self.waiting, key=self._turn)
         coming = {key for piece in slices for key in piece.keys}
         if not coming.isdisjoint(self._pages.missing(sequence)) or not self._pages.admit(sequence):
             return False
-        self.running.append(self.waiting.popleft())
+        self.waiting.remove(sequence)
+        self.running.append(sequence)
+        sequence.begun = True
         self.reused_tokens += sequence.cached
         if not sequence.generated:
             sequence.reused = sequence.cached
         return True
+
+    def _turn(self, sequence: Sequence) -> tuple[bool, int, float]:
+        """The lower, the sooner its turn comes."""
+        return not sequence.begun, sequence.priority, self._fairness.of(sequence.owner)
 
     def _make_room(self, sequence: Sequence, tokens: int) -> bool:
         """Grow the sequence, at the cost of the youngest ones; False where it had to give way itself."""

@@ -103,7 +103,8 @@ class Sequence:
     part of a stop string. `guesses` are tokens that may follow: they are run with what is known, and forgotten when
     the pass has told which of them do follow. `drafted` counts the leading tokens that a draft has cached; `reused`, of
     the prompt, those that were cached already when the sequence came. `read` are the tokens of the prompt from the
-    second on, with what the model expected in their place, where that is asked for.
+    second on, with what the model expected in their place, where that is asked for. Of those that wait the lower
+    `priority` comes first, and the `owner` for whom less has been done; one that has `begun` to run, before all others.
     """
 
     prompt: tuple[int, ...]
@@ -111,6 +112,9 @@ class Sequence:
     limit: int
     detokenizer: Detokenizer
     random: np.random.Generator
+    owner: str = ""
+    priority: int = 0
+    begun: bool = False
     constraint: Constraint | None = None
     generated: list[int] = field(default_factory=list)
     choices: list[Choice] = field(default_factory=list)

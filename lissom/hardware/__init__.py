@@ -2,7 +2,7 @@
 
 from lissom.hardware.bench import Speed, bench_module
 from lissom.hardware.limits import Limits, limits
-from lissom.hardware.machine import Machine, describe
+from lissom.hardware.machine import Machine, available_bytes, describe
 from lissom.hardware.measure import interleave, peak_memory, rounds_ms
 from lissom.hardware.target import check_target, targets
 
@@ -10,6 +10,7 @@ __all__ = [
     "Limits",
     "Machine",
     "Speed",
+    "available_bytes",
     "bench_module",
     "check_target",
     "describe",

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 CPUINFO = Path("/proc/cpuinfo")
+MEMORY = Path("/proc/meminfo")
 CGROUP = Path("/sys/fs/cgroup/memory.max")
 
 # Our name of an instruction set: the names that systems give it (Linux on x86, Linux on Arm, macOS).
@@ -95,6 +96,13 @@ def memory_bytes() -> int:
     installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     allowed = CGROUP.read_text().strip() if CGROUP.exists() else "max"
     return min(installed, int(allowed)) if allowed.isdigit() else installed
+
+
+def available_bytes() -> int:
+    """The memory that is free for this process now, or can be made so; where nobody says it, what it may use."""
+    told = pairs(MEMORY.read_text()) if MEMORY.exists() else {}
+    free = told.get("MemAvailable", "").split()
+    return min(memory_bytes(), 1024 * int(free[0])) if free else memory_bytes()
 
 
 def sysctl(name: str) -> dict[str, str]:

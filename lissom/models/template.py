@@ -1,7 +1,12 @@
 """Chat templates, as transformers compiles them: jinja2 in a sandbox, with some functions, filters and tags more."""
 
 import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
+from types import FrameType
 from typing import Any
 
 from jinja2 import Template, nodes
@@ -29,6 +34,28 @@ def compiled(text: str) -> Template:
         "dict": Dict(),
     }
     return environment.from_string(text)
+
+
+@contextmanager
+def within(seconds: float) -> Iterator[None]:
+    """A template that is rendered by this thread meanwhile may take so long: it comes with a model, and loops in it may
+    be without end.
+
+    Raises:
+        TemplateError: it takes longer.
+    """
+    deadline, before = time.monotonic() + seconds, sys.gettrace()
+
+    def look(frame: FrameType, event: str, argument: Any) -> Any:
+        if time.monotonic() > deadline:
+            raise TemplateError(f"it takes longer than {seconds:g} seconds")
+        return look
+
+    sys.settrace(look)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
 
 
 class Generation(Extension):

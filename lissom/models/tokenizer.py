@@ -33,6 +33,7 @@ class Tokenizer:
         self.eos_token_id: int | None = told["eos_token_id"]
         self.chat_template: str | None = told["chat_template"]
         self._special: Mapping[str, str] = told["special_tokens"]
+        self.told = told
 
     @classmethod
     def read(cls, folder: Path, told: Mapping[str, Any]) -> "Tokenizer":
@@ -108,11 +109,14 @@ def before_mark(written: str, content: str) -> str:
     return kept if written.startswith(MARK, place) else kept.rstrip()
 
 
-def tokenizer_of(tokenizer: "PreTrainedTokenizerBase", folder: Path) -> dict[str, Any] | None:
-    """What `Tokenizer.read` needs to do as a tokenizer of transformers does; a file is written where none says it.
+def tokenizer_of(tokenizer: "PreTrainedTokenizerBase | Tokenizer", folder: Path) -> dict[str, Any] | None:
+    """What `Tokenizer.read` needs to do as a tokenizer does; a file is written where none in the folder says it.
 
     None where transformers does more with it than a backend and a template can.
     """
+    if isinstance(tokenizer, Tokenizer):
+        (folder / MENDED).write_text(tokenizer.backend_tokenizer.to_str(), encoding="utf-8")
+        return {**tokenizer.told, "file": MENDED}
     from transformers import TokenizersBackend
 
     plain = isinstance(tokenizer, TokenizersBackend) and not tokenizer.split_special_tokens

@@ -3,12 +3,12 @@
 from typing import TYPE_CHECKING, Any
 
 from lissom.server.hosts import InProcess
-from lissom.server.service import FolderService, LanguageService, Limits, TensorService
+from lissom.server.service import FolderService, LanguageService, Limits, Shadow, TensorService
 
 if TYPE_CHECKING:
     from lissom.server.app import create_app, serve
 
-__all__ = ["FolderService", "InProcess", "LanguageService", "Limits", "TensorService", "create_app", "serve"]
+__all__ = ["FolderService", "InProcess", "LanguageService", "Limits", "Shadow", "TensorService", "create_app", "serve"]
 
 
 def __getattr__(name: str) -> Any:

@@ -5,6 +5,9 @@ A first token comes when a place among the sequences that run is free, and when 
     wait = (sequences ahead that find no place, and one) · (seconds of a sequence) / (places)
          + (tokens of prompts ahead, and its own) / (tokens read in a second)
 
+Ahead are those that wait at the same priority or a lower one; but of another owner no more sequences, and no more
+tokens, than the owner himself then has waiting, since the engine lets owners take turns (engine/fairness.py).
+
 Both rates are measured as the server runs, the latest counting most; until something has been measured nothing is
 refused on their account. A sequence that has begun lately may still run for as long as one takes: the wait is what is
 to be expected, not a bound.
@@ -12,6 +15,7 @@ to be expected, not a bound.
 
 import math
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -36,6 +40,15 @@ class Rate:
         return amount * self.seconds / self.done if self.done else 0.0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Waiting:
+    """A sequence whose first token has not come."""
+
+    tokens: int
+    owner: str
+    priority: int
+
+
 class Admission:
     """Keeps account of who waits and of how fast they are served, for one engine with so many places."""
 
@@ -43,29 +56,38 @@ class Admission:
         self._places, self._promise, self._clock = places, promise, clock
         self._reading = Rate()  # tokens of prompts
         self._serving = Rate()  # sequences
-        self._unread: dict[object, int] = {}  # tokens of those whose first token has not come
+        self._unread: dict[object, Waiting] = {}  # those whose first token has not come
         self._begun: dict[object, float] = {}  # when the first token of those came that have not ended
 
-    def wait(self, tokens: int) -> float:
+    def wait(self, tokens: int, owner: str = "", priority: int = 0) -> float:
         """Seconds until the first token of a sequence with a prompt of so many tokens, if it came now."""
-        without = len(self._unread) + len(self._begun) + 1 - self._places
-        turns = self._serving.time(max(without, 0)) / self._places
-        return turns + self._reading.time(sum(self._unread.values()) + tokens)
+        ahead = defaultdict[str, list[int]](list)
+        for one in self._unread.values():
+            if one.priority <= priority:
+                ahead[one.owner].append(one.tokens)
+        own = ahead.pop(owner, [])
+        number, read = len(own) + 1, sum(own) + tokens
+        number += sum(min(len(others), len(own) + 1) for others in ahead.values())
+        read += sum(min(sum(others), sum(own) + tokens) for others in ahead.values())
+        turns = self._serving.time(max(number + len(self._begun) - self._places, 0)) / self._places
+        return turns + self._reading.time(read)
 
-    def check(self, tokens: int) -> None:
-        """See that a first token can come in the time that is promised; one that nobody is ahead of may take longer.
+    def check(self, tokens: int, owner: str = "", priority: int = 0, timeout: float = math.inf) -> None:
+        """See that a first token can come in the time that is promised, and in that which the client has.
+
+        One that nobody is ahead of may take longer.
 
         Raises:
             HTTPException: 429, and when to try again.
         """
-        late = self.wait(tokens) - self._promise
+        late = self.wait(tokens, owner, priority) - min(self._promise, timeout)
         if late > 0 and (self._unread or self._begun):
             again = {"Retry-After": str(math.ceil(late))}
             raise HTTPException(429, f"too many tokens wait; try again in {again['Retry-After']} seconds", again)
 
-    def enter(self, sequence: object, tokens: int) -> None:
+    def enter(self, sequence: object, tokens: int, owner: str = "", priority: int = 0) -> None:
         """A sequence has been handed to the engine."""
-        self._unread[sequence] = tokens
+        self._unread[sequence] = Waiting(tokens=tokens, owner=owner, priority=priority)
 
     def begin(self, sequence: object) -> None:
         """Its first token has come."""

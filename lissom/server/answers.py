@@ -179,7 +179,7 @@ class Choices:
     @property
     def usage(self) -> dict[str, Any]:
         """Token counts; of a prompt that has `each` continuations, once."""
-        new = sum(piece.tokens for pieces in self.pieces for piece in pieces)
+        new = sum(len(piece.tokens) for pieces in self.pieces for piece in pieces)
         given = sum(map(len, self.prompts))
         reused = sum(pieces[0].reused for pieces in self.pieces[:: self.each] if pieces)
         return {

@@ -5,24 +5,29 @@ import signal
 import socket
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 from fastapi import FastAPI, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from lissom.errors import DataError
-from lissom.server import inference, messages, openai, responses, tokens
+from lissom.server import embeddings, inference, messages, openai, page, responses, tokens
 from lissom.server.admin import administered, bound
 from lissom.server.failures import install, say
 from lissom.server.guard import Guard
 from lissom.server.hosts import Host
+from lissom.server.keys import Keys
 from lissom.server.metrics import Metrics
-from lissom.server.models import Models
+from lissom.server.models import Model, Models
 from lissom.server.service import Limits, Service
+
+if TYPE_CHECKING:
+    from lissom.server.rpc import Place
 
 STATES = {  # what an engine says of itself, by the name that gateways look for
     "vllm:num_requests_waiting": "waiting",
@@ -32,6 +37,13 @@ STATES = {  # what an engine says of itself, by the name that gateways look for
     "vllm:prefix_cache_hits_total": "reused_tokens",
     "vllm:spec_decode_num_draft_tokens_total": "guessed",
     "vllm:spec_decode_num_accepted_tokens_total": "accepted",
+}
+
+SEEN = {  # what a witness says of itself
+    "lissom_shadow_compared_total": "compared",
+    "lissom_shadow_skipped_total": "skipped",
+    "lissom_shadow_alarm": "alarm",
+    "lissom_shadow_rolled_back": "rolled_back",
 }
 
 BACKLOG = 128
@@ -46,12 +58,18 @@ class Application:
     """
 
     def __init__(
-        self, services: Sequence[Service | Host], *, api_key: str | None, admin: Path | None, limits: Limits
+        self,
+        services: Sequence[Service | Host],
+        *,
+        keys: Keys,
+        admin: Path | None,
+        rpc: "Place | None",
+        limits: Limits,
     ) -> None:
-        self._admin = admin
+        self._admin, self._rpc, self._keys, self._limits = admin, rpc, keys, limits
         self._metrics = Metrics()
         self.models = Models(services, limits, self._metrics)
-        self._door = Guard(self._assemble(), api_key=api_key, limits=limits, metrics=self._metrics)
+        self._door = Guard(self._assemble(), keys=keys, limits=limits, metrics=self._metrics)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
@@ -65,12 +83,15 @@ class Application:
         # no schema and no documentation pages: they are routes that nobody asked for, and load scripts from elsewhere
         app = FastAPI(lifespan=self._lifespan, openapi_url=None)
         install(app)
-        for api in (openai, responses, messages, tokens):
+        app.include_router(openai.routes(self.models.languages, self.models.modules))
+        for api in (responses, messages, tokens):
             app.include_router(api.routes(self.models.languages))
+        app.include_router(embeddings.routes(self.models.modules))
         app.include_router(inference.routes(self.models.modules, _version()))
         for prefix in ("", "/v2"):
             app.add_api_route(f"{prefix}/health/live", self._live)
             app.add_api_route(f"{prefix}/health/ready", self._ready)
+        app.add_api_route("/", page.shown)
         app.add_api_route("/metrics", self._scrape)
         app.add_api_route("/evidence", self._evidence)
         return app
@@ -78,7 +99,13 @@ class Application:
     @asynccontextmanager
     async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:
         await self.models.start()
-        async with administered(self.models, self._admin):
+        async with administered(self.models, self._admin), AsyncExitStack() as at_last:
+            if self._rpc is not None:
+                from lissom.server.rpc import answering
+
+                await at_last.enter_async_context(
+                    answering(self._rpc, self.models, self._keys, self._limits, _version())
+                )
             yield
         await self.models.stop()
 
@@ -90,7 +117,7 @@ class Application:
         return say(503, {"ready": False, "reasons": troubles}) if troubles else say(200, {"ready": True})
 
     async def _evidence(self) -> Response:
-        return say(200, {name: one.line.greeting["evidence"] for name, one in self.models.every.items()})
+        return say(200, {name: proven(one) for name, one in self.models.every.items()})
 
     async def _scrape(self) -> Response:
         now = {
@@ -99,22 +126,38 @@ class Application:
         }
         now["lissom_inference_waiting"] = {name: one.batches.waiting for name, one in self.models.modules.items()}
         now["lissom_engine_restarts_total"] = {name: one.line.restarts for name, one in self.models.every.items()}
-        return Response(self._metrics.render(now), media_type="text/plain; version=0.0.4")
+        memory = {name: one.line.memory for name, one in self.models.every.items()}
+        now["lissom_resident_memory_bytes"] = {name: float(value) for name, value in memory.items() if value}
+        seen = {name: one.witness.told() for name, one in self.models.every.items() if one.witness is not None}
+        for metric, value in SEEN.items():
+            now[metric] = {name: float(told[value]) for name, told in seen.items()}
+        for end in ("value", "low", "high"):
+            known = {name: told["disagreement"] for name, told in seen.items() if told["disagreement"] is not None}
+            now[f"lissom_shadow_disagreement_{end}"] = {name: found[end] for name, found in known.items()}
+        return Response(
+            self._metrics.render({metric: of for metric, of in now.items() if of}),
+            media_type="text/plain; version=0.0.4",
+        )
 
 
 def create_app(
     services: Sequence[Service | Host],
     *,
     api_key: str | None = None,
+    keys: str | Path | None = None,
     admin: str | Path | None = None,
+    rpc: "Place | None" = None,
     limits: Limits | None = None,
 ) -> Application:
     """An ASGI application that serves the services, each under its name, or what runs them already (`InProcess`).
 
-    With `admin`, the path of a Unix socket, its owner can load, exchange and let go of models there as it runs.
+    It is open to all, or with an `api_key`, or a file of `keys` (keys.py), to those who have one. With `admin`, the
+    path of a Unix socket, its owner can load, exchange and let go of models there as it runs; with `rpc`, a place of
+    rpc.py, modules are also served by gRPC.
     """
     socket_at = None if admin is None else Path(admin)
-    return Application(services, api_key=api_key, admin=socket_at, limits=limits or Limits())
+    opened = Keys(api_key, None if keys is None else Path(keys))
+    return Application(services, keys=opened, admin=socket_at, rpc=rpc, limits=limits or Limits())
 
 
 def serve(
@@ -123,24 +166,26 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8000,
     api_key: str | None = None,
+    keys: str | Path | None = None,
     tls: tuple[str | Path, str | Path] | None = None,
     admin: str | Path | None = None,
+    grpc_port: int | None = None,
     limits: Limits | None = None,
     announce: Callable[[str], None] = print,
 ) -> None:
     """Serve until SIGINT or SIGTERM, then let what runs finish. `announce` is told the URL; port 0 takes any.
 
-    `admin` is as for `create_app`. With `tls`, the files of a certificate (with those that vouch for it) and of its
-    private key, over HTTPS.
+    `keys` and `admin` are as for `create_app`. With `tls`, the files of a certificate (with those that vouch for it)
+    and of its private key, over HTTPS. With a `grpc_port` modules are also served by gRPC there.
 
     Raises:
-        DataError: an address other machines can reach without an api_key, a bad host, a port in use, files of TLS
-            that are none, or a place where there can be no socket.
+        DataError: an address other machines can reach without a key, a bad host, a port in use, files of TLS
+            that are none, a place where there can be no socket, or no package for gRPC.
         ModelError: a model that cannot be served.
     """
     limits = limits or Limits()
-    if api_key is None and not _is_loopback(host):
-        raise DataError(f"serve: host {host!r} can be reached by other machines; give an api_key or use 127.0.0.1")
+    if api_key is None and keys is None and not _is_loopback(host):
+        raise DataError(f"serve: host {host!r} can be reached by other machines; give a key or use 127.0.0.1")
     if api_key == "":
         raise DataError("serve: the api_key is empty; give one or leave it out")
     if tls is not None:
@@ -148,8 +193,13 @@ def serve(
     if admin is not None:  # to be told now, and not from within a server that has begun
         with bound(Path(admin)):
             pass
+    rpc = None
+    if grpc_port is not None:
+        from lissom.server.rpc import Place
+
+        rpc = Place(host=host, port=grpc_port, tls=tls, announce=announce)
     with _bind(host, port) as listener:
-        app = create_app(services, api_key=api_key, admin=admin, limits=limits)
+        app = create_app(services, api_key=api_key, keys=keys, admin=admin, rpc=rpc, limits=limits)
         config = uvicorn.Config(
             app,
             log_level="warning",
@@ -164,6 +214,12 @@ def serve(
         with _quiet_signals():
             announce(f"http{'s' if tls else ''}://{shown}:{listener.getsockname()[1]}")
             _Server(config, app).run(sockets=[listener])
+
+
+def proven(model: Model) -> dict[str, Any] | None:
+    """What is proven of a model, and what has been seen of it since by the one beside it, if there is one."""
+    evidence: dict[str, Any] | None = model.line.greeting["evidence"]
+    return evidence if model.witness is None else {**(evidence or {}), "shadow": model.witness.told()}
 
 
 class _Server(uvicorn.Server):

@@ -1,29 +1,33 @@
 """The door: who may come in, how much they may carry, and the count of those who came."""
 
 import asyncio
-import hmac
+import ipaddress
+import logging
 import re
+import time
 import uuid
-from hashlib import sha256
 
+from fastapi import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lissom.server.failures import refuse
+from lissom.server.keys import ANYBODY, Caller, Keys
 from lissom.server.metrics import Metrics
 from lissom.server.service import Limits
 
+log = logging.getLogger("lissom.server")
 NAME = b"x-request-id"
 PLAIN = re.compile(rb"[A-Za-z0-9_.:-]{1,128}")
-OPEN = frozenset({"/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready"})
+HOST = re.compile(r"([^:\[\]]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
+OPEN = frozenset({"/", "/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready"})
 
 
 class Guard:
     """Checks the key and reads the body, whole and within the limits, before the application sees the request."""
 
-    def __init__(self, app: ASGIApp, *, api_key: str | None, limits: Limits, metrics: Metrics) -> None:
-        self._app = app
-        self._key = None if api_key is None else sha256(api_key.encode()).digest()
+    def __init__(self, app: ASGIApp, *, keys: Keys, limits: Limits, metrics: Metrics) -> None:
+        self._app, self._keys = app, keys
         self._limits = limits
         self._metrics = metrics
 
@@ -32,8 +36,8 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        status, name = 500, _name(dict(scope["headers"]).get(NAME, b""))
-        scope["request_id"] = name.decode()
+        status, name, begun = 500, _name(dict(scope["headers"]).get(NAME, b"")), time.monotonic()
+        scope["request_id"], scope["figures"] = name.decode(), {}
 
         async def counted(message: Message) -> None:
             nonlocal status
@@ -47,14 +51,28 @@ class Guard:
         finally:
             route = getattr(scope.get("route"), "path", "other")
             self._metrics.requests.add(route, str(status))
+            told = {"request": name.decode(), "method": scope["method"], "route": route, "status": status}
+            seconds = {"seconds": round(time.monotonic() - begun, 4)}
+            log.info("request", extra={"figures": {**told, **seconds, **scope["figures"]}})
 
     async def _admit(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers, path = dict(scope["headers"]), scope["path"]
-        if not self._known(path, headers):
+        if not self._keys.needed and not _of_this_machine(headers.get(b"host", b"localhost")):
+            await refuse(path, 403, "without a key this server answers as localhost alone")(scope, receive, send)
+            return
+        if (caller := self._caller(path, headers)) is None:
             wanted = "a valid API key is needed: Authorization: Bearer KEY, or x-api-key: KEY"
             refusal = refuse(path, 401, wanted, headers={"WWW-Authenticate": "Bearer"})
             await refusal(scope, receive, send)
             return
+        try:
+            caller.knock()
+        except HTTPException as error:
+            await refuse(path, error.status_code, error.detail, headers=error.headers)(scope, receive, send)
+            return
+        scope["caller"] = caller
+        if caller.name:
+            scope["figures"]["key"] = caller.name
         cap = self._limits.tensor_bytes if path.startswith("/v2") else self._limits.text_bytes
         try:
             async with asyncio.timeout(self._limits.body_seconds):
@@ -70,14 +88,28 @@ class Guard:
             return
         await self._app(scope, _replay(body, receive), send)
 
-    def _known(self, path: str, headers: dict[bytes, bytes]) -> bool:
-        """Digests are compared, in constant time, so that neither content nor length of the key leaks."""
-        if self._key is None or path in OPEN:
-            return True
+    def _caller(self, path: str, headers: dict[bytes, bytes]) -> Caller | None:
+        """Who asks; None for somebody who must not."""
+        if not self._keys.needed or path in OPEN:
+            return ANYBODY
         scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
         if scheme.lower() != b"bearer":
             given = headers.get(b"x-api-key", b"")  # where Anthropic's clients have it
-        return hmac.compare_digest(sha256(given.strip()).digest(), self._key)
+        return self._keys.caller(given.strip())
+
+
+def _of_this_machine(host: bytes) -> bool:
+    """Whether a client knows the server as localhost or by an address.
+
+    By any other name a page of a stranger may have led a browser here (DNS rebinding), which needs no key to come in.
+    """
+    name = HOST.fullmatch(host.decode("latin-1").lower())
+    if name is None:
+        return False
+    try:
+        return bool(ipaddress.ip_address(name[1].strip("[]")))
+    except ValueError:
+        return name[1] == "localhost"
 
 
 def _name(given: bytes) -> bytes:

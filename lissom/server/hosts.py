@@ -3,12 +3,14 @@
 What goes wrong in a process stays in it: it can be killed and started anew. A thread can be neither.
 """
 
+import os
 import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Mapping
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from lissom import errors
@@ -43,6 +45,9 @@ class Host(Protocol):
 
     def close(self) -> None:
         """Give it up: nobody listens to what it says, and nobody will."""
+
+    def memory(self) -> int | None:
+        """Bytes that the process it runs in has in memory, where the system says it."""
 
 
 class InThread:
@@ -79,6 +84,18 @@ class InThread:
         if self._end is not None:
             self._end.close()
 
+    def memory(self) -> int | None:
+        """That of this very process."""
+        return resident("self")
+
+
+def resident(process: int | str) -> int | None:
+    """Bytes that a process has in memory; None where the system does not say it as Linux does."""
+    try:
+        return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return None
+
 
 def language(service: LanguageService, link: Link) -> tuple[Any, Greeting]:
     """What runs a language model, and its greeting."""
@@ -99,9 +116,9 @@ def language(service: LanguageService, link: Link) -> tuple[Any, Greeting]:
 
 def module(service: TensorService, link: Link) -> tuple[Any, Greeting]:
     """What runs any other model, and its greeting."""
-    from lissom.engine.modules import ModuleHost
+    from lissom.engine.modules import ModuleHost, greeting
 
-    return ModuleHost(service.module, service.signature, link), {"signature": service.signature}
+    return ModuleHost(service.module, service.signature, link), greeting(service.module, service.signature)
 
 
 class InProcess:
@@ -142,6 +159,10 @@ class InProcess:
         """Give it up."""
         self.kill()
         self._link.close()
+
+    def memory(self) -> int | None:
+        """That of the process, while there is one."""
+        return None if self._process is None else resident(self._process.pid)
 
     def _start(self) -> Link:
         with ExitStack() as at_last:

@@ -5,12 +5,15 @@ joined by newlines: right for a model that was never taught turns.
 """
 
 import asyncio
+import random
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from inspect import signature
+from math import inf
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from fastapi import HTTPException, Request, Response
 from jinja2 import TemplateError
@@ -19,14 +22,20 @@ from starlette.types import Receive, Scope, Send
 
 from lissom.engine import Sampling
 from lissom.errors import DataError
+from lissom.models.template import within
 from lissom.server.failures import say, unknown_model
+from lissom.server.keys import Caller
 from lissom.server.line import Line
 from lissom.server.metrics import Metrics
 from lissom.server.service import Limits
 from lissom.server.wire import MAX_CHOICES
 from lissom.server.worker import Job, Piece, Worker
 
+if TYPE_CHECKING:
+    from lissom.server.witness import Witness
+
 CLIENT_GONE = 499
+TEMPLATE_SECONDS = 2.0
 TEMPLATES = {"messages"}  # what every template is told
 
 Prompts = Sequence[Sequence[int]]
@@ -67,7 +76,7 @@ class Ask:
     """What a language model is asked for: `each` continuations of every prompt, of which there are `prompts`.
 
     `encode` makes their tokens, and `write` the answer to be filled, from how many continuations there are and those
-    tokens.
+    tokens. Of two that wait the lower `priority` comes first; `timeout` is in seconds, until the first token.
     """
 
     encode: Callable[[], list[list[int]]]
@@ -76,6 +85,8 @@ class Ask:
     prompts: int = 1
     each: int = 1
     stream: bool = False
+    priority: int = 0
+    timeout: float = inf
 
 
 class Language:
@@ -86,6 +97,7 @@ class Language:
     ) -> None:
         self.name, self.tokenizer, self.line = name, tokenizer, line
         self.worker = Worker(line, limits, max_batch=max_batch)
+        self.witness: Witness | None = None
         self._metrics = metrics
         self._created = int(time.time())
 
@@ -124,6 +136,7 @@ class Language:
             "owned_by": "lissom",
             "max_model_len": self.worker.context,
             "evidence": self.worker.evidence,
+            **({} if self.witness is None else {"shadow": self.witness.told()}),
         }
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
@@ -158,7 +171,8 @@ class Language:
         how = {"add_generation_prompt": answered and not continued, "continue_final_message": continued}
         try:
             said, offered = [dict(turn) for turn in turns], list(tools) or None
-            return list(tokenizer.apply_chat_template(said, offered, return_dict=False, **how, **told))
+            with within(TEMPLATE_SECONDS):
+                return list(tokenizer.apply_chat_template(said, offered, return_dict=False, **how, **told))
         except (TemplateError, ValueError, TypeError) as error:
             raise DataError(f"messages: the chat template of the model refuses them: {error}") from error
 
@@ -178,6 +192,28 @@ class Language:
         """A token as text."""
         return str(self.tokenizer.decode([token], clean_up_tokenization_spaces=False))
 
+    async def disagreement(self, other: "Language", prompt: Sequence[int], said: Sequence[int]) -> float:
+        """The share of the tokens said behind a prompt in whose place the other finds another token the likeliest.
+
+        Both read prompt and tokens, so that it does not matter how these were chosen.
+
+        Raises:
+            HTTPException: one of them has no room, or is in trouble.
+        """
+        ours, theirs = await asyncio.gather(self._expected(prompt, said), other._expected(prompt, said))
+        return sum(a != b for a, b in zip(ours, theirs, strict=True)) / len(ours)
+
+    async def _expected(self, prompt: Sequence[int], said: Sequence[int]) -> list[int]:
+        """The likeliest tokens in the places of those said behind a prompt, as far as one more has room behind them."""
+        tokens = [*prompt, *said][: self.worker.context - 1]
+        with self.worker.reserve(1):
+            job = await self.worker.submit([tokens], [Sampling(temperature=0, max_tokens=1, prompt_logprobs=1)])
+        try:
+            read = [choice async for piece in job.pieces() if piece is not None for choice in piece.read]
+        finally:
+            job.close()
+        return [choice.top[0][0] for choice in read[len(prompt) - 1 :]]
+
     async def answer(self, request: Request, ask: Ask) -> Response:
         """Do what is asked.
 
@@ -191,26 +227,42 @@ class Language:
                 f"n: {ask.prompts} prompts times n={ask.each} is more than {MAX_CHOICES} choices; ask for fewer"
             )
 
-        with self.worker.reserve(count):
+        caller: Caller = request.scope["caller"]
+        with self.worker.reserve(count, caller.name):
             prompts = await asyncio.to_thread(ask.encode)
-        job = await self.worker.submit(prompts, [nth(ask.sampling, copy) for copy in range(ask.each)])
+        job = await self.worker.submit(
+            prompts,
+            [nth(ask.sampling, copy) for copy in range(ask.each)],
+            owner=caller.name,
+            priority=caller.priority + max(ask.priority, 0),  # nobody makes himself more urgent than his key does
+            until=arrived + ask.timeout,
+        )
+        figures = request.scope["figures"]
+        figures |= {"model": self.name, "prompt_tokens": sum(map(len, prompts)), "generated_tokens": 0}
+        caller.spend(figures["prompt_tokens"])
+
+        def spend(tokens: int) -> None:
+            caller.spend(tokens)
+            figures["generated_tokens"] += tokens
+
+        job.spend = spend
         self._metrics.prompt_tokens.add(self.name, amount=sum(map(len, prompts)))
         answer = ask.write(count, prompts)
         if ask.stream:
-            return EventStream(self._stream(job, answer, arrived), job)
-        return await while_connected(request, self._collect(job, answer, arrived), job)
+            return EventStream(self._stream(job, answer, prompts, arrived), job)
+        return await while_connected(request, self._collect(job, answer, prompts, arrived), job)
 
-    async def _collect(self, job: Job, answer: Answer, arrived: float) -> Response:
-        async for piece in self._timed(job, arrived):
+    async def _collect(self, job: Job, answer: Answer, prompts: Prompts, arrived: float) -> Response:
+        async for piece in self._seen(job, prompts, arrived):
             if piece is not None:
                 answer.take(piece)
         return say(200, answer.complete())
 
-    async def _stream(self, job: Job, answer: Answer, arrived: float) -> AsyncIterator[str]:
+    async def _stream(self, job: Job, answer: Answer, prompts: Prompts, arrived: float) -> AsyncIterator[str]:
         for opening in answer.openings():
             yield opening
         try:
-            async for piece in self._timed(job, arrived):
+            async for piece in self._seen(job, prompts, arrived):
                 if piece is None:
                     yield answer.ping
                     continue
@@ -223,18 +275,30 @@ class Language:
         for chunk in answer.closing():
             yield chunk
 
+    async def _seen(self, job: Job, prompts: Prompts, arrived: float) -> AsyncIterator[Piece | None]:
+        """The pieces of a job; when all have come, one of its sequences is shown to the witness."""
+        shown, said = random.randrange(job.size), list[int]()
+        async for piece in self._timed(job, arrived):
+            if piece is not None and piece.index == shown:
+                said += piece.tokens
+            yield piece
+        if self.witness is not None:
+            prompt = prompts[shown * len(prompts) // job.size]
+            self.witness.see(partial(self.disagreement, self.witness.other, prompt, said))  # type: ignore[arg-type]
+
     async def _timed(self, job: Job, arrived: float) -> AsyncIterator[Piece | None]:
         last: dict[int, float] = {}
         async for piece in job.pieces():
             if piece is not None:
+                job.spend(len(piece.tokens))
                 now = time.monotonic()
                 if piece.index in last:
-                    for _ in range(piece.tokens):  # those of one pass have shared its time
-                        self._metrics.next_token.observe((now - last[piece.index]) / piece.tokens, self.name)
+                    for _ in piece.tokens:  # those of one pass have shared its time
+                        self._metrics.next_token.observe((now - last[piece.index]) / len(piece.tokens), self.name)
                 else:
                     self._metrics.first_token.observe(now - arrived, self.name)
                 last[piece.index] = now
-                self._metrics.generated_tokens.add(self.name, amount=piece.tokens)
+                self._metrics.generated_tokens.add(self.name, amount=len(piece.tokens))
                 if piece.finish is not None:
                     self._metrics.finished.add(self.name, piece.finish)
                     self._metrics.last_token.observe(now - arrived, self.name)

@@ -8,6 +8,7 @@ import logging
 import socket
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, Protocol, runtime_checkable
 
 from fastapi import HTTPException
@@ -86,6 +87,11 @@ class Line:
         self._host.kill()
 
     @property
+    def memory(self) -> int | None:
+        """Bytes that the engine's process has in memory, where the system says it."""
+        return self._host.memory()
+
+    @property
     def ended(self) -> bool:
         """Whether there is no engine to send anything to."""
         return self._writer is None
@@ -125,8 +131,10 @@ class Line:
                 self._progress = time.monotonic()
                 self._listener.hear(*frame)
             assert self._writer is not None
-            self._writer.close()
-            self._writer = None
+            writer, self._writer = self._writer, None
+            writer.close()
+            with suppress(OSError):
+                await writer.wait_closed()
             if self._deadline == 0.0:
                 self._listener.give_up(HTTPException(503, STOPPING))
                 return

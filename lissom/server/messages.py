@@ -61,7 +61,7 @@ class Said:
     @property
     def written(self) -> int:
         """Tokens that were generated."""
-        return sum(piece.tokens for piece in self.pieces)
+        return sum(len(piece.tokens) for piece in self.pieces)
 
     def complete(self) -> dict[str, Any]:
         """The whole message."""

@@ -7,6 +7,9 @@ one is answered to the end; only then is that let go of.
 import asyncio
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Union
 
 from fastapi import HTTPException
@@ -46,13 +49,12 @@ class Models:
         self._leaving: dict[asyncio.Task[None], Model] = {}
         self._one_by_one = asyncio.Lock()
         hosts = [one if isinstance(one, Host) else host_of(one) for one in services]
-        try:
+        with ExitStack() as unless_it_works:
+            for host in hosts:
+                unless_it_works.callback(host.close)
             for host in hosts:
                 self._place(self._opened(host))
-        except BaseException:
-            for host in hosts:
-                host.close()
-            raise
+            unless_it_works.pop_all()
 
     @property
     def every(self) -> dict[str, Model]:
@@ -62,7 +64,7 @@ class Models:
     async def start(self) -> None:
         """Begin to work."""
         for one in self.every.values():
-            await one.start()
+            await start(one)
 
     def drain(self) -> None:
         """Take no new requests, and let those that run finish within the limit."""
@@ -76,7 +78,7 @@ class Models:
             task.cancel()
         await asyncio.gather(*leaving, return_exceptions=True)
         for one in self.every.values():
-            await one.stop()
+            await stop(one)
 
     async def load(self, service: Service) -> None:
         """Open a model, ask it something, and let it take the place of the one of its name, if there is one.
@@ -91,11 +93,11 @@ class Models:
             except BaseException:
                 host.close()
                 raise
-            await new.start()
+            await start(new)
             try:
                 await new.try_out()
             except (HTTPException, LissomError) as error:
-                await new.stop()
+                await stop(new)
                 why = error.detail if isinstance(error, HTTPException) else error
                 raise DataError(f"serve: {service.name} does not answer: {why}") from error
             old = self.every.get(service.name)
@@ -134,9 +136,34 @@ class Models:
             while old.asked:
                 await asyncio.sleep(MOMENT)
         finally:
-            await old.stop()
+            await stop(old)
+
+    def _roll_back(self, name: str) -> None:
+        """Let the other model that has seen the traffic take the place of the one that is served."""
+        old = self.every[name]
+        assert old.witness is not None
+        old.witness.other.witness = old.witness  # which still tells what it has seen
+        self._place(old.witness.other)
+        self._leave(old)
 
     def _opened(self, host: Host) -> Model:
+        """A model, and the one that will see its traffic, which are read side by side."""
+        shadow = host.service.shadow
+        if shadow is None:
+            return self._alone(host)
+        beside = host_of(replace(shadow.service, name=host.service.name))
+        with ExitStack() as unless_it_works:
+            unless_it_works.callback(beside.close)
+            model, other = self._alone(host), self._alone(beside)
+            if fault := unlike(model, other):
+                raise DataError(f"shadow: it {fault}, and cannot be compared with {model.name}; give its original")
+            unless_it_works.pop_all()
+        from lissom.server.witness import Witness
+
+        model.witness = Witness(other, shadow, partial(self._roll_back, model.name))
+        return model
+
+    def _alone(self, host: Host) -> Model:
         service = host.service
         with ThreadPoolExecutor(1) as thread:  # it reads the tokenizer while a process reads the rest
             tokenizer = thread.submit(tokenizer_of, service)
@@ -149,8 +176,39 @@ class Models:
 
         delay = 0.0 if isinstance(service, LanguageService) else service.max_delay_ms
         return Inference(
-            service.name, line, self._limits, self._metrics, max_batch=service.max_batch, max_delay_ms=delay
+            service.name,
+            tokenizer.result(),
+            line,
+            self._limits,
+            self._metrics,
+            max_batch=service.max_batch,
+            max_delay_ms=delay,
         )
+
+
+async def start(model: Model) -> None:
+    """Let a model begin to work, and the one that sees its traffic."""
+    await model.start()
+    if model.witness is not None:
+        await model.witness.start()
+
+
+async def stop(model: Model) -> None:
+    """Stop a model now, and the one that sees its traffic."""
+    if model.witness is not None:
+        await model.witness.stop()
+    await model.stop()
+
+
+def unlike(model: Model, other: Model) -> str | None:
+    """What keeps two models from being compared; None where they can be."""
+    if isinstance(model, Language) != isinstance(other, Language):
+        return "is no language model" if isinstance(model, Language) else "is a language model"
+    if isinstance(model, Language) and isinstance(other, Language):
+        same = model.worker.vocabulary == other.worker.vocabulary
+        return None if same else f"has {other.worker.vocabulary} tokens and not {model.worker.vocabulary}"
+    same = model.line.greeting["signature"] == other.line.greeting["signature"]
+    return None if same else f"takes and gives other tensors: {other.line.greeting['signature']}"
 
 
 def host_of(service: Service) -> Host:
@@ -159,7 +217,7 @@ def host_of(service: Service) -> Host:
 
 
 def tokenizer_of(service: Service) -> Any:
-    """The tokenizer of a service; None if it is no language model's."""
+    """The tokenizer of a service; None if its model takes no text."""
     if isinstance(service, FolderService):
         return open_tokenizer(service.folder)
-    return service.tokenizer if isinstance(service, LanguageService) else None
+    return service.tokenizer if isinstance(service, LanguageService) else getattr(service.module, "tokenizer", None)

@@ -1,8 +1,11 @@
 """A model that is no language model at work: tensors of the Open Inference Protocol in and out, as JSON or bytes."""
 
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from math import inf
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from fastapi import Request, Response
@@ -19,7 +22,11 @@ from lissom.server.service import Limits
 from lissom.server.tensors import listed, read
 from lissom.server.wire import InferRequest
 
+if TYPE_CHECKING:
+    from lissom.server.witness import Witness
+
 LENGTH = "Inference-Header-Content-Length"
+FILLED = 16
 
 
 class Inference:
@@ -30,12 +37,22 @@ class Inference:
     """
 
     def __init__(
-        self, name: str, line: Line, limits: Limits, metrics: Metrics, *, max_batch: int, max_delay_ms: float
+        self,
+        name: str,
+        tokenizer: Any,
+        line: Line,
+        limits: Limits,
+        metrics: Metrics,
+        *,
+        max_batch: int,
+        max_delay_ms: float,
     ) -> None:
         self._signature: Mapping[str, Any] = line.greeting["signature"]
         _check(name, self._signature)
-        self.name, self.line = name, line
+        self.name, self.tokenizer, self.line = name, tokenizer, line
+        self.max_batch, self.created = max_batch, int(time.time())
         self._asked = 0  # requests that are being answered
+        self.witness: Witness | None = None
         self.batches = Batches(name, line, limits, metrics, max_batch=max_batch, max_delay_ms=max_delay_ms)
         self.inputs: list[Mapping[str, Any]] = list(self._signature["inputs"])
         self._outputs = [str(output["name"]) for output in self._signature["outputs"]]
@@ -65,25 +82,90 @@ class Inference:
         """Whether anybody waits for an answer."""
         return bool(self._asked)
 
+    @contextmanager
+    def _answering(self) -> Iterator[None]:
+        """Somebody waits meanwhile."""
+        self._asked += 1
+        try:
+            yield
+        finally:
+            self._asked -= 1
+
     def card(self) -> dict[str, Any]:
         """The model's metadata."""
         card = {"name": self.name, "versions": [], "platform": "pytorch", **self._signature}
         evidence = self.line.greeting["evidence"]
-        return card if evidence is None else {**card, "evidence": evidence}
+        shadow = {} if self.witness is None else {"shadow": self.witness.told()}
+        return {**card, **({} if evidence is None else {"evidence": evidence}), **shadow}
+
+    def openai_card(self) -> dict[str, Any]:
+        """What /v1/models says of a text encoder."""
+        named = {"id": self.name, "object": "model", "created": self.created, "owned_by": "lissom"}
+        return {**named, "vectors": True, "max_model_len": self.longest, "evidence": self.line.greeting["evidence"]}
+
+    async def disagreement(self, other: "Inference", inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> float:
+        """How far the other's outputs of these inputs are from ours: the mean of `apart` over the outputs.
+
+        Of a text encoder it is how far the cosines of its vectors with ours are from 1.
+
+        Raises:
+            HTTPException: the other has no room, or is in trouble.
+        """
+        other.batches.check()
+        theirs = await other.batches.run(inputs, inf)
+        if self.longest is not None:
+            cosines = torch.nn.functional.cosine_similarity(outputs[0].double(), theirs[0].double(), dim=-1)
+            return float((1 - cosines).clamp(0, 1).mean())
+        return sum(map(apart, outputs, theirs)) / len(outputs)
+
+    @property
+    def longest(self) -> int | None:
+        """Of a text encoder, how many tokens a text may have; None of any other model."""
+        found = self.line.greeting.get("longest")
+        return None if found is None or self.tokenizer is None else int(found)
+
+    async def embed(self, texts: Sequence[Sequence[int]]) -> list[Tensor]:
+        """The vectors of texts, given as tokens: those of like length at once.
+
+        Raises:
+            HTTPException: the model failed, has no room, or is in trouble.
+        """
+        found = dict[int, Tensor]()
+        order = sorted(range(len(texts)), key=lambda place: len(texts[place]))
+        with self._answering():
+            for start in range(0, len(order), self.max_batch):
+                places = order[start : start + self.max_batch]
+                (vectors,) = await self._run(filled([texts[place] for place in places], self.longest or 0))
+                found |= dict(zip(places, vectors, strict=True))
+        return [found[place] for place in range(len(texts))]
 
     async def infer(self, request: Request) -> Response:
         """Answer POST /v2/models/{model}/infer."""
         self.batches.check()
-        self._asked += 1
-        try:
-            asked, behind = _split(await request.body(), request.headers.get(LENGTH))
-            inputs = self._read(asked, behind)
-            self._check_outputs(asked)
-            microseconds = asked.parameters.timeout
-            outputs = await self.batches.run(inputs, inf if microseconds is None else microseconds / 1e6)
-            return self._write(asked, dict(zip(self._outputs, outputs, strict=True)))
-        finally:
-            self._asked -= 1
+        asked, behind = _split(await request.body(), request.headers.get(LENGTH))
+        return self._write(asked, await self.outputs(asked, behind))
+
+    async def outputs(self, asked: InferRequest, behind: bytes, *, timeout: float = inf) -> dict[str, Tensor]:
+        """All outputs by name, for inputs as JSON or as bytes behind it, which may wait for so many seconds.
+
+        Raises:
+            DataError: the inputs are not what the model takes.
+            HTTPException: the model failed, has no room, is in trouble, or was not free in time.
+        """
+        inputs = self._read(asked, behind)
+        self._check_outputs(asked)
+        microseconds = asked.parameters.timeout
+        patience = timeout if microseconds is None else min(timeout, microseconds / 1e6)
+        return dict(zip(self._outputs, await self._run(inputs, patience), strict=True))
+
+    async def _run(self, inputs: list[Tensor], timeout: float = inf) -> list[Tensor]:
+        """Outputs, of which the witness is shown its share."""
+        self.batches.check()
+        with self._answering():
+            outputs = await self.batches.run(inputs, timeout)
+        if self.witness is not None:
+            self.witness.see(partial(self.disagreement, self.witness.other, inputs, outputs))  # type: ignore[arg-type]
+        return outputs
 
     def _read(self, asked: InferRequest, behind: bytes) -> list[Tensor]:
         """The inputs in the order of the signature."""
@@ -128,6 +210,32 @@ class Inference:
         body_bytes = b"".join([bytes(head.body), *behind])
         length = {LENGTH: str(len(head.body))}
         return Response(body_bytes, headers=length, media_type="application/octet-stream")
+
+
+def filled(texts: Sequence[Sequence[int]], longest: int) -> list[Tensor]:
+    """Tokens of texts, filled up to a common length, and which of them are no filling.
+
+    The length is a multiple of some tokens if it can be, so that other requests may have the same and be run beside.
+    """
+    length = min(-(-max(map(len, texts)) // FILLED) * FILLED, longest)
+    tokens = torch.tensor([[*text, *[0] * (length - len(text))] for text in texts])
+    return [tokens, torch.tensor([[1] * len(text) + [0] * (length - len(text)) for text in texts])]
+
+
+def apart(ours: Tensor, theirs: Tensor) -> float:
+    """How far two outputs are from one another, from 0 to 1.
+
+    Of floats with several features, the share of rows whose largest one is another: of logits, the predictions that
+    differ. Of any other output, the share of elements that differ by more than a hundredth of the largest.
+    """
+    if ours.shape != theirs.shape:
+        return 1.0
+    if not ours.numel():
+        return 0.0
+    if ours.is_floating_point() and ours.dim() > 1 and ours.shape[-1] > 1:
+        return float((ours.argmax(-1) != theirs.argmax(-1)).double().mean())
+    a, b = ours.double(), theirs.double()
+    return float(((a - b).abs() > 0.01 * b.abs().amax()).double().mean())
 
 
 def _split(body: bytes, length: str | None) -> tuple[InferRequest, bytes]:

@@ -2,33 +2,44 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from math import inf
+from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, Request, Response
 
 from lissom.engine import Grammar, Sampling
 from lissom.errors import DataError
 from lissom.server.answers import Calling, Chat, Choices, Completion, Shape
-from lissom.server.failures import say
+from lissom.server.failures import say, unknown_model
 from lissom.server.language import Ask, Language, Languages, Prompts, served
 from lissom.server.tools import Tools, tools_of
 from lissom.server.wire import ChatRequest, CompletionRequest, Format, Generation, Message, NamedTool, Written
+
+if TYPE_CHECKING:
+    from lissom.server.modules import Inference
 
 ANYTHING = {"type": "object"}
 COMPLETION_TOKENS = 16  # the API's own default for completions; a chat goes on to the end of the context
 
 
-def routes(languages: Languages) -> APIRouter:
-    """The routes under /v1."""
+def routes(languages: Languages, modules: "Mapping[str, Inference]") -> APIRouter:
+    """The routes under /v1; of the modules, the text encoders are listed beside the language models."""
     router = APIRouter(prefix="/v1")
+
+    def cards() -> dict[str, dict[str, Any]]:
+        encoders = {name: one.openai_card() for name, one in modules.items() if one.longest is not None}
+        return {**{name: one.card() for name, one in languages.items()}, **encoders}
 
     @router.get("/models")
     async def models() -> Response:
-        return say(200, {"object": "list", "data": [one.card() for one in languages.values()]})
+        return say(200, {"object": "list", "data": list(cards().values())})
 
     @router.get("/models/{name:path}")
     async def model(name: str) -> Response:
-        return say(200, served(languages, name).card())
+        every = cards()
+        if name not in every:
+            raise unknown_model(name, sorted(every))
+        return say(200, every[name])
 
     @router.post("/completions")
     async def completions(request: Request, asked: CompletionRequest) -> Response:
@@ -58,8 +69,7 @@ def completion(language: Language, asked: CompletionRequest) -> Ask:
         sampling=sampling_of(asked, asked.max_tokens or COMPLETION_TOKENS, asked.logprobs, echo=asked.echo),
         write=writing(Completion(), language, asked, asked.logprobs is not None, echoes if asked.echo else None),
         prompts=len(texts) + len(tokens),
-        each=asked.n or 1,
-        stream=bool(asked.stream),
+        **how_of(asked),
     )
 
 
@@ -87,9 +97,18 @@ def chat(language: Language, asked: ChatRequest) -> Ask:
             ends=tools.single if tools and single and not called else (),
         ),
         write=writing(Calling(tools, asked.n or 1) if tools else Chat(), language, asked, bool(asked.logprobs)),
-        each=asked.n or 1,
-        stream=bool(asked.stream),
+        **how_of(asked),
     )
+
+
+def how_of(asked: Generation) -> dict[str, Any]:
+    """How many continuations, in which way, how urgently, and until when."""
+    return {
+        "each": asked.n or 1,
+        "stream": bool(asked.stream),
+        "priority": asked.priority,
+        "timeout": asked.timeout or inf,
+    }
 
 
 def called_for(tools: Tools | None, asked: ChatRequest, *, single: bool) -> Grammar | None:

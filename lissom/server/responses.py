@@ -127,7 +127,7 @@ class Reply:
 
     def response(self, status: str, output: list[dict[str, Any]]) -> dict[str, Any]:
         """The response with such an output."""
-        asked, read, new = self.asked, self.prompt_tokens, sum(piece.tokens for piece in self.pieces)
+        asked, read, new = self.asked, self.prompt_tokens, sum(len(piece.tokens) for piece in self.pieces)
         usage = {
             "input_tokens": read,
             "input_tokens_details": {"cached_tokens": self.pieces[0].reused if self.pieces else 0},

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lissom.errors import DataError
+from lissom.types import Budget
+
 if TYPE_CHECKING:
     from lissom.models.form import LanguageModel
 
@@ -28,6 +31,33 @@ class Limits:
     stall_seconds: float = 120.0
 
 
+BUDGET = Budget(max_drop=0.1, confidence=0.99)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shadow:
+    """Another model, as a rule the original, that sees a `share` of the traffic beside the one that is served.
+
+    Of a request that it sees, the disagreement is the share of places where the two would have answered otherwise
+    (`Language.disagreement`, `Inference.disagreement`). When the mean of it is above the budget's `max_drop`, with the
+    confidence of the budget, there is an alarm; with `rollback` the other model also takes the place of this one.
+
+    Raises:
+        DataError: the share is none, or the shadow has a shadow.
+    """
+
+    service: "Service"
+    share: float = 0.05
+    budget: Budget = BUDGET
+    rollback: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise DataError(f"shadow: a share of {self.share} is not possible; give more than 0 and at most 1")
+        if self.service.shadow is not None:
+            raise DataError("shadow: it has a shadow itself; give that to the model that is served")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FolderService:
     """The model of a folder, or of a name on the hub, under a name, in a process of its own; `draft` is another folder.
@@ -45,6 +75,7 @@ class FolderService:
     speculate: str = "auto"
     max_delay_ms: float = 0.0
     uncertified: bool = False
+    shadow: Shadow | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +95,7 @@ class LanguageService:
     cache: str = "auto"
     draft: "LanguageModel | None" = None
     speculate: str = "auto"
+    shadow: Shadow | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +114,7 @@ class TensorService:
     evidence: Mapping[str, Any] | None = None
     max_batch: int = 16
     max_delay_ms: float = 0.0
+    shadow: Shadow | None = None
 
 
 Service = FolderService | LanguageService | TensorService

@@ -127,6 +127,8 @@ class Generation(Wire):
     structured_outputs: StructuredOutputs | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    priority: Annotated[int, Field(ge=0, le=100)] = 0
+    timeout: Annotated[float, Field(gt=0, le=86_400)] | None = None
     user: Name | None = None
 
     @model_validator(mode="after")

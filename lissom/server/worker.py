@@ -1,10 +1,13 @@
 """The queue before the engine of a language model: what is asked goes out, pieces of text come back to who asked."""
 
 import asyncio
+import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
+from math import inf
 from typing import Any
 
 from fastapi import HTTPException
@@ -17,11 +20,12 @@ from lissom.server.line import Line
 from lissom.server.service import Limits
 
 PING_SECONDS = 15.0
+LATE = "the first token did not come within the timeout; try again later, or with a longer one"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Piece:
-    """News of sequence `index` of a job: text that has become certain, so many tokens, and perhaps the end.
+    """News of sequence `index` of a job: text that has become certain, tokens, and perhaps the end.
 
     `ended_by` is the stop string that ended it, if one did; `reused` counts the tokens of the prompt that were not read
     anew. `read` are the tokens of the prompt from the second on with their log-probabilities, where these are wanted.
@@ -29,7 +33,7 @@ class Piece:
 
     index: int
     text: str
-    tokens: int
+    tokens: Sequence[int]
     choices: tuple[Choice, ...]
     finish: Finish | None
     ended_by: str | None = None
@@ -40,8 +44,9 @@ class Piece:
 class Job:
     """The sequences of one request. Whoever submits a job closes it, whatever happens."""
 
-    def __init__(self, name: int, size: int, close: Callable[["Job"], None]) -> None:
-        self.name, self.size = name, size
+    def __init__(self, name: int, size: int, owner: str, until: float, close: Callable[["Job"], None]) -> None:
+        self.name, self.size, self.owner, self.until = name, size, owner, until
+        self.spend: Callable[[int], None] = lambda _: None  # told of the tokens written
         self.accepted = asyncio.get_running_loop().create_future()
         self._close = close
         self._news: asyncio.Queue[Piece | HTTPException] = asyncio.Queue()
@@ -57,15 +62,19 @@ class Job:
         """All pieces in order; None now and then while there is no news, so that a quiet connection can be kept up.
 
         Raises:
-            HTTPException: the engine failed, or the server stops.
+            HTTPException: the engine failed, the server stops, or the first piece did not come in time.
         """
-        left = self.size
+        left, until = self.size, self.until
         while left:
+            rest = until - time.monotonic()
             try:
-                news = await asyncio.wait_for(self._news.get(), PING_SECONDS)
+                news = await asyncio.wait_for(self._news.get(), min(max(rest, 0.0), PING_SECONDS))
             except TimeoutError:
+                if rest < PING_SECONDS:
+                    raise HTTPException(504, LATE) from None
                 yield None
                 continue
+            until = inf
             if isinstance(news, HTTPException):
                 raise news
             left -= news.finish is not None
@@ -84,7 +93,7 @@ class Worker:
         self.state: Mapping[str, float] = {}
         self.admission = Admission(max_batch, limits.first_token_seconds)
         self._room = max_batch + limits.waiting
-        self.taken = 0  # sequences submitted or about to be
+        self._taken = Counter[str]()  # sequences submitted or about to be, by whose they are
         self._jobs: dict[int, Job] = {}
         self._names = count()
 
@@ -109,40 +118,56 @@ class Worker:
         """Whether anybody waits."""
         return bool(self._jobs)
 
+    @property
+    def taken(self) -> int:
+        """Sequences submitted or about to be."""
+        return self._taken.total()
+
     @contextmanager
-    def reserve(self, size: int) -> Iterator[None]:
+    def reserve(self, size: int, owner: str = "") -> Iterator[None]:
         """Hold room for that many sequences while they are prepared, so that a burst is refused before it costs.
+
+        However full it is, every owner has room for his part of what there is.
 
         Raises:
             HTTPException: 429 when the queue is full, 503 when the engine is in trouble.
         """
         if self.line.trouble:
             raise HTTPException(503, self.line.trouble)
-        if self.taken + size > self._room:
+        part = self._room // len({owner, *self._taken})
+        if self.taken + size > self._room and self._taken[owner] + size > part:
             raise HTTPException(429, "the queue is full; try again later", headers={"Retry-After": "1"})
-        self.taken += size
+        self._take(owner, size)
         try:
             yield
         finally:
-            self.taken -= size
+            self._take(owner, -size)
 
-    async def submit(self, prompts: Sequence[Sequence[int]], samplings: Sequence[Sampling]) -> Job:
-        """Have the engine continue every prompt with every sampling.
+    async def submit(
+        self,
+        prompts: Sequence[Sequence[int]],
+        samplings: Sequence[Sampling],
+        *,
+        owner: str = "",
+        priority: int = 0,
+        until: float = inf,
+    ) -> Job:
+        """Have the engine continue every prompt with every sampling: for whom, how urgently, and until when to begin.
 
         Raises:
             DataError: it cannot.
             HTTPException: 429 when the first token would come too late, 503 when the engine is in trouble.
         """
         new = sum(map(len, prompts))  # several continuations of a prompt read it once
-        self.admission.check(new)
-        job = Job(next(self._names), len(prompts) * len(samplings), self._close)
+        self.admission.check(new, owner, priority, until - time.monotonic())
+        job = Job(next(self._names), len(prompts) * len(samplings), owner, until, self._close)
         said = {"begin": job.name, "prompts": prompts, "samplings": [said_of(one) for one in samplings]}
-        self.line.send(said)
+        self.line.send({**said, "owner": owner, "priority": priority})
         self._jobs[job.name] = job
-        self.taken += job.size
+        self._take(owner, job.size)
         for index in range(job.size):
             own = 0 if index % len(samplings) else len(prompts[index // len(samplings)])
-            self.admission.enter((job.name, index), own)
+            self.admission.enter((job.name, index), own, owner, priority)
         try:
             await job.accepted
         except BaseException:
@@ -177,10 +202,15 @@ class Worker:
             job.tell(reason)
             job.close()
 
+    def _take(self, owner: str, size: int) -> None:
+        self._taken[owner] += size
+        if not self._taken[owner]:
+            del self._taken[owner]
+
     def _close(self, job: Job) -> None:
         if self._jobs.pop(job.name, None) is None:
             return
-        self.taken -= job.size
+        self._take(job.owner, -job.size)
         for index in range(job.size):
             self.admission.leave((job.name, index))
         if not self.line.ended:

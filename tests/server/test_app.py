@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -106,7 +107,7 @@ def test_a_body_that_never_arrives_is_given_up(start: Any, stories: LanguageServ
     with start(create_app([stories], limits=Limits(body_seconds=0.2))) as url:
         port = int(url.rpartition(":")[2])
         with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as connection:
-            connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+            connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{")
             assert connection.recv(1000).startswith(b"HTTP/1.1 408")
 
 
@@ -208,7 +209,7 @@ def test_a_port_in_use_is_one_clear_line(stories: LanguageService) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"host": "0.0.0.0"}, "can be reached by other machines; give an api_key"),
+        ({"host": "0.0.0.0"}, "can be reached by other machines; give a key"),
         ({"host": "::"}, "can be reached"),
         ({"api_key": ""}, "api_key is empty"),
         ({"host": "no.such.host.invalid", "api_key": "k"}, "cannot listen on no.such.host"),
@@ -267,3 +268,41 @@ def test_sigint_without_grace_ends_streams_with_an_error(root: Path, demo_folder
             running.send_signal(signal.SIGINT)
             assert json.loads(list(lines)[-1].removeprefix("data: "))["error"]["code"] == "unavailable"
         assert running.wait(PATIENCE) == 0
+
+
+def test_who_cannot_wait_is_told_in_time(start: Any, stories: LanguageService) -> None:
+    """The first token did not come within the client's timeout; what was begun for it is given up."""
+    with start(create_app([stories])) as url, httpx.Client(base_url=url, timeout=PATIENCE) as client:
+        with streaming(client) as lines:
+            answer = client.post("/v1/completions", json={**LONG, "timeout": 0.2})
+            assert (answer.status_code, "within the timeout" in answer.json()["error"]["message"]) == (504, True)
+            with client.stream("POST", "/v1/completions", json={**LONG, "timeout": 0.2, "stream": True}) as late:
+                *_, last = (line for line in late.iter_lines() if line)
+            assert "within the timeout" in last
+            assert next(lines)
+        answer = client.post("/v1/completions", json={**LONG, "max_tokens": 2, "timeout": PATIENCE})
+        assert answer.status_code == 200
+
+
+def test_the_more_urgent_is_answered_first(start: Any, stories: LanguageService) -> None:
+    ended = list[int]()
+    with start(create_app([stories])) as url, httpx.Client(base_url=url, timeout=PATIENCE) as client:
+
+        def ask(priority: int) -> None:
+            answer = httpx.post(
+                f"{url}/v1/completions", json={**LONG, "max_tokens": 4, "priority": priority}, timeout=PATIENCE
+            )
+            assert answer.status_code == 200
+            ended.append(priority)
+
+        with streaming(client):  # takes the only place until all wait
+            threads = [threading.Thread(target=ask, args=(priority,)) for priority in (3, 1, 2, 0)]
+            for thread in threads:
+                thread.start()
+            for _ in range(PATIENCE * 20):
+                if gauge(client, "vllm:num_requests_waiting") == 4:
+                    break
+                time.sleep(0.05)
+        for thread in threads:
+            thread.join()
+    assert ended == [0, 1, 2, 3]

@@ -213,7 +213,7 @@ def test_a_streamed_message_is_the_whole_one(pieces: list[str], tools: Tools | N
     cuts = [0, *sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=9))), len(text)]
     ends = [None] * (len(cuts) - 2) + ["stop"]
     told = [
-        Piece(index=0, text=text[start:stop], tokens=1, choices=(), finish=end)  # type: ignore[arg-type]
+        Piece(index=0, text=text[start:stop], tokens=[1], choices=(), finish=end)  # type: ignore[arg-type]
         for start, stop, end in zip(cuts, cuts[1:], ends, strict=False)
     ]
     streamed, whole = (Said(model="m", prompt_tokens=1, tools=tools) for _ in range(2))
@@ -283,7 +283,7 @@ def test_a_streamed_response_is_the_whole_one(pieces: list[str], tools: Tools | 
     streamed, whole = (Reply(model="m", asked=asked, prompt_tokens=1, tools=tools) for _ in range(2))
     events = list(streamed.openings())
     for start, stop, end in zip(cuts, cuts[1:], ends, strict=False):
-        piece = Piece(index=0, text=text[start:stop], tokens=1, choices=(), finish=end)  # type: ignore[arg-type]
+        piece = Piece(index=0, text=text[start:stop], tokens=[1], choices=(), finish=end)  # type: ignore[arg-type]
         for one in (streamed, whole):
             one.take(piece)
         events += streamed.chunks(piece)
