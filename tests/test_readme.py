@@ -117,3 +117,14 @@ def test_the_ci_finds_the_test_command(root: Path) -> None:
     marked = [text for comment, _, text in blocks(root) if "the test command" in comment]
     assert marked == ["$ make test\n"]
     assert "<!-- the test command" in (root / ".ci" / "run").read_text(encoding="utf-8")
+
+
+def test_the_chinese_readme_says_the_same(root: Path) -> None:
+    """The same commands and snippets in the same order, the same headings, rows and links."""
+    english, chinese = ((root / name).read_text(encoding="utf-8") for name in ("README.md", "README.zh.md"))
+    blocks = [[match.group(0) for match in BLOCK.finditer(text)] for text in (english, chinese)]
+    assert blocks[0] == blocks[1]
+    prose = [BLOCK.sub("", text) for text in (english, chinese)]
+    for sign in (r"^#+ ", r"^\| ", r"\]\(((?!README)[^)]+)\)", r"(?<=`)--[a-z-]+"):
+        found, translated = (sorted(re.findall(sign, text, flags=re.M)) for text in prose)
+        assert found == translated

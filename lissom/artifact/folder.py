@@ -13,7 +13,7 @@ from lissom.files import read_json
 if TYPE_CHECKING:
     from torch import nn
 
-EVIDENCE = ("certificate", "parity", "machine", "target", "recipe", "files")
+EVIDENCE = ("certificate", "frontier", "parity", "machine", "target", "recipe", "files")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,9 +41,17 @@ class Opened:
 
     @property
     def evidence(self) -> Mapping[str, Any]:
-        """What the folder proves about the model, and where it was found out: certificate, parity, recipe, hashes."""
+        """What the folder proves about the model, and where it was found out: certificate, parity, recipe, hashes.
+
+        Of the points of the frontier it has the bytes, the drop and the milliseconds.
+        """
         report = self.manifest.get("report", {})
-        told = {**self.manifest, "machine": report.get("machine"), "target": report.get("target")}
+        points = [
+            {"name": one["name"], "nbytes": one["nbytes"], "drop": one["drop"]["value"], "ms": one["latency"]["value"]}
+            for one in report.get("points", ())
+        ]
+        told = {**self.manifest, **{name: report.get(name) for name in ("machine", "target")}}
+        told["frontier"] = points or None
         return {name: told[name] for name in EVIDENCE if told.get(name) is not None}
 
 

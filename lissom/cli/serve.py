@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lissom.cli.read import fraction
 from lissom.cli.show import console
 from lissom.errors import DataError
 from lissom.files import read_text
@@ -71,10 +72,10 @@ def serve(
         str | None,
         typer.Option(help="another model, as a rule the original, that a share of what is answered is compared with"),
     ] = None,
-    share: Annotated[float, typer.Option(help="share of the requests that the shadow sees")] = 0.05,
+    share: Annotated[str, typer.Option(help="share of the requests that the shadow sees")] = "5%",
     max_disagreement: Annotated[
-        float, typer.Option(help="share of places where the two may differ; beyond it the shadow takes over")
-    ] = 0.1,
+        str, typer.Option(help="share of places where the two may differ; beyond it the shadow takes over")
+    ] = "10%",
     rollback: Annotated[
         bool, typer.Option(help="let the shadow take over, or only tell (in the log, the metrics and /evidence)")
     ] = True,
@@ -130,8 +131,8 @@ def serve(
             if shadow is None
             else Shadow(
                 service=FolderService(folder=shadow, name=name or called, uncertified=uncertified),
-                share=share,
-                budget=Budget(max_drop=max_disagreement, confidence=SURE),
+                share=fraction("share", share),
+                budget=Budget(max_drop=fraction("max-disagreement", max_disagreement), confidence=SURE),
                 rollback=rollback,
             ),
         )

@@ -152,7 +152,10 @@ Shape = Chat | Completion
 
 @dataclass(slots=True, kw_only=True)
 class Choices:
-    """An answer of one or more choices in the making; those of a prompt begin with what it `echoes`, if it does."""
+    """An answer of one or more choices in the making; those of a prompt begin with what it `echoes`, if it does.
+
+    Streamed it tells the usage in an event of its own `with_usage`, and so far in every event if `continuously`.
+    """
 
     shape: Shape
     model: str
@@ -161,12 +164,14 @@ class Choices:
     each: int = 1
     echoes: Sequence[str] | None = None
     with_usage: bool = False
+    continuously: bool = False
     with_logprobs: bool = False
     with_prompt_logprobs: bool = False
     spell: Spell
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     created: int = field(default_factory=lambda: int(time.time()))
     pieces: list[list[Piece]] = field(init=False)
+    written: int = field(init=False, default=0)  # tokens
     ping = PING
 
     def __post_init__(self) -> None:
@@ -175,18 +180,18 @@ class Choices:
     def take(self, piece: Piece) -> None:
         """Remember a piece."""
         self.pieces[piece.index].append(piece)
+        self.written += len(piece.tokens)
 
     @property
     def usage(self) -> dict[str, Any]:
         """Token counts; of a prompt that has `each` continuations, once."""
-        new = sum(len(piece.tokens) for pieces in self.pieces for piece in pieces)
         given = sum(map(len, self.prompts))
         reused = sum(pieces[0].reused for pieces in self.pieces[:: self.each] if pieces)
         return {
             "prompt_tokens": given,
             "prompt_tokens_details": {"cached_tokens": reused},
-            "completion_tokens": new,
-            "total_tokens": given + new,
+            "completion_tokens": self.written,
+            "total_tokens": given + self.written,
         }
 
     def complete(self) -> dict[str, Any]:
@@ -265,7 +270,9 @@ class Choices:
 
     def _event(self, choices: Sequence[Mapping[str, Any]], usage: Mapping[str, Any] | None = None) -> str:
         body = {**self._head(self.shape.part), "choices": choices}
-        return event({**body, "usage": usage} if self.with_usage else body)
+        if self.continuously and usage is None:
+            usage = self.usage
+        return event({**body, "usage": usage} if self.with_usage or self.continuously else body)
 
     def _logprobs(self, choices: Sequence[Choice]) -> Mapping[str, Any] | None:
         return self.shape.logprobs(choices, self.spell) if self.with_logprobs else None

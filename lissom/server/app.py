@@ -91,6 +91,7 @@ class Application:
         for prefix in ("", "/v2"):
             app.add_api_route(f"{prefix}/health/live", self._live)
             app.add_api_route(f"{prefix}/health/ready", self._ready)
+        app.add_api_route("/health", self._ready)  # where vLLM has it
         app.add_api_route("/", page.shown)
         app.add_api_route("/metrics", self._scrape)
         app.add_api_route("/evidence", self._evidence)

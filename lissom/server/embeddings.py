@@ -75,6 +75,8 @@ def tokens(encoder: "Inference", given: str | Sequence[Any]) -> list[list[int]]:
     found = [encoder.tokenizer.encode(one) if isinstance(one, str) else list(one) for one in several]
     words = len(encoder.tokenizer)
     for place, one in enumerate(found):
+        if not one:
+            raise DataError(f"input: text {place} has no tokens; leave it out")
         if len(one) > (encoder.longest or 0):
             raise DataError(f"input: text {place} has {len(one)} tokens, and at most {encoder.longest} are possible")
         if wrong := [token for token in one if token >= words]:

@@ -20,7 +20,7 @@ log = logging.getLogger("lissom.server")
 NAME = b"x-request-id"
 PLAIN = re.compile(rb"[A-Za-z0-9_.:-]{1,128}")
 HOST = re.compile(r"([^:\[\]]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
-OPEN = frozenset({"/", "/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready"})
+OPEN = frozenset({"/", "/health", "/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready"})
 
 
 class Guard:

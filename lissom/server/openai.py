@@ -151,6 +151,7 @@ def writing(
             echoes=echoes(prompts) if echoes else None,
             with_prompt_logprobs=asked.prompt_logprobs is not None,
             with_usage=bool(asked.stream_options and asked.stream_options.include_usage),
+            continuously=bool(asked.stream_options and asked.stream_options.continuous_usage_stats),
             with_logprobs=logprobs,
             spell=language.spell,
         )

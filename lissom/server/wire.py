@@ -39,6 +39,7 @@ class StreamOptions(Wire):
     """`include_usage`: one more chunk at the end, with the token counts."""
 
     include_usage: bool = False
+    continuous_usage_stats: bool = False
     include_obfuscation: Literal[False] | None = None
 
 

@@ -141,3 +141,8 @@ def test_what_is_found_out_later_is_added(folder: Path) -> None:
     annotate(folder, certificate={"verdict": "PASS"})
     assert json.loads((folder / MANIFEST).read_text()) == {**before, "certificate": {"verdict": "PASS"}}
     assert open_folder(folder).evidence["certificate"] == {"verdict": "PASS"}
+    point = {"name": "8 bits", "nbytes": 9, "drop": {"value": 0.1, "n": 2}, "latency": {"value": 1.5}, "kl": None}
+    annotate(folder, report={"points": [point], "target": "cpu"})
+    evidence = open_folder(folder).evidence
+    assert evidence["frontier"] == [{"name": "8 bits", "nbytes": 9, "drop": 0.1, "ms": 1.5}]
+    assert evidence["target"] == "cpu"

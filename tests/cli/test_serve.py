@@ -23,6 +23,7 @@ from lissom.engine.cache import AUTO, STORES
 from lissom.engine.speculate import NEVER, WHERE_IT_PAYS
 from lissom.errors import DataError
 from lissom.server.keys import add_key
+from lissom.types import Budget
 
 
 def test_the_choices_are_those_of_the_engine() -> None:
@@ -54,6 +55,11 @@ def test_options_may_stand_in_a_file_or_in_the_environment(
             ("b", "two", "int8", True),
         ]
         assert (how["port"], how["grpc_port"]) == (port, 2)
+    words = ["serve", "model", "--shadow", "original", "--share", "20%", "--max-disagreement", "0.03", "--no-rollback"]
+    run.invoke(app, words, catch_exceptions=False)
+    shadow = served.pop()[0][0].service.shadow
+    assert (shadow.service.folder, shadow.share, shadow.rollback) == ("original", 0.2, False)
+    assert shadow.budget == Budget(max_drop=0.03, confidence=0.99)
     for content, message in (("prot = 1", "no option 'prot'; possible are"), ("port", "is no TOML")):
         file.write_text(content)
         with pytest.raises(DataError, match=message):

@@ -66,9 +66,9 @@ def streaming(client: httpx.Client, **body: Any) -> Iterator[Iterator[str]]:
 
 def test_every_route_but_health_asks_for_the_key(start: Any, stories: LanguageService) -> None:
     with start(create_app([stories], api_key="secret")) as url, httpx.Client(base_url=url) as client:
-        for path in ("/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready"):
+        for path in ("/", "/health", "/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready"):
             assert client.get(path).status_code == 200
-        for path in ("/v1/models", "/v2", "/metrics", "/nothing", "/health", "/v1/completions", "/tokenize"):
+        for path in ("/v1/models", "/v2", "/metrics", "/nothing", "/health/x", "/v1/completions", "/tokenize"):
             assert client.get(path).status_code == 401
         for wrong in ("Bearer wrong", "Bearer", "secret", "Basic secret"):
             answer = client.get("/v1/models", headers={"Authorization": wrong})

@@ -97,6 +97,7 @@ def test_encoders_are_listed_beside_language_models(client: openai.OpenAI, url: 
         ({"input": [10**6]}, 400, "none of the model's"),
         ({"input": "Once", "dimensions": 33}, 400, "have 32"),
         ({"input": "Once", "dimensions": 0}, 400, "dimensions"),
+        ({"input": ["Once", ""]}, 400, "text 1 has no tokens"),
         ({"input": []}, 400, "input"),
         ({"input": [[]]}, 400, "input"),
         ({"input": "Once", "encoding_format": "int8"}, 400, "encoding_format"),

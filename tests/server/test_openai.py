@@ -55,6 +55,15 @@ def test_a_streamed_completion(client: openai.OpenAI, expected: Sequence) -> Non
     assert all(chunk.usage is None for chunk in chunks[:-1])
 
 
+def test_usage_may_be_told_all_the_time(client: openai.OpenAI) -> None:
+    options: Any = {"include_usage": True, "continuous_usage_stats": True}  # as guidellm asks for it
+    chunks = list(client.completions.create(prompt=PROMPT, stream=True, stream_options=options, **GREEDY))
+    counts = [chunk.usage.completion_tokens for chunk in chunks if chunk.usage is not None]
+    assert len(counts) == len(chunks)
+    assert counts == sorted(counts)
+    assert (counts[0], counts[-1]) == (1, 24)
+
+
 def test_a_chat(client: openai.OpenAI, expected: Sequence) -> None:
     answer = client.chat.completions.create(messages=[{"role": "user", "content": PROMPT}], **GREEDY)
     message = answer.choices[0].message

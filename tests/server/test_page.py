@@ -17,7 +17,12 @@ from tests.server.conftest import EVIDENCE, SIGNATURE, Scale
 
 PATIENCE = 60  # seconds until a test gives up; no result depends on it
 DROP = {"value": 0.001, "low": -0.01, "high": 0.004, "n": 900}
-PROVEN = {"certificate": {**EVIDENCE, "drop": DROP, "confidence": 0.95}, "machine": {"cpu": "a processor"}}
+POINTS = [{"name": str(n), "nbytes": 1e6 * n, "drop": 0.1 / n, "ms": 1.0} for n in (1, 2, 4)]
+PROVEN = {
+    "certificate": {**EVIDENCE, "drop": DROP, "confidence": 0.95},
+    "machine": {"cpu": "a processor"},
+    "frontier": POINTS,
+}
 
 
 def test_only_its_own_code_runs_in_it_and_it_asks_nobody_else(start: Any) -> None:
@@ -122,6 +127,7 @@ def test_what_is_proven_is_said_in_words(page: Any) -> None:
     choose(page, "small")
     text = wait(page, "return document.querySelector('#evidence .PASS')?.parentElement.textContent")
     assert text.startswith("PASS  At 95.00 % confidence the drop is at most 0.40 %; 1.00 % were allowed.")
+    assert len(page.find_elements("css selector", "#evidence circle")) == 3
     assert "a processor" in page.find_element("id", "evidence").text
     wait(page, "return document.getElementById('now').textContent.includes('running')")
     choose(page, "original")
