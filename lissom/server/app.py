@@ -25,6 +25,7 @@ from lissom.server.keys import Keys
 from lissom.server.metrics import Metrics
 from lissom.server.models import Model, Models
 from lissom.server.service import Limits, Service
+from lissom.server.traces import traced
 
 if TYPE_CHECKING:
     from lissom.server.rpc import Place
@@ -199,10 +200,10 @@ def serve(
         from lissom.server.rpc import Place
 
         rpc = Place(host=host, port=grpc_port, tls=tls, announce=announce)
-    with _bind(host, port) as listener:
+    with _bind(host, port) as listener, ExitStack() as at_last:
         app = create_app(services, api_key=api_key, keys=keys, admin=admin, rpc=rpc, limits=limits)
         config = uvicorn.Config(
-            app,
+            at_last.enter_context(traced(app)),
             log_level="warning",
             access_log=False,
             server_header=False,
