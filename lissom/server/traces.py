@@ -33,9 +33,8 @@ def traced(app: ASGIApp) -> Iterator[ASGIApp]:
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
         from opentelemetry.util.http import ExcludeList
     except ImportError as error:
-        raise DataError(
-            f"serve: traces need a package that is not here ({error}): pip install 'lissom[trace]'"
-        ) from error
+        why = f"a package that is not here ({error})"
+        raise DataError(f"serve: traces need {why}; pip install 'lissom[trace]', or unset {WHERE[0]}") from error
     name = os.environ.get("OTEL_SERVICE_NAME", "lissom")
     provider = TracerProvider(resource=Resource.create({"service.name": name}))
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))

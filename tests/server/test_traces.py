@@ -1,4 +1,4 @@
-"""Traces: a span for each request reaches a collector, as a child of its client's, and says nothing of what was asked."""
+"""Traces: a span for each request reaches a collector, as a child of its client's; nothing of what was said does."""
 
 import http.server
 import os
