@@ -144,7 +144,8 @@ class Batches:
                 return
             self._more.clear()
             try:
-                await asyncio.wait_for(self._more.wait(), left)
+                async with asyncio.timeout(left):
+                    await self._more.wait()
             except TimeoutError:
                 return
 

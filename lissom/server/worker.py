@@ -68,7 +68,9 @@ class Job:
         while left:
             rest = until - time.monotonic()
             try:
-                news = await asyncio.wait_for(self._news.get(), min(max(rest, 0.0), PING_SECONDS))
+                # not wait_for, which before Python 3.12 may take a piece for an answer to being cancelled
+                async with asyncio.timeout(min(max(rest, 0.0), PING_SECONDS)):
+                    news = await self._news.get()
             except TimeoutError:
                 if rest < PING_SECONDS:
                     raise HTTPException(504, LATE) from None
