@@ -35,9 +35,10 @@ def classifier(folder: Path) -> None:
     result = lissom.optimize(model, data, lissom.Budget(max_drop=0.02, confidence=0.95))
     console.print(frontier_table(result.points, result.best.point.name if result.best else None, metric="accuracy"))
     console.print(f"\n{result.certificate}", highlight=False)
-    if result.best is not None:
-        saved = result.best.save(folder / "digits")
-        console.print(f"saved, with its graph and certificate, in {saved}", highlight=False)
+    if result.best is None:
+        sys.exit("nothing was certified, which should not be")
+    saved = result.best.save(folder / "digits")
+    console.print(f"saved, with its graph and certificate, in {saved}", highlight=False)
 
 
 def language_model(folder: Path) -> Path:

@@ -1,8 +1,7 @@
 """The README, run from top to bottom as a reader would.
 
 Python blocks share one namespace, as in a notebook; `$ lissom` lines go through the real command line, in a folder that
-looks like the repository; `lissom serve` is left running for the blocks after it; a yaml block is the recipe. In a run
-of all tests the demo is searched before, and the table of latencies that it left behind serves again here. A block
+looks like the repository; `lissom serve` is left running for the blocks after it; a yaml block is the recipe. A block
 after a comment `<!-- ... covered by PATH -->` is not run here: that file runs it.
 """
 
