@@ -198,10 +198,14 @@ class Language:
         Both read prompt and tokens, so that it does not matter how these were chosen.
 
         Raises:
+            DataError: behind the prompt there is no room to read anything.
             HTTPException: one of them has no room, or is in trouble.
         """
+        if not said or len(prompt) >= min(self.worker.context, other.worker.context) - 1:
+            raise DataError("there is nothing that could be compared")
         ours, theirs = await asyncio.gather(self._expected(prompt, said), other._expected(prompt, said))
-        return sum(a != b for a, b in zip(ours, theirs, strict=True)) / len(ours)
+        pairs = list(zip(ours, theirs, strict=False))  # one may have the longer context
+        return sum(a != b for a, b in pairs) / len(pairs)
 
     async def _expected(self, prompt: Sequence[int], said: Sequence[int]) -> list[int]:
         """The likeliest tokens in the places of those said behind a prompt, as far as one more has room behind them."""

@@ -138,13 +138,14 @@ class Models:
         finally:
             await stop(old)
 
-    def _roll_back(self, name: str) -> None:
-        """Let the other model that has seen the traffic take the place of the one that is served."""
-        old = self.every[name]
-        assert old.witness is not None
+    def _roll_back(self, old: Model) -> bool:
+        """Let the other model, which has seen the traffic, take the place of this one; False if that has been taken."""
+        if self.every.get(old.name) is not old or old.witness is None:
+            return False
         old.witness.other.witness = old.witness  # which still tells what it has seen
         self._place(old.witness.other)
         self._leave(old)
+        return True
 
     def _opened(self, host: Host) -> Model:
         """A model, and the one that will see its traffic, which are read side by side."""
@@ -160,7 +161,7 @@ class Models:
             unless_it_works.pop_all()
         from lissom.server.witness import Witness
 
-        model.witness = Witness(other, shadow, partial(self._roll_back, model.name))
+        model.witness = Witness(other, shadow, partial(self._roll_back, model))
         return model
 
     def _alone(self, host: Host) -> Model:

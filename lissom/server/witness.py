@@ -33,9 +33,9 @@ Comparison = Callable[[], Awaitable[float]]
 
 
 class Witness:
-    """The other model, and how far it disagrees; `roll_back` is called once, when that is too far."""
+    """The other model, and how far it disagrees; when that is too far, `roll_back` says whether it takes over."""
 
-    def __init__(self, other: "Model", shadow: Shadow, roll_back: Callable[[], None]) -> None:
+    def __init__(self, other: "Model", shadow: Shadow, roll_back: Callable[[], bool]) -> None:
         self.other = other
         self.compared = self.skipped = 0
         self.alarm = self.rolled_back = False
@@ -108,7 +108,6 @@ class Witness:
         elif self._test.verdict == "FAIL" and not self.alarm:
             self.alarm = True
             log.error("%s disagrees with its shadow: %s", self.other.name, self._test.certificate)
-            if self._shadow.rollback:
+            if self._shadow.rollback and self._roll_back():
                 self.rolled_back = True
-                self._roll_back()
                 log.error("%s is answered by its shadow from now on", self.other.name)

@@ -197,3 +197,41 @@ def test_folders_have_shadows_in_processes_of_their_own(start: Any, demo_folder:
         os.kill(processes[-1], signal.SIGKILL)  # they were started in this order
         text(client)
         seen(client, lambda shadow: shadow["compared"] > 1, lambda: text(client))
+
+
+def test_what_cannot_be_compared_is_skipped(start: Any, model: Any, tokenizer: Any) -> None:
+    """A prompt that leaves no room to read what was said behind it."""
+    with start(create_app([shadowed(model, model, tokenizer)])) as url, httpx.Client(base_url=url) as client:
+        context = client.get("/v1/models/stories").json()["max_model_len"]
+        asked = {**ASK, "prompt": [5] * (context - 1), "max_tokens": 1}
+        assert client.post("/v1/completions", json=asked, timeout=PATIENCE).status_code == 200
+        told = seen(client, lambda shadow: shadow["skipped"] == 1)
+        assert (told["compared"], told["disagreement"], told["verdict"]) == (0, None, "NEED MORE")
+
+
+def test_who_has_been_replaced_takes_nobody_with_him(model: Any, noisy: Any, tokenizer: Any) -> None:
+    """An alarm about a model that is no longer served changes nothing, and both of its models end with it."""
+    import asyncio
+
+    app = create_app([shadowed(model, noisy, tokenizer)])
+    models = app.models
+
+    async def run() -> None:
+        await models.start()
+        old = models.languages["stories"]
+        assert old.witness is not None
+        await models.load(LanguageService(model=model, tokenizer=tokenizer, name="stories"))
+        new = models.languages["stories"]
+        for _ in range(100):
+            old.witness._take(1.0)
+        assert (old.witness.alarm, old.witness.rolled_back) == (True, False)
+        assert models.languages["stories"] is new
+        for _ in range(PATIENCE * 20):
+            if old.line.ended and old.witness.other.line.ended:
+                break
+            await asyncio.sleep(0.05)
+        assert old.witness.other.line.ended
+        models.drain()
+        await models.stop()
+
+    asyncio.run(run())
