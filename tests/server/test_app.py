@@ -290,7 +290,7 @@ def test_the_more_urgent_is_answered_first(start: Any, stories: LanguageService)
 
         def ask(priority: int) -> None:
             answer = httpx.post(
-                f"{url}/v1/completions", json={**LONG, "max_tokens": 4, "priority": priority}, timeout=PATIENCE
+                f"{url}/v1/completions", json={**LONG, "max_tokens": 100, "priority": priority}, timeout=PATIENCE
             )
             assert answer.status_code == 200
             ended.append(priority)
