@@ -196,6 +196,8 @@ def serve(
         with bound(Path(admin)):
             pass
     rpc = None
+    if grpc_port is not None and not 0 <= grpc_port <= 65535:  # gRPC would take 70000 for 4464
+        raise DataError(f"serve: gRPC port {grpc_port} does not exist; choose one from 1 to 65535, or 0 for any")
     if grpc_port is not None:
         from lissom.server.rpc import Place
 

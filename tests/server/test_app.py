@@ -212,6 +212,7 @@ def test_a_port_in_use_is_one_clear_line(stories: LanguageService) -> None:
         ({"host": "0.0.0.0"}, "can be reached by other machines; give a key"),
         ({"host": "::"}, "can be reached"),
         ({"api_key": ""}, "api_key is empty"),
+        ({"grpc_port": 70_000}, "gRPC port 70000 does not exist"),
         ({"host": "no.such.host.invalid", "api_key": "k"}, "cannot listen on no.such.host"),
         ({"port": 70000}, "port 70000 does not exist"),
     ],
