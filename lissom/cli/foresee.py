@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from lissom.hardware import Limits
     from lissom.server import FolderService
 
-SERVER, ENGINE = (
+# Bytes of the server's process, and of each model's beside the model (docs/log.md, 2026-11-29).
+SERVER, ENGINE = 90_000_000, 250_000_000
     90_000_000,
     250_000_000,
 )  # bytes of the server's process, and of each model's beside it (docs/log.md, 2026-11-29)
