@@ -12,9 +12,6 @@ if TYPE_CHECKING:
 
 # Bytes of the server's process, and of each model's beside the model (docs/log.md, 2026-11-29).
 SERVER, ENGINE = 90_000_000, 250_000_000
-    90_000_000,
-    250_000_000,
-)  # bytes of the server's process, and of each model's beside it (docs/log.md, 2026-11-29)
 WIDTHS = {"float": 4.0, "bfloat16": 2.0, "int8": 1.0, "int4": 0.5}  # bytes of a number in the cache, without scales
 SCALES = {"int8": 2.0, "int4": 4.0}  # bytes of them for each token and head
 
