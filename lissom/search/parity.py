@@ -85,7 +85,7 @@ def differences(logits: Float[Tensor, "n v"], found: dict[str, Tensor]) -> Float
 
 def relative(output: Tensor, other: Tensor) -> Tensor:
     """‖f - g‖ / ‖f‖ of each example."""
-    before, after = output.flatten(1), other.flatten(1)
+    before, after = (each.reshape(len(each), -1) for each in (output, other))
     power = before.square().sum(1).clamp(min=torch.finfo(torch.float32).tiny)
     return ((before - after).square().sum(1) / power).sqrt()
 

@@ -54,7 +54,7 @@ class Yardstick:
         self.spill = Spill()
         self.few, self.every = 1, 1
         self.scores = self.run(original, self.remember)
-        power = torch.cat([output.float().square().flatten(1).sum(1) for output in self.outputs]).mean()
+        power = torch.cat([total(output.float().square()) for output in self.outputs]).mean()
         self.spill.forget()
         self.power = float(power.clamp(min=torch.finfo(torch.float32).tiny))
 
@@ -111,7 +111,7 @@ class Yardstick:
         if self.by.logits:
             found = divergence(there, after).clamp(min=0)
         else:
-            found = (after - there).square().flatten(1).sum(1) / self.power
+            found = total((after - there).square()) / self.power
         self.spill.forget()
         return found
 
@@ -156,6 +156,11 @@ class Yardstick:
         found = scores[kind.name]
         before, after = (kind.together(own) for own in (self.scores[kind.name][: len(found)], found))
         return Paired(metric=kind, original=before, compressed=after)
+
+
+def total(values: Tensor) -> Tensor:
+    """The sum for each example [n, ...]."""
+    return values.reshape(len(values), -1).sum(1)
 
 
 def raw(model: nn.Module, batch: Batch) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lissom.evaluate import compare, metric
 from lissom.search import yardstick as module
+from lissom.search.parity import relative
 from lissom.search.yardstick import Yardstick
 
 
@@ -59,6 +60,28 @@ def test_what_gives_no_logits_is_compared_by_its_output(classifier: nn.Module, e
         f, g = classifier(examples[0][:512]), other(examples[0][:512])
     assert far.value == pytest.approx(float((f - g).square().sum() / f.square().sum()), rel=1e-3)
     assert far.unit == ""
+
+
+def test_an_output_may_be_a_number_for_each_example(classifier: nn.Module, examples: tuple[Tensor, Tensor]) -> None:
+    class Alone(nn.Module):
+        def __init__(self, model: nn.Module) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, x: Tensor) -> Tensor:
+            found: Tensor = self.model(x)[:, 0]
+            return found
+
+    def near(model: nn.Module, batch: Any) -> Tensor:
+        found: Tensor = model(batch[0]).sigmoid()
+        return found
+
+    first, second = Alone(classifier), Alone(moved(classifier))
+    with torch.no_grad():
+        f, g = first(examples[0][:512]), second(examples[0][:512])
+    far = float((f - g).square().sum() / f.square().sum())
+    assert Yardstick(first, examples, [metric(near)]).distance(second) == pytest.approx(far, rel=1e-3)
+    assert relative(f, g) == pytest.approx((f - g).abs() / f.abs(), rel=1e-4)
 
 
 def test_a_metric_between_two_models_is_taken_between_them(
