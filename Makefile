@@ -9,13 +9,14 @@ READY = $(VENV)/ready
 NATIVE = lissom/engine/kernels/native
 CPU_WHEELS = https://download.pytorch.org/whl/cpu
 
-.PHONY: help demo test test-native lint bench bench-engine bench-quality map clean
+.PHONY: help demo test test-native lint docs bench bench-engine bench-quality map clean
 
 help:
 	@echo 'make demo           optimize a classifier and a language model, serve the result, ask it for a story'
 	@echo 'make test           run every test, the snippets of the README among them'
 	@echo 'make test-native    the tests of the kernels in C, watched by AddressSanitizer and UBSan'
-	@echo 'make lint           ruff, mypy --strict, and the order of the rooms'
+	@echo 'make lint           ruff, mypy --strict, the order of the rooms, and the documentation'
+	@echo 'make docs           the documentation as a site, in the folder site'
 	@echo 'make bench          speed: latency and tokens per second beside the limits of this machine'
 	@echo 'make bench-engine   speed of language models in every format; with PEERS="--llama ..." beside other engines'
 	@echo 'make bench-quality  quality: perplexity and accuracy of every technique, beside its peers'
@@ -42,6 +43,7 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --site-dir $(VENV)/site
 
 bench: $(READY)
 	$(BIN)/python benchmarks/speed.py
@@ -51,6 +53,9 @@ bench-engine: $(READY)
 
 bench-quality: $(READY)
 	$(BIN)/python benchmarks/quality.py
+
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 map: $(READY)
 	$(BIN)/python docs/map.py >docs/map.new

@@ -32,7 +32,7 @@ import torch.distributed as dist
 
 PATIENCE_S = 120
 TORCHRUN_S = 300
-LONGEST = ("test_examples.py", "test_readme.py")  # minutes each, and the second reads what the first has measured
+LONGEST = ("test_examples.py", "test_documents.py")  # minutes each, and the second reads what the first has measured
 ROOT = Path(__file__).resolve().parent.parent
 
 GEMMA: dict[str, Any] = {"query_pre_attn_scalar": 16, "attention_bias": True}

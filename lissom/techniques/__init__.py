@@ -12,7 +12,8 @@ A shape technique is given a Gram for each reader. The first five are pure; the 
 given. For `STREAM`, `SEVERAL` and `MODEL` the whole model must be in memory.
 """
 
-from collections.abc import Callable, Sequence
+from collections import ChainMap
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lissom.coupling import Coupling
@@ -110,4 +111,5 @@ MODEL: dict[str, Callable[..., None]] = {
     "distil": distil,
 }
 
-TECHNIQUES: dict[str, Callable[..., Any]] = {**LAYER, **COUPLING, **SHAPE, **STREAM, **SEVERAL, **BLOCK, **MODEL}
+# All of them, in this order; what is added to a table is here too.
+TECHNIQUES: Mapping[str, Callable[..., Any]] = ChainMap(MODEL, BLOCK, SEVERAL, STREAM, SHAPE, COUPLING, LAYER)
