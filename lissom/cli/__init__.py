@@ -4,6 +4,7 @@ import sys
 
 import typer
 
+from lissom.cli.hand import export
 from lissom.cli.learn import recover
 from lissom.cli.make import compress, optimize, recut
 from lissom.cli.measure import bench, certify, evaluate, hardware
@@ -25,6 +26,7 @@ VERBS = (
     certify,
     bench,
     hardware,
+    export,
     serve,
     keys,
 )

@@ -1,0 +1,51 @@
+"""The verb that hands a model over to another runtime."""
+
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lissom.cli.options import Json, Length, Model
+from lissom.cli.read import text_windows
+from lissom.cli.show import console, show
+
+if TYPE_CHECKING:
+    from lissom.export.targets import Export
+
+
+def export(
+    model: Model,
+    to: Annotated[str, typer.Option(help="the runtime: gguf (llama.cpp, ollama), vllm, sglang, transformers")],
+    out: Annotated[Path, typer.Option(help="the file or folder to make; it must not exist")],
+    data: Annotated[
+        Path | None, typer.Option(help="a text, on which is measured what layers lose that cannot stay as they are")
+    ] = None,
+    windows: Annotated[int, typer.Option(help="windows of the text to use, at most", min=1)] = 64,
+    length: Length = 512,
+    json_lines: Json = False,
+) -> None:
+    """Write a language model in the form that another runtime reads.
+
+    A layer stays what it is where the runtime can hold that, and else becomes the nearest that it can; each one that
+    changes is named.
+    """
+    from lissom.artifact import open_folder
+    from lissom.export.targets import export_folder
+
+    lot = None if data is None else text_windows(data, open_folder(model).tokenizer, length)[:windows]
+    tell(export_folder(model, to, out, data=lot), json_lines)
+
+
+def tell(done: "Export", json_lines: bool) -> None:
+    """What was handed over."""
+    if not json_lines:
+        for (own, form), count in Counter((layer.own, layer.form) for layer in done.layers).items():
+            console.print(f"{count:4} x {own} -> {form}", highlight=False, markup=False)
+        for layer in done.changed:
+            console.print(str(layer), highlight=False, markup=False)
+    cost = done.cost
+    figures = {} if cost is None else {"perplexity before": cost.original, "perplexity": cost.compressed, "KL": cost.kl}
+    changed = {layer.layer: {"form": layer.form, "error": layer.error} for layer in done.changed}
+    more = {"out": str(done.out), "bytes": sum(layer.nbytes for layer in done.layers)}
+    show(figures, json_lines, {**more, "changed": changed} if json_lines else more)

@@ -1,0 +1,1 @@
+"""Hand-over: a compressed model in the form that another runtime reads."""

@@ -1,0 +1,95 @@
+"""The runtimes that a compressed model can be handed to, and handing it over."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from lissom.errors import ArtifactError, ModelError, RecipeError, meant
+from lissom.evaluate import Comparison, compare
+from lissom.export import ggml, gguf, packed
+from lissom.export.handover import Given, Handed, Holds, Nearest, Together
+from lissom.formats import Weight
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """A runtime: which weights it holds, what comes nearest to the others, and how its files are written.
+
+    With `language` it takes language models only.
+    """
+
+    holds: Holds
+    nearest: Nearest
+    write: Callable[[Given, Mapping[str, Weight], Path], None]
+    together: Together = lambda given, taken: taken
+    language: bool = False
+
+
+def folder_for(reader: packed.Reader) -> Target:
+    """A runtime that reads compressed-tensors."""
+    return Target(
+        holds=partial(packed.holds, reader),
+        nearest=packed.nearest,
+        write=partial(packed.write, reader),
+        together=packed.together,
+        language=True,
+    )
+
+
+TARGETS: dict[str, Target] = {
+    "gguf": Target(holds=ggml.holds, nearest=ggml.nearest, write=gguf.write, together=gguf.together, language=True),
+    "transformers": folder_for(packed.ANY),
+    "vllm": folder_for(packed.KERNELS),
+    "sglang": folder_for(packed.KERNELS),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Export:
+    """What was handed over: where it lies, what became of each layer, and what that costs, where it was measured."""
+
+    out: Path
+    layers: list[Handed]
+    cost: Comparison | None
+
+    @property
+    def changed(self) -> list[Handed]:
+        """The layers that are not what they were."""
+        return [layer for layer in self.layers if layer.error]
+
+
+def export_folder(
+    folder: str | Path, to: str, out: str | Path, *, model: nn.Module | None = None, data: Any = None
+) -> Export:
+    """Write a model in the form that another runtime reads.
+
+    Each layer stays what it is where the runtime can hold that; else it becomes the nearest that it can.
+
+    Args:
+        folder: a folder of ours, or of Hugging Face.
+        to: the runtime: "gguf" for llama.cpp, "vllm", "sglang", "transformers".
+        out: the file or folder to make.
+        model: an instance of a module's own class, for a class that is not torch.nn's.
+        data: windows of tokens (n, t), or of another module labelled examples, on which is measured what changes cost.
+
+    Raises:
+        RecipeError: there is no such runtime.
+        ModelError: it is no model that the runtime knows.
+        ArtifactError: the name is taken, or the disk is full.
+    """
+    if to not in TARGETS:
+        raise RecipeError(f"export: no runtime is called {to!r}; there are {', '.join(TARGETS)}{meant(to, TARGETS)}")
+    if Path(out).exists():
+        raise ArtifactError(f"{out} exists already; remove it or choose another name")
+    target, given = TARGETS[to], Given.of(folder, model)
+    if target.language and given.config is None:
+        raise ModelError(f"{folder} is no language model, and {to} takes no others")
+    taken, told = given.handed(target.holds, target.nearest, target.together)
+    by = "accuracy" if given.config is None else "perplexity"
+    cost = None if data is None else compare(given.model, given.changed(taken), data, by)
+    target.write(given, taken, Path(out))
+    return Export(out=Path(out), layers=told, cost=cost)
