@@ -1,0 +1,37 @@
+"""Handing over on the command line."""
+
+import json
+from pathlib import Path
+
+from tests.cli.conftest import Run
+
+
+def test_export_names_what_changes_and_measures_it(run: Run, demo_folder: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "steps:\n"
+        '  - {layers: "model.layers.*", technique: rtn, bits: 4, group: 32}\n'
+        '  - {layers: "model.layers.3.mlp.up_proj", technique: kmeans}\n'
+    )
+    assert run("compress", demo_folder, "--recipe", recipe, "--out", tmp_path / "small").code == 0
+    text = tmp_path / "text.txt"
+    text.write_text((demo_folder / "stories.txt").read_text(encoding="utf-8")[:2000], encoding="utf-8")
+    done = run(
+        "export", tmp_path / "small", "--to", "gguf", "--out", tmp_path / "a.gguf", "--data", text, "--length", 64
+    )
+    assert done.code == 0
+    assert "27 x affine, 4 bits, groups of 32 -> Q4_0" in done.out
+    assert "model.layers.3.mlp.up_proj: palette, 4 bits -> Q8_0" in done.out
+    assert "perplexity before" in done.out
+    told = json.loads(run("export", tmp_path / "small", "--to", "vllm", "--out", tmp_path / "b", "--json").out)
+    assert list(told["changed"]) == ["model.layers.3.mlp.up_proj"]
+    assert (tmp_path / "b" / "config.json").is_file()
+
+
+def test_export_takes_no_name_twice_and_no_runtime_it_does_not_know(
+    run: Run, demo_folder: Path, tmp_path: Path
+) -> None:
+    taken = run("export", demo_folder, "--to", "gguf", "--out", tmp_path)
+    assert (taken.code, "exists already" in taken.error) == (2, True)
+    unknown = run("export", demo_folder, "--to", "tensorrt", "--out", tmp_path / "x")
+    assert (unknown.code, "no runtime is called 'tensorrt'" in unknown.error) == (2, True)

@@ -1,0 +1,89 @@
+"""A folder of compressed-tensors, read by transformers and that package."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from lissom.artifact import open_folder
+from lissom.export.grid import grid_of
+from lissom.export.packed import ANY, KERNELS, Scheme, holds, scheme_of, written
+from lissom.export.targets import export_folder
+
+LAYER = nn.Linear(1, 1)
+READ = {  # by transformers, and by the kernels of vLLM and SGLang
+    "2 bits": (Scheme(bits=2, size=64, symmetric=True), Scheme(bits=4, size=64, symmetric=True)),
+    "5 bits": (Scheme(bits=5, size=64, symmetric=True), Scheme(bits=8, size=64, symmetric=True)),
+    "4 bits, zeros": (Scheme(bits=5, size=32, symmetric=True), Scheme(bits=4, size=32, symmetric=False)),
+    "4 bits, rows": (Scheme(bits=4, size=0, symmetric=True), Scheme(bits=4, size=0, symmetric=True)),
+    "ternary": (Scheme(bits=2, size=0, symmetric=True), Scheme(bits=4, size=0, symmetric=True)),
+    "8 bits, inputs": (Scheme(bits=8, size=0, symmetric=True, inputs=True),) * 2,
+    "4 bits, 16": (None, None),
+    "codebook": (None, None),
+}
+
+
+@pytest.mark.parametrize("form", READ)
+def test_the_scheme_that_holds_a_weight(weight: Callable[..., Any], form: str) -> None:
+    one = weight(form)
+    assert (scheme_of(one, ANY), scheme_of(one, KERNELS)) == READ[form]
+    assert (holds(ANY, one, LAYER) is None) == (READ[form][0] is None)
+
+
+@pytest.mark.parametrize("form", [form for form, (scheme, _) in READ.items() if scheme])
+@pytest.mark.parametrize("reader", [ANY, KERNELS], ids=["any", "kernels"])
+def test_what_is_written_is_read_as_it_was(weight: Callable[..., Any], form: str, reader: Any) -> None:
+    one = weight(form)
+    scheme, grid = scheme_of(one, reader), grid_of(one)
+    assert scheme is not None
+    assert grid is not None
+    found = written("it", grid, scheme)
+    scale = found["it.weight_scale"].float()
+    if scheme.inputs:
+        codes = found["it.weight"].float()
+    else:
+        shape = torch.Size(found["it.weight_shape"].tolist())
+        codes = unpack_from_int32(found["it.weight_packed"], scheme.bits, shape).float()
+    if not scheme.symmetric:
+        room = torch.Size(scale.shape)
+        zero = unpack_from_int32(found["it.weight_zero_point"], scheme.bits, room, packed_dim=0).float()
+        codes -= zero.repeat_interleave(shape[1] // room[1], 1)
+    assert torch.allclose(codes * scale.repeat_interleave(codes.shape[1] // scale.shape[1], 1), one.dense(), rtol=1e-3)
+
+
+@pytest.mark.parametrize("which", ["mixed", "uneven"])
+@pytest.mark.filterwarnings("ignore")  # of what reads it
+def test_transformers_says_the_same(which: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    folder, tokens = request.getfixturevalue(which), torch.randint(3, 2000, (2, 24))
+    export_folder(folder, "transformers", tmp_path / "out")
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
+    with torch.inference_mode():
+        p, q = (model(tokens).logits.log_softmax(-1) for model in (open_folder(folder).model, theirs))
+    assert float((p.exp() * (p - q)).sum(-1).mean()) < (1e-6 if which == "uneven" else 1e-3)
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").encode("Once") == open_folder(folder).tokenizer.encode("Once")
+
+
+def test_what_is_run_as_one_has_one_scheme(demo_folder: Path, tmp_path: Path) -> None:
+    from lissom import Recipe, compress_checkpoint
+
+    steps = [
+        {"layers": "*.q_proj", "technique": "rtn", "bits": 4, "group": 32},
+        {"layers": "*.k_proj", "technique": "rtn", "bits": 8},
+        {"layers": "*.v_proj", "technique": "rtn", "bits": 4, "group": 64, "symmetric": False},
+        {"layers": "*.up_proj", "technique": "rtn", "bits": 4, "group": 32},
+    ]
+    folder = compress_checkpoint(demo_folder, Recipe.of(steps), torch.randint(3, 2000, (1, 16)), tmp_path / "in")
+    export_folder(folder, "vllm", tmp_path / "out")
+    told = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
+    groups = {name: number for number, group in told["config_groups"].items() for name in group["targets"]}
+    block = "model.layers.0"
+    assert len({groups[f"{block}.self_attn.{name}"] for name in ("q_proj", "k_proj", "v_proj")}) == 1
+    weights = told["config_groups"][groups[f"{block}.self_attn.q_proj"]]["weights"]
+    assert (weights["num_bits"], weights["group_size"], weights["symmetric"]) == (8, 32, False)
+    assert {f"{block}.mlp.up_proj", f"{block}.mlp.gate_proj", "lm_head"} <= set(told["ignore"])  # the gate is in floats
