@@ -1,6 +1,7 @@
 """Language models, read back layer by layer: as transformers builds them, or bare."""
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lissom.artifact.foreign import taken, told
 from lissom.artifact.tensors import check_layers, read_tensors, take_weight
 from lissom.errors import ArtifactError
 from lissom.formats import Dense
@@ -24,20 +26,23 @@ def build_language_model(
 ) -> nn.Module:
     """The model of a folder, in float32 but for its compressed layers.
 
-    `manifest` is empty for a plain checkpoint. A `bare` model has its matrices of 16 bits as they are stored; where the
-    manifest does not say its form, transformers does. In a `narrow` one layers with such a matrix hold it as `Dense`.
-    Where the manifest says that keys and values are held in 8 bits, a model of transformers attends as the engine then
-    does.
+    `manifest` is empty for a plain checkpoint, and for one that another tool has compressed (`foreign.py`). A `bare`
+    model has its matrices of 16 bits as they are stored; where the manifest does not say its form, transformers does.
+    In a `narrow` one layers with such a matrix hold it as `Dense`. Where the manifest says that keys and values are
+    held in 8 bits, a model of transformers attends as the engine then does.
 
     Raises:
         ArtifactError: tensors are missing.
     """
     ours, form = "weights" in manifest, manifest.get("form") if bare else None
-    config: Any = SimpleNamespace(**form["config"]) if form else read_config(folder, compressed=ours)
+    how = None if ours else told(folder)
+    configured = partial(read_config, folder, compressed=ours, method=None if how is None else how["quant_method"])
+    config: Any = SimpleNamespace(**form["config"]) if form else configured()
     family = family_of(config.model_type)
     tensors = read_tensors(folder, manifest.get("weights", {}))
+    theirs, tensors = ({}, tensors) if how is None else taken(tensors, how)
     tensors |= {name: tensors[same] for name, same in manifest.get("aliases", {}).items()}
-    weights = {name: take_weight(name, spec, tensors) for name, spec in manifest.get("weights", {}).items()}
+    weights = theirs | {name: take_weight(name, spec, tensors) for name, spec in manifest.get("weights", {}).items()}
     held = in_16_bits if bare or narrow else never
     state = {name: tensor if held(tensor) else tensor.float() for name, tensor in tensors.items()}
     if config.tie_word_embeddings and family.embedding in weights:
@@ -48,7 +53,7 @@ def build_language_model(
 
     def empty() -> nn.Module:
         """What transformers builds; layers of one model may differ in shape, and the tensors say in which."""
-        made = skeleton(read_config(folder, compressed=ours))
+        made = skeleton(configured())
         if manifest:
             resize(made, shapes)
         return made

@@ -191,8 +191,8 @@ def opened(file: Path) -> Any:
         raise ArtifactError(f"{file} cannot be read: {error}; copy or download it again") from None
 
 
-def read_config(folder: Path, *, compressed: bool = False) -> "PretrainedConfig":
-    """The config of a folder; `compressed` says that it may be one that lissom wrote.
+def read_config(folder: Path, *, compressed: bool = False, method: str | None = None) -> "PretrainedConfig":
+    """The config of a folder; `compressed` says that it may be one that lissom wrote, or another tool by a `method`.
 
     Raises:
         ModelError: the architecture is unknown or its sizes impossible, or the model is quantized already.
@@ -203,7 +203,7 @@ def read_config(folder: Path, *, compressed: bool = False) -> "PretrainedConfig"
     raw = read_json(folder / "config.json")
     family_of(str(raw.get("model_type", "")))
     quantized = raw.pop("quantization_config", None)
-    if quantized and not (compressed and quantized == MARK):
+    if quantized and not (compressed and quantized == MARK) and not (method and quantized["quant_method"] == method):
         method = "lissom" if quantized == MARK else quantized.get("quant_method", "another tool")
         raise ModelError(f"{folder} is quantized already, by {method}; give the original model")
     try:

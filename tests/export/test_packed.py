@@ -66,7 +66,9 @@ def test_transformers_says_the_same(which: str, request: pytest.FixtureRequest, 
     with torch.inference_mode():
         p, q = (model(tokens).logits.log_softmax(-1) for model in (open_folder(folder).model, theirs))
     assert float((p.exp() * (p - q)).sum(-1).mean()) < (1e-6 if which == "uneven" else 1e-3)
-    assert AutoTokenizer.from_pretrained(tmp_path / "out").encode("Once") == open_folder(folder).tokenizer.encode("Once")
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").encode("Once") == open_folder(folder).tokenizer.encode(
+        "Once"
+    )
 
 
 def test_what_is_run_as_one_has_one_scheme(demo_folder: Path, tmp_path: Path) -> None:
