@@ -23,7 +23,7 @@ from torch import Tensor
 from lissom.errors import ModelError
 from lissom.files import read_json
 from lissom.formats import Affine, Dense, Dynamic, Floats, Palette, Weight
-from lissom.formats.plane import unpack
+from lissom.formats.plane import Plane, unpack
 
 Told = Mapping[str, Any]
 INTERLEAVED = (0, 4, 1, 5, 2, 6, 3, 7)  # the nibble in which AWQ keeps each of eight outputs
@@ -171,7 +171,8 @@ def nf4(layer: str, parts: Mapping[str, Tensor], how: Told) -> Weight:
     if i % block:
         rows = book[codes.flatten().long()] * scale.repeat_interleave(block)[: o * i]
         return Dense(values=rows.reshape(o, i).half())
-    return Palette.of(codes, book.unsqueeze(0), o, scale=scale.float().reshape(o, i // block))
+    scales = scale.float().reshape(o, i // block)
+    return Palette(plane=Plane.of(codes, 4), codebook=Dense(values=book.unsqueeze(0)), rows=o, scale=scales)
 
 
 NF4 = "weight.quant_state.bitsandbytes__nf4"
