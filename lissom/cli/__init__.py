@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from lissom.cli.hand import export
+from lissom.cli.hand import export, verify
 from lissom.cli.learn import recover
 from lissom.cli.make import compress, optimize, recut
 from lissom.cli.measure import bench, certify, evaluate, hardware
@@ -28,6 +28,7 @@ VERBS = (
     hardware,
     export,
     serve,
+    verify,
     keys,
 )
 

@@ -1,4 +1,4 @@
-"""The verb that hands a model over to another runtime."""
+"""Verbs that hand a model over to another runtime, and that see what became of it there."""
 
 from collections import Counter
 from pathlib import Path
@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lissom.cli.options import Json, Length, Model
-from lissom.cli.read import text_windows
+from lissom.cli.options import Confidence, Json, Length, Model
+from lissom.cli.read import fraction, text_windows
 from lissom.cli.show import console, show
 
 if TYPE_CHECKING:
     from lissom.export.targets import Export
+    from lissom.server.verify import Verified
 
 
 def export(
@@ -49,3 +50,52 @@ def tell(done: "Export", json_lines: bool) -> None:
     changed = {layer.layer: {"form": layer.form, "error": layer.error} for layer in done.changed}
     more = {"out": str(done.out), "bytes": sum(layer.nbytes for layer in done.layers)}
     show(figures, json_lines, {**more, "changed": changed} if json_lines else more)
+
+
+def verify(
+    url: Annotated[str, typer.Argument(help="of a server of OpenAI's completions: vLLM, llama.cpp, lissom, ...")],
+    against: Annotated[str, typer.Option(help="folder of the model that it should serve")],
+    data: Annotated[Path, typer.Option(help="a text, from which prompts are taken")],
+    max_kl: Annotated[float, typer.Option(help="nats per token that it may be from the model", min=0)] = 0.05,
+    confidence: Confidence = "95%",
+    requests: Annotated[int, typer.Option(help="prompts, each of which is asked twice", min=2)] = 40,
+    prompt: Annotated[int, typer.Option(help="tokens of a prompt", min=2)] = 32,
+    new: Annotated[int, typer.Option(help="tokens to write", min=1)] = 32,
+    at_once: Annotated[int, typer.Option(help="requests at once", min=1)] = 4,
+    name: Annotated[str | None, typer.Option(help="the model to ask for; by default the server's first")] = None,
+    api_key: Annotated[str | None, typer.Option(envvar="LISSOM_API_KEY", help="key that the server wants")] = None,
+    json_lines: Json = False,
+) -> None:
+    """Certify that an endpoint serves a model, by how far what it writes is from what that would; else exit code 1."""
+    from lissom.artifact import open_folder
+    from lissom.engine.lower import lower
+    from lissom.server.verify import Endpoint, Judge, verify
+    from lissom.types import Budget
+
+    endpoint = Endpoint(url, name, api_key)
+    opened = open_folder(against)
+    prompts = text_windows(data, opened.tokenizer, prompt)[:requests].tolist()
+    budget = Budget(max_drop=max_kl, confidence=fraction("confidence", confidence))
+    judge = Judge(lower(opened.model), opened.tokenizer)
+    found = verify(endpoint, judge, prompts, budget, tokens=new, at_once=at_once)
+    told_of(found, json_lines)
+    if found.certificate.verdict != "PASS":
+        raise typer.Exit(1)
+
+
+def told_of(found: "Verified", json_lines: bool) -> None:
+    """What was found of an endpoint."""
+    figures = {
+        "certificate": found.certificate,
+        "KL from the model": found.kl,
+        "likeliest at 0": found.likeliest,
+        "seconds of a request": found.seconds,
+    }
+    more: dict[str, float | str] = {
+        "largest gap, nats": round(found.largest, 4),
+        "tokens per s": round(found.tokens_per_s, 1),
+    }
+    more["requests that failed"] = len(found.failed)
+    if found.failed:
+        more["first failure"] = found.failed[0]
+    show(figures, json_lines, more)
