@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from lissom.cli.hand import export, verify
+from lissom.cli.hand import deploy, export, verify
 from lissom.cli.learn import recover
 from lissom.cli.make import compress, optimize, recut
 from lissom.cli.measure import bench, certify, evaluate, hardware
@@ -27,6 +27,7 @@ VERBS = (
     bench,
     hardware,
     export,
+    deploy,
     serve,
     verify,
     keys,

@@ -99,3 +99,41 @@ def told_of(found: "Verified", json_lines: bool) -> None:
     if found.failed:
         more["first failure"] = found.failed[0]
     show(figures, json_lines, more)
+
+
+def deploy(
+    model: Model,
+    to: Annotated[str, typer.Option(help="compose or kserve (lissom's own server), vllm or ray (vLLM's engine)")],
+    out: Annotated[Path, typer.Option(help="the folder to make; it must not exist")],
+    name: Annotated[str | None, typer.Option(help="of the service; by default that of the model's folder")] = None,
+    image: Annotated[str, typer.Option(help="of lissom's server, built by examples/service/Dockerfile")] = "lissom",
+    cores: Annotated[int, typer.Option(help="of a replica", min=1)] = 2,
+    replicas: Annotated[str, typer.Option(help="at least and at most, such as 1-4")] = "1-1",
+    at_once: Annotated[int, typer.Option(help="sequences that a replica takes at once", min=1)] = 16,
+    context: Annotated[int | None, typer.Option(help="tokens of a sequence at most; by default the model's")] = None,
+) -> None:
+    """Write the configuration of a cluster for a model, with the memory that it is foreseen to take."""
+    from lissom.cli.foresee import foreseen
+    from lissom.errors import RecipeError
+    from lissom.export.deploy import Plan
+    from lissom.export.deploy import deploy as write
+    from lissom.hardware import limits
+    from lissom.server import FolderService
+
+    called = name or Path(model).resolve().name
+    least, _, most = replicas.partition("-")
+    if not (least.isdecimal() and (most or least).isdecimal() and int(least) <= int(most or least)):
+        raise RecipeError(f"--replicas {replicas!r}: give the least and the most, such as 1-4")
+    row = foreseen(FolderService(folder=model, name=called, max_batch=at_once), limits(0.3))
+    plan = Plan(
+        folder=Path(model),
+        name=called,
+        image=image,
+        nbytes=int(row["bytes"]),
+        cores=cores,
+        replicas=(int(least), int(most or least)),
+        at_once=at_once,
+        context=context,
+    )
+    done = write(plan, to, out)
+    console.print(f"{done}: {', '.join(sorted(file.name for file in done.iterdir()))}", highlight=False, markup=False)

@@ -1,6 +1,7 @@
 """Handing over on the command line."""
 
 import json
+import re
 from pathlib import Path
 
 from tests.cli.conftest import Run
@@ -35,3 +36,13 @@ def test_export_takes_no_name_twice_and_no_runtime_it_does_not_know(
     assert (taken.code, "exists already" in taken.error) == (2, True)
     unknown = run("export", demo_folder, "--to", "tensorrt", "--out", tmp_path / "x")
     assert (unknown.code, "no runtime is called 'tensorrt'" in unknown.error) == (2, True)
+
+
+def test_deploy_foresees_the_memory(run: Run, demo_folder: Path, tmp_path: Path) -> None:
+    done = run("deploy", demo_folder, "--to", "compose", "--out", tmp_path / "out", "--replicas", "1-2")
+    assert (done.code, "compose.yaml" in done.out) == (0, True)
+    limit = re.search(r"memory: (\d+)M", (tmp_path / "out" / "compose.yaml").read_text())
+    assert limit is not None
+    assert 300 < int(limit[1]) < 800
+    wrong = run("deploy", demo_folder, "--to", "compose", "--out", tmp_path / "no", "--replicas", "4-1")
+    assert (wrong.code, "such as 1-4" in wrong.error) == (2, True)
