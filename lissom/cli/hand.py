@@ -103,7 +103,9 @@ def told_of(found: "Verified", json_lines: bool) -> None:
 
 def deploy(
     model: Model,
-    to: Annotated[str, typer.Option(help="compose or kserve (lissom's own server), vllm or ray (vLLM's engine)")],
+    to: Annotated[
+        str, typer.Option(help="compose, kserve or ray (lissom's own server), vllm or ray-llm (vLLM's engine)")
+    ],
     out: Annotated[Path, typer.Option(help="the folder to make; it must not exist")],
     name: Annotated[str | None, typer.Option(help="of the service; by default that of the model's folder")] = None,
     image: Annotated[str, typer.Option(help="of lissom's server, built by examples/service/Dockerfile")] = "lissom",

@@ -1,7 +1,7 @@
 """Configuration for the clusters that people already run, from what is known of a model: its bytes, its evidence.
 
-Docker Compose and KServe run lissom's own server, which takes any model of ours. vLLM and Ray Serve run a folder of
-compressed-tensors, which is written too. Every file can be read and changed by hand.
+Docker Compose, KServe and Ray Serve run lissom's own server, which takes any model of ours. vLLM, alone or under Ray,
+runs a folder of compressed-tensors, which is written too. Every file can be read and changed by hand.
 """
 
 import json
@@ -141,6 +141,26 @@ def vllm(plan: Plan) -> dict[str, str]:
 
 
 def ray(plan: Plan) -> dict[str, str]:
+    """Ray Serve with lissom's own engine (`pip install lissom[ray]`): `serve run ray.yaml`, beside a file of keys."""
+    told = {
+        "folder": str(plan.folder.resolve()),
+        "name": plan.name,
+        "keys": "keys.json",
+        "at_once": plan.at_once,
+        "least": plan.replicas[0],
+        "most": plan.replicas[1],
+        "cores": plan.cores,
+    }
+    return {"ray.yaml": application(plan, "lissom.server.replicas:build", told)}
+
+
+def application(plan: Plan, builder: str, told: Mapping[str, Any]) -> str:
+    """A file for `serve run`, of one application."""
+    one = {"name": plan.name, "route_prefix": "/", "import_path": builder, "args": told}
+    return written({"applications": [one]})
+
+
+def ray_llm(plan: Plan) -> dict[str, str]:
     """Ray Serve's own server of language models: `serve run ray.yaml`, in the folder where `model` lies."""
     settings = {"max_num_seqs": plan.at_once, **({"max_model_len": plan.context} if plan.context else {})}
     scaling = {
@@ -153,17 +173,17 @@ def ray(plan: Plan) -> dict[str, str]:
         "engine_kwargs": settings,
         "deployment_config": {"autoscaling_config": scaling, "max_ongoing_requests": 2 * plan.at_once},
     }
-    application = {
-        "name": plan.name,
-        "route_prefix": "/",
-        "import_path": "ray.serve.llm:build_openai_app",
-        "args": {"llm_configs": [config]},
-    }
-    return {"ray.yaml": written({"applications": [application]})}
+    return {"ray.yaml": application(plan, "ray.serve.llm:build_openai_app", {"llm_configs": [config]})}
 
 
-CLUSTERS: dict[str, Callable[[Plan], dict[str, str]]] = {"compose": compose, "kserve": kserve, "vllm": vllm, "ray": ray}
-HANDED = ("vllm", "ray")  # which run vLLM's engine
+CLUSTERS: dict[str, Callable[[Plan], dict[str, str]]] = {
+    "compose": compose,
+    "kserve": kserve,
+    "ray": ray,
+    "ray-llm": ray_llm,
+    "vllm": vllm,
+}
+HANDED = ("vllm", "ray-llm")  # which run vLLM's engine
 
 
 def written(content: Mapping[str, Any]) -> str:

@@ -10,6 +10,7 @@ import yaml
 from lissom.artifact.manifest import annotate
 from lissom.errors import ArtifactError, RecipeError
 from lissom.export.deploy import KEYS, PLACE, Plan, deploy
+from lissom.server.replicas import Replicas
 
 
 def plan(folder: Path, name: str = "small") -> Plan:
@@ -62,15 +63,23 @@ def test_vllm_and_ray_get_the_model_in_their_form(mixed: Path, tmp_path: Path) -
     assert said[1] == str(tmp_path / "vllm" / "model")
     assert said[2:] == ["--served-model-name", "small", "--max-num-seqs", "8", "--max-model-len", "512", "--port", "1"]
     assert (tmp_path / "vllm" / "model" / "config.json").is_file()
-    deploy(plan(mixed), "ray", tmp_path / "ray")
+    deploy(plan(mixed), "ray-llm", tmp_path / "ray")
     (application,) = yaml.safe_load((tmp_path / "ray" / "ray.yaml").read_text())["applications"]
     (config,) = application["args"]["llm_configs"]
     assert config["model_loading_config"] == {"model_id": "small", "model_source": "./model"}
     assert config["deployment_config"]["autoscaling_config"]["max_replicas"] == 4
 
 
+def test_ray_gets_what_its_builder_takes(mixed: Path, tmp_path: Path) -> None:
+    deploy(plan(mixed), "ray", tmp_path / "out")
+    (application,) = yaml.safe_load((tmp_path / "out" / "ray.yaml").read_text())["applications"]
+    assert application["import_path"] == "lissom.server.replicas:build"
+    told = Replicas(**application["args"])
+    assert (told.folder, told.name, told.least, told.most, told.at_once) == (str(mixed), "small", 1, 4, 8)
+
+
 def test_mistakes_are_named_and_leave_nothing(mixed: Path, tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"'nomad' is none of compose, kserve, vllm, ray"):
+    with pytest.raises(RecipeError, match=r"'nomad' is none of compose, kserve, ray, ray-llm, vllm"):
         deploy(plan(mixed), "nomad", tmp_path / "out")
     with pytest.raises(RecipeError, match="'My Model' cannot be the name"):
         deploy(plan(mixed, "My Model"), "kserve", tmp_path / "out")
