@@ -1,0 +1,242 @@
+"""Weights that compute in PyTorch's plain operators, which a compiler can follow; their integers stay integers.
+
+Each stands where a `Frozen` stands in a layer. What is stored is what is multiplied: codes in int8, which a compiler that
+has four bits may take as such, beside scales in floating point; nothing is decoded but as it is used.
+
+Shapes: o outputs, i inputs, g groups of a row, n rows of input.
+"""
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lissom.export.grid import Grid, grid_of
+from lissom.formats import CompressedLayer, CompressedLinear, Dense, Dynamic, LowRank, Sum, Turned, Weight
+from lissom.formats.dynamic import integers, rounded
+from lissom.formats.turned import hadamard
+
+NARROW, WIDE = "int4", "int8"  # the last word of the names of tensors of integers
+
+
+class Plain(nn.Module):
+    """What a layer asks of its weight."""
+
+    shape: tuple[int, int]
+
+    def weight(self) -> "Plain":
+        """Itself."""
+        return self
+
+    def activate(self, x: Tensor) -> Tensor:
+        """The input as it is."""
+        return x
+
+    def linear(self, x: Tensor) -> Tensor:
+        """x Wᵀ."""
+        return F.linear(x, self().to(x.dtype))
+
+    def look_up(self, index: Tensor) -> Tensor:
+        """Some rows."""
+        rows: Tensor = self()[index]
+        return rows
+
+
+class Values(Plain):
+    """A matrix in floating point."""
+
+    values: Tensor
+
+    def __init__(self, values: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("values", values)
+
+    def forward(self) -> Tensor:
+        """The matrix."""
+        return self.values
+
+
+class Whole(Plain):
+    """w = (code + offset) · scale of its group, the codes half below zero; `offset` is None where it is 0 everywhere."""
+
+    scale: Tensor
+    offset: Tensor | None
+
+    def __init__(self, codes: Tensor, scale: Tensor, offset: Tensor | None, *, narrow: bool, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.name, self.dtype = NARROW if narrow else WIDE, dtype
+        self.register_buffer(self.name, codes)
+        self.register_buffer("scale", scale)
+        self.register_buffer("offset", offset)
+
+    @classmethod
+    def of(cls, grid: Grid, dtype: torch.dtype) -> "Whole":
+        """A grid, decoded into numbers of such a type."""
+        half = 2 ** (grid.bits - 1)
+        offset = None if grid.symmetric or grid.within(-half, half - 1) else half - grid.zero
+        codes = grid.codes if offset is None else grid.codes - offset.repeat_interleave(grid.group, 1)
+        moved = None if offset is None else offset.to(torch.int8 if half < 128 else torch.int16)
+        return cls(codes.to(torch.int8), narrowest(grid.scale), moved, narrow=grid.bits <= 4, dtype=dtype)
+
+    @property
+    def codes(self) -> Tensor:
+        """The integers."""
+        return self.get_buffer(self.name)
+
+    def decoded(self, codes: Tensor, scale: Tensor, offset: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """The numbers that some rows of codes stand for."""
+        numbers = codes.unflatten(1, (scale.shape[1], -1)).to(dtype)
+        numbers = numbers if offset is None else numbers + offset.unsqueeze(-1).to(dtype)
+        return (numbers * scale.unsqueeze(-1)).to(dtype).flatten(1)
+
+    def forward(self) -> Tensor:
+        """The matrix."""
+        return self.decoded(self.codes, self.scale, self.offset, self.dtype)
+
+    def linear(self, x: Tensor) -> Tensor:
+        """x Wᵀ; with one scale for each row the codes are multiplied as they are, and then scaled."""
+        if self.scale.shape[1] > 1:
+            return super().linear(x)
+        y = F.linear(x, self.codes.to(x.dtype))
+        if self.offset is not None:
+            y = y + x.sum(-1, keepdim=True) * self.offset[:, 0].to(x.dtype)
+        return (y * self.scale[:, 0]).to(x.dtype)
+
+    def look_up(self, index: Tensor) -> Tensor:
+        """Some rows, which alone are decoded."""
+        offset = None if self.offset is None else self.offset[index]
+        return self.decoded(self.codes[index], self.scale[index], offset, self.dtype)
+
+
+class Product(Plain):
+    """A matrix of low rank, never formed to run a linear layer."""
+
+    def __init__(self, a: Plain, b: Plain) -> None:
+        super().__init__()
+        self.a, self.b = a, b
+
+    def forward(self) -> Tensor:
+        """The matrix."""
+        product: Tensor = self.a() @ self.b()
+        return product
+
+    def linear(self, x: Tensor) -> Tensor:
+        """x Bᵀ Aᵀ."""
+        return self.a.linear(self.b.linear(x))
+
+    def look_up(self, index: Tensor) -> Tensor:
+        """Those of A, times B."""
+        rows: Tensor = self.a.look_up(index) @ self.b()
+        return rows
+
+
+class Both(Plain):
+    """A base, and a correction beside it."""
+
+    def __init__(self, base: Plain, correction: Plain) -> None:
+        super().__init__()
+        self.base, self.correction = base, correction
+
+    def forward(self) -> Tensor:
+        """The matrix."""
+        total: Tensor = self.base() + self.correction()
+        return total
+
+    def linear(self, x: Tensor) -> Tensor:
+        """x baseᵀ + x correctionᵀ."""
+        return self.base.linear(x) + self.correction.linear(x)
+
+
+class Rotated(Plain):
+    """A matrix that is written down turned, for an input that is turned as it comes."""
+
+    def __init__(self, base: Plain, size: int) -> None:
+        super().__init__()
+        self.base, self.size = base, size
+
+    def forward(self) -> Tensor:
+        """The matrix."""
+        return hadamard(self.base(), self.size)
+
+    def linear(self, x: Tensor) -> Tensor:
+        """(x H) (W H)ᵀ."""
+        return self.base.linear(hadamard(x, self.size))
+
+
+class Integers(Whole):
+    """Integers whose input becomes integers too; of one scale for each row, they are multiplied as whole numbers."""
+
+    inputs: int
+    apart: bool  # whether the layer only wants the input rounded, as a convolution does
+
+    def activate(self, x: Tensor) -> Tensor:
+        """Each row on its grid, for a layer that multiplies by itself."""
+        return rounded(x, self.inputs) if self.apart else x
+
+    def linear(self, x: Tensor) -> Tensor:
+        """x Wᵀ."""
+        rows = x.reshape(-1, x.shape[-1])
+        q, a = integers(rows, self.inputs)
+        if self.scale.shape[1] > 1:
+            y = F.linear(q.to(x.dtype), self().to(x.dtype)) * a
+        else:
+            sums = torch._int_mm(q.to(torch.int8), self.codes.T).float()
+            sums = sums if self.offset is None else sums + q.sum(1, keepdim=True) * self.offset[:, 0].float()
+            y = a * sums * self.scale[:, 0].float()
+        return y.to(x.dtype).reshape(*x.shape[:-1], y.shape[-1])
+
+
+def narrowest(scale: Tensor) -> Tensor:
+    """A scale in float16, where that says the same."""
+    half = scale.half()
+    return half if torch.equal(half.float(), scale) else scale
+
+
+def plain_of(weight: Weight, layer: nn.Module, dtype: torch.dtype) -> Plain | None:
+    """A weight in plain operators, for a layer that computes in such a type; None if it has no such form."""
+    if isinstance(weight, Dense):
+        return Values(weight.values)
+    if isinstance(weight, (LowRank, Sum, Turned)):
+        return nested(weight, layer, dtype)
+    grid = grid_of(weight)
+    if grid is None:
+        return None
+    if not isinstance(weight, Dynamic):
+        return Whole.of(grid, dtype)
+    found = Integers.of(grid, dtype)
+    assert isinstance(found, Integers)
+    found.inputs, found.apart = weight.inputs, not is_linear(layer)
+    return found
+
+
+def nested(weight: LowRank | Sum | Turned, layer: nn.Module, dtype: torch.dtype) -> Plain | None:
+    """A weight that is made of others; not one whose parts would round an input that they do not see."""
+    if isinstance(weight, Turned):
+        base = plain_of(weight.base, layer, dtype)
+        return None if base is None or isinstance(base, Integers) else Rotated(base, weight.size)
+    pair = (weight.a, weight.b) if isinstance(weight, LowRank) else (weight.base, weight.correction)
+    one, other = (plain_of(part, layer, dtype) for part in pair)
+    if one is None or other is None or isinstance(one, Integers):
+        return None
+    return Product(one, other) if isinstance(weight, LowRank) else Both(one, other)
+
+
+def is_linear(layer: nn.Module) -> bool:
+    """Whether a layer is, or stands for, a linear one."""
+    return isinstance(layer, (nn.Linear, CompressedLinear))
+
+
+def make_plain(model: nn.Module, dtype: torch.dtype) -> Mapping[str, CompressedLayer]:
+    """Give every compressed layer its weight in plain operators, in place; the layers. Those that share one still do."""
+    layers = {name: part for name, part in model.named_modules() if isinstance(part, CompressedLayer)}
+    held: dict[int, Plain] = {}
+    for layer in layers.values():
+        before = layer.matrix
+        if id(before) not in held:
+            found = plain_of(before.weight(), layer, dtype)
+            assert found is not None
+            found.shape = before.weight().shape
+            held[id(before)] = found
+        layer.matrix = held[id(before)]  # type: ignore[assignment]
+    return layers
