@@ -7,6 +7,7 @@ found by XLA.
 
 import math
 import re
+import warnings
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from lissom.export.lower import Lowered, jax_here
 
 GIB = 2**30
 AXIS = "tensor"
-Shares = Mapping[str, int]  # the dim along which a tensor is shared out, by its name
+Shares = Mapping[str, tuple[int, ...]]  # the dims along which a tensor may be shared out, the best first, by its name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,21 +141,24 @@ def built(low: Lowered, shares: Shares, topology: str) -> tuple[Any, int]:
     devices = devices_of(topology)
     mesh = Mesh(np.array(devices), (AXIS,))
     tensors, inputs = low.shapes()
-    specs = {name: spec_of(one.shape, shares.get(name), len(devices)) for name, one in tensors.items()}
-    places = {name: NamedSharding(mesh, PartitionSpec(*spec)) for name, spec in specs.items()}
-    everywhere = {name: NamedSharding(mesh, PartitionSpec()) for name in inputs}
+
+    def places(given: Mapping[str, Any]) -> dict[str, Any]:
+        specs = {name: spec_of(one.shape, shares.get(name, ()), len(devices)) for name, one in given.items()}
+        return {name: NamedSharding(mesh, PartitionSpec(*spec)) for name, spec in specs.items()}
+
+    function = jax.jit(low.function, in_shardings=(places(tensors), places(inputs)), donate_argnums=1)
     try:
-        function = jax.jit(low.function, in_shardings=(places, everywhere))
-        return function.lower(tensors, inputs).compile(), len(devices)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of inputs that no output takes the place of
+            return function.lower(tensors, inputs).compile(), len(devices)
     except (ValueError, RuntimeError, NotImplementedError) as error:
         raise ModelError(f"TPUs' compiler refuses it for {topology}: {reason(error)}") from None
 
 
-def spec_of(shape: tuple[int, ...], dim: int | None, chips: int) -> tuple[str | None, ...]:
-    """How a tensor is shared out: along a dim, if the chips divide it."""
-    if dim is None or dim >= len(shape) or shape[dim] % chips:
-        return ()
-    return (*(None for _ in range(dim)), AXIS)
+def spec_of(shape: tuple[int, ...], dims: tuple[int, ...], chips: int) -> tuple[str | None, ...]:
+    """How a tensor is shared out: along the first of some dims that the chips divide."""
+    dim = next((dim for dim in dims if shape[dim] % chips == 0), None)
+    return () if dim is None else (*(None for _ in range(dim)), AXIS)
 
 
 BITS = {"pred": 8, "s4": 4, "s8": 8, "s16": 16, "s32": 32, "bf16": 16, "f16": 16, "f32": 32}

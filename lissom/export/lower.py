@@ -6,7 +6,7 @@ of JAX. Integers of four bits, which PyTorch does not have, become such where ar
 
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -34,7 +34,7 @@ SETTINGS = {  # before JAX is imported: what is compiled here runs elsewhere, an
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Lowered:
-    """`function(arrays, inputs)` gives a list of outputs; both are mappings by name.
+    """`function(arrays, inputs)` gives a list of outputs; both are mappings by name, of a list's parts "name.0" and so on.
 
     `tensors` are what the arrays are made of; those of a meta device have shapes only.
     """
@@ -148,7 +148,13 @@ def found(target: Any, table: Mapping[Any, Any]) -> Any:
     return table.get(target) or table.get(target.overloadpacket)
 
 
-def lowered(model: nn.Module, inputs: Mapping[str, Tensor]) -> Lowered:
+def flat(inputs: Mapping[str, Tensor | Sequence[Tensor]]) -> dict[str, Tensor]:
+    """Inputs, one by one."""
+    parts = {name: {"": one} if isinstance(one, Tensor) else {f".{n}": t for n, t in enumerate(one)} for name, one in inputs.items()}
+    return {name + own: tensor for name, some in parts.items() for own, tensor in some.items()}
+
+
+def lowered(model: nn.Module, inputs: Mapping[str, Tensor | Sequence[Tensor]]) -> Lowered:
     """A module whose compressed layers are plain ones, on inputs of such shapes, by the names of forward's parameters.
 
     Raises:
@@ -161,19 +167,19 @@ def lowered(model: nn.Module, inputs: Mapping[str, Tensor]) -> Lowered:
     check(program.graph, table)
     state = {**program.constants, **program.state_dict}
     unique, same = once({own: tensor for own, tensor in state.items() if isinstance(tensor, Tensor)})
-    specs = program.graph_signature.input_specs
+    specs, each = program.graph_signature.input_specs, flat(inputs)
 
     def function(tensors: Mapping[str, Any], given: Mapping[str, Any]) -> list[Any]:
-        mine = iter(given[name] for name in inputs)
+        mine = iter(given[name] for name in each)
         arguments = [next(mine) if spec.target is None else tensors[same[spec.target]] for spec in specs]
         out = Interpreter(program.graph_module, table).run(*arguments, enable_io_processing=False)
         return list(out)
 
     read = {same[spec.target] for spec in specs if spec.target is not None}
-    return Lowered(function=function, tensors={n: t for n, t in unique.items() if n in read}, inputs=dict(inputs))
+    return Lowered(function=function, tensors={n: t for n, t in unique.items() if n in read}, inputs=each)
 
 
-def exported(model: nn.Module, inputs: Mapping[str, Tensor]) -> torch.export.ExportedProgram:
+def exported(model: nn.Module, inputs: Mapping[str, Tensor | Sequence[Tensor]]) -> torch.export.ExportedProgram:
     """What a module computes, in core operators.
 
     Raises:

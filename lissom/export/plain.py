@@ -7,6 +7,7 @@ Shapes: o outputs, i inputs, g groups of a row, n rows of input.
 """
 
 from collections.abc import Mapping
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -58,7 +59,11 @@ class Values(Plain):
 
 
 class Whole(Plain):
-    """w = (code + offset) · scale of its group, the codes half below zero; `offset` is None where it is 0 everywhere."""
+    """w = (code + offset) · scale of its group, the codes half below zero; `offset` is None where it is 0 everywhere.
+
+    Codes lie group by group, (g, o, i / g), as the TPUs' compiler wants them: a matrix whose groups follow one another
+    in its rows it would first copy, or decode whole.
+    """
 
     scale: Tensor
     offset: Tensor | None
@@ -71,42 +76,47 @@ class Whole(Plain):
         self.register_buffer("offset", offset)
 
     @classmethod
-    def of(cls, grid: Grid, dtype: torch.dtype) -> "Whole":
+    def of(cls, grid: Grid, dtype: torch.dtype) -> Self:
         """A grid, decoded into numbers of such a type."""
         half = 2 ** (grid.bits - 1)
-        offset = None if grid.symmetric or grid.within(-half, half - 1) else half - grid.zero
+        offset = None if grid.within(-half, half - 1) else half - grid.zero
         codes = grid.codes if offset is None else grid.codes - offset.repeat_interleave(grid.group, 1)
-        moved = None if offset is None else offset.to(torch.int8 if half < 128 else torch.int16)
-        return cls(codes.to(torch.int8), narrowest(grid.scale), moved, narrow=grid.bits <= 4, dtype=dtype)
+        by_group = codes.to(torch.int8).unflatten(1, (-1, grid.group)).transpose(0, 1).contiguous()
+        moved = None if offset is None else offset.T.to(torch.int8 if half < 128 else torch.int16).contiguous()
+        return cls(by_group, narrowest(grid.scale.T.contiguous()), moved, narrow=grid.bits <= 4, dtype=dtype)
 
     @property
     def codes(self) -> Tensor:
-        """The integers."""
+        """The integers, group by group."""
         return self.get_buffer(self.name)
 
-    def decoded(self, codes: Tensor, scale: Tensor, offset: Tensor | None, dtype: torch.dtype) -> Tensor:
+    def decoded(self, codes: Tensor, scale: Tensor, offset: Tensor | None) -> Tensor:
         """The numbers that some rows of codes stand for."""
-        numbers = codes.unflatten(1, (scale.shape[1], -1)).to(dtype)
-        numbers = numbers if offset is None else numbers + offset.unsqueeze(-1).to(dtype)
-        return (numbers * scale.unsqueeze(-1)).to(dtype).flatten(1)
+        numbers = codes.to(self.dtype)
+        numbers = numbers if offset is None else numbers + offset.unsqueeze(-1).to(self.dtype)
+        return (numbers * scale.unsqueeze(-1)).to(self.dtype).transpose(0, 1).flatten(1)
 
     def forward(self) -> Tensor:
         """The matrix."""
-        return self.decoded(self.codes, self.scale, self.offset, self.dtype)
+        return self.decoded(self.codes, self.scale, self.offset)
 
     def linear(self, x: Tensor) -> Tensor:
-        """x Wᵀ; with one scale for each row the codes are multiplied as they are, and then scaled."""
-        if self.scale.shape[1] > 1:
-            return super().linear(x)
-        y = F.linear(x, self.codes.to(x.dtype))
+        """x Wᵀ: of each group the product with its codes, which then is scaled."""
+        y = self.sums(x.reshape(-1, x.shape[-1]))
+        return y.to(x.dtype).reshape(*x.shape[:-1], y.shape[-1])
+
+    def sums(self, x: Tensor) -> Tensor:
+        """x Wᵀ of a matrix."""
+        parts = x.unflatten(1, (self.codes.shape[0], -1)).transpose(0, 1)
+        y = parts @ self.codes.to(x.dtype).transpose(1, 2)
         if self.offset is not None:
-            y = y + x.sum(-1, keepdim=True) * self.offset[:, 0].to(x.dtype)
-        return (y * self.scale[:, 0]).to(x.dtype)
+            y = y + parts.sum(-1, keepdim=True) * self.offset.unsqueeze(1).to(x.dtype)
+        return (y * self.scale.unsqueeze(1)).float().sum(0)
 
     def look_up(self, index: Tensor) -> Tensor:
         """Some rows, which alone are decoded."""
-        offset = None if self.offset is None else self.offset[index]
-        return self.decoded(self.codes[index], self.scale[index], offset, self.dtype)
+        offset = None if self.offset is None else self.offset[:, index]
+        return self.decoded(self.codes[:, index], self.scale[:, index], offset)
 
 
 class Product(Plain):
@@ -174,17 +184,14 @@ class Integers(Whole):
         """Each row on its grid, for a layer that multiplies by itself."""
         return rounded(x, self.inputs) if self.apart else x
 
-    def linear(self, x: Tensor) -> Tensor:
-        """x Wᵀ."""
-        rows = x.reshape(-1, x.shape[-1])
-        q, a = integers(rows, self.inputs)
-        if self.scale.shape[1] > 1:
-            y = F.linear(q.to(x.dtype), self().to(x.dtype)) * a
-        else:
-            sums = torch._int_mm(q.to(torch.int8), self.codes.T).float()
-            sums = sums if self.offset is None else sums + q.sum(1, keepdim=True) * self.offset[:, 0].float()
-            y = a * sums * self.scale[:, 0].float()
-        return y.to(x.dtype).reshape(*x.shape[:-1], y.shape[-1])
+    def sums(self, x: Tensor) -> Tensor:
+        """x Wᵀ of a matrix."""
+        q, a = integers(x, self.inputs)
+        if len(self.codes) > 1:
+            return super().sums(q.to(x.dtype)) * a
+        y = torch._int_mm(q.to(torch.int8), self.codes[0].T).float()
+        y = y if self.offset is None else y + q.sum(1, keepdim=True) * self.offset.float()
+        return a * y * self.scale.float()
 
 
 def narrowest(scale: Tensor) -> Tensor:
@@ -205,7 +212,6 @@ def plain_of(weight: Weight, layer: nn.Module, dtype: torch.dtype) -> Plain | No
     if not isinstance(weight, Dynamic):
         return Whole.of(grid, dtype)
     found = Integers.of(grid, dtype)
-    assert isinstance(found, Integers)
     found.inputs, found.apart = weight.inputs, not is_linear(layer)
     return found
 

@@ -33,25 +33,13 @@ from lissom.export.plain import NARROW, WIDE, Integers, Plain, Values, Whole, ma
 from lissom.formats import CompressedEmbedding, CompressedLayer, Dense, LowRank, Weight
 from lissom.models import compressible
 from lissom.models.families import Family, family_of
+from lissom.models.layers import weight_of
 from lissom.statistics import Moments
 from lissom.techniques.quantize.rtn import rtn
 
 BATCH, LENGTH = 8, 128  # of the inputs that a program is made for
 GROUP = 32
 PROGRAM, WEIGHTS, REPORT = "program.jax", "model.safetensors", "report.json"
-
-
-class Scores(nn.Module):
-    """A language model that takes tokens and gives logits."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Logits of every next token."""
-        logits: Tensor = self.model(input_ids=tokens, use_cache=False).logits
-        return logits
 
 
 def holds(weight: Weight, layer: nn.Module) -> Form | None:
@@ -73,9 +61,9 @@ def named(plain: Plain) -> str:
     if isinstance(plain, Values):
         return str(plain.values.dtype).removeprefix("torch.")
     if isinstance(plain, Whole):
-        groups = plain.scale.shape[1]
+        groups, _, group = plain.codes.shape
         inputs = f", inputs of {plain.inputs} bits" if isinstance(plain, Integers) else ""
-        each = "a scale for each row" if groups == 1 else f"groups of {plain.codes.shape[1] // groups}"
+        each = "a scale for each row" if groups == 1 else f"groups of {group}"
         return f"{plain.name}, {each}{inputs}"
     parts = [named(part) for part in plain.children() if isinstance(part, Plain)]
     return f"{type(plain).__name__.lower()} of {' and '.join(parts)}"
@@ -121,25 +109,27 @@ def examples(given: Given) -> dict[str, Tensor]:
     return found
 
 
-def shares_of(model: nn.Module, family: Family | None, prefix: str = "") -> dict[str, int]:
-    """Along which dim each tensor of a layer is shared out; of what follows no outputs or inputs, none."""
+def shares_of(model: nn.Module, family: Family | None) -> dict[str, tuple[int, ...]]:
+    """Along which dims each tensor of a layer may be shared out: outputs, or inputs where they are shared out already."""
     inputs = () if family is None else (family.mixes, family.sums)
-    last = tuple(name.rpartition(".")[2] for name in inputs)
-    found = dict[str, int]()
+    last = {name.rpartition(".")[2] for name in inputs}
+    found = dict[str, tuple[int, ...]]()
     for name, layer in compressible(model).items():
         dim = int(name.rpartition(".")[2] in last)
-        sizes = layer.weight.shape if isinstance(layer, CompressedLayer) else tuple(layer.weight.flatten(1).shape)
+        sizes = weight_of(layer).shape
         for own, tensor in layer.state_dict().items():
-            if divided(tuple(tensor.shape), sizes, dim):
-                found[f"{prefix}{name}.{own}"] = dim
+            found[f"{name}.{own}"] = dims_of(tuple(tensor.shape), own.rpartition(".")[2], sizes)[dim]
     return found
 
 
-def divided(shape: tuple[int, ...], sizes: tuple[int, ...], dim: int) -> bool:
-    """Whether a tensor of a layer has a part for each output, or each group of inputs."""
-    if dim == 0:
-        return bool(shape) and shape[0] == sizes[0]
-    return len(shape) == 2 and sizes[0] == shape[0] and shape[1] > 1 and sizes[1] % shape[1] == 0
+def dims_of(shape: tuple[int, ...], name: str, sizes: tuple[int, int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Which dims of a tensor stand for outputs, and which for inputs."""
+    if name in (NARROW, WIDE):
+        return (1,), (0, 2)
+    if name in ("scale", "offset"):
+        return (1,), (0,)
+    outputs = (0,) if shape[0] == sizes[0] else ()
+    return outputs, (1,) if len(shape) == 2 and shape[1] == sizes[1] else ()
 
 
 def write(given: Given, taken: Mapping[str, Weight], out: Path, topology: str = "v5e-1") -> None:
