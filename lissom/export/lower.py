@@ -73,7 +73,7 @@ def jax_here() -> Any:
 
 
 def operators() -> Mapping[Any, Any]:
-    """torchax's functions of JAX, by PyTorch's operators; PyTorch is left as it was.
+    """Functions of JAX by PyTorch's operators, torchax's and ours; PyTorch is left as it was.
 
     Raises:
         ModelError: it is not installed.
@@ -87,7 +87,7 @@ def operators() -> Mapping[Any, Any]:
         raise ModelError("lowering for TPUs needs jax, libtpu and torchax; pip install 'lissom[tpu]'") from None
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-    return ops_registry.all_aten_ops  # type: ignore[no-any-return]
+    return {target: one.func for target, one in ops_registry.all_aten_ops.items()} | own_operators()
 
 
 @contextmanager
@@ -120,11 +120,40 @@ def array_of(name: str, tensor: Tensor) -> Any:
     return jnp.asarray(wide.cpu().numpy()).astype(dtype_of(name, tensor))
 
 
+def own_operators() -> dict[Any, Any]:
+    """Functions of ours: what torchax has not, and what it would take apart so that heads cannot be shared out."""
+    aten = torch.ops.aten
+    return {
+        aten._int_mm.default: whole_product,
+        aten.matmul.default: jax_here().numpy.matmul,
+        aten.scaled_dot_product_attention.default: attention,
+    }
+
+
 def whole_product(x: Any, y: Any) -> Any:
     """x y of integers, summed in 32 bits."""
     jax = jax_here()
     int8, int32 = jax.numpy.int8, jax.numpy.int32
     return jax.lax.dot(x.astype(int8), y.astype(int8), preferred_element_type=int32)
+
+
+def attention(
+    q: Any, k: Any, v: Any, mask: Any = None, dropout: float = 0.0, causal: bool = False, *,
+    scale: float | None = None, enable_gqa: bool = False,
+) -> Any:  # fmt: skip
+    """PyTorch's attention, as it computes it when nothing is learned; a token that sees none becomes 0."""
+    jnp = jax_here().numpy
+    if enable_gqa:
+        k, v = (jnp.repeat(part, q.shape[-3] // part.shape[-3], -3) for part in (k, v))
+    scores = jnp.einsum("...td,...sd->...ts", q, k, preferred_element_type=jnp.float32)
+    scores = scores * (q.shape[-1] ** -0.5 if scale is None else scale)
+    mask = jnp.tril(jnp.ones(scores.shape[-2:], bool)) if causal else mask
+    if mask is not None:
+        scores = jnp.where(mask, scores, -jnp.inf) if mask.dtype == bool else scores + mask
+    highest = jnp.maximum(scores.max(-1, keepdims=True), jnp.finfo(jnp.float32).min)
+    shares = jnp.exp(scores - highest)
+    shares = shares / jnp.maximum(shares.sum(-1, keepdims=True), jnp.finfo(jnp.float32).tiny)
+    return jnp.einsum("...ts,...sd->...td", shares.astype(v.dtype), v)
 
 
 class Interpreter(torch.fx.Interpreter):
@@ -138,14 +167,12 @@ class Interpreter(torch.fx.Interpreter):
         """One operator."""
         if not isinstance(target, torch._ops.OpOverload):
             return super().call_function(target, args, kwargs)
-        if target is torch.ops.aten._int_mm.default:
-            return whole_product(*args)
-        return found(target, self.table).func(*args, **kwargs)
+        return found(target, self.table)(*args, **kwargs)
 
 
 def found(target: Any, table: Mapping[Any, Any]) -> Any:
     """The function of an operator, of all its forms if it has none of its own."""
-    return table.get(target) or table.get(target.overloadpacket)
+    return table.get(target, table.get(target.overloadpacket))
 
 
 def flat(inputs: Mapping[str, Tensor | Sequence[Tensor]]) -> dict[str, Tensor]:
@@ -188,7 +215,11 @@ def exported(model: nn.Module, inputs: Mapping[str, Tensor | Sequence[Tensor]]) 
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of how torch.export itself is written
-            return torch.export.export(model.eval(), (), dict(inputs), strict=False).run_decompositions()
+            program = torch.export.export(model.eval(), (), dict(inputs), strict=False)
+            apart = torch.export.default_decompositions()
+            for target in own_operators():
+                apart.pop(target, None)
+            return program.run_decompositions(apart)
     except (RuntimeError, TypeError, ValueError, KeyError, AssertionError, AttributeError) as error:
         raise ModelError(
             f"{type(model).__name__} cannot be lowered ({reason(error)}); what torch.export follows can be"
@@ -202,8 +233,7 @@ def check(graph: torch.fx.Graph, table: Mapping[Any, Any]) -> None:
         ModelError: one is not.
     """
     for node in graph.nodes:
-        known = node.target is torch.ops.aten._int_mm.default or not isinstance(node.target, torch._ops.OpOverload)
-        if not known and found(node.target, table) is None:
+        if isinstance(node.target, torch._ops.OpOverload) and found(node.target, table) is None:
             raise ModelError(f"no lowering is known for {node.target}; torchax would have to learn it")
 
 
