@@ -2,7 +2,7 @@
 
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -36,7 +36,7 @@ def export(
     from lissom.export.targets import export_folder
 
     lot = None if data is None else text_windows(data, open_folder(model).tokenizer, length)[:windows]
-    options = {} if topology is None else {"topology": topology}
+    options: dict[str, Any] = {} if topology is None else {"topology": topology}
     tell(export_folder(model, to, out, data=lot, **options), json_lines)
 
 

@@ -1,7 +1,7 @@
 """A module as a function of arrays that JAX can compile, its weights among the arguments.
 
-torch.export writes down what the module computes in some two hundred operators, for each of which torchax has a function
-of JAX. Integers of four bits, which PyTorch does not have, become such where arrays are made.
+torch.export writes down what the module computes in some two hundred operators, for each of which torchax has a
+function of JAX. Integers of four bits, which PyTorch does not have, become such where arrays are made.
 """
 
 import os
@@ -34,9 +34,10 @@ SETTINGS = {  # before JAX is imported: what is compiled here runs elsewhere, an
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Lowered:
-    """`function(arrays, inputs)` gives a list of outputs; both are mappings by name, of a list's parts "name.0" and so on.
+    """`function(arrays, inputs)` gives a list of outputs; both are mappings by name.
 
-    `tensors` are what the arrays are made of; those of a meta device have shapes only.
+    The parts of a list are called "name.0" and so on. `tensors` are what the arrays are made of; those of a meta device
+    have shapes only.
     """
 
     function: Callable[[Mapping[str, Any], Mapping[str, Any]], list[Any]]
@@ -46,8 +47,10 @@ class Lowered:
     def shapes(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """What the function takes, without numbers."""
         jax = jax_here()
-        made = ({name: jax.ShapeDtypeStruct(tuple(one.shape), dtype_of(name, one)) for name, one in part.items()}
-                for part in (self.tensors, self.inputs))
+        made = (
+            {name: jax.ShapeDtypeStruct(tuple(one.shape), dtype_of(name, one)) for name, one in part.items()}
+            for part in (self.tensors, self.inputs)
+        )
         tensors, inputs = made
         return tensors, inputs
 
@@ -87,7 +90,9 @@ def operators() -> Mapping[Any, Any]:
         raise ModelError("lowering for TPUs needs jax, libtpu and torchax; pip install 'lissom[tpu]'") from None
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-    return {target: one.func for target, one in ops_registry.all_aten_ops.items()} | own_operators()
+    theirs = ops_registry.all_aten_ops.items()
+    pure = {target: one.func for target, one in theirs if one.is_jax_function and not one.needs_env}
+    return pure | own_operators()
 
 
 @contextmanager
@@ -177,8 +182,10 @@ def found(target: Any, table: Mapping[Any, Any]) -> Any:
 
 def flat(inputs: Mapping[str, Tensor | Sequence[Tensor]]) -> dict[str, Tensor]:
     """Inputs, one by one."""
-    parts = {name: {"": one} if isinstance(one, Tensor) else {f".{n}": t for n, t in enumerate(one)} for name, one in inputs.items()}
-    return {name + own: tensor for name, some in parts.items() for own, tensor in some.items()}
+    found = dict[str, Tensor]()
+    for name, one in inputs.items():
+        found |= {name: one} if isinstance(one, Tensor) else {f"{name}.{n}": part for n, part in enumerate(one)}
+    return found
 
 
 def lowered(model: nn.Module, inputs: Mapping[str, Tensor | Sequence[Tensor]]) -> Lowered:
@@ -219,7 +226,8 @@ def exported(model: nn.Module, inputs: Mapping[str, Tensor | Sequence[Tensor]]) 
             apart = torch.export.default_decompositions()
             for target in own_operators():
                 apart.pop(target, None)
-            return program.run_decompositions(apart)
+            whole: torch.export.ExportedProgram = program.run_decompositions(apart)
+            return whole
     except (RuntimeError, TypeError, ValueError, KeyError, AssertionError, AttributeError) as error:
         raise ModelError(
             f"{type(model).__name__} cannot be lowered ({reason(error)}); what torch.export follows can be"

@@ -1,12 +1,11 @@
 """Weights that compute in PyTorch's plain operators, which a compiler can follow; their integers stay integers.
 
-Each stands where a `Frozen` stands in a layer. What is stored is what is multiplied: codes in int8, which a compiler that
-has four bits may take as such, beside scales in floating point; nothing is decoded but as it is used.
+Each stands where a `Frozen` stands in a layer. What is stored is what is multiplied: codes in int8, which a compiler
+that has four bits may take as such, beside scales in floating point; nothing is decoded but as it is used.
 
 Shapes: o outputs, i inputs, g groups of a row, n rows of input.
 """
 
-from collections.abc import Mapping
 from typing import Self
 
 import torch
@@ -14,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lissom.export.grid import Grid, grid_of
-from lissom.formats import CompressedLayer, CompressedLinear, Dense, Dynamic, LowRank, Sum, Turned, Weight
+from lissom.formats import CompressedLayer, CompressedLinear, Dense, Dynamic, LowRank, Masked, Sum, Turned, Weight
 from lissom.formats.dynamic import integers, rounded
 from lissom.formats.turned import hadamard
 
@@ -68,7 +67,9 @@ class Whole(Plain):
     scale: Tensor
     offset: Tensor | None
 
-    def __init__(self, codes: Tensor, scale: Tensor, offset: Tensor | None, *, narrow: bool, dtype: torch.dtype) -> None:
+    def __init__(
+        self, codes: Tensor, scale: Tensor, offset: Tensor | None, *, narrow: bool, dtype: torch.dtype
+    ) -> None:
         super().__init__()
         self.name, self.dtype = NARROW if narrow else WIDE, dtype
         self.register_buffer(self.name, codes)
@@ -111,7 +112,8 @@ class Whole(Plain):
         y = parts @ self.codes.to(x.dtype).transpose(1, 2)
         if self.offset is not None:
             y = y + parts.sum(-1, keepdim=True) * self.offset.unsqueeze(1).to(x.dtype)
-        return (y * self.scale.unsqueeze(1)).float().sum(0)
+        total: Tensor = (y * self.scale.unsqueeze(1)).float().sum(0)
+        return total
 
     def look_up(self, index: Tensor) -> Tensor:
         """Some rows, which alone are decoded."""
@@ -204,6 +206,8 @@ def plain_of(weight: Weight, layer: nn.Module, dtype: torch.dtype) -> Plain | No
     """A weight in plain operators, for a layer that computes in such a type; None if it has no such form."""
     if isinstance(weight, Dense):
         return Values(weight.values)
+    if isinstance(weight, Masked):  # no chip skips its zeros
+        return Values(weight.dense().to(weight.values.dtype))
     if isinstance(weight, (LowRank, Sum, Turned)):
         return nested(weight, layer, dtype)
     grid = grid_of(weight)
@@ -233,11 +237,10 @@ def is_linear(layer: nn.Module) -> bool:
     return isinstance(layer, (nn.Linear, CompressedLinear))
 
 
-def make_plain(model: nn.Module, dtype: torch.dtype) -> Mapping[str, CompressedLayer]:
-    """Give every compressed layer its weight in plain operators, in place; the layers. Those that share one still do."""
-    layers = {name: part for name, part in model.named_modules() if isinstance(part, CompressedLayer)}
+def make_plain(model: nn.Module, dtype: torch.dtype) -> None:
+    """Give every compressed layer its weight in plain operators, in place; those that share one still do."""
     held: dict[int, Plain] = {}
-    for layer in layers.values():
+    for layer in [part for part in model.modules() if isinstance(part, CompressedLayer)]:
         before = layer.matrix
         if id(before) not in held:
             found = plain_of(before.weight(), layer, dtype)
@@ -245,4 +248,3 @@ def make_plain(model: nn.Module, dtype: torch.dtype) -> Mapping[str, CompressedL
             found.shape = before.weight().shape
             held[id(before)] = found
         layer.matrix = held[id(before)]  # type: ignore[assignment]
-    return layers

@@ -1,7 +1,7 @@
 """A language model as one function without a state: tokens, and keys and values go in, and come out with what is new.
 
-A program has fixed shapes, so that keys and values have room for a fixed number of tokens, and those of one program have
-the shapes of the other's.
+A program has fixed shapes: keys and values have room for a fixed number of tokens, and what one program has written the
+next one reads.
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
 """The runtimes that a compressed model can be handed to, and handing it over."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,6 @@ from lissom.errors import ArtifactError, ModelError, RecipeError, meant
 from lissom.evaluate import Comparison, compare
 from lissom.export import ggml, gguf, packed, tpu
 from lissom.export.handover import Given, Handed, Holds, Nearest, Together
-from lissom.formats import Weight
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

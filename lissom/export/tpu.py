@@ -1,20 +1,20 @@
-"""A model lowered for TPUs: a program that JAX runs, its weights, and what TPUs' own compiler makes of it.
+"""A model lowered for TPUs: programs that JAX runs, their weights, and what TPUs' own compiler makes of them.
 
 The folder has
 
-- `program.jax`, which `jax.export.deserialize` reads, for TPUs and for processors; it is called with two mappings, the
-  tensors of the weights' file and the inputs;
-- `model.safetensors`, in which integers of four bits take a byte each: JAX has four bits, and gets them as `report.json`
-  says;
-- `report.json`: of one chip the bytes and the work of a step, and how far the outputs are from the model's.
+- programs, which `jax.export.deserialize` reads, for TPUs and for processors: of a language model `prompt.jax` and
+  `step.jax`, which share a cache of keys and values, of another module `module.jax`. They are called with two mappings,
+  the tensors of the weights' file and the inputs;
+- `model.safetensors`, in which integers of four bits take a byte each; those that JAX must make int4 are named in
+- `report.json`, which says of each program what goes in, the bytes and the work of one chip, and how far what comes out
+  is from what the model says.
 
 A language model computes in bfloat16, as TPUs multiply, another module in the type that it has.
 """
 
-import copy
-import dataclasses
 import json
 from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,20 +26,22 @@ from lissom.artifact.datatypes import DATATYPES
 from lissom.artifact.graph import named_outputs
 from lissom.artifact.manifest import building
 from lissom.errors import ModelError
-from lissom.export.chips import Compiled, Shares, check, compiled
+from lissom.export.chips import check, compiled
 from lissom.export.handover import Form, Given
 from lissom.export.lower import Lowered, dtype_of, jax_here, lowered
 from lissom.export.plain import NARROW, WIDE, Integers, Plain, Values, Whole, make_plain, plain_of
-from lissom.formats import CompressedEmbedding, CompressedLayer, Dense, LowRank, Weight
+from lissom.export.steps import Steps, inputs_of
+from lissom.formats import CompressedEmbedding, Dense, Weight
 from lissom.models import compressible
 from lissom.models.families import Family, family_of
 from lissom.models.layers import weight_of
 from lissom.statistics import Moments
 from lissom.techniques.quantize.rtn import rtn
 
-BATCH, LENGTH = 8, 128  # of the inputs that a program is made for
+BATCH, LENGTH, ROOM = 8, 128, 1024  # examples, and tokens of a prompt and of the cache, that programs are made for
 GROUP = 32
-PROGRAM, WEIGHTS, REPORT = "program.jax", "model.safetensors", "report.json"
+FLOATS = ("FP16", "BF16", "FP32", "FP64")
+WEIGHTS, REPORT = "model.safetensors", "report.json"
 
 
 def holds(weight: Weight, layer: nn.Module) -> Form | None:
@@ -77,18 +79,19 @@ def nearest(weight: Weight, layer: nn.Module) -> Weight:
     return rtn(Dense(values=dense), Moments.blank(i, dense.device), bits=8, group=GROUP, clip=False)
 
 
-def ready(given: Given, taken: Mapping[str, Weight]) -> tuple[nn.Module, dict[str, Tensor]]:
-    """The module to lower, and inputs for it."""
+def programs(given: Given, taken: Mapping[str, Weight]) -> dict[str, tuple[nn.Module, dict[str, Any]]]:
+    """Each program's name, with the module to lower and inputs for it; the weights of all are the same."""
     model = given.changed(taken)
     if given.config is None:
         make_plain(model, torch.float32)
-        return model, examples(given)
+        return {"module": (model, examples(given))}
     make_plain(model, torch.bfloat16)
     for parameter in model.parameters():
         parameter.data = parameter.data.bfloat16()
     drawn = torch.Generator().manual_seed(0)
-    tokens = torch.randint(given.config.vocab_size, (BATCH, LENGTH), generator=drawn)
-    return Scores(model), {"tokens": tokens}
+    tokens = torch.randint(given.config.vocab_size, (BATCH, LENGTH + 1), generator=drawn)
+    inputs = inputs_of(model, tokens[:, :LENGTH], ROOM)
+    return {"prompt": (Steps(model), inputs), "step": (Steps(model), {**inputs, "tokens": tokens[:, LENGTH:]})}
 
 
 def examples(given: Given) -> dict[str, Tensor]:
@@ -101,16 +104,14 @@ def examples(given: Given) -> dict[str, Tensor]:
         raise ModelError(f"{given.folder} does not say what goes in; save the module with example=a batch")
     drawn, found = torch.Generator().manual_seed(0), dict[str, Tensor]()
     for one in given.opened.signature["inputs"]:
-        batch, *rest = one["shape"]
-        shape, dtype = [BATCH, *(LENGTH if size < 0 else size for size in rest)], DATATYPES[one["datatype"]]
-        found[one["name"]] = (
-            torch.randn(shape, generator=drawn, dtype=dtype) if dtype.is_floating_point else torch.ones(shape, dtype=dtype)
-        )
+        shape = (BATCH, *(LENGTH if size < 0 else size for size in one["shape"][1:]))
+        numbers = torch.randn(shape, generator=drawn) if one["datatype"] in FLOATS else torch.ones(shape)
+        found[one["name"]] = numbers.to(DATATYPES[one["datatype"]])
     return found
 
 
 def shares_of(model: nn.Module, family: Family | None) -> dict[str, tuple[int, ...]]:
-    """Along which dims each tensor of a layer may be shared out: outputs, or inputs where they are shared out already."""
+    """Along which dims each tensor of a layer may be shared out: outputs, or inputs that are so already."""
     inputs = () if family is None else (family.mixes, family.sums)
     last = {name.rpartition(".")[2] for name in inputs}
     found = dict[str, tuple[int, ...]]()
@@ -141,44 +142,68 @@ def write(given: Given, taken: Mapping[str, Weight], out: Path, topology: str = 
         ArtifactError: the name is taken, or the disk is full.
     """
     check(topology)
-    model, inputs = ready(given, taken)
     family = None if given.config is None else family_of(given.config.model_type)
-    low = lowered(model, inputs)
-    found = compiled(low, shares_of(model, family), topology)
-    jax = jax_here()
-    arrays = low.arrays()
-    function = jax.jit(low.function)
-    program = jax.export.export(function, platforms=("tpu", "cpu"))(*low.shapes())
-    said = [numbers(one) for one in function(*arrays)]
-    report = {
-        **told(found),
-        "inputs": {name: {"shape": list(one.shape), "type": str(dtype_of(name, one))} for name, one in inputs.items()},
-        "four_bits": [name for name in low.tensors if name.endswith(NARROW)],
-        "numerics": numerics(given.model if family is None else Scores(given.model), inputs, said),
-    }
+    made = programs(given, taken)
+    low = {name: lowered(model, inputs) for name, (model, inputs) in made.items()}
+    differ, told = numerics(given, low), dict[str, Any]()
+    tensors = {own: tensor for one in low.values() for own, tensor in one.tensors.items()}
     with building(out) as folder:
-        (folder / PROGRAM).write_bytes(program.serialize())
-        save_file({name: tensor.detach().clone() for name, tensor in low.tensors.items()}, folder / WEIGHTS)
+        for name, one in low.items():
+            (folder / f"{name}.jax").write_bytes(portable(one))
+            found = compiled(one, shares_of(made[name][0], family) | heads_of(one), topology)
+            told[name] = {
+                "inputs": {own: described(own, tensor) for own, tensor in one.inputs.items()},
+                "compiled": {**asdict(found), "together": found.together, "fits": found.fits},
+                "numerics": differ[name],
+            }
+        save_file({name: tensor.detach().clone() for name, tensor in tensors.items()}, folder / WEIGHTS)
+        report = {"programs": told, "int4": [name for name in tensors if name.endswith(NARROW)]}
         (folder / REPORT).write_text(json.dumps(report, indent=1), encoding="utf-8")
 
 
-def told(found: Compiled) -> dict[str, Any]:
-    """What the compiler says, for a report."""
-    return {**dataclasses.asdict(found), "together": found.together, "fits": found.fits}
+def portable(low: Lowered) -> bytes:
+    """A program as JAX keeps it, for TPUs and for processors, of any number of chips that its caller has."""
+    jax = jax_here()
+    program = jax.export.export(jax.jit(low.function), platforms=("tpu", "cpu"))(*low.shapes())
+    return bytes(program.serialize())
 
 
-def numerics(model: nn.Module, inputs: Mapping[str, Tensor], said: list[Tensor]) -> dict[str, float]:
-    """How far XLA's outputs on a processor are from the model's: the largest difference, and of tokens' logits KL."""
+def described(name: str, tensor: Tensor) -> dict[str, Any]:
+    """Shape and type of an input."""
+    return {"shape": list(tensor.shape), "type": str(dtype_of(name, tensor))}
+
+
+def heads_of(low: Lowered) -> dict[str, tuple[int, ...]]:
+    """Keys and values are shared out by heads."""
+    return {name: (1,) for name in low.inputs if name.startswith("cache.")}
+
+
+def numerics(given: Given, low: Mapping[str, Lowered]) -> dict[str, dict[str, float]]:
+    """How far what programs say on a processor is from what the model says, by the program."""
+    if given.config is not None:
+        return numerics_of_tokens(given, low["prompt"], low["step"])
     with torch.no_grad():
-        result = model(**inputs)
-    own = list(named_outputs(result).values())
-    found = {"difference": max(float((one - other).abs().max()) for one, other in zip(said, own, strict=True))}
-    if not isinstance(model, Scores):
-        return found
-    p, q = own[0].log_softmax(-1), said[0].log_softmax(-1)
-    return {**found, "kl": float((p.exp() * (p - q)).sum(-1).mean())}
+        own = named_outputs(given.model(**low["module"].inputs)).values()
+    apart = [float((mine - one).abs().max()) for mine, one in zip(run(low["module"]), own, strict=True)]
+    return {"module": {"difference": max(apart)}}
 
 
-def numbers(array: Any) -> Tensor:
-    """An array of JAX as a tensor in float32."""
-    return torch.tensor(array.astype("float32").tolist())
+def numerics_of_tokens(given: Given, prompt: Lowered, step: Lowered) -> dict[str, dict[str, float]]:
+    """The same of logits, with their KL: those of a prompt, and those of a token behind it, which reads its cache."""
+    tokens = torch.cat([prompt.inputs["tokens"], step.inputs["tokens"]], 1)
+    with torch.no_grad():
+        own: Tensor = given.model(input_ids=tokens, use_cache=False).logits.float().log_softmax(-1)
+    first, *cache = run(prompt)
+    held = {f"cache.{n}": part.to(step.inputs[f"cache.{n}"].dtype) for n, part in enumerate(cache)}
+    last = run(replace(step, inputs={**step.inputs, "place": torch.tensor(LENGTH), **held}))[0]
+    found = dict[str, dict[str, float]]()
+    for name, said, p in (("prompt", first, own[:, :LENGTH]), ("step", last, own[:, LENGTH:])):
+        apart = p - said.log_softmax(-1)
+        found[name] = {"difference": float(apart.abs().max()), "kl": float((p.exp() * apart).sum(-1).mean())}
+    return found
+
+
+def run(low: Lowered) -> list[Tensor]:
+    """What a program says on a processor, in float32."""
+    jax = jax_here()
+    return [torch.tensor(jax.device_get(one.astype("float32"))) for one in jax.jit(low.function)(*low.arrays())]
