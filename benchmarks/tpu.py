@@ -21,10 +21,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from lissom.export.chips import Compiled, compiled
 from lissom.export.lower import lowered
-from lissom.export.plain import Plain, Values, Whole
+from lissom.export.plain import Plain, PlainLayer, Values, Whole
 from lissom.export.steps import Steps, inputs_of
 from lissom.export.tpu import heads_of, shares_of
-from lissom.formats.linear import compressed_kind
 from lissom.models import compressible
 from lissom.models.families import family_of, put
 
@@ -42,7 +41,7 @@ def shaped(form: str, blocks: int) -> nn.Module:
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
         for name, layer in compressible(model).items():
             weight = held.setdefault(id(layer.weight), matrix(form, *layer.weight.shape))
-            put(model, name, compressed_kind(layer)(layer, weight))  # type: ignore[misc, arg-type]
+            put(model, name, PlainLayer(layer, weight))
     return model.eval()  # type: ignore[no-any-return]
 
 
@@ -54,7 +53,6 @@ def matrix(form: str, o: int, i: int) -> Plain:
         groups = 1 if form == "int8" else i // GROUP
         codes, scale = torch.empty(groups, o, i // groups, dtype=torch.int8), torch.empty(groups, o).half()
         made = Whole(codes, scale, None, narrow=form == "int4", dtype=torch.bfloat16)
-    made.shape = (o, i)
     return made
 
 

@@ -1,33 +1,31 @@
 """Weights that compute in PyTorch's plain operators, which a compiler can follow; their integers stay integers.
 
-Each stands where a `Frozen` stands in a layer. What is stored is what is multiplied: codes in int8, which a compiler
-that has four bits may take as such, beside scales in floating point; nothing is decoded but as it is used.
+What is stored is what is multiplied: codes in int8, which a compiler that has four bits may take as such, beside scales
+in floating point; nothing is decoded but as it is used.
 
 Shapes: o outputs, i inputs, g groups of a row, n rows of input.
 """
 
-from typing import Self
+import math
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lissom.export.grid import Grid, grid_of
-from lissom.formats import CompressedLayer, CompressedLinear, Dense, Dynamic, LowRank, Masked, Sum, Turned, Weight
+from lissom.formats import CompressedConv, CompressedLayer, Dense, Dynamic, LowRank, Masked, Sum, Turned, Weight
 from lissom.formats.dynamic import integers, rounded
+from lissom.formats.linear import scale_of
 from lissom.formats.turned import hadamard
+from lissom.models.families import put
+from lissom.models.layers import weight_of
 
 NARROW, WIDE = "int4", "int8"  # the last word of the names of tensors of integers
 
 
 class Plain(nn.Module):
     """What a layer asks of its weight."""
-
-    shape: tuple[int, int]
-
-    def weight(self) -> "Plain":
-        """Itself."""
-        return self
 
     def activate(self, x: Tensor) -> Tensor:
         """The input as it is."""
@@ -124,13 +122,13 @@ class Whole(Plain):
 class Product(Plain):
     """A matrix of low rank, never formed to run a linear layer."""
 
-    def __init__(self, a: Plain, b: Plain) -> None:
+    def __init__(self, a: Plain, b: Plain, dtype: torch.dtype) -> None:
         super().__init__()
-        self.a, self.b = a, b
+        self.a, self.b, self.dtype = a, b, dtype
 
     def forward(self) -> Tensor:
         """The matrix."""
-        product: Tensor = self.a() @ self.b()
+        product: Tensor = self.a().to(self.dtype) @ self.b().to(self.dtype)
         return product
 
     def linear(self, x: Tensor) -> Tensor:
@@ -139,7 +137,7 @@ class Product(Plain):
 
     def look_up(self, index: Tensor) -> Tensor:
         """Those of A, times B."""
-        rows: Tensor = self.a.look_up(index) @ self.b()
+        rows: Tensor = self.a.look_up(index).to(self.dtype) @ self.b().to(self.dtype)
         return rows
 
 
@@ -216,7 +214,7 @@ def plain_of(weight: Weight, layer: nn.Module, dtype: torch.dtype) -> Plain | No
     if not isinstance(weight, Dynamic):
         return Whole.of(grid, dtype)
     found = Integers.of(grid, dtype)
-    found.inputs, found.apart = weight.inputs, not is_linear(layer)
+    found.inputs, found.apart = weight.inputs, convolves(layer)
     return found
 
 
@@ -229,22 +227,56 @@ def nested(weight: LowRank | Sum | Turned, layer: nn.Module, dtype: torch.dtype)
     one, other = (plain_of(part, layer, dtype) for part in pair)
     if one is None or other is None or isinstance(one, Integers):
         return None
-    return Product(one, other) if isinstance(weight, LowRank) else Both(one, other)
+    return Product(one, other, dtype) if isinstance(weight, LowRank) else Both(one, other)
 
 
-def is_linear(layer: nn.Module) -> bool:
-    """Whether a layer is, or stands for, a linear one."""
-    return isinstance(layer, (nn.Linear, CompressedLinear))
+def convolves(layer: nn.Module) -> bool:
+    """Whether a layer is, or stands for, a convolution."""
+    return isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d, CompressedConv))
 
 
-def make_plain(model: nn.Module, dtype: torch.dtype) -> None:
-    """Give every compressed layer its weight in plain operators, in place; those that share one still do."""
+class PlainLayer(nn.Module):
+    """A linear layer, a convolution or an embedding on a weight in plain operators, otherwise as the one given."""
+
+    def __init__(self, layer: nn.Module, matrix: Plain) -> None:
+        super().__init__()
+        self.matrix, self.bias = matrix, getattr(layer, "bias", None)
+        self.layer, self.sizes = (layer,), weight_of(layer).shape  # in a tuple: its tensors are none of ours
+        self.stands_for: Any = layer.stands_for if isinstance(layer, CompressedLayer) else type(layer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What the layer gives."""
+        if issubclass(self.stands_for, nn.Embedding):
+            rows = self.matrix.look_up(x.flatten())
+            return rows.reshape(*x.shape, rows.shape[1]) * scale_of(self.layer[0])
+        if not issubclass(self.stands_for, nn.Linear):
+            return self.convolved(x)
+        y = self.matrix.linear(self.matrix.activate(x))
+        return y if self.bias is None else y + self.bias.to(y.dtype)
+
+    def convolved(self, x: Tensor) -> Tensor:
+        """What a convolution gives."""
+        layer: Any = self.layer[0]
+        lot = x.reshape(-1, math.prod(x.shape[-1 - len(layer.kernel_size) :]))
+        given = self.matrix.activate(lot).reshape(x.shape)
+        kernel = self.matrix().to(x.dtype).unflatten(1, (layer.in_channels // layer.groups, *layer.kernel_size))
+        made: Tensor = self.stands_for._conv_forward(layer, given, kernel, self.bias)
+        return made
+
+
+def make_plain(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """The model with plain layers in the place of compressed ones; those that share a weight still do."""
     held: dict[int, Plain] = {}
-    for layer in [part for part in model.modules() if isinstance(part, CompressedLayer)]:
-        before = layer.matrix
-        if id(before) not in held:
-            found = plain_of(before.weight(), layer, dtype)
+    layers: dict[int, PlainLayer] = {}
+    for name, layer in list(model.named_modules(remove_duplicate=False)):
+        if not isinstance(layer, CompressedLayer):
+            continue
+        if id(layer.matrix) not in held:
+            found = plain_of(layer.weight, layer, dtype)
             assert found is not None
-            found.shape = before.weight().shape
-            held[id(before)] = found
-        layer.matrix = held[id(before)]  # type: ignore[assignment]
+            held[id(layer.matrix)] = found
+        plain = layers.setdefault(id(layer), PlainLayer(layer, held[id(layer.matrix)]))
+        if not name:
+            return plain
+        put(model, name, plain)
+    return model

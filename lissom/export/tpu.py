@@ -29,7 +29,7 @@ from lissom.errors import ModelError
 from lissom.export.chips import check, compiled
 from lissom.export.handover import Form, Given
 from lissom.export.lower import Lowered, dtype_of, jax_here, lowered
-from lissom.export.plain import NARROW, WIDE, Integers, Plain, Values, Whole, make_plain, plain_of
+from lissom.export.plain import NARROW, WIDE, Integers, Plain, PlainLayer, Values, Whole, make_plain, plain_of
 from lissom.export.steps import Steps, inputs_of
 from lissom.formats import CompressedEmbedding, Dense, Weight
 from lissom.models import compressible
@@ -83,9 +83,8 @@ def programs(given: Given, taken: Mapping[str, Weight]) -> dict[str, tuple[nn.Mo
     """Each program's name, with the module to lower and inputs for it; the weights of all are the same."""
     model = given.changed(taken)
     if given.config is None:
-        make_plain(model, torch.float32)
-        return {"module": (model, examples(given))}
-    make_plain(model, torch.bfloat16)
+        return {"module": (make_plain(model, torch.float32), examples(given))}
+    model = make_plain(model, torch.bfloat16)
     for parameter in model.parameters():
         parameter.data = parameter.data.bfloat16()
     drawn = torch.Generator().manual_seed(0)
@@ -115,9 +114,10 @@ def shares_of(model: nn.Module, family: Family | None) -> dict[str, tuple[int, .
     inputs = () if family is None else (family.mixes, family.sums)
     last = {name.rpartition(".")[2] for name in inputs}
     found = dict[str, tuple[int, ...]]()
-    for name, layer in compressible(model).items():
+    plain = {name: part for name, part in model.named_modules() if isinstance(part, PlainLayer)}
+    for name, layer in {**compressible(model), **plain}.items():
         dim = int(name.rpartition(".")[2] in last)
-        sizes = weight_of(layer).shape
+        sizes = layer.sizes if isinstance(layer, PlainLayer) else weight_of(layer).shape
         for own, tensor in layer.state_dict().items():
             found[f"{name}.{own}"] = dims_of(tuple(tensor.shape), own.rpartition(".")[2], sizes)[dim]
     return found

@@ -64,8 +64,8 @@ def test_integers_are_integers_on_the_chip(bits: int, kind: str, topology: str) 
     model = nn.Sequential(nn.Linear(512, 1024), nn.ReLU(), nn.Linear(1024, 512))
     steps = [{"technique": "rtn", "bits": bits, "group": 128}]
     small = compress_model(model, torch.randn(8, 512), steps=steps)
-    make_plain(small, torch.float32)
-    found = compiled(lowered(small, {"input": torch.randn(8, 512)}), shares_of(small, None), topology)
+    plain = make_plain(small, torch.float32)
+    found = compiled(lowered(plain, {"input": torch.randn(8, 512)}), shares_of(plain, None), topology)
     assert found.arguments[kind] == 2 * 512 * 1024 * bits // 8 // found.chips
     assert found.temporary_bytes < 4 * 512 * 1024 // found.chips  # not one matrix is decoded as a whole
     assert found.fits

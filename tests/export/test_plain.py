@@ -78,9 +78,9 @@ def test_layers_of_all_kinds_run_on_it_and_what_is_shared_stays_so(technique: st
     steps = [{"technique": technique, "bits": 8} if technique == "rtn" else {"technique": technique}]
     small = compress_model(model, index, steps=steps)
     expected = small(index)
-    make_plain(small, torch.float32)
-    assert torch.allclose(small(index), expected, atol=1e-5)
-    assert small.again.matrix is small.rows.matrix
+    plain = make_plain(small, torch.float32)
+    assert torch.allclose(plain(index), expected, atol=1e-5)
+    assert plain.again.matrix is plain.rows.matrix
 
 
 def test_a_scale_that_float16_does_not_hold_stays_in_float32() -> None:
