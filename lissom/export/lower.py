@@ -19,6 +19,7 @@ from lissom.export.plain import NARROW
 
 # What torchax 0.0.13 names as it is imported, and PyTorch 2.13 no longer has.
 GONE = (("prod", "dim_Dimname"), ("index_copy", "dimname"))
+NAMING = ((torch.utils, "rename_privateuse1_backend"), (torch, "_register_device_module"))
 SETTINGS = {  # before JAX is imported: what is compiled here runs elsewhere, and nobody is told of it
     "JAX_PLATFORMS": "cpu",
     "ENABLE_RUNTIME_UPTIME_TELEMETRY": "0",
@@ -84,7 +85,7 @@ def operators() -> Mapping[Any, Any]:
     jax_here()
     fast = torch.backends.mha.get_fastpath_enabled()
     try:
-        with still_there():
+        with as_it_expects():
             from torchax.ops import jaten, ops_registry  # noqa: F401 (the first fills the second)
     except ImportError:
         raise ModelError("lowering for TPUs needs jax, libtpu and torchax; pip install 'lissom[tpu]'") from None
@@ -96,17 +97,23 @@ def operators() -> Mapping[Any, Any]:
 
 
 @contextmanager
-def still_there() -> Iterator[None]:
-    """While torchax is imported, names that PyTorch has no longer stand for nothing."""
+def as_it_expects() -> Iterator[None]:
+    """While torchax is imported, names that PyTorch has no longer stand for nothing.
+
+    Nor may it name a device of its own, which then were the accelerator that everybody is given who asks for one.
+    """
     packets = [(getattr(torch.ops.aten, operator), name) for operator, name in GONE]
     missing = [(packet, name) for packet, name in packets if name not in packet.overloads()]
-    for packet, name in missing:
-        setattr(packet, name, None)
+    kept = [(owner, name, getattr(owner, name)) for owner, name in NAMING]
+    for owner, name in [*missing, *NAMING]:
+        setattr(owner, name, lambda *given: None)
     try:
         yield
     finally:
         for packet, name in missing:
             delattr(packet, name)
+        for owner, name, own in kept:
+            setattr(owner, name, own)
 
 
 def dtype_of(name: str, tensor: Tensor) -> Any:

@@ -103,6 +103,9 @@ def test_pytorch_is_left_as_it_was() -> None:
     torch.backends.mha.set_fastpath_enabled(True)
     operators()
     assert torch.backends.mha.get_fastpath_enabled()
+    assert not hasattr(torch, "jax")
+    with torch.random.fork_rng():  # which asks what accelerator there is
+        torch.manual_seed(0)
     for operator, name in GONE:
         packet = getattr(torch.ops.aten, operator)
         assert name in packet.overloads() or name not in vars(packet)
