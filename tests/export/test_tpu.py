@@ -1,6 +1,7 @@
 """What is handed over for TPUs, run again from its files alone on XLA's processor."""
 
 import json
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -29,33 +30,46 @@ def program(folder: Path, name: str) -> Any:
     return lambda inputs: read.call(taken, inputs)
 
 
+@pytest.fixture
+def language(tiny: Callable[..., Path], tmp_path: Path) -> Path:
+    """A language model with a form of its own for nearly every layer."""
+    from lissom import Recipe, compress_checkpoint
+
+    steps = [
+        {"layers": "model.embed_tokens", "technique": "rtn", "bits": 8, "group": 16},
+        {"layers": "*.q_proj", "technique": "rtn", "bits": 4, "group": 16},
+        {"layers": "*.o_proj", "technique": "rtn", "bits": 4, "group": 16, "symmetric": False},
+        {"layers": "*.gate_proj", "technique": "dynamic"},
+        {"layers": "*.up_proj", "technique": "kmeans"},
+        {"layers": "*.down_proj", "technique": "rtn", "bits": 8, "symmetric": False},
+    ]
+    return compress_checkpoint(
+        tiny("llama", tied=True, blocks=1), Recipe.of(steps), torch.randint(3, 2000, (2, 32)), tmp_path / "s"
+    )
+
+
 @compiler
-def test_a_language_model_goes_on_as_it_does_here(mixed: Path, tmp_path: Path) -> None:
-    done = export_folder(mixed, "tpu", tmp_path / "out", topology="v5e-4")
-    report = json.loads((tmp_path / "out" / "report.json").read_text())
-    forms = {layer.form for layer in done.layers}
-    assert {"int4, groups of 64", "int8, groups of 64", "int8, a scale for each row, inputs of 8 bits"} <= forms
-    assert all("codebook" in layer.own or "palette" in layer.own for layer in done.changed)
+def test_a_language_model_goes_on_as_it_does_here(language: Path, tmp_path: Path) -> None:
+    done = export_folder(language, "tpu", tmp_path / "out", topology="v5e-4")
+    assert {"int4, groups of 16", "int8, a scale for each row, inputs of 8 bits"} <= {one.form for one in done.layers}
+    assert {one.layer.rpartition(".")[2] for one in done.changed} == {"up_proj"}
+    told = json.loads((tmp_path / "out" / "report.json").read_text())["programs"]
     for name in ("prompt", "step"):
-        found, numbers = report["programs"][name]["compiled"], report["programs"][name]["numerics"]
+        found = told[name]["compiled"]
         assert found["fits"]
         assert found["chips"] == 4
         assert {"s4", "s8"} <= set(found["arguments"])
-        assert numbers["kl"] < 5e-3
+        assert told[name]["numerics"]["kl"] < 0.01
+    tokens, room = torch.randint(3, 2000, (8, 129)), told["step"]["inputs"]
+    cache = {name: jax_here().numpy.zeros(one["shape"], one["type"]) for name, one in room.items() if "cache" in name}
     prompt, step = (program(tmp_path / "out", name) for name in ("prompt", "step"))
-    shapes = report["programs"]["step"]["inputs"]
-    tokens = torch.randint(3, 2000, (8, 128))
-    cache = {name: jax_here().numpy.zeros(one["shape"], one["type"]) for name, one in shapes.items() if "cache" in name}
-    given = {"tokens": array_of("", tokens), "place": array_of("", torch.tensor(0)), **cache}
-    logits, *held = prompt(given)
-    assert logits.shape == (8, 128, 2048)
-    last = {"tokens": array_of("", tokens[:, :1]), "place": array_of("", torch.tensor(128))}
-    said = step({**last, **{f"cache.{n}": part for n, part in enumerate(held)}})[0]
+    _, *held = prompt({"tokens": array_of("", tokens[:, :128]), "place": array_of("", torch.tensor(0)), **cache})
+    given = {"tokens": array_of("", tokens[:, 128:]), "place": array_of("", torch.tensor(128))}
+    said = step({**given, **{f"cache.{n}": part for n, part in enumerate(held)}})[0]
     with torch.no_grad():
-        own = open_folder(mixed).model(torch.cat([tokens, tokens[:, :1]], 1)).logits[:, -1:]
-    mine = torch.tensor(jax_here().device_get(said.astype("float32")))
-    p, q = own.log_softmax(-1), mine.log_softmax(-1)
-    assert float((p.exp() * (p - q)).sum(-1).mean()) < 5e-3
+        p = open_folder(language).model(tokens).logits[:, -1:].log_softmax(-1)
+    q = torch.tensor(jax_here().device_get(said.astype("float32"))).log_softmax(-1)
+    assert float((p.exp() * (p - q)).sum(-1).mean()) < 0.01
 
 
 class Digits(nn.Module):
