@@ -2,7 +2,7 @@
 
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,13 +17,14 @@ if TYPE_CHECKING:
 
 def export(
     model: Model,
-    to: Annotated[str, typer.Option(help="the runtime: gguf (llama.cpp, ollama), vllm, sglang, transformers")],
+    to: Annotated[str, typer.Option(help="the runtime: gguf (llama.cpp, ollama), vllm, sglang, transformers, tpu")],
     out: Annotated[Path, typer.Option(help="the file or folder to make; it must not exist")],
     data: Annotated[
         Path | None, typer.Option(help="a text, on which is measured what layers lose that cannot stay as they are")
     ] = None,
     windows: Annotated[int, typer.Option(help="windows of the text to use, at most", min=1)] = 64,
     length: Length = 512,
+    topology: Annotated[str | None, typer.Option(help="of tpu: the chips to compile for, such as v5e-8")] = None,
     json_lines: Json = False,
 ) -> None:
     """Write a language model in the form that another runtime reads.
@@ -35,7 +36,8 @@ def export(
     from lissom.export.targets import export_folder
 
     lot = None if data is None else text_windows(data, open_folder(model).tokenizer, length)[:windows]
-    tell(export_folder(model, to, out, data=lot), json_lines)
+    options: dict[str, Any] = {} if topology is None else {"topology": topology}
+    tell(export_folder(model, to, out, data=lot, **options), json_lines)
 
 
 def tell(done: "Export", json_lines: bool) -> None:

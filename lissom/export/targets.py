@@ -1,6 +1,6 @@
 """The runtimes that a compressed model can be handed to, and handing it over."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,23 +10,23 @@ from torch import nn
 
 from lissom.errors import ArtifactError, ModelError, RecipeError, meant
 from lissom.evaluate import Comparison, compare
-from lissom.export import ggml, gguf, packed
+from lissom.export import ggml, gguf, packed, tpu
 from lissom.export.handover import Given, Handed, Holds, Nearest, Together
-from lissom.formats import Weight
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
     """A runtime: which weights it holds, what comes nearest to the others, and how its files are written.
 
-    With `language` it takes language models only.
+    With `language` it takes language models only. `options` are what its writer may be told beside.
     """
 
     holds: Holds
     nearest: Nearest
-    write: Callable[[Given, Mapping[str, Weight], Path], None]
+    write: Callable[..., None]  # (Given, weights as they are taken, out, **options)
     together: Together = lambda given, taken: taken
     language: bool = False
+    options: tuple[str, ...] = ()
 
 
 def folder_for(reader: packed.Reader) -> Target:
@@ -45,6 +45,7 @@ TARGETS: dict[str, Target] = {
     "transformers": folder_for(packed.ANY),
     "vllm": folder_for(packed.KERNELS),
     "sglang": folder_for(packed.KERNELS),
+    "tpu": Target(holds=tpu.holds, nearest=tpu.nearest, write=tpu.write, options=("topology",)),
 }
 
 
@@ -63,7 +64,7 @@ class Export:
 
 
 def export_folder(
-    folder: str | Path, to: str, out: str | Path, *, model: nn.Module | None = None, data: Any = None
+    folder: str | Path, to: str, out: str | Path, *, model: nn.Module | None = None, data: Any = None, **options: Any
 ) -> Export:
     """Write a model in the form that another runtime reads.
 
@@ -71,13 +72,14 @@ def export_folder(
 
     Args:
         folder: a folder of ours, or of Hugging Face.
-        to: the runtime: "gguf" for llama.cpp, "vllm", "sglang", "transformers".
+        to: the runtime: "gguf" for llama.cpp, "vllm", "sglang", "transformers", "tpu".
         out: the file or folder to make.
         model: an instance of a module's own class, for a class that is not torch.nn's.
         data: windows of tokens (n, t), or of another module labelled examples, on which is measured what changes cost.
+        options: `topology` of TPUs, as "v5e-8".
 
     Raises:
-        RecipeError: there is no such runtime.
+        RecipeError: there is no such runtime, or it has no such option.
         ModelError: it is no model that the runtime knows.
         ArtifactError: the name is taken, or the disk is full.
     """
@@ -85,11 +87,14 @@ def export_folder(
         raise RecipeError(f"export: no runtime is called {to!r}; there are {', '.join(TARGETS)}{meant(to, TARGETS)}")
     if Path(out).exists():
         raise ArtifactError(f"{out} exists already; remove it or choose another name")
-    target, given = TARGETS[to], Given.of(folder, model)
+    target = TARGETS[to]
+    for name in options.keys() - set(target.options):
+        raise RecipeError(f"export: {to} has no option {name}; it has {', '.join(target.options) or 'none'}")
+    given = Given.of(folder, model)
     if target.language and given.config is None:
         raise ModelError(f"{folder} is no language model, and {to} takes no others")
     taken, told = given.handed(target.holds, target.nearest, target.together)
     by = "accuracy" if given.config is None else "perplexity"
     cost = None if data is None else compare(given.model, given.changed(taken), data, by)
-    target.write(given, taken, Path(out))
+    target.write(given, taken, Path(out), **options)
     return Export(out=Path(out), layers=told, cost=cost)
