@@ -23,6 +23,7 @@ from lissom.formats import CompressedLayer
 from lissom.models.layers import weight_of
 
 KNOWN = "Linear, Conv2d, BatchNorm, ReLU, MaxPool2d, AvgPool2d, AdaptiveAvgPool2d(1), Flatten, Dropout, one after another"
+ANSWERS = 16  # bits of what the last layer says, which nothing multiplies
 MEANS = (nn.AvgPool2d, nn.AdaptiveAvgPool2d)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 NOTHING = (nn.Identity, nn.Dropout, nn.Dropout2d)
@@ -48,7 +49,10 @@ class Tracer(fx.Tracer):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Link:
-    """A layer of the chain, and what the batch norm and the ReLU behind it add: y = max(gain · layer(x) + shift, 0)."""
+    """A layer of the chain, and what the batch norm and the ReLU behind it add: y = max(gain · layer(x) + shift, 0).
+
+    `name` is that of its module, or of its function in the trace.
+    """
 
     name: str
     layer: nn.Module
@@ -82,7 +86,8 @@ def layers_of(model: nn.Module) -> list[tuple[str, nn.Module]]:
         if node.all_input_nodes != [before]:
             raise ModelError(f"fpga: {node.name} of {type(model).__name__} takes more than what comes before it; {KNOWN}")
         if node.op != "output":
-            found.append((str(node.name), layer_of(model, node)))
+            name = str(node.target if node.op == "call_module" else node.name)
+            found.append((name, layer_of(model, node)))
     return found
 
 
@@ -172,7 +177,7 @@ def rectify(links: list[Link], name: str) -> None:
 
 
 def in_fixed_point(links: Sequence[Link], numbers: Tensor, bits: int) -> Network:
-    """The chain with types of `bits` bits between layers, each as fine as what examples show allows.
+    """The chain with types of `bits` bits between layers, each as fine as what examples show allows; 16 at the end.
 
     Raises:
         ModelError: a layer does not take the examples.
@@ -180,10 +185,10 @@ def in_fixed_point(links: Sequence[Link], numbers: Tensor, bits: int) -> Network
     seen = numbers.double().numpy()
     kind = Fixed.around(float(np.abs(seen).max()), bits, signed=bool(seen.min() < 0))
     network, x = Network(shape=seen.shape[1:], entry=kind, stages=()), kind.codes(seen)
-    stages = list[Stage]()
+    stages, final = list[Stage](), next((link for link in reversed(links) if link.weighs), None)
     for link in links:
         try:
-            stages.append(stage_of(link, x, kind, bits))
+            stages.append(stage_of(link, x, kind, ANSWERS if link is final else bits))
             x, kind = stages[-1].run(x, kind.point), stages[-1].out
         except ValueError as error:
             raise ModelError(f"fpga: {link.name} does not take examples of {x.shape[1:]}: {reason(error)}") from None

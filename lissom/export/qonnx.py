@@ -5,10 +5,12 @@ so that what hardware multiplies with inputs stays whole numbers. The same can b
 which is how hls4ml reads it.
 """
 
+import re
 from typing import Any
 
 import numpy as np
 
+from lissom.export.circuit import bits_of
 from lissom.export.fixed import Fixed, Flat, Largest, Network, Product
 
 OPSET, DOMAIN, LAST = 13, "qonnx.custom_op.general", "qonnx.custom_op.channels_last"
@@ -57,13 +59,13 @@ class Graph:
     def whole(self, name: str, codes: np.ndarray) -> str:
         """Codes of weights, behind their bits; 1 and -1 alone are one bit."""
         held = self.constant(f"{name}_codes", codes)
-        if set(np.unique(codes)) <= {-1, 1}:
+        if bits_of(codes) == 1:
             return self.node("BipolarQuant", name, [held, self.constant(f"{name}_scale", 1.0)], codes.shape, DOMAIN)
-        return self.rounded(name, held, type_of(codes), codes.shape)
+        return self.rounded(name, held, Fixed(bits=max(bits_of(codes), 2), point=0), codes.shape)
 
     def product(self, stage: Product, after: Shape) -> None:
         """A layer with weights, and its scales, its bias and its rounding."""
-        name, shape = stage.name, self.of_map(after)
+        name, shape = label(stage.name), self.of_map(after)
         if stage.codes.ndim == 2:
             inputs = [self.made, self.whole(f"{name}_weight", stage.codes.T)]
             y = self.node("MatMul", f"{name}_product", inputs, shape)
@@ -87,24 +89,24 @@ class Graph:
         """The largest of each window."""
         size = {"kernel_shape": list(stage.size), "strides": list(stage.stride), "pads": [0, 0, 0, 0]}
         shape = self.of_map(after)
-        self.made = self.node("MaxPool", stage.name, [self.made], shape, LAST if self.last else "", **size)
+        self.made = self.node("MaxPool", label(stage.name), [self.made], shape, LAST if self.last else "", **size)
 
     def flat(self, stage: Flat, before: Shape, after: Shape) -> None:
         """A map as a row, channel by channel."""
         if self.last and len(before) == 3:
-            self.made = self.node("Transpose", f"{stage.name}_turned", [self.made], (1, *before), perm=[0, 3, 1, 2])
-        self.made = self.node("Flatten", stage.name, [self.made], (1, *after), axis=1)
+            turned = f"{label(stage.name)}_turned"
+            self.made = self.node("Transpose", turned, [self.made], (1, *before), perm=[0, 3, 1, 2])
+        self.made = self.node("Flatten", label(stage.name), [self.made], (1, *after), axis=1)
 
 
-def type_of(codes: np.ndarray, point: int = 0) -> Fixed:
-    """The smallest type of whole numbers, or of others with their point somewhere, that holds codes."""
-    bits = max(int(codes.max()).bit_length(), (-1 - int(codes.min())).bit_length() if codes.min() < 0 else 0) + 1
-    return Fixed(bits=max(bits, 2), point=point)
+def label(name: str) -> str:
+    """A layer's name as C++ can have it."""
+    return "layer_" + re.sub(r"\W", "_", name)
 
 
 def bias_type(stage: Product) -> Fixed:
     """The type that holds the biases of a layer."""
-    return type_of(stage.bias, stage.point)
+    return Fixed(bits=max(bits_of(stage.bias), 2), point=stage.point)
 
 
 def told(stage: Product) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from torch import nn
 
 from lissom.errors import ArtifactError, ModelError, RecipeError, meant
 from lissom.evaluate import Comparison, compare
-from lissom.export import ggml, gguf, packed
+from lissom.export import fpga, ggml, gguf, packed
 from lissom.export.handover import Given, Handed, Holds, Nearest, Together
 from lissom.formats import Weight
 
@@ -19,14 +19,17 @@ from lissom.formats import Weight
 class Target:
     """A runtime: which weights it holds, what comes nearest to the others, and how its files are written.
 
-    With `language` it takes language models only.
+    With `language` it takes language models only. `write` is also given those of `options` that are named, and with
+    `measures` the data; it may give back a report.
     """
 
     holds: Holds
     nearest: Nearest
-    write: Callable[[Given, Mapping[str, Weight], Path], None]
+    write: Callable[..., dict[str, Any] | None]  # of Given, weights by layer, and the path to make
     together: Together = lambda given, taken: taken
     language: bool = False
+    measures: bool = False
+    options: tuple[str, ...] = ()
 
 
 def folder_for(reader: packed.Reader) -> Target:
@@ -45,16 +48,21 @@ TARGETS: dict[str, Target] = {
     "transformers": folder_for(packed.ANY),
     "vllm": folder_for(packed.KERNELS),
     "sglang": folder_for(packed.KERNELS),
+    "fpga": Target(holds=fpga.holds, nearest=fpga.nearest, write=fpga.write, measures=True, options=fpga.OPTIONS),
 }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Export:
-    """What was handed over: where it lies, what became of each layer, and what that costs, where it was measured."""
+    """What was handed over: where it lies, what became of each layer, and what that costs, where it was measured.
+
+    `report` is what else the runtime's files were found to be.
+    """
 
     out: Path
     layers: list[Handed]
     cost: Comparison | None
+    report: Mapping[str, Any] | None = None
 
     @property
     def changed(self) -> list[Handed]:
@@ -63,7 +71,7 @@ class Export:
 
 
 def export_folder(
-    folder: str | Path, to: str, out: str | Path, *, model: nn.Module | None = None, data: Any = None
+    folder: str | Path, to: str, out: str | Path, *, model: nn.Module | None = None, data: Any = None, **options: Any
 ) -> Export:
     """Write a model in the form that another runtime reads.
 
@@ -71,13 +79,14 @@ def export_folder(
 
     Args:
         folder: a folder of ours, or of Hugging Face.
-        to: the runtime: "gguf" for llama.cpp, "vllm", "sglang", "transformers".
+        to: the runtime: "gguf" for llama.cpp, "vllm", "sglang", "transformers"; "fpga" for a project of hls4ml.
         out: the file or folder to make.
         model: an instance of a module's own class, for a class that is not torch.nn's.
         data: windows of tokens (n, t), or of another module labelled examples, on which is measured what changes cost.
+        options: what else the runtime can be told: `part`, `clock_ns`, `reuse`, `bits` and `calibration` of "fpga".
 
     Raises:
-        RecipeError: there is no such runtime.
+        RecipeError: there is no such runtime, or it has no such option.
         ModelError: it is no model that the runtime knows.
         ArtifactError: the name is taken, or the disk is full.
     """
@@ -85,11 +94,16 @@ def export_folder(
         raise RecipeError(f"export: no runtime is called {to!r}; there are {', '.join(TARGETS)}{meant(to, TARGETS)}")
     if Path(out).exists():
         raise ArtifactError(f"{out} exists already; remove it or choose another name")
-    target, given = TARGETS[to], Given.of(folder, model)
+    target = TARGETS[to]
+    if wrong := next((name for name in options if name not in target.options), None):
+        possible = ", ".join(target.options) or "none"
+        raise RecipeError(f"export: {to} has no option {wrong!r}; it has {possible}{meant(wrong, target.options)}")
+    given = Given.of(folder, model)
     if target.language and given.config is None:
         raise ModelError(f"{folder} is no language model, and {to} takes no others")
     taken, told = given.handed(target.holds, target.nearest, target.together)
     by = "accuracy" if given.config is None else "perplexity"
     cost = None if data is None else compare(given.model, given.changed(taken), data, by)
-    target.write(given, taken, Path(out))
-    return Export(out=Path(out), layers=told, cost=cost)
+    more = {**options, "data": data} if target.measures else options
+    report = target.write(given, taken, Path(out), **more)
+    return Export(out=Path(out), layers=told, cost=cost, report=report)
