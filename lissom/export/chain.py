@@ -9,6 +9,7 @@ Shapes: o outputs, i inputs.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -17,12 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from lissom.errors import ModelError, reason
-from lissom.export.fixed import Codes, Fixed, Flat, Largest, Network, Product, Stage, fitted
+from lissom.export.fixed import Codes, Fixed, Flat, Largest, Network, Stage, fitted
 from lissom.export.grid import grid_of
 from lissom.formats import CompressedLayer
 from lissom.models.layers import weight_of
 
-KNOWN = "Linear, Conv2d, BatchNorm, ReLU, MaxPool2d, AvgPool2d, AdaptiveAvgPool2d(1), Flatten, Dropout, one after another"
+KNOWN = "Linear, Conv2d, BatchNorm, ReLU, MaxPool2d, AvgPool2d, AdaptiveAvgPool2d(1), Flatten, Dropout, in a row"
 ANSWERS = 16  # bits of what the last layer says, which nothing multiplies
 MEANS = (nn.AvgPool2d, nn.AdaptiveAvgPool2d)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
@@ -82,9 +83,9 @@ def layers_of(model: nn.Module) -> list[tuple[str, nn.Module]]:
     except Exception as error:  # tracing runs the module's own code
         raise ModelError(f"fpga: torch.fx cannot follow {type(model).__name__}: {reason(error)}") from None
     found = list[tuple[str, nn.Module]]()
-    for before, node in zip(nodes, nodes[1:], strict=False):
+    for before, node in pairwise(nodes):
         if node.all_input_nodes != [before]:
-            raise ModelError(f"fpga: {node.name} of {type(model).__name__} takes more than what comes before it; {KNOWN}")
+            raise ModelError(f"fpga: {node.name} takes more than what comes before it; what can be built is {KNOWN}")
         if node.op != "output":
             name = str(node.target if node.op == "call_module" else node.name)
             found.append((name, layer_of(model, node)))
@@ -206,7 +207,7 @@ def stage_of(link: Link, x: Codes, kind: Fixed, bits: int) -> Stage:
     codes, scale, bias, stride, padding = mean(layer, x) if isinstance(layer, MEANS) else weighed(layer)
     gain = np.ones(len(scale)) if link.gain is None else link.gain
     shift = np.zeros(len(scale)) if link.shift is None else link.shift
-    more = {"rectified": link.rectified, "bits": bits, "stride": stride, "padding": padding}
+    more: dict[str, Any] = {"rectified": link.rectified, "bits": bits, "stride": stride, "padding": padding}
     return fitted(link.name, codes, scale * gain, bias * gain + shift, seen=x, kind=kind, **more)
 
 
@@ -214,7 +215,7 @@ Weighed = tuple[Codes, np.ndarray, np.ndarray, tuple[int, int], tuple[int, int]]
 
 
 def weighed(layer: Any) -> Weighed:
-    """Codes, scales, biases, stride and padding of a layer whose weights are whole numbers with a scale for each row."""
+    """Codes, scales, biases, stride and padding of a layer of whole numbers with a scale for each row."""
     grid = grid_of(weight_of(layer))
     assert grid is not None
     codes = grid.codes.long().numpy()

@@ -8,8 +8,8 @@ multiplier serves R weights, which lie in memory: a DSP where both sides have te
 as many tables as the product of the bits of both. A convolution has its multipliers once and goes from place to place.
 Scales are a product of 13 by 12 bits each, a DSP.
 
-Cycles: R for each place, and the depth of the pipeline: a cycle for the product, one for two levels of the tree, and one
-each for scaling and rounding. A real design differs: synthesis shares, retimes, and adds control.
+Cycles: R for each place, and the depth of the pipeline: a cycle for the product, one for two levels of the tree, and
+one each for scaling and rounding. A real design differs: synthesis shares, retimes, and adds control.
 
 Uncompressed is the same network with every weight of 16 bits and inputs of 16: a DSP for each product, no scales.
 """

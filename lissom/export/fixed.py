@@ -6,8 +6,8 @@ rounding:
     a = Σ c x        k = a rounded to `sums`        y = k f + b        z = y, or max(y, 0), rounded to `out`
 
 f and b are s and the bias on a grid, b on that of the product. Rounding is to the nearest, halves to even, and what is
-too large becomes the largest. A mean of windows is a convolution of ones. With 13 bits for k and 12 for f every step fits in the 24 bits of a float32, so that the
-same network runs exactly there too, as long as a does.
+too large becomes the largest. A mean of windows is a convolution of ones. With 13 bits for k and 12 for f every step
+fits in the 24 bits of a float32, so that the same network runs exactly there too, as long as a does.
 
 Shapes: n examples; o outputs, i inputs; c channels, h rows, w columns of a map.
 """
@@ -20,7 +20,6 @@ import numpy as np
 
 Codes = np.ndarray  # whole numbers, int64
 SUMS, FACTORS = 13, 12  # bits of sums and of factors
-EXACT = 24  # bits of whole numbers that a float32 holds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,11 +54,12 @@ class Fixed:
 
     def codes(self, numbers: np.ndarray) -> Codes:
         """Numbers as codes of the type."""
-        return np.clip(np.rint(numbers.astype(np.float64) / self.step), self.low, self.high).astype(np.int64)
+        found: Codes = np.rint(numbers.astype(np.float64) / self.step)
+        return np.asarray(np.clip(found, self.low, self.high), np.int64)
 
     def moved(self, codes: Codes, point: int) -> Codes:
         """Codes that have their point elsewhere as codes of the type."""
-        return np.clip(shifted(codes, point - self.point), self.low, self.high)
+        return np.asarray(np.clip(shifted(codes, point - self.point), self.low, self.high))
 
     def __str__(self) -> str:
         """As C++ has it."""
@@ -72,12 +72,12 @@ def shifted(codes: Codes, places: int) -> Codes:
         return codes << -places
     down, half = codes >> places, 1 << (places - 1)
     rest = codes - (down << places)
-    return down + ((rest > half) | ((rest == half) & (down % 2 == 1)))
+    return np.asarray(down + ((rest > half) | ((rest == half) & (down % 2 == 1))))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Product:
-    """A linear layer, with `codes` (o, i), or a convolution, with `codes` (o, c, h, w); `bias` is on the product's grid."""
+    """A linear layer, of codes (o, i), or a convolution, of codes (o, c, h, w); `bias` is on the product's grid."""
 
     name: str
     codes: Codes
@@ -104,7 +104,7 @@ class Product:
         """The product before it is rounded."""
         wide = (-1, *[1] * (kept.ndim - 2))
         y = kept * self.factor.reshape(wide) + self.bias.reshape(wide)
-        return np.maximum(y, 0) if self.rectified else y
+        return np.asarray(np.maximum(y, 0) if self.rectified else y)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

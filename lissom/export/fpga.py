@@ -2,8 +2,8 @@
 
 Weights stay the whole numbers that they are, with a scale for each row; between layers are numbers in fixed point, of
 which the data say how large they get. What that loses is measured: the project's C++ is compiled and simulated on the
-data, and compared with the definition in whole numbers, bit for bit, and with the artifact. What it takes on the chip is
-estimated by counting, for no vendor's tools are needed here.
+data, and compared with the definition in whole numbers, bit for bit, and with the artifact. What it takes on the chip
+is estimated by counting, for no vendor's tools are needed here.
 
 The folder: `hls`, the project, ready for Vitis HLS; `model.qonnx.onnx`; `report.json`.
 """
@@ -23,7 +23,6 @@ from torch import Tensor, nn
 
 from lissom.artifact.manifest import building
 from lissom.calibrate import batches
-from lissom.calibrate.data import TARGETS
 from lissom.errors import ArtifactError, DataError, RecipeError, reason
 from lissom.export import circuit, qonnx
 from lissom.export.chain import chain, in_fixed_point
@@ -99,9 +98,10 @@ def write(
     with building(out) as folder:
         model_qonnx = qonnx.model_of(network)
         model_qonnx.save(str(folder / "model.qonnx.onnx"))
-        simulated = simulate(network, numbers.double().numpy(), folder / "hls", part, clock_ns, reuse)
+        simulated, warned = simulate(network, numbers.double().numpy(), folder / "hls", part, clock_ns, reuse)
         run = qonnx.run(model_qonnx, numbers.double().numpy())
-        found |= circuit.table(network, forms, reuse) | compared(given.model, network, numbers, targets, simulated, run)
+        found |= {"warnings": warned} | circuit.table(network, forms, reuse)
+        found |= compared(given.model, network, numbers, targets, simulated, run)
         (folder / "report.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
     return found
 
@@ -131,12 +131,11 @@ def examples(data: Any) -> tuple[Tensor, Tensor | None]:
     """
     if data is None:
         raise DataError("fpga: the ranges of numbers are taken from data; give some, an .npz file with arrays x and y")
-    lots = list(batches(data))
-    if not lots or any(isinstance(lot, Mapping) for lot in lots):
-        raise DataError(f"fpga: takes batches of inputs, or of (inputs, {TARGETS[0]}); there are none in data")
-    pairs = [lot if isinstance(lot, tuple) else (lot,) for lot in lots]
-    targets = torch.cat([pair[1] for pair in pairs]) if all(len(pair) == 2 for pair in pairs) else None
+    pairs = [lot if isinstance(lot, tuple) else (lot,) for lot in batches(data) if not isinstance(lot, Mapping)]
+    if not pairs:
+        raise DataError("fpga: takes batches of inputs, or of (inputs, targets); there are none in data")
     numbers = torch.cat([pair[0] for pair in pairs]).float()
+    targets = torch.cat([pair[-1] for pair in pairs]) if all(len(pair) == 2 for pair in pairs) else None
     if len(numbers) < 2 or not numbers.isfinite().all():
         raise DataError(f"fpga: {len(numbers)} examples, all finite, cannot be compared; give two or more")
     return numbers, targets
@@ -170,8 +169,8 @@ def settings(network: Network, model: Any, reuse: int) -> dict[str, Any]:
 
 def simulate(
     network: Network, numbers: np.ndarray, folder: Path, part: str, clock_ns: float, reuse: int
-) -> np.ndarray:
-    """Write the project, compile it as a program for this machine, and run it on examples.
+) -> tuple[np.ndarray, list[str]]:
+    """Write the project, compile it as a program for this machine, and run it on examples; what hls4ml warns of, too.
 
     Raises:
         ArtifactError: it does not compile.
@@ -200,7 +199,10 @@ def simulate(
         found: np.ndarray = built.predict(np.ascontiguousarray(inputs, np.float64))
     for file in folder.rglob("*.so"):
         file.unlink()
-    return found.reshape(len(numbers), -1)
+    said = folder / "hls4ml_config.yml"
+    said.write_text(said.read_text(encoding="utf-8").replace(str(folder), "."), encoding="utf-8")
+    warned = [line.strip() for line in told.getvalue().splitlines() if line.lower().lstrip().startswith("warning")]
+    return found.reshape(len(numbers), -1), warned
 
 
 def compared(

@@ -1,8 +1,8 @@
 """A network in fixed point as QONNX: ONNX in which each rounding is a node, as FINN, hls4ml and Brevitas have it.
 
 Codes of weights are constants behind a node that says their bits; scales and biases are a product and a sum after it,
-so that what hardware multiplies with inputs stays whole numbers. The same can be written with the channels of maps last,
-which is how hls4ml reads it.
+so that what hardware multiplies with inputs stays whole numbers. The same can be written with the channels of maps
+last, which is how hls4ml reads it.
 """
 
 import re
@@ -34,9 +34,7 @@ class Graph:
         self.constants.append(numpy_helper.from_array(np.asarray(value, np.float32), name))
         return name
 
-    def node(
-        self, kind: str, name: str, inputs: list[str], shape: Shape, domain: str = "", **attributes: Any
-    ) -> str:
+    def node(self, kind: str, name: str, inputs: list[str], shape: Shape, domain: str = "", **attributes: Any) -> str:
         """A node; the name of what it makes, which is of a shape."""
         from onnx import TensorProto, helper
 
@@ -74,8 +72,12 @@ class Graph:
             inputs = [self.made, self.whole(f"{name}_weight", codes)]
             y = self.node("Conv", f"{name}_product", inputs, shape, LAST if self.last else "", **told(stage))
         y = self.rounded(f"{name}_sums", y, stage.sums, shape)
-        y = self.node("Mul", f"{name}_scaled", [y, self.wide(f"{name}_factor", stage.factor, stage.factor_type, shape)], shape)
-        y = self.node("Add", f"{name}_moved", [y, self.wide(f"{name}_bias", stage.bias, bias_type(stage), shape)], shape)
+        y = self.node(
+            "Mul", f"{name}_scaled", [y, self.wide(f"{name}_factor", stage.factor, stage.factor_type, shape)], shape
+        )
+        y = self.node(
+            "Add", f"{name}_moved", [y, self.wide(f"{name}_bias", stage.bias, bias_type(stage), shape)], shape
+        )
         y = self.node("Relu", f"{name}_relu", [y], shape) if stage.rectified else y
         self.made = self.rounded(f"{name}_rounded", y, stage.out, shape)
 

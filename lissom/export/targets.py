@@ -12,7 +12,6 @@ from lissom.errors import ArtifactError, ModelError, RecipeError, meant
 from lissom.evaluate import Comparison, compare
 from lissom.export import fpga, ggml, gguf, packed
 from lissom.export.handover import Given, Handed, Holds, Nearest, Together
-from lissom.formats import Weight
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
