@@ -9,7 +9,7 @@ from lissom.export.fixed import Fixed, Largest, Network, fitted
 
 
 def test_digits_are_those_of_the_shortest_form() -> None:
-    least = {code: 9 for code in range(-40, 41)}
+    least = dict.fromkeys(range(-40, 41), 9)
     for signs in product((-1, 0, 1), repeat=7):
         number = sum(sign << place for place, sign in enumerate(signs))
         if number in least:

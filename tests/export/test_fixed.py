@@ -53,7 +53,9 @@ def test_a_layer_rounds_where_it_says(rectified: bool) -> None:
         k = rounded(a, layer.sums)
         factor = Fraction(int(layer.factor[o])) / Fraction(2) ** layer.factor_type.point
         y = k * factor + Fraction(int(layer.bias[o])) / Fraction(2) ** layer.point
-        assert rounded(max(y, Fraction(0)) if rectified else y, layer.out) == found[n, o] / Fraction(2) ** layer.out.point
+        assert (
+            rounded(max(y, Fraction(0)) if rectified else y, layer.out) == found[n, o] / Fraction(2) ** layer.out.point
+        )
     exact = x / 16 @ (codes * scale[:, None]).T + bias
     exact = np.maximum(exact, 0) if rectified else exact
     assert np.abs(found * layer.out.step - exact).max() < 2 * layer.out.step
