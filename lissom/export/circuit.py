@@ -1,12 +1,12 @@
 """What a network in fixed point takes on an FPGA, estimated by counting: no tool of a vendor has been asked.
 
 A table (LUT) is counted for each bit of an adder, as in a carry chain: it has as many as go in and two, for what lies
-below is wire. With a reuse factor of 1 weights are constants:
-zeros cost nothing, a product with a constant is an addition for each digit but one of its shortest form of signed
-digits (1, 2, 4 and their negatives: none), and the products of an output are added in a tree. With a factor of R each
-multiplier serves R weights, which lie in memory: a DSP where both sides have ten bits or more, as Vivado chooses, else
-as many tables as the product of the bits of both. A convolution has its multipliers once and goes from place to place.
-Scales are a product of 13 by 12 bits each, a DSP.
+below is wire. With a reuse factor of 1 weights are constants: zeros cost nothing, a product with a constant is an
+addition for each digit but one of its shortest form of signed digits (1, 2, 4 and their negatives: none), and the
+products of an output are added in a tree. With a factor of R each multiplier serves R weights, which lie in memory: a
+DSP where both sides have ten bits or more, as Vivado is taken to choose, else as many tables as the product of the bits
+of both. A convolution has its multipliers once and goes from place to place. Scales are a product of 13 by 12 bits
+each, a DSP.
 
 Cycles: R for each place, and the depth of the pipeline: a cycle for the product, one for two levels of the tree, and
 one each for scaling and rounding. A real design differs: synthesis shares, retimes, and adds control.
@@ -128,16 +128,21 @@ def total(parts: list[Estimate]) -> dict[str, int]:
     return {name: sum(getattr(part, name) for part in parts) for name in COUNTS}
 
 
-def table(network: Network, forms: Mapping[str, str], reuse: int) -> dict[str, Any]:
-    """The estimates of a network: a row for each stage with what it is, and totals, beside the uncompressed."""
+def table(network: Network, forms: Mapping[str, str], reuse: Mapping[str, int]) -> dict[str, Any]:
+    """The estimates of a network: a row for each stage with what it is, and totals, beside the uncompressed.
+
+    `forms` has the names of the forms of layers, `reuse` how many products share a multiplier where it is not one.
+    """
     rows, own, other, kind = list[dict[str, Any]](), list[Estimate](), list[Estimate](), network.entry
     for stage, (before, after) in zip(network.stages, network.maps(), strict=True):
-        own.append(estimate(stage, kind, after, reuse))
-        other.append(uncompressed(stage, after, reuse))
+        often = reuse.get(stage.name, 1)
+        own.append(estimate(stage, kind, after, often))
+        other.append(uncompressed(stage, after, often))
         told: dict[str, Any] = {"layer": stage.name, "kind": type(stage).__name__.lower()}
         told |= {"in": list(before), "out": list(after), "in_type": str(kind), "out_type": str(stage.out)}
         if isinstance(stage, Product):
-            told |= {"form": forms.get(stage.name, "ones"), "bits": bits_of(stage.codes), "sums_type": str(stage.sums)}
+            told |= {"form": forms.get(stage.name, "ones"), "bits": bits_of(stage.codes), "reuse": often}
+            told |= {"sums_type": str(stage.sums)}
         rows.append(told | {name: getattr(own[-1], name) for name in COUNTS})
         kind = stage.out
     return {"layers": rows, "total": total(own), "uncompressed": total(other)}

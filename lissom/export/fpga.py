@@ -14,6 +14,7 @@ import json
 import shutil
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 
 from lissom.artifact.manifest import building
 from lissom.calibrate import batches
-from lissom.errors import ArtifactError, DataError, RecipeError, reason
+from lissom.errors import ArtifactError, DataError, ModelError, RecipeError, reason
 from lissom.export import circuit, qonnx
 from lissom.export.chain import chain, in_fixed_point
 from lissom.export.fixed import FACTORS, Fixed, Network, Product
@@ -36,6 +37,15 @@ from lissom.techniques.quantize.rtn import rtn
 PART, PROJECT = "xcu250-figd2104-2L-e", "lissom"
 MODES = "RND_CONV,SAT"  # to the nearest, halves to even; what is too large becomes the largest
 OPTIONS = ("part", "clock_ns", "reuse", "bits", "calibration")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Simulated:
+    """What the compiled project says of examples, what hls4ml warned of, and how often it uses multipliers."""
+
+    numbers: np.ndarray
+    warnings: list[str]
+    reuse: dict[str, int]
 
 
 def holds(weight: Weight, layer: nn.Module) -> Form | None:
@@ -84,24 +94,25 @@ def write(
     Raises:
         RecipeError: hls4ml, qonnx or g++ are not there, or a number is out of range.
         DataError: there are no examples.
-        ModelError: the module is no chain of layers that can be built.
+        ModelError: it is no chain of layers that can be built.
         ArtifactError: the disk is full, or the project does not compile.
     """
     check(reuse, bits)
+    if given.config is not None:
+        raise ModelError(f"{given.folder} is a language model, and an FPGA is given modules of a few layers")
     numbers, targets = examples(data)
     seen = numbers if calibration is None else examples(calibration)[0]
-    model = given.changed(taken)
-    links = chain(model)
-    network = in_fixed_point(links, seen, bits)
-    forms = {name: form.name for name, weight in taken.items() if (form := holds(weight, model))}
-    found = {"part": part, "clock_ns": clock_ns, "reuse": reuse, "bits": bits, "estimates": circuit.__doc__}
+    network = in_fixed_point(chain(given.changed(taken)), seen, bits)
+    forms = {name: form.name for name, weight in taken.items() if (form := holds(weight, given.model))}
+    found: dict[str, Any] = {"part": part, "clock_ns": clock_ns, "bits": bits, "estimates": circuit.__doc__}
     with building(out) as folder:
-        model_qonnx = qonnx.model_of(network)
-        model_qonnx.save(str(folder / "model.qonnx.onnx"))
-        simulated, warned = simulate(network, numbers.double().numpy(), folder / "hls", part, clock_ns, reuse)
-        run = qonnx.run(model_qonnx, numbers.double().numpy())
-        found |= {"warnings": warned} | circuit.table(network, forms, reuse)
-        found |= compared(given.model, network, numbers, targets, simulated, run)
+        written = qonnx.model_of(network)
+        written.save(str(folder / "model.qonnx.onnx"))
+        said = simulate(network, numbers.double().numpy(), folder / "hls", part, clock_ns, reuse)
+        run = qonnx.run(written, numbers.double().numpy())
+        found |= {"warnings": said.warnings} | circuit.table(network, forms, said.reuse)
+        found |= {"latency_ns": found["total"]["cycles"] * clock_ns}
+        found |= compared(given.model, network, numbers, targets, said.numbers, run)
         (folder / "report.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
     return found
 
@@ -167,42 +178,58 @@ def settings(network: Network, model: Any, reuse: int) -> dict[str, Any]:
     return found
 
 
-def simulate(
-    network: Network, numbers: np.ndarray, folder: Path, part: str, clock_ns: float, reuse: int
-) -> tuple[np.ndarray, list[str]]:
-    """Write the project, compile it as a program for this machine, and run it on examples; what hls4ml warns of, too.
+def simulate(network: Network, numbers: np.ndarray, folder: Path, part: str, clock_ns: float, reuse: int) -> Simulated:
+    """Write the project, compile it as a program for this machine, and run it on examples.
 
     Raises:
         ArtifactError: it does not compile.
     """
-    import hls4ml
-
-    told = io.StringIO()
+    told, inputs = io.StringIO(), numbers.transpose(0, 2, 3, 1) if numbers.ndim == 4 else numbers
     with contextlib.redirect_stdout(told), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a package that is not ours
-        model = qonnx.model_of(network, last=True)
-        built = hls4ml.converters.convert_from_onnx_model(
-            model,
-            output_dir=str(folder),
-            project_name=PROJECT,
-            backend="Vitis",
-            hls_config=settings(network, model, reuse),
-            part=part,
-            clock_period=clock_ns,
-            io_type="io_parallel",
-        )
+        built = project(network, folder, part, clock_ns, reuse)
         try:
             built.compile()
         except Exception as error:  # hls4ml raises nothing more exact
             raise ArtifactError(f"fpga: {reason(error)}: {told.getvalue().strip().splitlines()[-1:]}") from None
-        inputs = numbers.transpose(0, 2, 3, 1) if numbers.ndim == 4 else numbers
         found: np.ndarray = built.predict(np.ascontiguousarray(inputs, np.float64))
+    tidy(folder)
+    return Simulated(
+        numbers=found.reshape(len(numbers), -1),
+        warnings=[line.strip() for line in told.getvalue().splitlines() if line.strip().startswith("WARNING")],
+        reuse={stage.name: used(built, qonnx.label(stage.name)) for stage in network.stages},
+    )
+
+
+def project(network: Network, folder: Path, part: str, clock_ns: float, reuse: int) -> Any:
+    """The project as hls4ml makes it of QONNX."""
+    import hls4ml
+
+    model = qonnx.model_of(network, last=True)
+    return hls4ml.converters.convert_from_onnx_model(
+        model,
+        output_dir=str(folder),
+        project_name=PROJECT,
+        backend="Vitis",
+        hls_config=settings(network, model, reuse),
+        part=part,
+        clock_period=clock_ns,
+        io_type="io_parallel",
+    )
+
+
+def tidy(folder: Path) -> None:
+    """Take out of a project the compiled library, and the name of the folder that it was made in."""
     for file in folder.rglob("*.so"):
         file.unlink()
-    said = folder / "hls4ml_config.yml"
-    said.write_text(said.read_text(encoding="utf-8").replace(str(folder), "."), encoding="utf-8")
-    warned = [line.strip() for line in told.getvalue().splitlines() if line.lower().lstrip().startswith("warning")]
-    return found.reshape(len(numbers), -1), warned
+    config = folder / "hls4ml_config.yml"
+    config.write_text(config.read_text(encoding="utf-8").replace(str(folder), "."), encoding="utf-8")
+
+
+def used(built: Any, name: str) -> int:
+    """How many products share a multiplier of a layer, as hls4ml has settled it."""
+    named = (layer for layer in built.get_layers() if layer.name.endswith(f"{name}_product"))
+    return int(next((layer.get_attr("reuse_factor") for layer in named), 1))
 
 
 def compared(

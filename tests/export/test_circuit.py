@@ -61,7 +61,7 @@ def test_uncompressed_has_a_dsp_for_each_weight() -> None:
 def test_totals_are_sums_of_rows() -> None:
     kind = Fixed(bits=8, point=0, signed=False)
     stages = (layer(np.array([[3, 1]]), kind), layer(np.array([[5]]), kind))
-    told = table(Network(shape=(2,), entry=kind, stages=stages), {"a": "int4"}, 1)
+    told = table(Network(shape=(2,), entry=kind, stages=stages), {"a": "int4"}, {})
     assert told["total"]["lut"] == sum(row["lut"] for row in told["layers"])
     assert [row["form"] for row in told["layers"]] == ["int4", "int4"]
     pool = Largest(name="m", size=(2, 2), stride=(2, 2), out=kind)
