@@ -1,14 +1,16 @@
 """Verbs that hand a model over to another runtime, and that see what became of it there."""
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from lissom.cli.options import Confidence, Json, Length, Model
-from lissom.cli.read import fraction, text_windows
+from lissom.cli.read import fraction, read_arrays, text_windows
 from lissom.cli.show import console, show
+from lissom.errors import DataError
 
 if TYPE_CHECKING:
     from lissom.export.targets import Export
@@ -17,27 +19,58 @@ if TYPE_CHECKING:
 
 def export(
     model: Model,
-    to: Annotated[str, typer.Option(help="the runtime: gguf (llama.cpp, ollama), vllm, sglang, transformers, tpu")],
+    to: Annotated[
+        str,
+        typer.Option(
+            help="the runtime: of language models gguf (llama.cpp, ollama), vllm, sglang, transformers; of any model "
+            "onnx, openvino, torch (an archive of torch.export), tpu; of small networks fpga"
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="the file or folder to make; it must not exist")],
     data: Annotated[
-        Path | None, typer.Option(help="a text, on which is measured what layers lose that cannot stay as they are")
+        Path | None,
+        typer.Option(
+            help="a text, or for another module .npz with arrays x and y: on it is measured what layers lose that "
+            "cannot stay as they are; fpga needs it"
+        ),
     ] = None,
     windows: Annotated[int, typer.Option(help="windows of the text to use, at most", min=1)] = 64,
     length: Length = 512,
-    topology: Annotated[str | None, typer.Option(help="of tpu: the chips to compile for, such as v5e-8")] = None,
+    topology: Annotated[str | None, typer.Option(help="tpu: the chips to compile for, such as v5e-8")] = None,
+    part: Annotated[str | None, typer.Option(help="fpga: the chip, such as xcu250-figd2104-2L-e")] = None,
+    clock_ns: Annotated[float | None, typer.Option(help="fpga: how long a cycle is", min=0.1)] = None,
+    reuse: Annotated[int | None, typer.Option(help="fpga: how many products share a multiplier", min=1)] = None,
+    bits: Annotated[int | None, typer.Option(help="fpga: bits of the numbers between layers", min=2, max=16)] = None,
     json_lines: Json = False,
 ) -> None:
-    """Write a language model in the form that another runtime reads.
+    """Write a model in the form that another runtime reads.
 
     A layer stays what it is where the runtime can hold that, and else becomes the nearest that it can; each one that
     changes is named.
     """
-    from lissom.artifact import open_folder
     from lissom.export.targets import export_folder
 
-    lot = None if data is None else text_windows(data, open_folder(model).tokenizer, length)[:windows]
-    options: dict[str, Any] = {} if topology is None else {"topology": topology}
+    lot = None if data is None else examples(model, data, length, windows)
+    given = {"topology": topology, "part": part, "clock_ns": clock_ns, "reuse": reuse, "bits": bits}
+    options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     tell(export_folder(model, to, out, data=lot, **options), json_lines)
+
+
+def examples(model: str, data: Path, length: int, windows: int) -> Any:
+    """What is lost is measured on: windows of a text, or arrays.
+
+    Raises:
+        DataError: it cannot be read, or the model is an encoder of texts.
+    """
+    from lissom.artifact import open_folder
+    from lissom.models.text_encoder import TextEncoder
+
+    opened = open_folder(model)
+    if isinstance(opened.model, TextEncoder):
+        raise DataError(f"--data: {model} turns texts into vectors, of which no answer is right; leave it out")
+    if opened.tokenizer is None:
+        return read_arrays(data, opened.signature)
+    return text_windows(data, opened.tokenizer, length)[:windows]
 
 
 def tell(done: "Export", json_lines: bool) -> None:
@@ -47,11 +80,18 @@ def tell(done: "Export", json_lines: bool) -> None:
             console.print(f"{count:4} x {own} -> {form}", highlight=False, markup=False)
         for layer in done.changed:
             console.print(str(layer), highlight=False, markup=False)
-    cost = done.cost
-    figures = {} if cost is None else {"perplexity before": cost.original, "perplexity": cost.compressed, "KL": cost.kl}
+    cost, report = done.cost, done.report or {}
+    score = "" if cost is None else cost.metric
+    figures = {} if cost is None else {f"{score} before": cost.original, score: cost.compressed, "KL": cost.kl}
     changed = {layer.layer: {"form": layer.form, "error": layer.error} for layer in done.changed}
     more = {"out": str(done.out), "bytes": sum(layer.nbytes for layer in done.layers)}
-    show(figures, json_lines, {**more, "changed": changed} if json_lines else more)
+    show(figures, json_lines, {**more, "changed": changed, **report} if json_lines else {**more, **measured(report)})
+
+
+def measured(report: Mapping[str, Any]) -> dict[str, Any]:
+    """What there is to say in a line each of a report."""
+    parts = {"simulated ": "comparison", "estimated ": "total", "uncompressed ": "uncompressed"}
+    return {f"{whose}{name}": value for whose, part in parts.items() for name, value in report.get(part, {}).items()}
 
 
 def verify(

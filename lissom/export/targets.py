@@ -10,7 +10,7 @@ from torch import nn
 
 from lissom.errors import ArtifactError, ModelError, RecipeError, meant
 from lissom.evaluate import Comparison, compare
-from lissom.export import ggml, gguf, packed, tpu
+from lissom.export import fpga, ggml, gguf, packed, tpu
 from lissom.export.handover import Given, Handed, Holds, Nearest, Together
 
 
@@ -18,14 +18,16 @@ from lissom.export.handover import Given, Handed, Holds, Nearest, Together
 class Target:
     """A runtime: which weights it holds, what comes nearest to the others, and how its files are written.
 
-    With `language` it takes language models only. `options` are what its writer may be told beside.
+    With `language` it takes language models only. `write` is also given those of `options` that are named, and with
+    `measures` the data; it may give back a report.
     """
 
     holds: Holds
     nearest: Nearest
-    write: Callable[..., None]  # (Given, weights as they are taken, out, **options)
+    write: Callable[..., dict[str, Any] | None]  # of Given, weights by layer, and the path to make
     together: Together = lambda given, taken: taken
     language: bool = False
+    measures: bool = False
     options: tuple[str, ...] = ()
 
 
@@ -46,16 +48,21 @@ TARGETS: dict[str, Target] = {
     "vllm": folder_for(packed.KERNELS),
     "sglang": folder_for(packed.KERNELS),
     "tpu": Target(holds=tpu.holds, nearest=tpu.nearest, write=tpu.write, options=("topology",)),
+    "fpga": Target(holds=fpga.holds, nearest=fpga.nearest, write=fpga.write, measures=True, options=fpga.OPTIONS),
 }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Export:
-    """What was handed over: where it lies, what became of each layer, and what that costs, where it was measured."""
+    """What was handed over: where it lies, what became of each layer, and what that costs, where it was measured.
+
+    `report` is what else the runtime's files were found to be.
+    """
 
     out: Path
     layers: list[Handed]
     cost: Comparison | None
+    report: Mapping[str, Any] | None = None
 
     @property
     def changed(self) -> list[Handed]:
@@ -72,11 +79,12 @@ def export_folder(
 
     Args:
         folder: a folder of ours, or of Hugging Face.
-        to: the runtime: "gguf" for llama.cpp, "vllm", "sglang", "transformers", "tpu".
+        to: the runtime: "gguf" for llama.cpp, "vllm", "sglang", "transformers"; "tpu"; "fpga" for a project of hls4ml.
         out: the file or folder to make.
         model: an instance of a module's own class, for a class that is not torch.nn's.
         data: windows of tokens (n, t), or of another module labelled examples, on which is measured what changes cost.
-        options: `topology` of TPUs, as "v5e-8".
+        options: what else the runtime can be told: the `topology` of TPUs, as "v5e-8"; `part`, `clock_ns`, `reuse`, `bits`
+            and `calibration` of "fpga".
 
     Raises:
         RecipeError: there is no such runtime, or it has no such option.
@@ -88,13 +96,15 @@ def export_folder(
     if Path(out).exists():
         raise ArtifactError(f"{out} exists already; remove it or choose another name")
     target = TARGETS[to]
-    for name in options.keys() - set(target.options):
-        raise RecipeError(f"export: {to} has no option {name}; it has {', '.join(target.options) or 'none'}")
+    if wrong := next((name for name in options if name not in target.options), None):
+        possible = ", ".join(target.options) or "none"
+        raise RecipeError(f"export: {to} has no option {wrong!r}; it has {possible}{meant(wrong, target.options)}")
     given = Given.of(folder, model)
     if target.language and given.config is None:
         raise ModelError(f"{folder} is no language model, and {to} takes no others")
     taken, told = given.handed(target.holds, target.nearest, target.together)
     by = "accuracy" if given.config is None else "perplexity"
     cost = None if data is None else compare(given.model, given.changed(taken), data, by)
-    target.write(given, taken, Path(out), **options)
-    return Export(out=Path(out), layers=told, cost=cost)
+    more = {**options, "data": data} if target.measures else options
+    report = target.write(given, taken, Path(out), **more)
+    return Export(out=Path(out), layers=told, cost=cost, report=report)

@@ -36,6 +36,8 @@ def test_export_takes_no_name_twice_and_no_runtime_it_does_not_know(
     assert (taken.code, "exists already" in taken.error) == (2, True)
     unknown = run("export", demo_folder, "--to", "tensorrt", "--out", tmp_path / "x")
     assert (unknown.code, "no runtime is called 'tensorrt'" in unknown.error) == (2, True)
+    other = run("export", demo_folder, "--to", "gguf", "--out", tmp_path / "x", "--part", "xcu250")
+    assert (other.code, "gguf has no option 'part'" in other.error) == (2, True)
 
 
 def test_deploy_foresees_the_memory(run: Run, demo_folder: Path, tmp_path: Path) -> None:
