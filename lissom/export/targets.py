@@ -10,7 +10,7 @@ from torch import nn
 
 from lissom.errors import ArtifactError, ModelError, RecipeError, meant
 from lissom.evaluate import Comparison, compare
-from lissom.export import ggml, gguf, packed
+from lissom.export import archive, ggml, gguf, layers, onnx, openvino, packed
 from lissom.export.handover import Given, Handed, Holds, Nearest, Together
 from lissom.formats import Weight
 
@@ -45,6 +45,9 @@ TARGETS: dict[str, Target] = {
     "transformers": folder_for(packed.ANY),
     "vllm": folder_for(packed.KERNELS),
     "sglang": folder_for(packed.KERNELS),
+    "onnx": Target(holds=layers.holds, nearest=layers.nearest, write=onnx.write),
+    "openvino": Target(holds=layers.holds, nearest=layers.nearest, write=openvino.write),
+    "torch": Target(holds=archive.holds, nearest=archive.nearest, write=archive.write),
 }
 
 

@@ -1,0 +1,39 @@
+"""OpenVINO: any module as its own representation, a file of what is computed (.xml) and one of constants (.bin).
+
+OpenVINO reads the file of ONNX; the constants stay of 2, 4 or 8 bits, and its plugins make floating point of them as they
+multiply, or round inputs to 8 bits too where they find that faster.
+"""
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from lissom.artifact.manifest import building
+from lissom.errors import ModelError, reason
+from lissom.export.handover import Given
+from lissom.export.onnx import program
+from lissom.formats import Weight
+
+NAME = "openvino_model.xml"  # as optimum names it
+
+
+def write(given: Given, taken: Mapping[str, Weight], out: Path) -> None:
+    """A folder of the two files.
+
+    Raises:
+        ModelError: a package is missing, torch cannot follow the module, or OpenVINO does not read it.
+    """
+    try:
+        import openvino
+    except ImportError:
+        raise ModelError(
+            "openvino: needs the package openvino; install it with `pip install lissom[openvino]`"
+        ) from None
+    with tempfile.TemporaryDirectory() as place, building(out) as folder:
+        file = Path(place) / "model.onnx"
+        program(given, taken, "openvino").save(str(file), external_data=False)
+        try:
+            model = openvino.convert_model(file)
+        except RuntimeError as error:
+            raise ModelError(f"{given.folder}: OpenVINO does not read it ({reason(error)})") from None
+        openvino.save_model(model, folder / NAME, compress_to_fp16=False)
