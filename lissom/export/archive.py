@@ -59,7 +59,11 @@ def plain() -> dict[Any, Callable[..., Tensor]]:
         found[getattr(ops, f"{name}_dense")] = dense._init_fn
         if hasattr(ops, f"{name}_linear"):
             found[getattr(ops, f"{name}_linear")] = partial(product, dense._init_fn)
-    own = {ops.dynamic_linear: dynamic, ops.xnor_linear: found[ops.binary_linear], ops.signs_linear: signs.signs_linear._init_fn}
+    own = {
+        ops.dynamic_linear: dynamic,
+        ops.xnor_linear: found[ops.binary_linear],
+        ops.signs_linear: signs.signs_linear._init_fn,
+    }
     return found | own
 
 
@@ -82,10 +86,8 @@ def write(given: Given, taken: Mapping[str, Weight], out: Path) -> None:
     Raises:
         ModelError: torch.export cannot follow the module.
     """
-    with quietly():
-        with Plainly():
-            program = followed(given.changed(taken), signature_of(given), given)
-        program = program.run_decompositions({})  # of which only what changes tensors in place is rewritten
+    with quietly(), Plainly():
+        program = followed(given.changed(taken), signature_of(given), given)
     program.example_inputs = None  # PyTorch would pickle it
     for node in program.graph.nodes:
         for name in TRACES:

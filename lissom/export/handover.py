@@ -6,6 +6,7 @@ that what a hand-over costs in quality is measured here, before anything leaves.
 
 import copy
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,8 +61,9 @@ class Handed:
 class Given:
     """An opened model, apart: matrices by layer, and tensors that are no matrices of layers.
 
-    `same` says of each layer by which one's name its matrix goes, which several may share. `sizes` are those that each tensor has to take; `config` is None of what is no language model. That of a language
-    model says what it would in one whose blocks are equally wide, as `sizes` are.
+    `same` says of each layer by which one's name its matrix goes, which several may share. `sizes` are those that each
+    tensor has to take; `config` is None of what is no language model. That of a language model says what it would in
+    one whose blocks are equally wide, as `sizes` are.
     """
 
     opened: Opened
@@ -116,7 +118,9 @@ class Given:
 
     def changed(self, taken: Mapping[str, Weight]) -> nn.Module:
         """The model with its weights as a target takes them."""
-        other = copy.deepcopy(self.model)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of PyTorch, on how its own graphs are copied
+            other = copy.deepcopy(self.model)
         new = {name: taken[one] for name, one in self.same.items() if taken[one] is not self.weights[one]}
         replace(other, new, compressible(other), trainable=False)
         return other

@@ -1,6 +1,5 @@
 """Layers as ONNX computes them: which nodes hold a weight as it is, and what stands in a compressed layer's place."""
 
-import copy
 import math
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 
 from lissom.export.grid import Grid, grid_of
 from lissom.export.handover import Form
-from lissom.export.nodes import Blocks, Book, Corrected, Factors, ForTurned, Integers, Matrix, Values, called, symmetric
+from lissom.export.nodes import Blocks, Book, Corrected, Factors, ForTurned, Integers, Matrix, Values, symmetric
 from lissom.formats import (
     CompressedConv,
     CompressedEmbedding,
@@ -33,6 +32,8 @@ from lissom.techniques.quantize.rtn import rtn
 
 BLOCKS = (128, 64, 32, 16)  # of weights that MatMulNBits lets share a scale; it would also take larger ones
 WIDTHS = (2, 4, 8)
+GROUP = 32  # of weights that become 8 bits
+LEVEL = 4  # of accuracy, at which MatMulNBits rounds its input to 8 bits
 PRODUCT, ROWS, WHOLE = "product", "rows", "whole"  # what a layer asks of a matrix
 
 
@@ -86,7 +87,7 @@ class StandingEmbedding(Standing):
         return rows if scale == 1 else rows * scale
 
 
-LEVEL = 4  # of accuracy, at which MatMulNBits rounds its input to 8 bits
+STANDING = {PRODUCT: StandingLinear, ROWS: StandingEmbedding, WHOLE: StandingConv}
 
 
 def role_of(layer: nn.Module) -> str:
@@ -100,10 +101,10 @@ def level_of(weight: Weight) -> int:
     return LEVEL if isinstance(weight, Dynamic) and weight.inputs == 8 else 0
 
 
-def holds(weight: Weight, layer: nn.Module) -> Form | None:
-    """The nodes that hold a weight as it is."""
+def holds(weight: Weight, layer: nn.Module, *, nodes: bool = True) -> Form | None:
+    """The form that holds a weight as it is, with the names of nodes or without."""
     matrix, (o, i) = matrix_of(weight, role_of(layer), level_of(weight)), weight.shape
-    return None if matrix is None else Form(name=called(matrix), bits=8 * matrix.nbytes() / (o * i))
+    return None if matrix is None else Form(name=matrix.told(nodes), bits=8 * matrix.nbytes() / (o * i))
 
 
 def nearest(weight: Weight, layer: nn.Module) -> Weight:
@@ -113,22 +114,28 @@ def nearest(weight: Weight, layer: nn.Module) -> Weight:
     return rtn(Dense(values=dense), Moments.blank(i, dense.device), bits=8, group=group, clip=False)
 
 
-GROUP = 32
+def stand(model: nn.Module, shared: str) -> nn.Module:
+    """Put such layers in the places of compressed ones; a matrix of several stays one.
 
-
-def standing(model: nn.Module) -> nn.Module:
-    """A copy of a model with such layers in the places of compressed ones; a matrix of several stays one."""
-    other = copy.deepcopy(model)
-    held, stand = dict[nn.Module, Matrix | None](), dict[nn.Module, Standing]()
-    for name, layer in list(other.named_modules(remove_duplicate=False)):
-        if isinstance(layer, CompressedLayer):
-            if layer not in stand:
-                weight, role = layer.weight, role_of(layer)
-                matrix = held.setdefault(layer.matrix, matrix_of(weight, role, level_of(weight)))
-                assert matrix is not None, f"{name}: what is handed over cannot be held"
-                stand[layer] = {WHOLE: StandingConv, ROWS: StandingEmbedding}.get(role, StandingLinear)(layer, matrix)
-            put(other, name, stand[layer])
-    return other
+    `shared` is what is asked of a matrix that some look up and others multiply with.
+    """
+    layers = {layer: role_of(layer) for layer in model.modules() if isinstance(layer, CompressedLayer)}
+    roles: dict[nn.Module, set[str]] = {}
+    for layer, role in layers.items():
+        roles.setdefault(layer.matrix, set()).add(role)
+    held: dict[nn.Module, Matrix] = {}
+    made = dict[nn.Module, Standing]()
+    for layer, role in layers.items():
+        if layer.matrix not in held:
+            asked = role if len(roles[layer.matrix]) == 1 else shared
+            matrix = matrix_of(layer.weight, asked, level_of(layer.weight))
+            assert matrix is not None, f"{layer}: what is handed over cannot be held"
+            held[layer.matrix] = matrix
+        made[layer] = STANDING[role](layer, held[layer.matrix])
+    for name, part in list(model.named_modules(remove_duplicate=False)):
+        if part in made:
+            put(model, name, made[part])
+    return model
 
 
 def matrix_of(weight: Weight, role: str, level: int = 0) -> Matrix | None:

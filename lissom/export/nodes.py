@@ -25,11 +25,15 @@ HALVES = ("int4", "uint4")  # PyTorch has no numbers of 4 bits: they are bytes u
 
 
 class Matrix(nn.Module):
-    """A matrix, what it is called, by which node it is read, and how many inputs it has."""
+    """A matrix, what it is called, and by which node it is read."""
 
     def __init__(self, kind: str, node: str = "") -> None:
         super().__init__()
         self.kind, self.node = kind, node
+
+    def told(self, nodes: bool) -> str:
+        """What it is called, with the node that reads it or without."""
+        return f"{self.node} {self.kind}".strip() if nodes else self.kind
 
     def whole(self) -> Float[Tensor, "o i"]:
         """All of it."""
@@ -78,9 +82,7 @@ class Blocks(Matrix):
     zero: Tensor | None
 
     def __init__(self, grid: Grid, size: int, bits: int, *, looked_up: bool, level: int = 0) -> None:
-        inputs = ", inputs of 8 bits" if level else ""
-        node = "GatherBlockQuantized" if looked_up else "MatMulNBits"
-        super().__init__(f"{bits} bits, blocks of {size}{inputs}", node)
+        super().__init__(f"{bits} bits, blocks of {size}", "GatherBlockQuantized" if looked_up else "MatMulNBits")
         self.size, self.bits, self.level = size, bits, level
         self.outputs, self.inputs = grid.codes.shape
         count = -(-self.inputs // size)
@@ -96,19 +98,23 @@ class Blocks(Matrix):
     def product(self, x: Float[Tensor, "*n i"]) -> Float[Tensor, "*n o"]:
         """x Wᵀ."""
         packed = self.packed if self.packed.dim() == 3 else self.packed.reshape(self.shape)
-        numbers = {"N": self.outputs, "K": self.inputs, "accuracy_level": self.level, **self.told()}
+        numbers = {"N": self.outputs, "K": self.inputs, "accuracy_level": self.level, **self.numbers()}
         given = (x, packed, self.scale, self.zero)
         return node("com.microsoft::MatMulNBits", given, numbers, (*x.shape[:-1], self.outputs))
 
     def rows(self, index: Int[Tensor, "*n"]) -> Float[Tensor, "*n i"]:
         """Some rows."""
         packed = self.packed if self.packed.dim() == 2 else self.packed.flatten(1)
-        numbers = {"gather_axis": 0, "quantize_axis": 1, **self.told()}
+        numbers = {"gather_axis": 0, "quantize_axis": 1, **self.numbers()}
         given = (packed, index, self.scale, self.zero)
         return node("com.microsoft::GatherBlockQuantized", given, numbers, (*index.shape, self.inputs))
 
-    def told(self) -> dict[str, int]:
-        """What both nodes are told."""
+    def told(self, nodes: bool) -> str:
+        """What it is called; how inputs are rounded belongs to the node."""
+        return super().told(nodes) + (", inputs of 8 bits" if nodes and self.level else "")
+
+    def numbers(self) -> dict[str, int]:
+        """What both nodes are given."""
         return {"bits": self.bits, "block_size": self.size}
 
 
@@ -137,7 +143,9 @@ class Integers(Matrix):
         parts = (self.scale, getattr(self, self.names[1]))
         codes, rowwise = getattr(self, self.names[0]), self.scale.shape[1] == 1
         given = (codes, *(part.flatten() if rowwise and part is not None else part for part in parts))
-        return node("DequantizeLinear", given, {"axis": 0} if rowwise else {"axis": 1, "block_size": self.group}, codes.shape)
+        return node(
+            "DequantizeLinear", given, {"axis": 0} if rowwise else {"axis": 1, "block_size": self.group}, codes.shape
+        )
 
     def rows(self, index: Int[Tensor, "*n"]) -> Float[Tensor, "*n i"]:
         """Some rows: only they become floating point, unless their codes have 4 bits."""
@@ -184,15 +192,21 @@ class Book(Matrix):
     ) -> Float[Tensor, "*n i"]:
         """The values of indices, times the scales of groups where there are any."""
         values: Tensor = F.embedding(index.int() + first, self.table).flatten(-2)
-        return values if scale is None else (values.unflatten(-1, (scale.shape[-1], -1)) * scale.unsqueeze(-1)).flatten(-2)
+        return (
+            values if scale is None else (values.unflatten(-1, (scale.shape[-1], -1)) * scale.unsqueeze(-1)).flatten(-2)
+        )
 
 
 class Factors(Matrix):
     """A product of two matrices, which is never formed where it need not be."""
 
     def __init__(self, a: Matrix, b: Matrix) -> None:
-        super().__init__(f"product of two: {called(a)}, and {called(b)}")
+        super().__init__("product of two")
         self.a, self.b = a, b
+
+    def told(self, nodes: bool) -> str:
+        """What it is called, and its factors."""
+        return f"{self.kind}: {self.a.told(nodes)}, and {self.b.told(nodes)}"
 
     def whole(self) -> Float[Tensor, "o i"]:
         """All of it."""
@@ -211,8 +225,12 @@ class Corrected(Matrix):
     """A matrix and its correction."""
 
     def __init__(self, base: Matrix, correction: Matrix) -> None:
-        super().__init__(f"{called(base)}, and {called(correction)}")
+        super().__init__("and a correction")
         self.base, self.correction = base, correction
+
+    def told(self, nodes: bool) -> str:
+        """What both are called."""
+        return f"{self.base.told(nodes)}, {self.kind}: {self.correction.told(nodes)}"
 
     def whole(self) -> Float[Tensor, "o i"]:
         """All of it."""
@@ -231,17 +249,16 @@ class ForTurned(Matrix):
     """A matrix for an input that is turned as it comes."""
 
     def __init__(self, base: Matrix, size: int) -> None:
-        super().__init__(f"{called(base)}, for turned inputs")
+        super().__init__("for turned inputs")
         self.base, self.size = base, size
+
+    def told(self, nodes: bool) -> str:
+        """What the matrix is called."""
+        return f"{self.base.told(nodes)}, {self.kind}"
 
     def product(self, x: Float[Tensor, "*n i"]) -> Float[Tensor, "*n o"]:
         """The product with the turned input."""
         return self.base.product(hadamard(x, self.size))
-
-
-def called(matrix: Matrix) -> str:
-    """A matrix in a few words, with the node that reads it."""
-    return f"{matrix.node} {matrix.kind}".strip()
 
 
 def symmetric(grid: Grid, bits: int) -> bool:

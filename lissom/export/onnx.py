@@ -12,13 +12,14 @@ import torch
 
 from lissom.errors import ModelError, reason
 from lissom.export.handover import Given
-from lissom.export.layers import standing
+from lissom.export.layers import ROWS, stand
 from lissom.export.nodes import HALVES
 from lissom.export.program import axes_of, followed, names_of, quietly, signature_of
 from lissom.files import replacing
 from lissom.formats import Weight
 
 VERSION = 21  # the first whose DequantizeLinear knows groups and 4 bits
+SMALL = 64  # numbers that may be computed with beforehand: shapes, and no weights, which would become floating point
 MOST = 2**31 - 2**20  # bytes that a file of protobuf can have, less what the graph itself may take
 
 
@@ -28,27 +29,29 @@ def write(given: Given, taken: Mapping[str, Weight], out: Path) -> None:
     Raises:
         ModelError: a package is missing, torch cannot follow the module, or one file cannot hold it.
     """
-    made = program(given, taken, "onnx")
+    made = program(given, taken, "onnx", ROWS)
     with replacing(out) as file:
         made.save(str(file), external_data=False)
 
 
-def program(given: Given, taken: Mapping[str, Weight], target: str) -> Any:
-    """A model as torch.onnx holds it.
+def program(given: Given, taken: Mapping[str, Weight], target: str, shared: str) -> Any:
+    """A model as torch.onnx holds it; `shared` is what is asked of a matrix of an embedding and of a linear layer.
 
     Raises:
         ModelError: a package is missing, torch cannot follow the module, or one file cannot hold it.
     """
     try:
-        import onnxscript  # noqa: F401 - torch.onnx needs it, and says so less clearly
+        from onnxscript.optimizer import optimize  # torch.onnx needs the package too, and says so less clearly
     except ImportError:
         raise ModelError(
             f"{target}: needs the package onnxscript; install it with `pip install lissom[{target}]`"
         ) from None
-    signature, model = signature_of(given), standing(given.changed(taken))
-    nbytes = sum(tensor.nbytes for tensor in model.state_dict().values())
+    signature, model = signature_of(given), stand(given.changed(taken), shared)
+    nbytes = sum({tensor.data_ptr(): tensor.nbytes for tensor in model.state_dict().values()}.values())
     if nbytes > MOST:
-        raise ModelError(f"{target}: one file of ONNX holds 2 GB, and the weights take {nbytes / 1e9:.1f} GB; compress more")
+        raise ModelError(
+            f"{target}: one file of ONNX holds 2 GB, and the weights take {nbytes / 1e9:.1f} GB; compress more"
+        )
     with quietly():
         graph = followed(model, signature, given)
         try:
@@ -65,7 +68,7 @@ def program(given: Given, taken: Mapping[str, Weight], target: str) -> Any:
         except torch.onnx.errors.OnnxExporterError as error:
             raise ModelError(f"{given.folder}: torch.onnx cannot write it ({reason(error)})") from None
         narrow(made)
-        made.optimize()
+        optimize(made.model, input_size_limit=SMALL)
     return made
 
 

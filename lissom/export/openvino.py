@@ -1,7 +1,7 @@
 """OpenVINO: any module as its own representation, a file of what is computed (.xml) and one of constants (.bin).
 
-OpenVINO reads the file of ONNX; the constants stay of 2, 4 or 8 bits, and its plugins make floating point of them as they
-multiply, or round inputs to 8 bits too where they find that faster.
+OpenVINO reads the file of ONNX. Constants stay whole numbers of 2, 4 or 8 bits; how it computes with them, and whether
+it rounds inputs too, is a matter of its settings.
 """
 
 import tempfile
@@ -11,6 +11,7 @@ from pathlib import Path
 from lissom.artifact.manifest import building
 from lissom.errors import ModelError, reason
 from lissom.export.handover import Given
+from lissom.export.layers import WHOLE
 from lissom.export.onnx import program
 from lissom.formats import Weight
 
@@ -29,11 +30,12 @@ def write(given: Given, taken: Mapping[str, Weight], out: Path) -> None:
         raise ModelError(
             "openvino: needs the package openvino; install it with `pip install lissom[openvino]`"
         ) from None
+    # WHOLE: of a matrix that is given two shapes, for looking up and for a product, OpenVINO reads neither
     with tempfile.TemporaryDirectory() as place, building(out) as folder:
         file = Path(place) / "model.onnx"
-        program(given, taken, "openvino").save(str(file), external_data=False)
+        program(given, taken, "openvino", WHOLE).save(str(file), external_data=False)
         try:
-            model = openvino.convert_model(file)
+            model = openvino.Core().read_model(file)  # convert_model makes floating point of all that is constant
         except RuntimeError as error:
             raise ModelError(f"{given.folder}: OpenVINO does not read it ({reason(error)})") from None
         openvino.save_model(model, folder / NAME, compress_to_fp16=False)

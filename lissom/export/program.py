@@ -56,7 +56,9 @@ def names_of(signature: Mapping[str, Any], side: str) -> list[str]:
 
 def axes_of(signature: Mapping[str, Any]) -> list[dict[int, str]]:
     """Of each input, the dims that may have any size, by name."""
-    return [{dim: AXES[min(dim, 1)] for dim, size in enumerate(one["shape"]) if size == -1} for one in signature["inputs"]]
+    return [
+        {dim: AXES[min(dim, 1)] for dim, size in enumerate(one["shape"]) if size == -1} for one in signature["inputs"]
+    ]
 
 
 def followed(model: nn.Module, signature: Mapping[str, Any], given: Given) -> ExportedProgram:
@@ -89,7 +91,7 @@ def quietly() -> Iterator[None]:
     """Without what torch says of packages that are not needed here, and of calls of its own that will change."""
     log = logging.getLogger("torch")
     level = log.level
-    log.setLevel(logging.ERROR)
+    log.setLevel(logging.CRITICAL)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -46,7 +46,7 @@ TARGETS: dict[str, Target] = {
     "vllm": folder_for(packed.KERNELS),
     "sglang": folder_for(packed.KERNELS),
     "onnx": Target(holds=layers.holds, nearest=layers.nearest, write=onnx.write),
-    "openvino": Target(holds=layers.holds, nearest=layers.nearest, write=openvino.write),
+    "openvino": Target(holds=partial(layers.holds, nodes=False), nearest=layers.nearest, write=openvino.write),
     "torch": Target(holds=archive.holds, nearest=archive.nearest, write=archive.write),
 }
 
@@ -74,7 +74,8 @@ def export_folder(
 
     Args:
         folder: a folder of ours, or of Hugging Face.
-        to: the runtime: "gguf" for llama.cpp, "vllm", "sglang", "transformers".
+        to: the runtime: "gguf" for llama.cpp, "vllm", "sglang", "transformers"; for any module "onnx", "openvino", and
+            "torch" for torch.export's archive.
         out: the file or folder to make.
         model: an instance of a module's own class, for a class that is not torch.nn's.
         data: windows of tokens (n, t), or of another module labelled examples, on which is measured what changes cost.
