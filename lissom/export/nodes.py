@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Int, Shaped, UInt8
 from torch import Tensor, nn
 
 from lissom.export.grid import Grid
@@ -266,7 +266,7 @@ def symmetric(grid: Grid, bits: int) -> bool:
     return grid.within(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
 
 
-def octets(codes: Int[Tensor, "o n"], bits: int) -> Int[Tensor, "o m"]:
+def octets(codes: Int[Tensor, "o n"], bits: int) -> UInt8[Tensor, "o m"]:
     """Each row's codes in bytes, the first one lowest."""
     packed: Tensor = pack(codes.to(torch.uint8), bits).view(torch.uint8)
     return packed[:, : -(-codes.shape[1] * bits // 8)].contiguous()

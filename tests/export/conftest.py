@@ -107,8 +107,8 @@ FORMATS: dict[str, Callable[[Tensor], Any]] = {
     "low": low,
     "corrected": corrected,
     "turned": turned,
-    "half": partial(dense, dtype=torch.float16),
-    "brain": partial(dense, dtype=torch.bfloat16),
+    "half_": partial(dense, dtype=torch.float16),
+    "brain_": partial(dense, dtype=torch.bfloat16),
 }
 ACTING: dict[str, Callable[[Tensor], Any]] = {
     "dynamic4": partial(dynamic, inputs=4, bits=4, group=16),
