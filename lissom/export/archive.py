@@ -20,15 +20,6 @@ from lissom.files import replacing
 from lissom.formats import Weight, affine, binary, floats, masked, palette, signs, ternary
 
 TRACES = ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_node")  # where a node was written
-DENSE: dict[str, Any] = {
-    "affine": affine.affine_dense,
-    "binary": binary.binary_dense,
-    "floats": floats.floats_dense,
-    "masked": masked.masked_dense,
-    "palette": palette.palette_dense,
-    "signs": signs.signs_dense,
-    "ternary": ternary.ternary_dense,
-}  # each is defined by what it does in PyTorch's own operators, against which every kernel is held
 
 
 class Plainly(TorchFunctionMode):
@@ -46,25 +37,42 @@ def product(dense: Callable[..., Tensor], x: Tensor, *weight: Any) -> Tensor:
     return F.linear(x, dense(*weight).to(x.dtype))
 
 
+def affine_dense(words: Tensor, *more: Any) -> Tensor:
+    """That of integers; how many rows there are is a symbol where some are looked up, and then not asked for."""
+    *others, rows, columns = more
+    found: Tensor = affine.affine_dense._init_fn(words, *others, rows if isinstance(rows, int) else 0, columns)
+    return found
+
+
 def dynamic(x: Tensor, *weight: Any) -> Tensor:
     """x Wᵀ for an x that was rounded before; how finely is told last, and not needed."""
-    return product(affine.affine_dense._init_fn, x, *weight[:-1])
+    return product(affine_dense, x, *weight[:-1])
 
 
 def plain() -> dict[Any, Callable[..., Tensor]]:
-    """What each operator of ours is defined to be; products of whole numbers are those of the floats they stand for."""
-    ops = torch.ops.lissom
-    found: dict[Any, Callable[..., Tensor]] = {}
-    for name, dense in DENSE.items():
-        found[getattr(ops, f"{name}_dense")] = dense._init_fn
-        if hasattr(ops, f"{name}_linear"):
-            found[getattr(ops, f"{name}_linear")] = partial(product, dense._init_fn)
-    own = {
-        ops.dynamic_linear: dynamic,
-        ops.xnor_linear: found[ops.binary_linear],
-        ops.signs_linear: signs.signs_linear._init_fn,
+    """What each operator of ours is defined to be, against which every kernel is held.
+
+    Products of whole numbers are those of the floats that they stand for.
+    """
+    defined: dict[str, Any] = {
+        "binary": binary.binary_dense,
+        "floats": floats.floats_dense,
+        "masked": masked.masked_dense,
+        "palette": palette.palette_dense,
+        "signs": signs.signs_dense,
+        "ternary": ternary.ternary_dense,
     }
-    return found | own
+    dense: dict[str, Callable[..., Tensor]] = {name: one._init_fn for name, one in defined.items()}
+    dense["affine"] = affine_dense
+    ops = torch.ops.lissom
+    products: dict[str, Callable[..., Tensor]] = {
+        f"{name}_linear": partial(product, one) for name, one in dense.items() if name != "masked"
+    }
+    products |= {"dynamic_linear": dynamic, "xnor_linear": products["binary_linear"]}
+    products["signs_linear"] = signs.signs_linear._init_fn
+    return {getattr(ops, name): one for name, one in products.items()} | {
+        getattr(ops, f"{name}_dense"): one for name, one in dense.items()
+    }
 
 
 PLAIN = plain()

@@ -1,7 +1,8 @@
 """Layers as ONNX computes them: which nodes hold a weight as it is, and what stands in a compressed layer's place."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from jaxtyping import Float
@@ -35,6 +36,9 @@ WIDTHS = (2, 4, 8)
 GROUP = 32  # of weights that become 8 bits
 LEVEL = 4  # of accuracy, at which MatMulNBits rounds its input to 8 bits
 PRODUCT, ROWS, WHOLE = "product", "rows", "whole"  # what a layer asks of a matrix
+BLOCKED, TABLE = "blocked", "table"  # a product of blocks or none; rows of a matrix that may be multiplied with too
+AS_ASKED: Mapping[str, str] = {}
+OPENVINO = {PRODUCT: BLOCKED, ROWS: TABLE}  # what it is asked instead
 
 
 class Standing(nn.Module):
@@ -101,9 +105,10 @@ def level_of(weight: Weight) -> int:
     return LEVEL if isinstance(weight, Dynamic) and weight.inputs == 8 else 0
 
 
-def holds(weight: Weight, layer: nn.Module, *, nodes: bool = True) -> Form | None:
-    """The form that holds a weight as it is, with the names of nodes or without."""
-    matrix, (o, i) = matrix_of(weight, role_of(layer), level_of(weight)), weight.shape
+def holds(weight: Weight, layer: nn.Module, *, asks: Mapping[str, str] = AS_ASKED, nodes: bool = True) -> Form | None:
+    """The form that holds a weight as it is, with the names of nodes or without; for `asks` see `stand`."""
+    role, (o, i) = role_of(layer), weight.shape
+    matrix = matrix_of(weight, asks.get(role, role), level_of(weight))
     return None if matrix is None else Form(name=matrix.told(nodes), bits=8 * matrix.nbytes() / (o * i))
 
 
@@ -114,10 +119,11 @@ def nearest(weight: Weight, layer: nn.Module) -> Weight:
     return rtn(Dense(values=dense), Moments.blank(i, dense.device), bits=8, group=group, clip=False)
 
 
-def stand(model: nn.Module, shared: str) -> nn.Module:
+def stand(model: nn.Module, asks: Mapping[str, str] = AS_ASKED) -> nn.Module:
     """Put such layers in the places of compressed ones; a matrix of several stays one.
 
-    `shared` is what is asked of a matrix that some look up and others multiply with.
+    `asks` is what to ask of a matrix instead of what its layers do, where a runtime needs that. One whose rows are
+    looked up by some of them is asked for rows.
     """
     layers = {layer: role_of(layer) for layer in model.modules() if isinstance(layer, CompressedLayer)}
     roles: dict[nn.Module, set[str]] = {}
@@ -127,8 +133,8 @@ def stand(model: nn.Module, shared: str) -> nn.Module:
     made = dict[nn.Module, Standing]()
     for layer, role in layers.items():
         if layer.matrix not in held:
-            asked = role if len(roles[layer.matrix]) == 1 else shared
-            matrix = matrix_of(layer.weight, asked, level_of(layer.weight))
+            asked = ROWS if ROWS in roles[layer.matrix] else role
+            matrix = matrix_of(layer.weight, asks.get(asked, asked), level_of(layer.weight))
             assert matrix is not None, f"{layer}: what is handed over cannot be held"
             held[layer.matrix] = matrix
         made[layer] = STANDING[role](layer, held[layer.matrix])
@@ -153,26 +159,38 @@ def matrix_of(weight: Weight, role: str, level: int = 0) -> Matrix | None:
     return None if grid is None else integers(grid, role, level)
 
 
-def integers(grid: Grid, role: str, level: int) -> Matrix:
+def integers(grid: Grid, role: str, level: int) -> Matrix | None:
     """Blocks where a layer can be given them, which runtimes have kernels for."""
     size = None if role == WHOLE else size_of(grid, role)
+    grouped = grid.scale.shape[1] > 1
+    if size is None and grouped and role in OPENVINO.values():
+        return None
+    if role == TABLE:
+        return Integers(in_groups(grid, size) if grouped and size else grid, looked_up=False)
     bits = next((bits for bits in WIDTHS if symmetric(grid, bits) or grid.bits <= bits), None)
     if size is None or bits is None:
         return Integers(grid, looked_up=role == ROWS)
     return Blocks(grid, size, bits, looked_up=role == ROWS, level=level)
 
 
+def in_groups(grid: Grid, size: int) -> Grid:
+    """The same with a scale for every `size` inputs."""
+    scale = grid.scale_of(size)
+    assert scale is not None
+    return replace(grid, scale=scale, zero=grid.zero.repeat_interleave(grid.group // size, 1))
+
+
 def size_of(grid: Grid, role: str) -> int | None:
     """Blocks that lie within groups, the largest; of whole rows those that fill them best. None if there are none."""
     i = grid.codes.shape[1]
-    if grid.scale.shape[1] == 1 and role == PRODUCT:
+    if grid.scale.shape[1] == 1 and role in (PRODUCT, BLOCKED):
         return min(BLOCKS, key=lambda size: (-i % size, -size))
     return next((size for size in BLOCKS if grid.group % size == 0), None)
 
 
 def factors(weight: LowRank, role: str) -> Matrix | None:
-    """Of a product: the first is asked what the whole is, and the second too where it is given the input."""
-    a, b = matrix_of(weight.a, role), matrix_of(weight.b, PRODUCT if role == PRODUCT else WHOLE)
+    """Of a product: both are asked what it is, but of the second, where rows are, all of it."""
+    a, b = matrix_of(weight.a, role), matrix_of(weight.b, WHOLE if role == ROWS else role)
     return None if a is None or b is None else Factors(a, b)
 
 
@@ -184,7 +202,7 @@ def corrected(weight: Sum, role: str) -> Matrix | None:
 
 def turned(weight: Turned, role: str) -> Matrix | None:
     """Of a weight for turned inputs, where it is given the input."""
-    base = matrix_of(weight.base, role) if role == PRODUCT else None
+    base = matrix_of(weight.base, role) if role in (PRODUCT, BLOCKED) else None
     return None if base is None else ForTurned(base, weight.size)
 
 

@@ -12,7 +12,7 @@ import torch
 
 from lissom.errors import ModelError, reason
 from lissom.export.handover import Given
-from lissom.export.layers import ROWS, stand
+from lissom.export.layers import AS_ASKED, stand
 from lissom.export.nodes import HALVES
 from lissom.export.program import axes_of, followed, names_of, quietly, signature_of
 from lissom.files import replacing
@@ -29,13 +29,13 @@ def write(given: Given, taken: Mapping[str, Weight], out: Path) -> None:
     Raises:
         ModelError: a package is missing, torch cannot follow the module, or one file cannot hold it.
     """
-    made = program(given, taken, "onnx", ROWS)
+    made = program(given, taken, "onnx", AS_ASKED)
     with replacing(out) as file:
         made.save(str(file), external_data=False)
 
 
-def program(given: Given, taken: Mapping[str, Weight], target: str, shared: str) -> Any:
-    """A model as torch.onnx holds it; `shared` is what is asked of a matrix of an embedding and of a linear layer.
+def program(given: Given, taken: Mapping[str, Weight], target: str, asks: Mapping[str, str]) -> Any:
+    """A model as torch.onnx holds it; for `asks` see `stand`.
 
     Raises:
         ModelError: a package is missing, torch cannot follow the module, or one file cannot hold it.
@@ -46,7 +46,7 @@ def program(given: Given, taken: Mapping[str, Weight], target: str, shared: str)
         raise ModelError(
             f"{target}: needs the package onnxscript; install it with `pip install lissom[{target}]`"
         ) from None
-    signature, model = signature_of(given), stand(given.changed(taken), shared)
+    signature, model = signature_of(given), stand(given.changed(taken), asks)
     nbytes = sum({tensor.data_ptr(): tensor.nbytes for tensor in model.state_dict().values()}.values())
     if nbytes > MOST:
         raise ModelError(

@@ -46,7 +46,9 @@ TARGETS: dict[str, Target] = {
     "vllm": folder_for(packed.KERNELS),
     "sglang": folder_for(packed.KERNELS),
     "onnx": Target(holds=layers.holds, nearest=layers.nearest, write=onnx.write),
-    "openvino": Target(holds=partial(layers.holds, nodes=False), nearest=layers.nearest, write=openvino.write),
+    "openvino": Target(
+        holds=partial(layers.holds, asks=layers.OPENVINO, nodes=False), nearest=layers.nearest, write=openvino.write
+    ),
     "torch": Target(holds=archive.holds, nearest=archive.nearest, write=archive.write),
 }
 

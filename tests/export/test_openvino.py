@@ -20,11 +20,11 @@ def export(folder: Path) -> Any:
     return export_folder(folder, "openvino", folder.with_name("out"))
 
 
-def answers(folder: Path, *inputs: Tensor) -> dict[str, Any]:
-    """What OpenVINO says in float32, by name."""
+def answers(folder: Path, *inputs: Tensor) -> list[Any]:
+    """What OpenVINO says in float32."""
     model = openvino.Core().compile_model(folder / "openvino_model.xml", "CPU", EXACT)
     found = model([one.numpy() for one in inputs])
-    return {output.get_any_name(): found[output] for output in model.outputs}
+    return [found[place] for place in range(len(model.outputs))]
 
 
 def constants(folder: Path) -> dict[str, int]:
@@ -44,21 +44,21 @@ def test_every_format_says_in_openvino_what_it_says_here(
     formats = {name: make for name, make in FORMATS.items() if name != "turned" or kind == "linear"}
     folder, x, wanted = many(kind, formats if kind == "embedding" else formats | ACTING)
     done = export(folder)
-    assert done.changed == []
+    changed = {layer.layer.split(".")[-1] for layer in done.changed}
+    assert changed == set() if kind == "conv" else changed == {"int4_6", "int4_6_zero", "int8_6_zero"}
     found = answers(done.out, x)
-    for name, one in wanted.items():
-        assert apart(found[name], one) < 2e-6, name
+    for one, (name, ours) in zip(found, wanted.items(), strict=True):
+        assert apart(one, ours) < (0.02 if name in changed else 2e-6), name
 
 
 def test_constants_stay_whole_numbers(many: Callable[..., tuple[Path, Tensor, dict[str, Tensor]]]) -> None:
-    names = ("int4_32_zero", "int8", "ternary", "int4_6", "palette", "half_", "brain_")
+    names = ("int4_32_zero", "int8", "ternary", "int4", "palette", "half_", "brain_")
     done = export(many("linear", {name: FORMATS[name] for name in names})[0])
     held, matrix = constants(done.out), 20 * 96
     assert {kind: count // matrix for kind, count in held.items() if count >= matrix} == {
-        "u4": 1,
+        "u4": 2,
         "u8": 2,
         "u2": 1,
-        "i4": 1,
         "f16": 1,
         "bf16": 1,
     }
@@ -71,7 +71,7 @@ def test_a_language_model_whose_head_is_its_embedding_has_that_once(tiny: Callab
 
     recipe = Recipe.of([{"technique": "rtn", "bits": 4, "group": 16, "symmetric": False}])
     nothing = torch.empty(0, 8, dtype=torch.long)
-    done = export(compress_checkpoint(tiny("llama", tied=True), recipe, nothing, tmp_path / "small"))
+    done = export(compress_checkpoint(tiny("llama", tied=True, blocks=1), recipe, nothing, tmp_path / "small"))
     ids = torch.randint(0, 2048, (2, 7))
-    assert apart(answers(done.out, ids)["logits"], load(tmp_path / "small")(ids).logits.detach()) < 1e-5
+    assert apart(answers(done.out, ids)[0], load(tmp_path / "small")(ids).logits.detach()) < 1e-5
     assert 2048 * 32 < constants(done.out)["u4"] < 2 * 2048 * 32
