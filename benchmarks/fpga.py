@@ -6,7 +6,7 @@ An MLP of 64-64-32-10 and a small CNN learn 797 of scikit-learn's digits; each i
 its weights pruned and 4 bits, and to one bit, and learns on in that form. `lissom export --to fpga` then takes the
 ranges from the 797 and compares on the other 1,000: images on which the C++ of hls4ml, compiled with g++, gives bit
 for bit what the definition in whole numbers gives; images on which qonnx's own executor does; both accuracies. What it
-takes on the chip is estimated by counting (lissom/export/circuit.py), beside the same network uncompressed, with
+takes on the chip is estimated by counting (lissom/export/fpga/circuit.py), beside the same network uncompressed, with
 weights and inputs of 16 bits. Prints a table, then one JSON line.
 """
 

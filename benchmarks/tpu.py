@@ -19,11 +19,11 @@ from table import markdown
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from lissom.export.chips import Compiled, compiled
-from lissom.export.lower import lowered
-from lissom.export.plain import Plain, PlainLayer, Values, Whole
-from lissom.export.steps import Steps, inputs_of
-from lissom.export.tpu import heads_of, shares_of
+from lissom.export.tpu.chips import Compiled, compiled
+from lissom.export.tpu.folder import heads_of, shares_of
+from lissom.export.tpu.lower import lowered
+from lissom.export.tpu.plain import Plain, PlainLayer, Values, Whole
+from lissom.export.tpu.steps import Steps, inputs_of
 from lissom.models import compressible
 from lissom.models.families import family_of, put
 

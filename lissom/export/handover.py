@@ -6,6 +6,7 @@ that what a hand-over costs in quality is measured here, before anything leaves.
 
 import copy
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,12 +61,14 @@ class Handed:
 class Given:
     """An opened model, apart: matrices by layer, and tensors that are no matrices of layers.
 
-    `sizes` are those that each tensor has to take; `config` is None of what is no language model. That of a language
-    model says what it would in one whose blocks are equally wide, as `sizes` are.
+    `same` says of each layer by which one's name its matrix goes, which several may share. `sizes` are those that each
+    tensor has to take; `config` is None of what is no language model. That of a language model says what it would in
+    one whose blocks are equally wide, as `sizes` are.
     """
 
     opened: Opened
     weights: Mapping[str, Weight]
+    same: Mapping[str, str]
     tensors: Mapping[str, Tensor]
     sizes: Mapping[str, tuple[int, ...]]
     config: Any = None
@@ -81,20 +84,22 @@ class Given:
         opened = open_folder(folder, base=copy.deepcopy(model), narrow=True)
         layers = compressible(opened.model)
         held: dict[int, str] = {}
-        for name, layer in layers.items():
-            held.setdefault(id(layer.matrix if isinstance(layer, CompressedLayer) else layer.weight), name)
+        same = {
+            name: held.setdefault(id(layer.matrix if isinstance(layer, CompressedLayer) else layer.weight), name)
+            for name, layer in layers.items()
+        }
         weights = {name: weight_of(layers[name]) for name in held.values()}
         own = tuple(f"{name}.{part}" for name in layers for part in ("matrix.", "weight"))
         tensors = {name: one for name, one in opened.model.state_dict().items() if not name.startswith(own)}
         sizes = {name: tuple(one.shape) for name, one in tensors.items()} | matrix_shapes(weights)
         if not is_language(opened):
-            return cls(opened=opened, weights=weights, tensors=tensors, sizes=sizes)
+            return cls(opened=opened, weights=weights, same=same, tensors=tensors, sizes=sizes)
         config: Any = copy.deepcopy(opened.model.config)
         family = family_of(config.model_type)
         sizes = widest(sizes, family)
         for name, size in uniform(config, family, sizes).items():
             setattr(config, name, size)
-        return cls(opened=opened, weights=weights, tensors=tensors, sizes=sizes, config=config)
+        return cls(opened=opened, weights=weights, same=same, tensors=tensors, sizes=sizes, config=config)
 
     @property
     def model(self) -> nn.Module:
@@ -113,8 +118,10 @@ class Given:
 
     def changed(self, taken: Mapping[str, Weight]) -> nn.Module:
         """The model with its weights as a target takes them."""
-        other = copy.deepcopy(self.model)
-        new = {name: weight for name, weight in taken.items() if weight is not self.weights[name]}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of PyTorch, on how its own graphs are copied
+            other = copy.deepcopy(self.model)
+        new = {name: taken[one] for name, one in self.same.items() if taken[one] is not self.weights[one]}
         replace(other, new, compressible(other), trainable=False)
         return other
 

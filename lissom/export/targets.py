@@ -1,6 +1,6 @@
 """The runtimes that a compressed model can be handed to, and handing it over."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,8 +10,12 @@ from torch import nn
 
 from lissom.errors import ArtifactError, ModelError, RecipeError, meant
 from lissom.evaluate import Comparison, compare
-from lissom.export import fpga, ggml, gguf, packed, tpu
+from lissom.export import packed
+from lissom.export.fpga import project as fpga
+from lissom.export.graphs import archive, layers, onnx, openvino
 from lissom.export.handover import Given, Handed, Holds, Nearest, Together
+from lissom.export.llamacpp import ggml, gguf
+from lissom.export.tpu import folder as tpu
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +53,11 @@ TARGETS: dict[str, Target] = {
     "sglang": folder_for(packed.KERNELS),
     "tpu": Target(holds=tpu.holds, nearest=tpu.nearest, write=tpu.write, options=("topology",)),
     "fpga": Target(holds=fpga.holds, nearest=fpga.nearest, write=fpga.write, measures=True, options=fpga.OPTIONS),
+    "onnx": Target(holds=layers.holds, nearest=layers.nearest, write=onnx.write),
+    "openvino": Target(
+        holds=partial(layers.holds, asks=layers.OPENVINO, nodes=False), nearest=layers.nearest, write=openvino.write
+    ),
+    "torch": Target(holds=archive.holds, nearest=archive.nearest, write=archive.write),
 }
 
 
@@ -83,8 +92,8 @@ def export_folder(
         out: the file or folder to make.
         model: an instance of a module's own class, for a class that is not torch.nn's.
         data: windows of tokens (n, t), or of another module labelled examples, on which is measured what changes cost.
-        options: what else the runtime can be told: the `topology` of TPUs, as "v5e-8"; `part`, `clock_ns`, `reuse`, `bits`
-            and `calibration` of "fpga".
+        options: what else the runtime can be told: the `topology` of TPUs, as "v5e-8"; of "fpga" `part`, `clock_ns`,
+            `reuse`, `bits` and `calibration`.
 
     Raises:
         RecipeError: there is no such runtime, or it has no such option.

@@ -61,7 +61,7 @@ class TextEncoder(nn.Module):
             vectors = hidden[:, 0]
         else:
             last = attention_mask.sum(1) - 1
-            vectors = hidden[torch.arange(len(hidden), device=hidden.device), last]
+            vectors = hidden[torch.arange(hidden.shape[0], device=hidden.device), last]
         return F.normalize(vectors, dim=-1) if self.normalize else vectors
 
     @property

@@ -5,7 +5,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from lissom.export.fixed import Fixed, Flat, Largest, Network, Product, fitted, shifted, summed
+from lissom.export.fpga.fixed import Fixed, Flat, Largest, Network, Product, fitted, shifted, summed
 
 
 @pytest.mark.parametrize("places", [-3, 0, 1, 2, 5])

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from lissom.export import qonnx
-from lissom.export.fixed import Fixed, Flat, Largest, Network, Stage, fitted
+from lissom.export.fpga import qonnx
+from lissom.export.fpga.fixed import Fixed, Flat, Largest, Network, Stage, fitted
 
 pytest.importorskip("qonnx", reason="qonnx is not installed")
 pytestmark = pytest.mark.filterwarnings("ignore")  # of packages that are not ours

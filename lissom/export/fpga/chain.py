@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from lissom.errors import ModelError, reason
-from lissom.export.fixed import Codes, Fixed, Flat, Largest, Network, Stage, fitted
+from lissom.export.fpga.fixed import Codes, Fixed, Flat, Largest, Network, Stage, fitted
 from lissom.export.grid import grid_of
 from lissom.formats import CompressedLayer
 from lissom.models.layers import weight_of

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from lissom.export.fixed import FACTORS, SUMS, Codes, Fixed, Largest, Network, Product, Stage
+from lissom.export.fpga.fixed import FACTORS, SUMS, Codes, Fixed, Largest, Network, Product, Stage
 
 WIDE, BLOCK, DENSE = 10, 36 * 1024, 16  # bits that make a DSP; of a block RAM; of what is uncompressed
 COUNTS = ("weights", "weight_bits", "multipliers", "adders", "lut", "dsp", "bram", "cycles")

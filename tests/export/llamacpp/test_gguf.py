@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from lissom.artifact import open_folder
 from lissom.errors import ArtifactError, ModelError
-from lissom.export.gguf import ARCHITECTURES, stretched
+from lissom.export.llamacpp.gguf import ARCHITECTURES, stretched
 from lissom.export.targets import export_folder
 
 PLAIN: dict[str, dict[str, Any]] = {  # as the families are in the field: what llama.cpp computes

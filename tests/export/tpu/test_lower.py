@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lissom.errors import ModelError
-from lissom.export.lower import GONE, array_of, dtype_of, flat, jax_here, lowered, operators
+from lissom.export.tpu.lower import GONE, array_of, dtype_of, flat, jax_here, lowered, operators
 
 pytestmark = pytest.mark.skipif(not (find_spec("jax") and find_spec("torchax")), reason="needs jax and torchax")
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lissom.artifact import open_folder
-from lissom.export.steps import Steps, inputs_of
+from lissom.export.tpu.steps import Steps, inputs_of
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen3", "gemma2", "gemma3_text", "phi3", "smollm3"])

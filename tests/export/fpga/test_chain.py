@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from lissom import compress_model
 from lissom.errors import ModelError
-from lissom.export.chain import chain, in_fixed_point
-from lissom.export.fixed import Product
+from lissom.export.fpga.chain import chain, in_fixed_point
+from lissom.export.fpga.fixed import Product
 
 
 def compressed(model: nn.Module, *shape: int) -> nn.Module:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lissom.errors import ModelError, RecipeError, meant, reason
-from lissom.export.lower import Lowered, jax_here
+from lissom.export.tpu.lower import Lowered, jax_here
 
 GIB = 2**30
 AXIS = "tensor"

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from lissom.errors import ModelError
 from lissom.export.even import filled
-from lissom.export.ggml import kind_of, nearest, written
 from lissom.export.handover import Given
-from lissom.export.vocabulary import Vocabulary, vocabulary
+from lissom.export.llamacpp.ggml import kind_of, nearest, written
+from lissom.export.llamacpp.vocabulary import Vocabulary, vocabulary
 from lissom.files import replacing
 from lissom.formats import Weight
 

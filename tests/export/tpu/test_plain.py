@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from lissom.export.plain import NARROW, WIDE, Integers, Whole, make_plain, plain_of
+from lissom.export.tpu.plain import NARROW, WIDE, Integers, Whole, make_plain, plain_of
 from lissom.formats import Dense, LowRank, Sum, Turned
 from lissom.formats.turned import hadamard
 from tests.export.conftest import FORMS, IN
@@ -84,7 +84,7 @@ def test_layers_of_all_kinds_run_on_it_and_what_is_shared_stays_so(technique: st
 
 
 def test_a_scale_that_float16_does_not_hold_stays_in_float32() -> None:
-    from lissom.export.plain import narrowest
+    from lissom.export.tpu.plain import narrowest
 
     assert narrowest(torch.tensor([0.5, 2.0])).dtype == torch.float16
     assert narrowest(torch.tensor([0.1])).dtype == torch.float32

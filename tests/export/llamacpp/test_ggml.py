@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lissom.export.ggml import KINDS, holds, kind_of, nearest, written
+from lissom.export.llamacpp.ggml import KINDS, holds, kind_of, nearest, written
 from lissom.formats import Affine, Dense
 from tests.export.conftest import FORMS, IN, OUT
 

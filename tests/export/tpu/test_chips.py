@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from lissom.errors import RecipeError
-from lissom.export.chips import KINDS, TOPOLOGIES, arguments_in, check, compiled, devices_of, exchanges_in, spec_of
-from lissom.export.lower import lowered
-from lissom.export.plain import make_plain
-from lissom.export.tpu import shares_of
+from lissom.export.tpu.chips import KINDS, TOPOLOGIES, arguments_in, check, compiled, devices_of, exchanges_in, spec_of
+from lissom.export.tpu.folder import shares_of
+from lissom.export.tpu.lower import lowered
+from lissom.export.tpu.plain import make_plain
 
 THERE = all(map(find_spec, ("jax", "torchax", "libtpu")))
 compiler = pytest.mark.skipif(not THERE, reason="needs jax, torchax and libtpu")

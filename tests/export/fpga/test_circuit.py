@@ -4,8 +4,8 @@ from itertools import product
 
 import numpy as np
 
-from lissom.export.circuit import bits_of, digits, estimate, sums_type, table, uncompressed
-from lissom.export.fixed import Fixed, Largest, Network, fitted
+from lissom.export.fpga.circuit import bits_of, digits, estimate, sums_type, table, uncompressed
+from lissom.export.fpga.fixed import Fixed, Largest, Network, fitted
 
 
 def test_digits_are_those_of_the_shortest_form() -> None:

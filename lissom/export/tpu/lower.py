@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lissom.errors import ModelError, reason
-from lissom.export.plain import NARROW
+from lissom.export.tpu.plain import NARROW
 
 # What torchax 0.0.13 names as it is imported, and PyTorch 2.13 no longer has.
 GONE = (("prod", "dim_Dimname"), ("index_copy", "dimname"))

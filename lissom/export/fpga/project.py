@@ -25,9 +25,9 @@ from torch import Tensor, nn
 from lissom.artifact.manifest import building
 from lissom.calibrate import batches
 from lissom.errors import ArtifactError, DataError, ModelError, RecipeError, reason
-from lissom.export import circuit, qonnx
-from lissom.export.chain import chain, in_fixed_point
-from lissom.export.fixed import FACTORS, Fixed, Network, Product
+from lissom.export.fpga import circuit, qonnx
+from lissom.export.fpga.chain import chain, in_fixed_point
+from lissom.export.fpga.fixed import FACTORS, Fixed, Network, Product
 from lissom.export.grid import grid_of
 from lissom.export.handover import Form, Given
 from lissom.formats import Dense, Masked, Weight

@@ -12,7 +12,7 @@ from torch import nn
 from lissom import compress_model
 from lissom.artifact import save
 from lissom.errors import DataError, RecipeError
-from lissom.export import fpga
+from lissom.export.fpga import project as fpga
 from lissom.export.targets import export_folder
 from lissom.formats import Masked
 

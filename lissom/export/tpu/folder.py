@@ -26,11 +26,11 @@ from lissom.artifact.datatypes import DATATYPES
 from lissom.artifact.graph import named_outputs
 from lissom.artifact.manifest import building
 from lissom.errors import ModelError
-from lissom.export.chips import check, compiled
 from lissom.export.handover import Form, Given
-from lissom.export.lower import Lowered, dtype_of, jax_here, lowered
-from lissom.export.plain import NARROW, WIDE, Integers, Plain, PlainLayer, Values, Whole, make_plain, plain_of
-from lissom.export.steps import Steps, inputs_of
+from lissom.export.tpu.chips import check, compiled
+from lissom.export.tpu.lower import Lowered, dtype_of, jax_here, lowered
+from lissom.export.tpu.plain import NARROW, WIDE, Integers, Plain, PlainLayer, Values, Whole, make_plain, plain_of
+from lissom.export.tpu.steps import Steps, inputs_of
 from lissom.formats import CompressedEmbedding, Dense, Weight
 from lissom.models import compressible
 from lissom.models.families import Family, family_of

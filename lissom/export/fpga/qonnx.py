@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from lissom.export.circuit import bits_of
-from lissom.export.fixed import Fixed, Flat, Largest, Network, Product
+from lissom.export.fpga.circuit import bits_of
+from lissom.export.fpga.fixed import Fixed, Flat, Largest, Network, Product
 
 OPSET, DOMAIN, LAST = 13, "qonnx.custom_op.general", "qonnx.custom_op.channels_last"
 INPUT, OUTPUT = "numbers", "answers"  # hls4ml keeps "input" for itself

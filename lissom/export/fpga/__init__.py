@@ -1,0 +1,1 @@
+"""A small network in fixed point, as a project of high-level synthesis for FPGAs."""

@@ -1,0 +1,1 @@
+"""A module as a graph that other runtimes compute: ONNX, OpenVINO, torch.export's archive."""

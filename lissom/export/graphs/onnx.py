@@ -1,0 +1,86 @@
+"""ONNX: any module as one file for ONNX Runtime and whatever else reads it.
+
+torch.onnx writes what torch.export follows, with nodes that compute with whole numbers in the places of compressed
+layers (layers.py). Numbers of 4 bits, which PyTorch does not have, get their type at the end.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lissom.errors import ModelError, reason
+from lissom.export.graphs.layers import AS_ASKED, stand
+from lissom.export.graphs.nodes import HALVES
+from lissom.export.graphs.program import axes_of, followed, names_of, quietly, signature_of
+from lissom.export.handover import Given
+from lissom.files import replacing
+from lissom.formats import Weight
+
+VERSION = 21  # the first whose DequantizeLinear knows groups and 4 bits
+SMALL = 64  # numbers that may be computed with beforehand: shapes, and no weights, which would become floating point
+MOST = 2**31 - 2**20  # bytes that a file of protobuf can have, less what the graph itself may take
+
+
+def write(given: Given, taken: Mapping[str, Weight], out: Path) -> None:
+    """One file of everything.
+
+    Raises:
+        ModelError: a package is missing, torch cannot follow the module, or one file cannot hold it.
+    """
+    made = program(given, taken, "onnx", AS_ASKED)
+    with replacing(out) as file:
+        made.save(str(file), external_data=False)
+
+
+def program(given: Given, taken: Mapping[str, Weight], target: str, asks: Mapping[str, str]) -> Any:
+    """A model as torch.onnx holds it; for `asks` see `stand`.
+
+    Raises:
+        ModelError: a package is missing, torch cannot follow the module, or one file cannot hold it.
+    """
+    try:
+        from onnxscript.optimizer import optimize  # torch.onnx needs the package too, and says so less clearly
+    except ImportError:
+        raise ModelError(
+            f"{target}: needs the package onnxscript; install it with `pip install lissom[{target}]`"
+        ) from None
+    signature, model = signature_of(given), stand(given.changed(taken), asks)
+    nbytes = sum({tensor.data_ptr(): tensor.nbytes for tensor in model.state_dict().values()}.values())
+    if nbytes > MOST:
+        raise ModelError(
+            f"{target}: one file of ONNX holds 2 GB, and the weights take {nbytes / 1e9:.1f} GB; compress more"
+        )
+    with quietly():
+        graph = followed(model, signature, given)
+        try:
+            made: Any = torch.onnx.export(
+                graph,
+                dynamo=True,
+                input_names=names_of(signature, "inputs"),
+                output_names=names_of(signature, "outputs"),
+                dynamic_shapes=(tuple(axes_of(signature)),),
+                opset_version=VERSION,
+                optimize=False,
+                verbose=False,
+            )
+        except torch.onnx.errors.OnnxExporterError as error:
+            raise ModelError(f"{given.folder}: torch.onnx cannot write it ({reason(error)})") from None
+        narrow(made)
+        optimize(made.model, input_size_limit=SMALL)
+    return made
+
+
+def narrow(made: Any) -> None:
+    """Give numbers of 4 bits their type, and leave out in which files of whose machine a node was written."""
+    import ml_dtypes
+    import onnx_ir as ir
+    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+
+    ClearMetadataAndDocStringPass()(made.model)
+    for name, value in made.model.graph.initializers.items():
+        kind = name.rpartition("_")[2]
+        if kind in HALVES:
+            value.const_value = ir.tensor(value.const_value.numpy().astype(getattr(ml_dtypes, kind)), name=name)
+            value.dtype = value.const_value.dtype

@@ -1,0 +1,100 @@
+"""A module as a program: what torch.export makes of it, for batches of any size and texts of any length."""
+
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from lissom.artifact.datatypes import DATATYPES
+from lissom.artifact.graph import named_outputs
+from lissom.errors import ModelError, reason
+from lissom.export.handover import Given
+
+SOME = 2  # of what there may be any number of, in the example that is followed
+LANGUAGE = {
+    "inputs": [{"name": "input_ids", "datatype": "INT64", "shape": [-1, -1]}],
+    "outputs": [{"name": "logits", "datatype": "FP32", "shape": [-1, -1, -1]}],
+}
+AXES = ("batch", "length")
+
+
+class Whole(nn.Module):
+    """A model whose inputs have an order and whose outputs are tensors; a language model gives all logits."""
+
+    def __init__(self, model: nn.Module, names: list[str], *, language: bool) -> None:
+        super().__init__()
+        self.model, self.names, self.more = model, names, {"use_cache": False} if language else {}
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """What the model gives."""
+        given = dict(zip(self.names, inputs, strict=True))
+        return tuple(named_outputs(self.model(**given, **self.more)).values())
+
+
+def signature_of(given: Given) -> Mapping[str, Any]:
+    """Names, types and shapes of what goes in and out.
+
+    Raises:
+        ModelError: the folder does not say them.
+    """
+    if given.config is not None:
+        return LANGUAGE
+    if given.opened.signature is None:
+        raise ModelError(f"{given.folder} does not say what goes in; save it with example=a batch to hand it over")
+    return given.opened.signature
+
+
+def names_of(signature: Mapping[str, Any], side: str) -> list[str]:
+    """The names of "inputs" or "outputs"."""
+    return [str(one["name"]) for one in signature[side]]
+
+
+def axes_of(signature: Mapping[str, Any]) -> list[dict[int, str]]:
+    """Of each input, the dims that may have any size, by name."""
+    return [
+        {dim: AXES[min(dim, 1)] for dim, size in enumerate(one["shape"]) if size == -1} for one in signature["inputs"]
+    ]
+
+
+def followed(model: nn.Module, signature: Mapping[str, Any], given: Given) -> ExportedProgram:
+    """The program of a model.
+
+    Raises:
+        ModelError: torch.export cannot follow it.
+    """
+    whole = Whole(model, names_of(signature, "inputs"), language=given.config is not None).eval()
+    example = tuple(sample(one) for one in signature["inputs"])
+    dims = tuple(dict.fromkeys(axes, Dim.DYNAMIC) for axes in axes_of(signature))
+    try:
+        with torch.no_grad():
+            return torch.export.export(whole, example, dynamic_shapes=(dims,))
+    except (RuntimeError, TypeError, ValueError, AttributeError) as error:
+        name = type(given.model).__name__
+        raise ModelError(f"{given.folder}: torch.export cannot follow {name} ({reason(error)})") from None
+
+
+def sample(one: Mapping[str, Any]) -> Tensor:
+    """An input of ones; more of them in the second of two dims that may have any size, so that they are not taken for
+    the same.
+    """
+    sizes = [(SOME if dim == 0 else SOME + 3) if size == -1 else size for dim, size in enumerate(one["shape"])]
+    return torch.ones(sizes, dtype=DATATYPES[one["datatype"]])
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Without what torch says of packages that are not needed here, and of calls of its own that will change."""
+    log = logging.getLogger("torch")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)

@@ -1,0 +1,1 @@
+"""A language model for llama.cpp, and whatever else reads GGUF."""
