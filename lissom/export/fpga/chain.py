@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from lissom.artifact.graph import Program
 from lissom.errors import ModelError, reason
 from lissom.export.fpga.fixed import Codes, Fixed, Flat, Largest, Network, Stage, fitted
 from lissom.export.grid import grid_of
@@ -78,6 +79,8 @@ def layers_of(model: nn.Module) -> list[tuple[str, nn.Module]]:
     Raises:
         ModelError: torch.fx cannot follow it, or it is no chain.
     """
+    if isinstance(model, Program):
+        raise ModelError("fpga: an exported graph is not followed; give model=, an instance of the module's own class")
     try:
         nodes = list(Tracer().trace(model).nodes)
     except Exception as error:  # tracing runs the module's own code

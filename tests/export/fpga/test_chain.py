@@ -1,5 +1,7 @@
 """Modules as chains, against PyTorch itself."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lissom import compress_model
+from lissom.artifact import load, save
 from lissom.errors import ModelError
 from lissom.export.fpga.chain import chain, in_fixed_point
 from lissom.export.fpga.fixed import Product
@@ -92,6 +95,14 @@ REFUSED = {
 def test_what_cannot_be_built_is_named(why: str) -> None:
     with pytest.raises(ModelError, match=why):
         chain(REFUSED[why])
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of torch.export, about itself
+def test_a_class_is_asked_for_where_there_is_only_its_graph(tmp_path: Path) -> None:
+    save(compressed(Functions(), 2, 8, 8), tmp_path / "model", example=torch.randn(2, 2, 8, 8))
+    with pytest.raises(ModelError, match="give model="):
+        chain(load(tmp_path / "model"))
+    assert len(chain(load(tmp_path / "model", model=Functions()))) == 5
 
 
 def test_examples_of_another_shape_are_named() -> None:
