@@ -1,6 +1,6 @@
 """The runtimes that a compressed model can be handed to, and handing it over."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path

@@ -118,7 +118,7 @@ def test_a_module_must_say_what_goes_in(tmp_path: Path) -> None:
 def test_an_option_or_a_topology_that_does_not_exist_is_named(demo_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="'v9' is unknown; there are v5e-1"):
         export_folder(demo_folder, "tpu", tmp_path / "out", topology="v9")
-    with pytest.raises(RecipeError, match="gguf has no option topology; it has none"):
+    with pytest.raises(RecipeError, match="gguf has no option 'topology'; it has none"):
         export_folder(demo_folder, "gguf", tmp_path / "out", topology="v5e-1")
 
 
