@@ -83,8 +83,8 @@ def export_folder(
         out: the file or folder to make.
         model: an instance of a module's own class, for a class that is not torch.nn's.
         data: windows of tokens (n, t), or of another module labelled examples, on which is measured what changes cost.
-        options: what else the runtime can be told: the `topology` of TPUs, as "v5e-8"; `part`, `clock_ns`, `reuse`, `bits`
-            and `calibration` of "fpga".
+        options: what else the runtime can be told: the `topology` of TPUs, as "v5e-8"; `part`, `clock_ns`, `reuse`,
+            `bits` and `calibration` of "fpga".
 
     Raises:
         RecipeError: there is no such runtime, or it has no such option.
