@@ -9,7 +9,7 @@ import math
 import re
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -134,25 +134,30 @@ def built(low: Lowered, shares: Shares, topology: str) -> tuple[Any, int]:
     Raises:
         ModelError: it cannot be compiled.
     """
+    devices = devices_of(topology)
+    function, _ = shared_out(low, shares, devices)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of inputs that no output takes the place of
+            return function.lower(*low.shapes()).compile(), len(devices)
+    except (ValueError, RuntimeError, NotImplementedError) as error:
+        raise ModelError(f"TPUs' compiler refuses it for {topology}: {reason(error)}") from None
+
+
+def shared_out(low: Lowered, shares: Shares, devices: Sequence[Any]) -> tuple[Any, tuple[dict[str, Any], ...]]:
+    """The function for several devices, which writes new keys and values over the old; and where what it takes lies."""
     jax = jax_here()
     import numpy as np
     from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-    devices = devices_of(topology)
     mesh = Mesh(np.array(devices), (AXIS,))
-    tensors, inputs = low.shapes()
 
     def places(given: Mapping[str, Any]) -> dict[str, Any]:
-        specs = {name: spec_of(one.shape, shares.get(name, ()), len(devices)) for name, one in given.items()}
+        specs = {name: spec_of(tuple(one.shape), shares.get(name, ()), len(devices)) for name, one in given.items()}
         return {name: NamedSharding(mesh, PartitionSpec(*spec)) for name, spec in specs.items()}
 
-    function = jax.jit(low.function, in_shardings=(places(tensors), places(inputs)), donate_argnums=1)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of inputs that no output takes the place of
-            return function.lower(tensors, inputs).compile(), len(devices)
-    except (ValueError, RuntimeError, NotImplementedError) as error:
-        raise ModelError(f"TPUs' compiler refuses it for {topology}: {reason(error)}") from None
+    both = places(low.tensors), places(low.inputs)
+    return jax.jit(low.function, in_shardings=both, donate_argnums=1), both
 
 
 def spec_of(shape: tuple[int, ...], dims: tuple[int, ...], chips: int) -> tuple[str | None, ...]:

@@ -102,8 +102,9 @@ def examples(given: Given) -> dict[str, Tensor]:
     if not given.opened.signature:
         raise ModelError(f"{given.folder} does not say what goes in; save the module with example=a batch")
     drawn, found = torch.Generator().manual_seed(0), dict[str, Tensor]()
+    length = min(LENGTH, getattr(given.model, "longest", LENGTH))  # a text encoder takes so many tokens
     for one in given.opened.signature["inputs"]:
-        shape = (BATCH, *(LENGTH if size < 0 else size for size in one["shape"][1:]))
+        shape = (BATCH, *(length if size < 0 else size for size in one["shape"][1:]))
         numbers = torch.randn(shape, generator=drawn) if one["datatype"] in FLOATS else torch.ones(shape)
         found[one["name"]] = numbers.to(DATATYPES[one["datatype"]])
     return found

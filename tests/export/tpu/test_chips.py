@@ -1,5 +1,8 @@
 """TPUs' own compiler, of chips that are not there."""
 
+import os
+import subprocess
+import sys
 from importlib.util import find_spec
 
 import pytest
@@ -71,3 +74,34 @@ def test_integers_are_integers_on_the_chip(bits: int, kind: str, topology: str) 
     assert found.fits
     assert (found.chips == 1) == (not found.exchanges)
     assert found.flops > 0
+
+
+SHARED_OUT = """
+import torch
+from lissom import compress_model
+from lissom.export.chips import shared_out
+from lissom.export.lower import jax_here, lowered
+from lissom.export.plain import make_plain
+from lissom.export.tpu import shares_of
+
+model = torch.nn.Sequential(torch.nn.Linear(64, 128), torch.nn.ReLU(), torch.nn.Linear(128, 32))
+steps = [{"layers": "0", "technique": "rtn", "bits": 4, "group": 16, "symmetric": False}]
+steps.append({"layers": "2", "technique": "rtn", "bits": 8})
+x = torch.randn(8, 64)
+small = compress_model(model, x, steps=steps)
+expected = small(x)
+plain = make_plain(small, torch.float32)
+low = lowered(plain, {"input": x})
+jax = jax_here()
+function, places = shared_out(low, shares_of(plain, None), jax.devices())
+given = [{n: jax.device_put(a, to[n]) for n, a in part.items()} for part, to in zip(low.arrays(), places)]
+parts = given[0]["0.matrix.int4"].addressable_shards
+assert [part.data.shape for part in parts] == [(4, 32, 16)] * 4
+assert torch.allclose(torch.tensor(jax.device_get(function(*given)[0])), expected, atol=1e-5)
+"""
+
+
+@pytest.mark.skipif(not (find_spec("jax") and find_spec("torchax")), reason="needs jax and torchax")
+def test_what_is_shared_out_says_the_same() -> None:
+    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}  # which JAX reads but once
+    subprocess.run([sys.executable, "-c", SHARED_OUT], check=True, env=env)

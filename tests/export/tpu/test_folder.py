@@ -99,6 +99,14 @@ def test_any_module_says_what_it_says_here(bits: int, tmp_path: Path) -> None:
 
 
 @compiler
+def test_so_does_a_text_encoder(text_encoder: Callable[..., Path], tmp_path: Path) -> None:
+    export_folder(text_encoder(), "tpu", tmp_path / "out")
+    told = json.loads((tmp_path / "out" / "report.json").read_text())["programs"]["module"]
+    assert told["inputs"]["input_ids"] == {"shape": [8, 48], "type": "int32"}
+    assert told["numerics"]["difference"] < 1e-4
+
+
+@compiler
 def test_a_module_must_say_what_goes_in(tmp_path: Path) -> None:
     from lissom import save
 
