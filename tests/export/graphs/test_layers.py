@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.export.conftest import FORMATS, KINDS, dynamic, palette
+from tests.export.graphs.conftest import FORMATS, KINDS, dynamic, palette
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,7 @@ from tests.export.conftest import FORMATS, KINDS, dynamic, palette
     ],
 )
 def test_a_form_says_by_which_node_a_weight_is_read(kind: str, name: str, form: str) -> None:
-    from lissom.export.layers import holds
+    from lissom.export.graphs.layers import holds
 
     sizes = {"linear": (96, 20), "embedding": (20, 96), "conv": (16, 20, (2, 3))}[kind]
     found = holds(FORMATS[name](torch.randn(20, 96)), KINDS[kind](*sizes))
@@ -38,7 +38,7 @@ def test_a_form_says_by_which_node_a_weight_is_read(kind: str, name: str, form: 
 
 
 def test_bits_are_those_that_the_file_takes() -> None:
-    from lissom.export.layers import holds
+    from lissom.export.graphs.layers import holds
 
     matrix, layer = torch.randn(20, 96), nn.Linear(96, 20)
     four, zeros = holds(FORMATS["int4_16"](matrix), layer), holds(FORMATS["int4_6_zero"](matrix), layer)
@@ -49,7 +49,7 @@ def test_bits_are_those_that_the_file_takes() -> None:
 
 
 def test_inputs_of_8_bits_belong_to_the_node_and_others_are_rounded_before_it() -> None:
-    from lissom.export.layers import holds
+    from lissom.export.graphs.layers import holds
 
     matrix, layer = torch.randn(20, 96), nn.Linear(96, 20)
     told = [holds(dynamic(matrix, bits, bits=8), layer) for bits in (8, 4)]
@@ -60,7 +60,7 @@ def test_inputs_of_8_bits_belong_to_the_node_and_others_are_rounded_before_it() 
 
 
 def test_what_openvino_would_multiply_wrongly_is_not_held_for_it() -> None:
-    from lissom.export.layers import OPENVINO, holds
+    from lissom.export.graphs.layers import OPENVINO, holds
 
     weight = FORMATS["int4_6"](torch.randn(20, 96))
     assert holds(weight, nn.Linear(96, 20), asks=OPENVINO) is None
@@ -69,8 +69,8 @@ def test_what_openvino_would_multiply_wrongly_is_not_held_for_it() -> None:
 
 
 def test_what_comes_nearest_is_held_and_near() -> None:
+    from lissom.export.graphs.layers import holds, nearest
     from lissom.export.handover import apart
-    from lissom.export.layers import holds, nearest
 
     weight, layer = palette(torch.randn(20, 96), width=2, kept=True), nn.Linear(96, 20)
     assert holds(weight, layer) is None
