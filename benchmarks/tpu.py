@@ -1,6 +1,6 @@
 """TPUs: what their compiler says of a language model in 16, 8 and 4 bits, of chips that are not there.
 
-    python benchmarks/tpu.py [--topologies v5e-1,v5e-8,v6e-1,v6e-8] [--tokens 1] [--blocks 16]
+    python benchmarks/tpu.py [--topologies v5e-1,v5e-8,v6e-1,v6e-8] [--tokens 1] [--blocks 16] [--write FILE]
 
 A model of the shape of Llama 3.2 1B, all matrices in bfloat16, in int8 with a scale for each row, or in int4 in groups
 of 128, its embedding too, which is the head: one step of 8 sequences with room for 1024 tokens each. There are no
@@ -12,6 +12,7 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -90,18 +91,32 @@ HEAD = ["topology", "weights", "arguments by type, MiB", "arguments, MiB", "temp
 HEAD += ["GFLOP", "accessed, MiB", "exchanges", "compiled in, s"]
 
 
+TITLE = """# For TPUs
+
+`lissom export DIR --to tpu --topology v5e-8` compiles a model for chips that need not be there, by their own compiler
+(libtpu). Here is what that says of a model of the shape of Llama 3.2 1B, one step of 8 sequences with room for 1024
+tokens each, as bytes and work of one chip (`python benchmarks/tpu.py --write docs/tpu.md`). Integers of 4 and 8 bits are
+arguments of 4 and 8 bits, and what is temporary is far less than the weights would be in bfloat16 (2357 MiB): they are
+decoded as they are multiplied. 256 MiB of bfloat16 beside integers are keys and values. `accessed` counts what is copied
+within a chip again. No program was run on a TPU: how long they take there, nobody has seen."""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--topologies", default="v5e-1,v5e-8,v6e-1,v6e-8")
     parser.add_argument("--tokens", type=int, default=1)
     parser.add_argument("--blocks", type=int, default=16)
+    parser.add_argument("--write", type=Path, metavar="FILE", help="write the page there")
     options = parser.parse_args()
     rows, said = [], list[dict[str, Any]]()
     for form in FORMS:
         for found, seconds in measured(form, options.blocks, options.tokens, options.topologies.split(",")):
             rows.append(told(form, found, seconds))
             said.append({"form": form, "together": found.together, "fits": found.fits, **asdict(found)})
-    print("\n".join(markdown(HEAD, rows)))
+    text = "\n".join([TITLE, "", *markdown(HEAD, rows)])
+    print(text)
+    if options.write is not None:
+        options.write.write_text(text + "\n", encoding="utf-8")
     print(json.dumps({"tokens": options.tokens, "blocks": options.blocks, "batch": BATCH, "room": ROOM, "found": said}))
 
 

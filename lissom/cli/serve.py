@@ -72,13 +72,18 @@ def serve(
         str | None,
         typer.Option(help="another model, as a rule the original, that a share of what is answered is compared with"),
     ] = None,
-    share: Annotated[str, typer.Option(help="share of the requests that the shadow sees")] = "5%",
+    share: Annotated[str | None, typer.Option(help="share of the requests that the shadow sees; by default 5%")] = None,
     max_disagreement: Annotated[
-        str, typer.Option(help="share of places where the two may differ; beyond it the shadow takes over")
-    ] = "10%",
+        str | None,
+        typer.Option(help="share of places where the two may differ, by default 10%; beyond it the shadow takes over"),
+    ] = None,
     rollback: Annotated[
-        bool, typer.Option(help="let the shadow take over, or only tell (in the log, the metrics and /evidence)")
-    ] = True,
+        bool | None,
+        typer.Option(
+            "--rollback/--no-rollback",
+            help="let the shadow take over, which is the default, or only tell (in log, metrics and /evidence)",
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="only say whether it fits into memory, and how fast it can be at most")
     ] = False,
@@ -109,6 +114,9 @@ def serve(
         raise DataError("--draft guesses tokens ahead, which --speculate off forbids; leave one of them out")
     if len(models) > 1 and any(given is not None for given in (name, draft, shadow)):
         raise DataError("--name, --draft and --shadow are for a single model; name several as NAME=FOLDER")
+    watched = {"--share": share, "--max-disagreement": max_disagreement, "--rollback": rollback}
+    if shadow is None and (alone := [name for name, given in watched.items() if given is not None]):
+        raise DataError(f"{alone[0]} is of a shadow; give that by --shadow FOLDER, or leave {alone[0]} out")
     if (tls_certificate is None) != (tls_key is None):
         raise DataError("--tls-certificate and --tls-key go together; give both, or neither")
 
@@ -131,9 +139,9 @@ def serve(
             if shadow is None
             else Shadow(
                 service=FolderService(folder=shadow, name=name or called, uncertified=uncertified),
-                share=fraction("share", share),
-                budget=Budget(max_drop=fraction("max-disagreement", max_disagreement), confidence=SURE),
-                rollback=rollback,
+                share=fraction("share", share or "5%"),
+                budget=Budget(max_drop=fraction("max-disagreement", max_disagreement or "10%"), confidence=SURE),
+                rollback=rollback is not False,
             ),
         )
         for called, folder in map(named, models)

@@ -60,6 +60,9 @@ def test_options_may_stand_in_a_file_or_in_the_environment(
     shadow = served.pop()[0][0].service.shadow
     assert (shadow.service.folder, shadow.share, shadow.rollback) == ("original", 0.2, False)
     assert shadow.budget == Budget(max_drop=0.03, confidence=0.99)
+    for words in (["--share", "5%"], ["--no-rollback"]):
+        with pytest.raises(DataError, match=rf"--{words[0].removeprefix('--no-').removeprefix('--')} is of a shadow"):
+            run.invoke(app, ["serve", "model", *words], catch_exceptions=False)
     for content, message in (("prot = 1", "no option 'prot'; possible are"), ("port", "is no TOML")):
         file.write_text(content)
         with pytest.raises(DataError, match=message):
