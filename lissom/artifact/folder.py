@@ -58,10 +58,10 @@ class Opened:
 def open_folder(
     model: str | Path, *, base: "nn.Module | None" = None, bare: bool = False, narrow: bool = False
 ) -> Opened:
-    """Open a lissom folder or a Hugging Face checkpoint; the hashes of a lissom folder are checked first.
+    """Open a lissom folder, whose hashes are checked first, a Hugging Face checkpoint, or a file of GGUF.
 
     Args:
-        model: the folder, or the name of a checkpoint on the hub.
+        model: the folder or file, or the name of a checkpoint on the hub.
         base: an instance of the class of a module that is not a language model.
         bare: for the engine alone: a language model is a `Bare` one, its matrices of 16 bits as they are stored. Where
             the folder says all of it, no code of transformers is needed, and it opens sooner.
@@ -75,7 +75,7 @@ def open_folder(
     folder = Path(model)
     with ThreadPoolExecutor(1) as thread:  # hashes are computed while PyTorch is imported
         read = thread.submit(read_manifest, folder) if (folder / MANIFEST).is_file() else None
-        from lissom.artifact.reading import build_language_model
+        from lissom.artifact.reading import SUFFIX, build_language_model
         from lissom.models.checkpoint import find, read_tokenizer
         from lissom.models.text_encoder import TextEncoder, is_text_encoder
     manifest = {} if read is None else read.result()
@@ -86,6 +86,11 @@ def open_folder(
         if "encoder" in manifest:
             found.tokenizer = own_tokenizer(folder, manifest)
         return Opened(model=found, tokenizer=None, manifest=manifest, folder=folder)
+    if folder.suffix == SUFFIX and folder.is_file():
+        from lissom.artifact.gguf import tokenizer_of
+
+        read_model = build_language_model(folder, {}, bare=bare, narrow=narrow)
+        return Opened(model=read_model, tokenizer=tokenizer_of(folder), manifest={}, folder=folder)
     folder = find(model)
     if not manifest and is_text_encoder(folder):
         encoder = TextEncoder.read(folder)

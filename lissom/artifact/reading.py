@@ -1,6 +1,7 @@
 """Language models, read back layer by layer: as transformers builds them, or bare."""
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from lissom.artifact.foreign import taken, told
 from lissom.artifact.tensors import check_layers, read_tensors, take_weight
 from lissom.errors import ArtifactError
-from lissom.formats import Dense
+from lissom.formats import Dense, Weight
 from lissom.models import compressible, replace
 from lissom.models.attention import attend_in_8_bits
 from lissom.models.checkpoint import check_shapes, read_config, skeleton
@@ -20,11 +21,14 @@ from lissom.models.families import at, family_of
 from lissom.models.form import Bare, form_of
 from lissom.models.resize import matrix_shapes, resize
 
+SUFFIX = ".gguf"
+Read = tuple[Callable[[], Any], dict[str, Tensor], dict[str, Weight]]
+
 
 def build_language_model(
     folder: Path, manifest: Mapping[str, Any], *, bare: bool = False, narrow: bool = False
 ) -> nn.Module:
-    """The model of a folder, in float32 but for its compressed layers.
+    """The model of a folder, or of a file of GGUF, in float32 but for its compressed layers.
 
     `manifest` is empty for a plain checkpoint, and for one that another tool has compressed (`foreign.py`). A `bare`
     model has its matrices of 16 bits as they are stored; where the manifest does not say its form, transformers does.
@@ -34,13 +38,10 @@ def build_language_model(
     Raises:
         ArtifactError: tensors are missing.
     """
-    ours, form = "weights" in manifest, manifest.get("form") if bare else None
-    how = None if ours else told(folder)
-    configured = partial(read_config, folder, compressed=ours, method=None if how is None else how["quant_method"])
+    form = manifest.get("form") if bare else None
+    configured, tensors, theirs = gguf(folder) if folder.suffix == SUFFIX else checkpoint(folder, manifest)
     config: Any = SimpleNamespace(**form["config"]) if form else configured()
     family = family_of(config.model_type)
-    tensors = read_tensors(folder, manifest.get("weights", {}))
-    theirs, tensors = ({}, tensors) if how is None else taken(tensors, how)
     tensors |= {name: tensors[same] for name, same in manifest.get("aliases", {}).items()}
     weights = theirs | {name: take_weight(name, spec, tensors) for name, spec in manifest.get("weights", {}).items()}
     held = in_16_bits if bare or narrow else never
@@ -76,6 +77,24 @@ def build_language_model(
     if config.tie_word_embeddings and family.embedding not in weights:
         at(model, family.head).weight = at(model, family.embedding).weight  # one parameter, not two of one tensor
     return model.eval() if bare or manifest.get("cache") != "int8" else attend_in_8_bits(model.eval())
+
+
+def checkpoint(folder: Path, manifest: Mapping[str, Any]) -> Read:
+    """Of a folder: what makes its config, its tensors, and those of its matrices that another tool has compressed."""
+    ours = "weights" in manifest
+    how = None if ours else told(folder)
+    configured = partial(read_config, folder, compressed=ours, method=None if how is None else how["quant_method"])
+    tensors = read_tensors(folder, manifest.get("weights", {}))
+    theirs, tensors = ({}, tensors) if how is None else taken(tensors, how)
+    return configured, tensors, theirs
+
+
+def gguf(file: Path) -> Read:
+    """The same of a file of GGUF."""
+    from lissom.artifact.gguf import read
+
+    config, tensors, weights = read(file)
+    return partial(copy.deepcopy, config), tensors, weights
 
 
 def in_16_bits(tensor: Tensor) -> bool:

@@ -28,7 +28,7 @@ COUNTS = ("weights", "weight_bits", "multipliers", "adders", "lut", "dsp", "bram
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Estimate:
+class Resources:
     """What a layer takes: multipliers that are more than wires, adders, and the parts of the chip."""
 
     weights: int = 0
@@ -61,13 +61,13 @@ def sums_type(codes: Codes, entry: Fixed) -> Fixed:
     return Fixed(bits=most.bit_length() + 1, point=entry.point)
 
 
-def estimate(stage: Stage, entry: Fixed, after: tuple[int, ...], reuse: int) -> Estimate:
+def estimate(stage: Stage, entry: Fixed, after: tuple[int, ...], reuse: int) -> Resources:
     """What a stage takes; `entry` is the type that comes in, `after` the shape that goes out."""
     if isinstance(stage, Largest):
         compared = math.prod(after) * (math.prod(stage.size) - 1)
-        return Estimate(adders=compared, lut=2 * compared * entry.bits, cycles=1)
+        return Resources(adders=compared, lut=2 * compared * entry.bits, cycles=1)
     if not isinstance(stage, Product):
-        return Estimate()
+        return Resources()
     rows, bits = stage.codes.reshape(len(stage.codes), -1), bits_of(stage.codes)
     kept, wide = rows != 0, entry.bits + bits + 2
     fan_in = kept.sum(1)
@@ -82,7 +82,7 @@ def estimate(stage: Stage, entry: Fixed, after: tuple[int, ...], reuse: int) -> 
         lut, dsp, adders = (0 if is_dsp else count * bits * entry.bits) + count * wide, is_dsp * count, count
         bram = math.ceil(rows.size * bits / BLOCK)
     scales = math.ceil(len(rows) / reuse)
-    return Estimate(
+    return Resources(
         weights=int(kept.sum()),
         weight_bits=int(kept.sum()) * bits,
         multipliers=count,
@@ -94,14 +94,14 @@ def estimate(stage: Stage, entry: Fixed, after: tuple[int, ...], reuse: int) -> 
     )
 
 
-def uncompressed(stage: Stage, after: tuple[int, ...], reuse: int) -> Estimate:
+def uncompressed(stage: Stage, after: tuple[int, ...], reuse: int) -> Resources:
     """What the stage takes with weights and inputs of 16 bits."""
     entry = Fixed(bits=DENSE, point=0)
     if not isinstance(stage, Product):
         return estimate(stage, entry, after, reuse)
     o, i = stage.codes.reshape(len(stage.codes), -1).shape
     count, wide = math.ceil(o * i / reuse), 2 * DENSE + 2
-    return Estimate(
+    return Resources(
         weights=o * i,
         weight_bits=o * i * DENSE,
         multipliers=count,
@@ -123,7 +123,7 @@ def cycles(fan_in: int, places: int, reuse: int) -> int:
     return places * reuse + math.ceil(math.ceil(math.log2(max(fan_in, 1))) / 2)
 
 
-def total(parts: list[Estimate]) -> dict[str, int]:
+def total(parts: list[Resources]) -> dict[str, int]:
     """All of them together."""
     return {name: sum(getattr(part, name) for part in parts) for name in COUNTS}
 
@@ -133,7 +133,7 @@ def table(network: Network, forms: Mapping[str, str], reuse: Mapping[str, int]) 
 
     `forms` has the names of the forms of layers, `reuse` how many products share a multiplier where it is not one.
     """
-    rows, own, other, kind = list[dict[str, Any]](), list[Estimate](), list[Estimate](), network.entry
+    rows, own, other, kind = list[dict[str, Any]](), list[Resources](), list[Resources](), network.entry
     for stage, (before, after) in zip(network.stages, network.maps(), strict=True):
         often = reuse.get(stage.name, 1)
         own.append(estimate(stage, kind, after, often))

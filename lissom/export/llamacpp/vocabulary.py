@@ -10,15 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from lissom.errors import ModelError
+from lissom.models.llamacpp import SPLITS
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
-LETTERS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
-REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-SHORT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-SPLITS = {  # the expression that splits text, and llama.cpp's name for it
-    rf"{SHORT}|{LETTERS}|\p{{N}}{{1,3}}|{REST}": "llama-bpe",
-    rf"{SHORT}|{LETTERS}|\p{{N}}|{REST}": "qwen2",
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

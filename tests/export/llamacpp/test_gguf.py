@@ -12,8 +12,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from lissom.artifact import open_folder
 from lissom.errors import ArtifactError, ModelError
-from lissom.export.llamacpp.gguf import ARCHITECTURES, stretched
 from lissom.export.targets import export_folder
+from lissom.models.llamacpp import ARCHITECTURES, stretched
 
 PLAIN: dict[str, dict[str, Any]] = {  # as the families are in the field: what llama.cpp computes
     "mistral": {"sliding_window": None},
