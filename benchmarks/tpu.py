@@ -95,10 +95,10 @@ TITLE = """# For TPUs
 
 `lissom export DIR --to tpu --topology v5e-8` compiles a model for chips that need not be there, by their own compiler
 (libtpu). Here is what that says of a model of the shape of Llama 3.2 1B, one step of 8 sequences with room for 1024
-tokens each, as bytes and work of one chip (`python benchmarks/tpu.py --write docs/tpu.md`). Integers of 4 and 8 bits are
-arguments of 4 and 8 bits, and what is temporary is far less than the weights would be in bfloat16 (2357 MiB): they are
-decoded as they are multiplied. 256 MiB of bfloat16 beside integers are keys and values. `accessed` counts what is copied
-within a chip again. No program was run on a TPU: how long they take there, nobody has seen."""
+tokens each, as bytes and work of one chip (`python benchmarks/tpu.py --write docs/tpu.md`). Integers of 4 and 8 bits
+are arguments of 4 and 8 bits, and what is temporary is far less than the weights would be in bfloat16 (2357 MiB): they
+are decoded as they are multiplied. 256 MiB of bfloat16 beside integers are keys and values. `accessed` counts what is
+copied within a chip again. No program was run on a TPU: how long they take there, nobody has seen."""
 
 
 def main() -> None:

@@ -43,6 +43,10 @@ def taken(tensors: Mapping[str, Tensor], how: Told) -> tuple[dict[str, Weight], 
     """
     mark, weight_of = METHODS[how["quant_method"]]
     layers = [name.removesuffix(mark) for name in tensors if name.endswith(mark)]
+    if not layers:
+        raise ModelError(
+            f"config.json says that {how['quant_method']} has compressed the model, and no layer is written so"
+        )
     found, rest = dict[str, Weight](), dict(tensors)
     for layer in layers:
         own = {name.removeprefix(f"{layer}."): tensors[name] for name in tensors if name.startswith(f"{layer}.")}

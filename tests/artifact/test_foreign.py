@@ -129,6 +129,8 @@ def test_a_tensor_that_is_missing_is_named(tiny: Callable[..., Path], tmp_path: 
     config = json.loads((folder / "config.json").read_text())
     config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
     (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="gptq has compressed the model, and no layer is written so"):
+        open_folder(folder)
     tensors = load_file(folder / "model.safetensors")
     tensors["model.layers.0.mlp.up_proj.qweight"] = torch.zeros(4, 64, dtype=torch.int32)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})

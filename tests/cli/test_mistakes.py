@@ -56,7 +56,7 @@ BAD_MODELS: list[tuple[Callable[[Path], object], str]] = [
     (configured(hidden_size="48"), "config.json makes no model"),
     (cut, "model.safetensors cannot be read"),
     (lambda folder: (folder / "config.json").write_text("{"), "config.json cannot be read"),
-    (configured(quantization_config={"quant_method": "awq"}), "is quantized already, by awq; give the original"),
+    (configured(quantization_config={"quant_method": "eetq"}), "is quantized already, by eetq; give the original"),
 ]
 VERBS: dict[str, Callable[[Path, Path, Path], tuple[object, ...]]] = {
     "compress": lambda text, recipe, out: ("--recipe", recipe, "--data", text, "--length", 16, "--out", out),
