@@ -19,8 +19,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
+
+from lissom.techniques import LAYER
 
 BLOCK = re.compile(r"(?:<!--(?P<comment>[^\n]*)-->\n)?^```(?P<language>\w+)\n(?P<text>.*?)^```$", re.M | re.S)
 COVERED = re.compile(r"covered by (\S+)")
@@ -108,7 +111,7 @@ def own(root: Path, document: str) -> list[tuple[str, str]]:
 def test_every_snippet_runs(root: Path, document: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(root) + os.pathsep + os.environ.get("PYTHONPATH", ""))
-    with reading(root, document, tmp_path) as reader:
+    with reading(root, document, tmp_path) as reader, patch.dict(LAYER):  # to which a tutorial adds its own
         for language, text in own(root, document):
             getattr(reader, language)(text.replace("8000", str(reader.port)))
         assert all(server.poll() is None for server in reader.servers)

@@ -62,7 +62,9 @@ class Description:
 
 def describe(technique: str) -> Description:
     """What there is to know of a technique."""
-    title, _, text = (sys.modules[TECHNIQUES[technique].__module__].__doc__ or "").partition("\n")
+    function = TECHNIQUES[technique]
+    home = sys.modules.get(str(function.__module__))  # a technique of one's own may have none
+    title, _, text = (getattr(home, "__doc__", None) or function.__doc__ or "").partition("\n")
     found = {
         name: (tuple("none" if t is type(None) else t.__name__ for t in types), default)
         for name, (types, default) in knobs(technique).items()

@@ -2,12 +2,14 @@
 
 import json
 from dataclasses import asdict
+from typing import Any
 
 import pytest
 
 from lissom.compress import match
 from lissom.errors import RecipeError
-from lissom.techniques import TECHNIQUES
+from lissom.formats import Weight
+from lissom.techniques import LAYER, TECHNIQUES
 from lissom.techniques.contract import check
 from lissom.techniques.describe import Paper, describe, papers
 from lissom.types import Recipe, Step
@@ -24,6 +26,14 @@ def test_every_technique_cites_its_paper_and_says_what_it_does(technique: str) -
         assert 1950 < paper.year < 2100
         assert paper.venue or paper.arxiv
     assert json.loads(json.dumps(asdict(told)))["name"] == technique
+
+
+def test_a_technique_of_ones_own_is_described_by_its_function(monkeypatch: pytest.MonkeyPatch) -> None:
+    names: dict[str, Any] = {}
+    exec('def mine(w: Weight, /, *, bits: int = 4) -> Weight:\n    """What it does."""', {"Weight": Weight}, names)
+    monkeypatch.setitem(LAYER, "mine", names["mine"])
+    found = describe("mine")
+    assert (found.title, found.grain, [knob.name for knob in found.knobs]) == ("What it does.", "layer", ["bits"])
 
 
 def test_a_description_is_read_off_the_function() -> None:
