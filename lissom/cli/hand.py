@@ -116,6 +116,8 @@ def verify(
 
     endpoint = Endpoint(url, name, api_key)
     opened = open_folder(against)
+    if opened.tokenizer is None:
+        raise DataError(f"--against {against} is no language model, and completions are of those only")
     prompts = text_windows(data, opened.tokenizer, prompt)[:requests].tolist()
     budget = Budget(max_drop=max_kl, confidence=fraction("confidence", confidence))
     judge = Judge(lower(opened.model), opened.tokenizer)

@@ -23,9 +23,7 @@ from lissom.models.families import family_of
 from lissom.models.layers import weight_of
 from lissom.models.resize import matrix_shapes, uniform
 
-Holds = Callable[
-    [Weight, nn.Module], "Form | None"
-]  # the form that holds a weight of such a layer as it is, if one does
+Holds = Callable[[Weight, nn.Module], "Form | None"]  # the form in which a layer's weight stays what it is
 Nearest = Callable[[Weight, nn.Module], Weight]
 Together = Callable[["Given", dict[str, Weight]], dict[str, Weight]]  # for layers that a runtime wants alike
 

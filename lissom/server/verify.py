@@ -6,7 +6,8 @@ far that is from the model's p, in the mean over what it draws:
     E_q[ log q(x) - log p(x) ] = KL(q ‖ p)
 
 so that its texts, and the log-probabilities that it sends with them, are enough. Each request is an example of the
-certificate. At temperature 0 it should write what the model finds likeliest.
+certificate. At temperature 0 it should write what the model finds likeliest. A text is judged up to the first token
+that its spelling does not tell, as parts of a character do not; neither that token nor what follows counts.
 
 Shapes: t tokens that were written.
 """
@@ -31,6 +32,7 @@ from lissom.evaluate.metric import metric
 from lissom.types import Budget
 
 PATIENCE_S = 300
+WHOLE: dict[str, Any] = {"top_k": 0, "min_p": 0.0}  # else some servers draw from the likeliest tokens only
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +74,11 @@ class Endpoint:
     def __init__(self, url: str, name: str | None = None, key: str | None = None) -> None:
         self.base = url.rstrip("/").removesuffix("/v1")
         self.headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
-        self.name = name or self.ask("/v1/models")["data"][0]["id"]
+        self.whole = WHOLE
+        try:
+            self.name = name or str(self.ask("/v1/models")["data"][0]["id"])
+        except (KeyError, IndexError, TypeError):
+            raise DataError(f"{self.base}/v1/models names no model; give one by name") from None
 
     def ask(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
         """The JSON that it answers.
@@ -100,14 +106,31 @@ class Endpoint:
         """
         begun = time.perf_counter()
         asked = {"model": self.name, "prompt": list(prompt), "max_tokens": tokens, "temperature": temperature}
-        found = self.ask("/v1/completions", {**asked, "seed": seed, "logprobs": 1})
-        told = found["choices"][0].get("logprobs") or {}
+        found = self.ask("/v1/completions", {**asked, "seed": seed, "logprobs": 1, "top_p": 1.0, **self.whole})
         seconds = time.perf_counter() - begun
-        if told.get("content"):  # as in chats
-            told = {name: [one[key] for one in told["content"]] for name, key in SPELLED.items()}
-        if not told.get("token_logprobs"):
-            raise DataError(f"{self.base} sends no log-probabilities with its completions; start it so that it does")
-        return Written(prompt=prompt, pieces=told["tokens"], logprobs=told["token_logprobs"], seconds=seconds)
+        try:
+            told = found["choices"][0].get("logprobs") or {}
+            if told.get("content"):  # as in chats
+                told = {name: [one[key] for one in told["content"]] for name, key in SPELLED.items()}
+            pieces, logprobs = list(told["tokens"]), [float(one) for one in told["token_logprobs"]]
+        except (KeyError, IndexError, TypeError, AttributeError):
+            raise DataError(
+                f"{self.base} sends no log-probabilities with its completions; start it so that it does"
+            ) from None
+        return Written(prompt=prompt, pieces=pieces, logprobs=logprobs, seconds=seconds)
+
+    def draws_from_all(self, prompt: Sequence[int]) -> bool:
+        """Ask it to draw from all tokens; where it does not take that, it is left out from now on.
+
+        Raises:
+            DataError: it does not answer either way.
+        """
+        try:
+            self.write(prompt, 1, 1.0, 0)
+        except DataError:
+            self.whole = {}
+            self.write(prompt, 1, 1.0, 0)
+        return bool(self.whole)
 
 
 SPELLED = {"tokens": "token", "token_logprobs": "logprob"}
@@ -161,6 +184,7 @@ def verify(
     Raises:
         DataError: none was answered.
     """
+    endpoint.draws_from_all(prompts[0])
     asked = [(prompt, tokens, temperature, seed) for seed, prompt in enumerate(prompts) for temperature in (1.0, 0.0)]
     begun = time.perf_counter()
     with ThreadPoolExecutor(at_once) as threads:

@@ -72,7 +72,7 @@ def test_who_does_not_answer_is_named(url: str, model: Any, tokenizer: Any) -> N
     wrong = Endpoint(url, "nobody")
     with pytest.raises(DataError, match=r"answers 404.*nobody"):
         wrong.write([5, 6], 4, 1.0, 0)
-    with pytest.raises(DataError, match=r"too few answers.*404"):
+    with pytest.raises(DataError, match=r"answers 404.*nobody"):
         verify(wrong, Judge(model, tokenizer), [[5, 6]] * 3, BUDGET)
 
 
@@ -94,3 +94,40 @@ def test_log_probabilities_may_come_as_in_chats(model: Any, tokenizer: Any) -> N
         found = Endpoint(f"http://127.0.0.1:{server.server_port}", "any").write([5], 1, 0.0, 0)
     assert (list(found.pieces), list(found.logprobs)) == ([" the"], [-0.5])
     assert np.isfinite(Judge(model, tokenizer).seen(found)[0]).all()
+
+
+def test_answers_that_say_something_else_are_named() -> None:
+    answers = [b'{"data": []}', b"{}", b'{"choices": []}', b'{"choices": [{"logprobs": {"tokens": ["a"]}}]}']
+
+    class Other(BaseHTTPRequestHandler):
+        def answer(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            content = answers.pop(0)
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        do_GET = do_POST = answer
+
+        def log_message(self, *words: Any) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Other) as server:
+        threading.Thread(target=server.serve_forever).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        for _ in range(2):
+            with pytest.raises(DataError, match="names no model"):
+                Endpoint(url)
+        for _ in range(2):
+            with pytest.raises(DataError, match="no log-probabilities"):
+                Endpoint(url, "any").write([5], 1, 1.0, 0)
+        server.shutdown()
+
+
+def test_who_draws_from_the_likeliest_only_is_asked_for_all(url: str) -> None:
+    endpoint = Endpoint(url, "stories")
+    assert endpoint.draws_from_all([5, 6])
+    endpoint.whole = {"top_kk": 0}  # which this server refuses
+    assert not endpoint.draws_from_all([5, 6])
+    assert endpoint.whole == {}
