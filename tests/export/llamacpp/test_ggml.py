@@ -96,3 +96,11 @@ def test_any_grid_that_a_type_holds_is_read_as_it_was(
         found = read(*written(one, one.shape, order))
         step = one.scale.float().repeat_interleave(32, 1)[order]
         assert bool(((found - one.dense()[order]).abs() <= step * (0.02 if KINDS[name].least else 1e-6)).all())
+
+
+def test_rows_that_room_makes_no_whole_blocks_are_floats(weight: Callable[..., Any]) -> None:
+    one = weight("4 bits")
+    name, rows = written(one, (OUT, IN + 12))
+    assert name == "F16"
+    assert torch.equal(torch.from_numpy(rows)[:, :IN], one.dense().half())
+    assert not rows[:, IN:].any()
