@@ -85,6 +85,11 @@ class Line:
             self._writer.write_eof()
         await asyncio.wait(self._tasks, timeout=self._limits.grace_seconds)
         self._host.kill()
+        listening.cancel()  # where the engine did not end by itself; a thread never may
+        if self._writer is not None:
+            self._writer.transport.abort()
+            self._writer = None
+        await asyncio.wait(self._tasks)
 
     @property
     def memory(self) -> int | None:
