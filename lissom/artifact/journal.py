@@ -11,6 +11,7 @@ A piece is written under another name, brought to the disk, and then takes its n
 """
 
 import fcntl
+import io
 import json
 import os
 import shutil
@@ -39,10 +40,10 @@ class Journal:
     nothing, or the recipe was found to be one that cannot work.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, lock: io.BytesIO | None = None) -> None:
         self.folder, self.records, self.files = folder, folder / "records", folder / "files"
         self.folders = folder / "folders"
-        self._lock = locked(folder)
+        self._lock = locked(folder) if lock is None else lock
         self._seen = set[str]()  # pieces whose file was compared with its hash
 
     @classmethod
@@ -63,6 +64,11 @@ class Journal:
             journal.close()
             raise
         return journal
+
+    @classmethod
+    def of_another(cls, folder: Path) -> Self:
+        """The journal that another process works in, only to be read."""
+        return cls(folder, io.BytesIO())
 
     def _begin(self, asked: Mapping[str, str]) -> None:
         head = self.folder / HEAD

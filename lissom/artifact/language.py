@@ -5,10 +5,13 @@ A part that is written stays, whatever happens then: the same call goes on from 
 
 import json
 import shutil
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch
 from jaxtyping import Int
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
@@ -20,7 +23,7 @@ from lissom.artifact.manifest import annotate, check_free, write_json, write_man
 from lissom.artifact.tensors import parts_of, payload, take_weight
 from lissom.compress import Piece
 from lissom.compress.resident import conduct
-from lissom.errors import ModelError
+from lissom.errors import DataError, ModelError
 from lissom.files import replacing
 from lissom.models import Checkpoint
 from lissom.models.checkpoint import INDEX, MARK, possible, read_config, skeleton
@@ -29,6 +32,9 @@ from lissom.models.resize import matrix_shapes, uniform
 from lissom.models.tokenizer import tokenizer_of
 from lissom.progress import Progress, Tell, quiet
 from lissom.types import Recipe
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 CARRIED = (
     "tokenizer*",
@@ -50,6 +56,7 @@ def compress_checkpoint(
     *,
     max_ram: int | None = None,
     entropy_coding: str | None = None,
+    group: "ProcessGroup | None" = None,
     progress: Tell = quiet,
 ) -> Path:
     """Compress a language model from its folder (or hub name) into a new folder, a block in memory at a time.
@@ -64,6 +71,8 @@ def compress_checkpoint(
         out: the folder to make; it appears when it is complete.
         max_ram: bytes of memory that the process may take; by default as many as it needs.
         entropy_coding: "deflate" for tensors coded on disk and decoded when they are loaded.
+        group: several processes, each of which calls this with windows of its own, at least one where there are any:
+            what is written, by the first of them, is what one would make of the windows of all. All see the same disk.
         progress: told of each part as it is done; not of those that were there already.
 
     Raises:
@@ -75,15 +84,62 @@ def compress_checkpoint(
     checkpoint.check()
     asked = {
         "model": of_model(checkpoint.folder),
-        "data": of_tensors({"windows": windows}),
+        "data": of_all(of_tensors({"windows": windows}), len(windows), group),
         "recipe": of_json([recipe.as_dict(), max_ram, entropy_coding]),
         "code": of_code(),
     }
-    with Journal.open(beside(out), asked) as journal:
-        pieces, told = conduct(checkpoint, recipe, windows, max_ram, Kept(journal))
-        write(journal, checkpoint, recipe, pieces, told, entropy_coding, progress)
-        journal.become(out)
+    with shared(beside(out), asked, group) as journal:
+        kept = Kept(journal)
+        wait(group)  # nothing more is kept until all know what was
+        pieces, told = conduct(checkpoint, recipe, windows, max_ram, kept, group)
+        if writes(group):
+            write(journal, checkpoint, recipe, pieces, told, entropy_coding, progress)
+            journal.become(out)
+        else:
+            deque(pieces, maxlen=0)
+    wait(group)
     return out
+
+
+@contextmanager
+def shared(folder: Path, asked: Mapping[str, str], group: "ProcessGroup | None") -> Iterator[Journal]:
+    """The journal of the one that writes, which the others only read."""
+    if writes(group):
+        with Journal.open(folder, asked) as journal:
+            wait(group)
+            yield journal
+    else:
+        wait(group)
+        yield Journal.of_another(folder)
+
+
+def writes(group: "ProcessGroup | None") -> bool:
+    """Whether this process is the first, or alone."""
+    return group is None or group.rank() == 0
+
+
+def wait(group: "ProcessGroup | None") -> None:
+    """Until all processes have come so far."""
+    if group is not None:
+        group.barrier().wait()
+
+
+def of_all(fingerprint: str, windows: int, group: "ProcessGroup | None") -> str:
+    """One fingerprint of the windows of all processes.
+
+    Raises:
+        DataError: some have windows, and some have none.
+    """
+    if group is None:
+        return fingerprint
+    own = torch.tensor([int(fingerprint[:10], 16) * (group.rank() + 1), windows > 0], dtype=torch.int64)
+    group.allreduce([own]).wait()
+    total, there = own.tolist()
+    if there not in (0, group.size()):
+        raise DataError(
+            f"data: {there} of {group.size()} processes have windows to calibrate on; give more, or to fewer processes"
+        )
+    return of_json([total, group.size()])
 
 
 def write_pieces(checkpoint: Checkpoint, recipe: Recipe, pieces: Iterable[Piece], out: Path, **notes: Any) -> None:

@@ -1,42 +1,72 @@
 """Calibration on several processes: each sees its share of the data, and their statistics become those of all of it."""
 
-from collections.abc import Iterable
+import copy
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
-from lissom.statistics import Moments, Statistic
+from lissom.calibrate.observe import Collected, looks_up
+from lissom.models import weight_of
+from lissom.statistics import Fisher, Moments, Statistic
 
 LARGEST = {(Moments, "largest")}  # of which the largest counts; all others are sums
 NOT_MERGED = {"typical"}  # a help of each process by itself
+
+
+def merge_layers(
+    collected: dict[str, Collected],
+    layers: Mapping[str, nn.Module],
+    kinds: Mapping[str, set[type[Statistic]]],
+    group: dist.ProcessGroup,
+) -> None:
+    """Let what each process has collected of these kinds be, in place and on every one, what all the data would give.
+
+    What some processes gave nothing to (an expert of which only others had a token) they take over from those.
+    """
+    names = [name for name, own in kinds.items() if own and name in layers and not looks_up(layers[name])]
+    some = torch.tensor([float(name in collected) for name in names])
+    none = 1 - some
+    reduce_all([some], group, dist.ReduceOp.MAX)
+    reduce_all([none], group, dist.ReduceOp.MAX)
+    if (some * none).any():  # then layers that share one statistic here may share none there
+        for name in (name for name, seen in zip(names, some, strict=True) if seen):
+            collected[name] = copy.deepcopy(collected[name]) if name in collected else empty(layers[name], kinds[name])
+    merge_all((one for name in names if name in collected for one in collected[name].values()), group)
+
+
+def empty(layer: nn.Module, kinds: set[type[Statistic]]) -> Collected:
+    """Statistics of a layer that was given nothing."""
+    weight = weight_of(layer)
+    return {
+        kind: kind.zero(weight.shape[1], weight.device) for kind in sorted(kinds - {Fisher}, key=lambda k: k.__name__)
+    }
 
 
 @torch.no_grad()
 def merge_all(statistics: Iterable[Statistic], group: dist.ProcessGroup) -> None:
     """Let each statistic be, in place and on every process, what one would have that had seen the data of all.
 
-    All processes give as many, of the same kinds, in the same order. It is one sum over the processes of all that is
-    added up, and one maximum of the rest; the sums differ from those of one process as sums in another order do.
+    All processes give as many, of the same kinds, in the same order. One statistic after the other is summed over the
+    processes, so that no more than one is held twice; the sums differ from those of one process as sums in another
+    order do.
     """
-    sums, most = list[Tensor](), list[Tensor]()
-    counted = list[tuple[Statistic, Tensor]]()
     for statistic in {id(one): one for one in statistics}.values():
-        for field in fields(statistic):  # type: ignore[arg-type]  # all of them are dataclasses
-            value = getattr(statistic, field.name)
-            if field.name in NOT_MERGED:
-                continue
-            if isinstance(value, Tensor):
-                (most if (type(statistic), field.name) in LARGEST else sums).append(value)
-            else:
-                counted.append((statistic, torch.tensor(float(value), dtype=torch.float64)))
-    reduce_all(sums, group, dist.ReduceOp.SUM)
-    reduce_all(most, group, dist.ReduceOp.MAX)
-    numbers = [number for _, number in counted]
-    reduce_all(numbers, group, dist.ReduceOp.SUM)
-    for statistic, number in counted:
-        statistic.n = int(number)  # type: ignore[attr-defined]  # the one number that they have
+        merge(statistic, group)
+
+
+def merge(statistic: Statistic, group: dist.ProcessGroup) -> None:
+    """One statistic; of what is largest the largest, of all else the sum."""
+    values = {field.name: getattr(statistic, field.name) for field in fields(statistic)}  # type: ignore[arg-type]
+    tensors = {name: value for name, value in values.items() if isinstance(value, Tensor) and name not in NOT_MERGED}
+    largest = {name for name in tensors if (type(statistic), name) in LARGEST}
+    reduce_all([own for name, own in tensors.items() if name not in largest], group, dist.ReduceOp.SUM)
+    reduce_all([tensors[name] for name in largest], group, dist.ReduceOp.MAX)
+    number = torch.tensor(float(values["n"]), dtype=torch.float64)
+    reduce_all([number], group, dist.ReduceOp.SUM)
+    statistic.n = int(number)  # type: ignore[attr-defined]  # all of them count what they have seen
 
 
 def reduce_all(tensors: list[Tensor], group: dist.ProcessGroup, operation: dist.ReduceOp.RedOpType) -> None:

@@ -13,7 +13,7 @@ Shapes: n windows, t tokens, h hidden.
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Int
@@ -26,6 +26,9 @@ from lissom.formats import matrix_of
 from lissom.models import Checkpoint, compressible
 from lissom.models.families import at, put
 from lissom.statistics import multiplies_bfloat16
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 Call = dict[str, Any]
 
@@ -51,6 +54,7 @@ class Stream:
         self.calls: list[Call] = []
         self.heard: dict[str, Heard] = {}
         self.spill = spill
+        self.group: ProcessGroup | None = None  # of processes, each of which has a part of the windows
         self.follow = True  # whether the data goes through blocks as they are when the next is asked for
         self.onward = True  # whether it must come as far as the head
         self.further: Tensor | None = None  # the data after the present block, where that is known already

@@ -1,7 +1,8 @@
 """Verbs that make a smaller model."""
 
+from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,7 +19,7 @@ from lissom.cli.read import (
 )
 from lissom.cli.show import console, report_of
 from lissom.cli.working import emit, outcome, working
-from lissom.progress import Progress, Tell
+from lissom.progress import Progress, Tell, quiet
 
 if TYPE_CHECKING:
     from lissom.search import Result
@@ -39,22 +40,27 @@ def compress(
     ] = None,
     json_lines: Events = False,
 ) -> None:
-    """Compress a language model by a recipe, part by part."""
+    """Compress a language model by a recipe, part by part.
+
+    Of several processes that torchrun has started each reads its share of the windows, and the first one writes.
+    """
     import torch
 
     from lissom.artifact import compress_checkpoint
     from lissom.models import Checkpoint
+    from lissom.recover.parallel.workers import is_first, workers
 
-    with working(json_lines) as tell:
+    with working(json_lines) if is_first() else nullcontext(quiet) as tell, workers() as team:
         tell(Progress(stage="read", text=model))
         steps, bound = read_recipe(recipe), None if max_ram is None else size("max-ram", max_ram)
         checkpoint = Checkpoint(model)
         tokens = torch.empty(0, length, dtype=torch.long)
         if data is not None:
-            tokens = text_windows(data, checkpoint.tokenizer(), length)[:windows]
-        compress_checkpoint(
-            checkpoint.folder, steps, tokens, out, max_ram=bound, entropy_coding=entropy_coding, progress=tell
-        )
+            tokens = text_windows(data, checkpoint.tokenizer(), length)[:windows][team.rank :: team.count]
+        more: dict[str, Any] = {"entropy_coding": entropy_coding, "group": team.group, "progress": tell}
+        compress_checkpoint(checkpoint.folder, steps, tokens, out, max_ram=bound, **more)
+    if not is_first():
+        return
     before, after = (sum(file.stat().st_size for file in f.glob("*.safetensors")) for f in (checkpoint.folder, out))
     if json_lines:
         emit("result", {"folder": str(out), "bytes_before": before, "bytes_after": after})

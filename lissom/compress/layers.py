@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lissom.calibrate import Batch, batches, call, observe
 from lissom.calibrate.data import device_of
 from lissom.calibrate.gradients import Heard, end_loss, hear, outputs
-from lissom.calibrate.merge import merge_all
+from lissom.calibrate.merge import merge_layers
 from lissom.calibrate.observe import Collected, looks_up
 from lissom.compress.plan import Phase, Plan
 from lissom.errors import DataError, RecipeError
@@ -43,8 +43,7 @@ def look(
         DataError: there is not one batch.
         RecipeError: something is to be heard of an expert, or by several processes.
     """
-    if group is not None and back(kinds):
-        raise RecipeError("recipe: what a step hears of the end loss is not merged; give one process all of the data")
+    check_alone(group, back(kinds))
     seen = 0
     check_unrouted(model, back(kinds))
     heard = listen(model, {name: layers[name] for name in back(kinds)}, data) if back(kinds) else {}
@@ -56,8 +55,20 @@ def look(
     if not seen:
         raise DataError("data: no examples are in it (an iterator can be read once only; give a list or a DataLoader)")
     if group is not None:
-        merge_all((one for name in layers if name in collected for one in collected[name].values()), group)
+        merge_layers(collected, layers, kinds, group)
     return with_fisher(collected, heard)
+
+
+def check_alone(group: "ProcessGroup | None", heard: Sequence[str], learns: bool = False) -> None:
+    """See that several processes, each with its share of the data, can do what a recipe asks for.
+
+    Raises:
+        RecipeError: something is to be heard of the end loss, or a step learns.
+    """
+    if group is not None and heard:
+        raise RecipeError("recipe: what a step hears of the end loss is not merged; give one process all of the data")
+    if group is not None and learns:
+        raise RecipeError("recipe: a step that learns is for one process; let several learn by recover_model")
 
 
 def back(kinds: Mapping[str, set[type[Statistic]]]) -> list[str]:

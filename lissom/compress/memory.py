@@ -11,7 +11,7 @@ from torch import nn
 from lissom.calibrate import Batch, batches
 from lissom.calibrate.observe import Collected
 from lissom.compress.couple import check_coupled, couple, links_of
-from lissom.compress.layers import act, act_together, back, evaluating, look, matrices
+from lissom.compress.layers import act, act_together, back, check_alone, evaluating, look, matrices
 from lissom.compress.plan import Phase, Plan, phases, wanted
 from lissom.compress.reshape import check_joined, joints_of, reshape
 from lissom.compress.taught import Taught
@@ -141,8 +141,7 @@ class Work:
         Raises:
             RecipeError: there are several processes, which would each learn something else.
         """
-        if self.group is not None:
-            raise RecipeError("recipe: a step that learns is for one process; let several learn by recover_model")
+        check_alone(self.group, (), learns=True)
         return Taught.of(self.model, self.original, self.data)
 
 

@@ -6,7 +6,7 @@ Steps on the residual stream that come first are taken in memory, and what they 
 import copy
 from collections.abc import Iterator, Mapping
 from itertools import takewhile
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jaxtyping import Int
 from torch import Tensor, nn
@@ -19,6 +19,9 @@ from lissom.models import Checkpoint
 from lissom.models.families import BY_BLOCK, at
 from lissom.techniques.contract import WHOLE, check, grain
 from lissom.types import Recipe
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 ORDERS = {"permute_stream"}  # techniques of couplings that reach over all blocks, but leave every shape as it is
 ACROSS = {"width"} | ORDERS
@@ -33,10 +36,12 @@ def conduct(
     windows: Int[Tensor, "n t"],
     max_ram: int | None = None,
     kept: Mapping[str, Piece] = NOTHING,
+    group: "ProcessGroup | None" = None,
 ) -> tuple[Iterator[Piece], dict[str, Any]]:
     """The compressed parts of a language model, and what its config has to say that it did not say before.
 
-    Where it is streamed, parts that were `kept` are not among them.
+    Where it is streamed, parts that were `kept` are not among them. A `group` of processes has windows each, and all
+    make the same of them.
 
     Raises:
         RecipeError: as for `compress_model`, or the model must be in memory, which is to be kept small.
@@ -45,16 +50,17 @@ def conduct(
         check(step)
     whole = [step.technique for step in recipe.steps if grain(step.technique) in WHOLE or step.technique in ACROSS]
     if not whole:
-        return stream_checkpoint(checkpoint, recipe, windows, max_ram, kept), {}
+        return stream_checkpoint(checkpoint, recipe, windows, max_ram, kept, group), {}
     if max_ram is not None:
         raise RecipeError(f"recipe: {whole[0]} needs the whole model in memory; leave out max_ram, or that step")
     data = list(windows.split(WINDOWS)) if len(windows) else None
     first = list(takewhile(lambda step: grain(step.technique) == "stream" or step.technique in ORDERS, recipe.steps))
     if first:
-        held = Held(checkpoint, compress_model(loaded(checkpoint), data, steps=first))
-        pieces_of_it, told = conduct(held, Recipe(steps=recipe.steps[len(first) :]), windows, kept=kept)
+        held = Held(checkpoint, compress_model(loaded(checkpoint), data, steps=first, group=group))
+        rest = Recipe(steps=recipe.steps[len(first) :])
+        pieces_of_it, told = conduct(held, rest, windows, kept=kept, group=group)
         return pieces_of_it, {"tie_word_embeddings": held.config.tie_word_embeddings} | told
-    model = compress_model(loaded(checkpoint), data, steps=recipe.steps)
+    model = compress_model(loaded(checkpoint), data, steps=recipe.steps, group=group)
     config = model.config.to_dict()  # type: ignore[union-attr, operator]
     return pieces(checkpoint, model), {name: config[name] for name in TOLD if config.get(name) is not None}
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Int
@@ -12,11 +13,12 @@ from torch import Tensor, nn
 
 from lissom.calibrate import observe
 from lissom.calibrate.gradients import Heard
+from lissom.calibrate.merge import merge_layers
 from lissom.calibrate.observe import Collected
 from lissom.calibrate.spill import Spill
 from lissom.calibrate.stream import Stream
 from lissom.compress.couple import block_links, check_coupled, couple
-from lissom.compress.layers import act, back, matrices, with_fisher
+from lissom.compress.layers import act, back, check_alone, matrices, with_fisher
 from lissom.compress.plan import Phase, Plan, phases, wanted
 from lissom.compress.ram import room_for, runs_in, tunes
 from lissom.compress.reshape import check_joined, reshape
@@ -30,6 +32,9 @@ from lissom.models.resize import matrix_shapes, resize
 from lissom.statistics import Statistic
 from lissom.techniques.contract import needs
 from lissom.types import Recipe
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 FOLLOWING = ("shape", "block")  # grains that make good what was done to the blocks before
 
@@ -52,6 +57,7 @@ def stream_checkpoint(
     windows: Int[Tensor, "n t"],
     max_ram: int | None = None,
     kept: Mapping[str, Piece] = NOTHING,
+    group: "ProcessGroup | None" = None,
 ) -> Iterator[Piece]:
     """Compress a language model part by part, in the order of its forward pass.
 
@@ -59,7 +65,8 @@ def stream_checkpoint(
     step fits anew what another took away, or tunes, on what the compressed blocks before it make of that.
     `windows` (n windows of t tokens) may have no rows: then every input is taken to matter alike. With `max_ram` the
     process stays below so many bytes of memory. Parts that were `kept` of the same work are not compressed again, and
-    not handed out; the others become what they would have become.
+    not handed out; the others become what they would have become. A `group` of processes, each with its own windows and
+    the same parts kept, all make what one would make of the windows of all.
 
     Raises:
         RecipeError: as for `compress_model`; before anything is read.
@@ -68,7 +75,8 @@ def stream_checkpoint(
     stream = Stream(checkpoint, windows)
     family = checkpoint.family
     plan = phases(recipe, layer_names(checkpoint, stream.model))
-    stream.floats, tuning = runs_in(checkpoint, plan), tunes(plan)
+    stream.floats, stream.group, tuning = runs_in(checkpoint, plan), group, tunes(plan)
+    check_alone(group, [name for phase in plan for name in back(wanted(phase.plan))], learns=tuning)
     stream.follow = any(phase.grain in FOLLOWING for phase in plan)
     room = room_for(checkpoint, stream.model, plan, (windows.shape[0], windows.shape[1]), max_ram)
     stream.batch, stream.spill = room.batch, Spill() if room.spilled else None
@@ -175,6 +183,8 @@ def seen_in(
     weights = {own: found.weights() for own, found in heard.items()}
     with observe(layers, kinds, weights) as collected:
         stream.see(name, part, [layers[own] for own, needed in kinds.items() if needed and own in layers])
+    if stream.group is not None:
+        merge_layers(collected, layers, kinds, stream.group)
     return with_fisher(collected, heard)
 
 

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import nn
 
 import lissom
-from lissom.calibrate.merge import merge_all
+from lissom.calibrate.merge import merge_all, merge_layers
 from lissom.errors import RecipeError
 from lissom.formats import CompressedLayer
 from lissom.models import compressible
@@ -56,6 +56,26 @@ def test_several_compress_to_what_one_does(together: Together) -> None:
         assert isinstance(layer, CompressedLayer)
         for other in several:
             assert torch.allclose(compressible(other)[name].weight.dense(), layer.weight.dense(), atol=1e-3), name  # type: ignore[union-attr, operator]
+
+
+def test_what_only_some_processes_have_seen_is_merged(together: Together) -> None:
+    layers, kinds = {"a": nn.Linear(6, 2), "b": nn.Linear(6, 3)}, {name: {Gram, Moments} for name in "ab"}
+    x = torch.randn(40, 6)
+
+    def act(group: dist.ProcessGroup) -> dict[str, Any]:
+        own = {kind: kind.zero(6) for kind in (Gram, Moments)}
+        for statistic in own.values():
+            statistic.see(x[20 * group.rank() :][:20])
+        found = {"a": own, "b": own} if group.rank() == 0 else {"a": own}  # one statistic for both, as siblings have
+        merge_layers(found, layers, kinds, group)
+        return {name: (one[Gram].xtx, one[Gram].n, one[Moments].largest) for name, one in found.items()}  # type: ignore[attr-defined]
+
+    for found in together(2, act):
+        for name, seen in {"a": x, "b": x[:20]}.items():
+            xtx, n, largest = found[name]
+            torch.testing.assert_close(xtx, seen.T @ seen)
+            assert n == len(seen)
+            torch.testing.assert_close(largest, seen.abs().amax(0))
 
 
 def test_what_cannot_be_merged_is_refused(together: Together) -> None:
