@@ -41,6 +41,7 @@ class Reader:
     document: str
     folder: Path
     port: int
+    warm: Any
     names: dict[str, Any] = field(default_factory=dict)
     servers: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
@@ -57,7 +58,7 @@ class Reader:
             (self.serve if words[0] == "serve" else self.command)(words)
 
     def command(self, words: list[str]) -> None:
-        done = subprocess.run([*CLI, *words], capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+        done = self.warm.run("lissom.cli", *words)
         assert done.returncode == 0, f"lissom {shlex.join(words)}\n{done.stdout}{done.stderr}"
 
     def serve(self, words: list[str]) -> None:
@@ -78,7 +79,7 @@ def wait_for(url: str, server: subprocess.Popen[bytes]) -> None:
 
 
 @contextmanager
-def reading(root: Path, document: str, folder: Path) -> Iterator[Reader]:
+def reading(root: Path, document: str, folder: Path, warm: Any) -> Iterator[Reader]:
     """A reader in a folder with the demo model and, to be quick, some of its stories; no server is left at the end."""
     demo = shutil.copytree(root / "lissom" / "demo", folder / "lissom" / "demo")
     stories = (demo / "stories.txt").read_text(encoding="utf-8")
@@ -86,7 +87,7 @@ def reading(root: Path, document: str, folder: Path) -> Iterator[Reader]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    reader = Reader(document=document, folder=folder, port=port)
+    reader = Reader(document=document, folder=folder, port=port, warm=warm)
     try:
         yield reader
     finally:
@@ -108,10 +109,12 @@ def own(root: Path, document: str) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
-def test_every_snippet_runs(root: Path, document: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_snippet_runs(
+    root: Path, document: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warm: Any
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(root) + os.pathsep + os.environ.get("PYTHONPATH", ""))
-    with reading(root, document, tmp_path) as reader, patch.dict(LAYER):  # to which a tutorial adds its own
+    with reading(root, document, tmp_path, warm) as reader, patch.dict(LAYER):  # to which a tutorial adds its own
         for language, text in own(root, document):
             getattr(reader, language)(text.replace("8000", str(reader.port)))
         assert all(server.poll() is None for server in reader.servers)
