@@ -6,18 +6,21 @@ checks on the package when it is first imported.
 
 import dataclasses
 import functools
+import gc
 import inspect
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import threading
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from functools import cache as once
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"  # the workers of pytest-xdist use the cores
@@ -215,6 +218,57 @@ def processes(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[An
         said = [process.communicate(timeout=PATIENCE_S) for process in started]
         assert [process.returncode for process in started] == [0] * n, said
         return [json.loads(out.splitlines()[-1]) for out, _ in said]
+
+    return run
+
+
+@pytest.fixture
+def opened_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Folders that cannot be served are opened by a thread of this process, in place of one that must be started.
+
+    Only those: the engine of one that can be served ends its process when its server goes.
+    """
+    from lissom.engine import process
+
+    class Opening:
+        pid = os.getpid()
+
+        def __init__(self, command: list[str], *, pass_fds: list[int], **how: Any) -> None:
+            self.thread = threading.Thread(target=process.main, args=(str(os.dup(pass_fds[0])),))
+            self.thread.start()
+
+        def kill(self) -> None:
+            pass
+
+        def wait(self) -> None:
+            self.thread.join()
+            gc.enable()  # what fails leaves it off, for the process would end
+
+    monkeypatch.setattr("lissom.server.hosts.subprocess", SimpleNamespace(Popen=Opening, DEVNULL=None))
+
+
+@pytest.fixture(scope="session")
+def warm(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Programs without the seconds that Python and PyTorch take to start (warm.py)."""
+    from tests.warm import Warm
+
+    process = Warm(root, tmp_path_factory.mktemp("warm"))
+    yield process
+    process.close()
+
+
+@pytest.fixture(scope="session")
+def team(warm: Any) -> Callable[..., list[str]]:
+    """What the first of so many workers prints that run a script, told what torchrun would tell them."""
+    from tests.warm import workers
+
+    def run(count: int, *words: object) -> list[str]:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        done = warm.together(words, workers(count, port))
+        assert [one.returncode for one in done] == [0] * count, [one.stderr[-3000:] for one in done]
+        return done[0].stdout.splitlines()
 
     return run
 

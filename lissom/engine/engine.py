@@ -8,7 +8,7 @@ Five nouns: a *sequence* is what is wanted and how far it has come, *pages* say 
 import time
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as SequenceOf
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
@@ -122,7 +122,7 @@ class Engine:
             prompt=tuple(prompt),
             sampling=sampling,
             limit=self._limit(prompt, sampling),
-            detokenizer=Detokenizer(self._decode, sampling.stop),
+            detokenizer=Detokenizer(partial(self._decode, skip=sampling.skip_special_tokens), sampling.stop),
             random=np.random.default_rng(sampling.seed),
             owner=owner,
             priority=priority,
@@ -134,7 +134,7 @@ class Engine:
         self.schedule.add(sequence)
 
     def step(self) -> list[Sequence]:
-        """One forward pass; return the sequences that got a token, or several."""
+        """One forward pass; return the sequences that got a token, or several, or were only to be read."""
         slices = self.speculation.guess(self.schedule.plan())
         if not slices:
             return []
@@ -152,6 +152,8 @@ class Engine:
         self.speculation.learn(slices, spent)
         self.schedule.record(slices)
         for sequence in changed:
+            if sequence.limit == 0:
+                sequence.finish = "length"
             if sequence.finish is not None:
                 self.schedule.remove(sequence)
         return changed
@@ -173,8 +175,8 @@ class Engine:
     def _spelling(self) -> "LLTokenizer":
         return spelling(self._tokenizer, self.vocabulary, self._end)
 
-    def _decode(self, tokens: list[int]) -> str:
-        return str(self._tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+    def _decode(self, tokens: list[int], *, skip: bool) -> str:
+        return str(self._tokenizer.decode(tokens, skip_special_tokens=skip, clean_up_tokenization_spaces=False))
 
     def _advance(self, sequence: Sequence, logits: SequenceOf[np.ndarray]) -> None:
         """Choose the next token, and the one behind each guess as long as what was chosen is what was guessed."""
@@ -207,12 +209,13 @@ class Engine:
             raise DataError(f"engine: a prompt is 1 or more tokens from 0 to {self.vocabulary - 1}; give it some text")
         if not all(0 <= token < self.vocabulary for token in (*sampling.stop_tokens, *sampling.logit_bias)):
             raise DataError(f"engine: stop_tokens and logit_bias name tokens; possible are 0 to {self.vocabulary - 1}")
-        if room < max(sampling.max_tokens or 1, sampling.min_tokens):
+        new = 1 if sampling.max_tokens is None else sampling.max_tokens
+        if room < max(new, sampling.min_tokens):
             raise DataError(
-                f"engine: {len(prompt)} prompt tokens and {sampling.max_tokens or 1} new ones exceed the context of "
-                f"{self.context} tokens; shorten the prompt or max_tokens"
+                f"engine: {len(prompt)} prompt tokens and {new} new ones exceed the context of {self.context} tokens; "
+                "shorten the prompt or max_tokens"
             )
-        return sampling.max_tokens or room
+        return room if sampling.max_tokens is None else new
 
 
 def _runner(model: LanguageModel, pages: int, cache: str) -> Runner | NativeRunner:

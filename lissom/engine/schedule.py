@@ -43,7 +43,7 @@ class Slice:
     @property
     def chosen(self) -> range:
         """After which of its tokens a next one is chosen: the last one known, and every guess."""
-        return range(max(self.sequence.length - 1 - self.start, 0), self.count)
+        return range(max(self.sequence.length - 1 - self.start, 0), self.count if self.sequence.limit else 0)
 
     @property
     def wanted(self) -> tuple[int, ...]:

@@ -18,15 +18,17 @@ class Sampling:
     """How the next token is chosen, and when to stop.
 
     `temperature` 0 takes the most probable token. The filters apply in the order top_k, top_p, min_p. Equal seeds
-    give equal draws. `max_tokens` None means up to the end of the context. `logprobs` asks for that many alternatives
-    beside the log-probability of the chosen token; they are the model's own, before all that follows. So are
-    `prompt_logprobs`, of the tokens of the prompt; its beginning is then read anew, whatever of it is in the cache.
+    give equal draws. `max_tokens` None means up to the end of the context; with 0 the prompt is read, and that is all.
+    `logprobs` asks for that many alternatives beside the log-probability of the chosen token; they are the model's own,
+    before all that follows. So are `prompt_logprobs`, of the tokens of the prompt; its beginning is then read anew,
+    whatever of it is in the cache.
 
     `repetition_penalty` divides the score of every token of prompt and continuation, `presence_penalty` and
     `frequency_penalty` lower that of every token of the continuation, once or as often as it came, and `logit_bias`
     adds to the scores of single tokens; all this before temperature and filters. `stop` strings and `stop_tokens` end
-    the text and are not part of it; so do the model's own end tokens, unless `ignore_eos`. With a `grammar` the
-    text becomes what that says, and ends where it may, at the latest where nothing can follow.
+    the text and are not part of it; so do the model's own end tokens, unless `ignore_eos`. Special tokens that end
+    nothing are no part of the text either, unless `skip_special_tokens` is false. With a `grammar` the text becomes
+    what that says, and ends where it may, at the latest where nothing can follow.
 
     Raises:
         DataError: a value out of its range.
@@ -46,6 +48,7 @@ class Sampling:
     stop: tuple[str, ...] = ()
     stop_tokens: tuple[int, ...] = ()
     ignore_eos: bool = False
+    skip_special_tokens: bool = True
     grammar: Grammar | None = None
     logprobs: int | None = None
     prompt_logprobs: int | None = None
@@ -64,7 +67,7 @@ class Sampling:
         if self.seed is not None:
             _within("seed", self.seed, 0, None)
         if self.max_tokens is not None:
-            _within("max_tokens", self.max_tokens, 1, None)
+            _within("max_tokens", self.max_tokens, 0, None)
         for name in ("logprobs", "prompt_logprobs"):
             if (alternatives := getattr(self, name)) is not None:
                 _within(name, alternatives, 0, None)

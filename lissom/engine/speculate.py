@@ -121,7 +121,7 @@ class Speculation:
 
     def _offer(self, sequence: Sequence) -> Offer:
         """What could be guessed: from the text where that is as good as the draft, since it is for nothing."""
-        habit, most = self._habits[sequence], min(MOST, sequence.limit - len(sequence.generated) - 1)
+        habit, most = self._habits[sequence], min(MOST, max(sequence.limit - len(sequence.generated) - 1, 0))
         found = habit.lookup.guesses(sequence, most) if most > 0 else []
         if self._draft is None or (found and habit.found.rate >= habit.drafted.rate):
             return Offer(sequence, habit.found, len(found), found)

@@ -5,16 +5,19 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from math import isnan, nan
 from typing import Any
 
 from lissom.engine import Choice
 from lissom.server.failures import openai_error
 from lissom.server.language import Prompts
+from lissom.server.offsets import Offsets, of_prompt
 from lissom.server.tools import Call, Reader, Tools, read
 from lissom.server.worker import Piece
 
 Spell = Callable[[int], str]
+Places = Callable[[], list[int]]
 DONE = "data: [DONE]\n\n"
 PING = ": still working\n\n"  # a comment: clients skip it, proxies see that the connection lives
 
@@ -48,8 +51,8 @@ class Chat:
         message = {"role": "assistant", "content": text, "refusal": None}
         return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": finish}
 
-    def logprobs(self, choices: Sequence[Choice], spell: Spell) -> Mapping[str, Any]:
-        """One entry per token, with its alternatives inside."""
+    def logprobs(self, choices: Sequence[Choice], spell: Spell, places: Places) -> Mapping[str, Any]:
+        """One entry per token, with its alternatives inside; where they stand is not told."""
 
         def entry(token: int, logprob: float) -> dict[str, Any]:
             text = spell(token)
@@ -134,7 +137,7 @@ class Completion:
         """A text."""
         return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish}
 
-    def logprobs(self, choices: Sequence[Choice], spell: Spell) -> Mapping[str, Any]:
+    def logprobs(self, choices: Sequence[Choice], spell: Spell, places: Places) -> Mapping[str, Any]:
         """One list per kind; of the first token of a text nothing is expected."""
         return {
             "tokens": [spell(choice.token) for choice in choices],
@@ -143,7 +146,7 @@ class Completion:
                 None if isnan(choice.logprob) else {spell(token): logprob for token, logprob in choice.top}
                 for choice in choices
             ],
-            "text_offset": None,
+            "text_offset": places(),
         }
 
 
@@ -154,7 +157,8 @@ Shape = Chat | Completion
 class Choices:
     """An answer of one or more choices in the making; those of a prompt begin with what it `echoes`, if it does.
 
-    Streamed it tells the usage in an event of its own `with_usage`, and so far in every event if `continuously`.
+    `decode` makes text of tokens; in what was written special ones are shown if `special`. Streamed it tells the usage
+    in an event of its own `with_usage`, and so far in every event if `continuously`.
     """
 
     shape: Shape
@@ -168,14 +172,19 @@ class Choices:
     with_logprobs: bool = False
     with_prompt_logprobs: bool = False
     spell: Spell
+    decode: Callable[..., str]
+    special: bool = False
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     created: int = field(default_factory=lambda: int(time.time()))
     pieces: list[list[Piece]] = field(init=False)
+    offsets: list[Offsets] = field(init=False)  # of what is written
     written: int = field(init=False, default=0)  # tokens
     ping = PING
 
     def __post_init__(self) -> None:
         self.pieces = [[] for _ in range(self.count)]
+        begun = [0 if self.echoes is None else len(self.echoes[index // self.each]) for index in range(self.count)]
+        self.offsets = [Offsets(partial(self.decode, special=self.special), behind) for behind in begun]
 
     def take(self, piece: Piece) -> None:
         """Remember a piece."""
@@ -201,7 +210,7 @@ class Choices:
                 **self.shape.choice(
                     index,
                     "".join(self._text(piece) for piece in pieces),
-                    self._logprobs([choice for piece in pieces for choice in self._choices(piece)]),
+                    self._logprobs(pieces),
                     pieces[-1].finish,
                 ),
                 **self._prompt_logprobs(pieces[0]),
@@ -218,9 +227,9 @@ class Choices:
 
     def chunks(self, piece: Piece) -> Iterator[str]:
         """The events of one piece: its text, then the end if this is it."""
-        text, choices = self._text(piece), self._choices(piece)
-        if text or choices:
-            for more in self.shape.pieces(piece.index, text, self._logprobs(choices)):
+        text = self._text(piece)
+        if text or self._choices(piece):
+            for more in self.shape.pieces(piece.index, text, self._logprobs([piece])):
                 yield self._event([more])
         if piece.finish is not None:
             for last in self.shape.ending(piece.index, piece.finish):
@@ -274,8 +283,23 @@ class Choices:
             usage = self.usage
         return event({**body, "usage": usage} if self.with_usage or self.continuously else body)
 
-    def _logprobs(self, choices: Sequence[Choice]) -> Mapping[str, Any] | None:
-        return self.shape.logprobs(choices, self.spell) if self.with_logprobs else None
+    def _logprobs(self, pieces: Sequence[Piece]) -> Mapping[str, Any] | None:
+        if not self.with_logprobs:
+            return None
+
+        def places() -> list[int]:
+            return [place for piece in pieces for place in self._places(piece)]
+
+        choices = [choice for piece in pieces for choice in self._choices(piece)]
+        return self.shape.logprobs(choices, self.spell, places)
+
+    def _places(self, piece: Piece) -> list[int]:
+        """Where in the text the tokens stand that `_choices` has of a piece; asked of each once, as they came."""
+        prompt, before = self._echo(piece), list[int]()
+        if prompt is not None and self.echoes is not None:
+            ways = (partial(self.decode, special=special) for special in (True, False))
+            before = of_prompt(self.prompts[prompt], self.echoes[prompt], ways)
+        return before + self.offsets[piece.index].push(choice.token for choice in piece.choices)
 
 
 def event(body: Mapping[str, Any], name: str | None = None) -> str:

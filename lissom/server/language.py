@@ -176,8 +176,8 @@ class Language:
         except (TemplateError, ValueError, TypeError) as error:
             raise DataError(f"messages: the chat template of the model refuses them: {error}") from error
 
-    def decode(self, tokens: Sequence[int]) -> str:
-        """The text of tokens.
+    def decode(self, tokens: Sequence[int], *, special: bool = True) -> str:
+        """The text of tokens, special ones among them unless told otherwise.
 
         Raises:
             DataError: one of them is none of the model's.
@@ -186,7 +186,8 @@ class Language:
         wrong = next((token for token in tokens if token >= words), None)
         if wrong is not None:
             raise DataError(f"tokens: {wrong} is none of the model's; possible are 0 to {words - 1}")
-        return str(self.tokenizer.decode(list(tokens), clean_up_tokenization_spaces=False))
+        how = {"skip_special_tokens": not special, "clean_up_tokenization_spaces": False}
+        return str(self.tokenizer.decode(list(tokens), **how))
 
     def spell(self, token: int) -> str:
         """A token as text."""
@@ -299,7 +300,7 @@ class Language:
                 if piece.index in last:
                     for _ in piece.tokens:  # those of one pass have shared its time
                         self._metrics.next_token.observe((now - last[piece.index]) / len(piece.tokens), self.name)
-                else:
+                elif piece.tokens:
                     self._metrics.first_token.observe(now - arrived, self.name)
                 last[piece.index] = now
                 self._metrics.generated_tokens.add(self.name, amount=len(piece.tokens))

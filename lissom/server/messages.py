@@ -20,7 +20,7 @@ from lissom.server.failures import messages_error, say
 from lissom.server.language import Ask, Language, Languages, served
 from lissom.server.messages_wire import CountRequest, MessagesRequest
 from lissom.server.openai import grammar_of
-from lissom.server.tools import Call, Reader, Tools, read, tools_of
+from lissom.server.tools import Call, Reader, Tools, check_strict, read, tools_of
 from lissom.server.worker import Piece
 
 REASONS = {"length": "max_tokens", "stop": "end_turn"}
@@ -160,7 +160,8 @@ def message(language: Language, asked: MessagesRequest) -> Ask:
     """What POST /v1/messages asks for.
 
     Raises:
-        DataError: tools, of which the model knows none; or two ways to say what the text must be.
+        DataError: tools, of which the model knows none; strict ones that need not be called; or two ways to say what
+            the text must be.
     """
     wanted = grammar_of(asked.output_config.format if asked.output_config else None)
     schemas = {tool.name: tool.input_schema for tool in asked.offered}
@@ -168,6 +169,7 @@ def message(language: Language, asked: MessagesRequest) -> Ask:
     choice = asked.tool_choice if tools else None
     single = choice is not None and bool(choice.disable_parallel_tool_use)
     called = tools.must(choice.name, single=single) if tools and choice and choice.type in ("any", "tool") else None
+    check_strict((tool.name for tool in asked.offered if tool.strict), called)
     if called and wanted:
         raise DataError("tool_choice and output_config: both say what the text must be; give one")
     sampling = Sampling(

@@ -117,7 +117,7 @@ class MessageTool(Wire):
     description: Text | None = None
     input_schema: dict[str, Any]
     cache_control: CacheControl | None = None
-    strict: Literal[False] | None = None
+    strict: bool | None = None
 
     @property
     def shown(self) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from lissom.errors import DataError
 from lissom.server.answers import Calling, Chat, Choices, Completion, Shape
 from lissom.server.failures import say, unknown_model
 from lissom.server.language import Ask, Language, Languages, Prompts, served
-from lissom.server.tools import Tools, tools_of
+from lissom.server.tools import Tools, check_strict, tools_of
 from lissom.server.wire import ChatRequest, CompletionRequest, Format, Generation, Message, NamedTool, Written
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ def routes(languages: Languages, modules: "Mapping[str, Inference]") -> APIRoute
 
 def completion(language: Language, asked: CompletionRequest) -> Ask:
     """What POST /v1/completions asks for."""
+    most = COMPLETION_TOKENS if asked.max_tokens is None else asked.max_tokens
     texts, tokens = prompts(asked.prompt)
 
     def encode() -> list[list[int]]:
@@ -66,7 +67,7 @@ def completion(language: Language, asked: CompletionRequest) -> Ask:
 
     return Ask(
         encode=encode,
-        sampling=sampling_of(asked, asked.max_tokens or COMPLETION_TOKENS, asked.logprobs, echo=asked.echo),
+        sampling=sampling_of(asked, most, asked.logprobs, echo=asked.echo),
         write=writing(Completion(), language, asked, asked.logprobs is not None, echoes if asked.echo else None),
         prompts=len(texts) + len(tokens),
         **how_of(asked),
@@ -77,14 +78,16 @@ def chat(language: Language, asked: ChatRequest) -> Ask:
     """What POST /v1/chat/completions asks for.
 
     Raises:
-        DataError: tools, of which the model knows none; or two ways to say what the text must be.
+        DataError: tools, of which the model knows none; strict ones that need not be called; or two ways to say what
+            the text must be.
     """
     logprobs = (asked.top_logprobs or 0) if asked.logprobs else None
     functions = {one.name: one.parameters or ANYTHING for one in asked.functions}
     tools = tools_of(language.tokenizer.chat_template, functions) if functions else None
-    shown = [tool.model_dump(exclude_none=True) for tool in asked.tools or () if tools]
+    shown = [tool.shown for tool in asked.tools or () if tools]
     single = asked.parallel_tool_calls is False
     called = called_for(tools, asked, single=single)
+    check_strict((one.name for one in asked.functions if one.strict), called)
     if called and (asked.response_format or asked.structured_outputs):
         raise DataError("tool_choice and response_format: both say what the text must be; give one")
     return Ask(
@@ -154,6 +157,8 @@ def writing(
             continuously=bool(asked.stream_options and asked.stream_options.continuous_usage_stats),
             with_logprobs=logprobs,
             spell=language.spell,
+            decode=language.decode,
+            special=not asked.skip_special_tokens,
         )
 
     return write
@@ -189,6 +194,7 @@ def sampling_of(
         stop=(*stop, *ends),
         stop_tokens=tuple(asked.stop_token_ids or ()),
         ignore_eos=asked.ignore_eos,
+        skip_special_tokens=asked.skip_special_tokens,
         grammar=called or grammar_of(asked.response_format, asked.structured_outputs),
         logprobs=logprobs,
         prompt_logprobs=max(of_prompt, default=None),

@@ -19,7 +19,7 @@ from lissom.server.failures import openai_error
 from lissom.server.language import Ask, Language, Languages, Prompts, served
 from lissom.server.openai import ANYTHING, grammar_of
 from lissom.server.responses_wire import ResponsesRequest, ResponseToolName
-from lissom.server.tools import Call, Reader, Tools, tools_of
+from lissom.server.tools import Call, Reader, Tools, check_strict, tools_of
 from lissom.server.wire import PlainFormat, Wire
 from lissom.server.worker import Piece
 
@@ -155,7 +155,7 @@ class Reply:
             "temperature": 1.0 if asked.temperature is None else asked.temperature,
             "text": {"format": form.model_dump(by_alias=True, exclude_none=True)},
             "tool_choice": chosen.model_dump() if isinstance(chosen, Wire) else chosen or "auto",
-            "tools": [{"strict": False, **tool.model_dump()} for tool in asked.tools or ()],
+            "tools": [{**tool.model_dump(), "strict": bool(tool.strict)} for tool in asked.tools or ()],
             "top_p": 1.0 if asked.top_p is None else asked.top_p,
             "truncation": "disabled",
             "usage": None if status == "in_progress" else usage,
@@ -212,7 +212,8 @@ def response(language: Language, asked: ResponsesRequest) -> Ask:
     """What POST /v1/responses asks for.
 
     Raises:
-        DataError: tools, of which the model knows none; or two ways to say what the text must be.
+        DataError: tools, of which the model knows none; strict ones that need not be called; or two ways to say what
+            the text must be.
     """
     wanted = grammar_of(asked.text.format if asked.text else None)
     schemas = {tool.name: tool.parameters or ANYTHING for tool in asked.offered}
@@ -220,6 +221,7 @@ def response(language: Language, asked: ResponsesRequest) -> Ask:
     single, choice = asked.parallel_tool_calls is False, asked.tool_choice
     only = choice.name if isinstance(choice, ResponseToolName) else None
     called = tools.must(only, single=single) if tools and (only or choice == "required") else None
+    check_strict((tool.name for tool in asked.offered if tool.strict), called)
     if called and wanted:
         raise DataError("tool_choice and text.format: both say what the text must be; give one")
     sampling = Sampling(

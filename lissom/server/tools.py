@@ -7,7 +7,7 @@ else. What only looks like a call, or calls what is no tool, stays text.
 
 import json
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -110,6 +110,20 @@ class Tools:
         shared = {"$defs": schema["$defs"]} if "$defs" in schema else {}
         whole = {"type": "object", "properties": keys, "required": list(keys), "additionalProperties": False}
         return {**whole, **shared, "x-guidance": BLANKS}
+
+
+def check_strict(strict: Iterable[str], called: Grammar | None) -> None:
+    """See that the tools of these names can be held to their schemas: what is called as the model likes is not.
+
+    Raises:
+        DataError: they cannot.
+    """
+    name = next(iter(strict), None)
+    if name is not None and called is None:
+        raise DataError(
+            f"tools: {name!r} is strict, which holds where a call is certain; let tool_choice ask for one, or leave "
+            "strict out"
+        )
 
 
 def refused(constant: str) -> None:

@@ -124,6 +124,7 @@ class Generation(Wire):
     prompt_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     stop_token_ids: Annotated[list[Token], Field(max_length=MAX_STOPS)] | None = None
     ignore_eos: bool = False
+    skip_special_tokens: bool = True
     response_format: Annotated[PlainFormat | SchemaFormat, Field(discriminator="type")] | None = None
     structured_outputs: StructuredOutputs | None = None
     stream: bool | None = None
@@ -140,8 +141,9 @@ class Generation(Wire):
 
 
 class CompletionRequest(Generation):
-    """POST /v1/completions."""
+    """POST /v1/completions; with `max_tokens` 0 nothing is written behind the prompt."""
 
+    max_tokens: Annotated[int, Field(ge=0)] | None = None
     prompt: (
         Text
         | Annotated[list[Token], Field(min_length=1)]
@@ -152,6 +154,12 @@ class CompletionRequest(Generation):
     best_of: Literal[1] | None = None
     echo: bool = False
     suffix: None = None
+
+    @model_validator(mode="after")
+    def _something(self) -> Self:
+        if self.max_tokens == 0 and not self.echo and self.prompt_logprobs is None:
+            raise ValueError("max_tokens: with 0 there is nothing to answer; add echo, or ask for 1 or more")
+        return self
 
 
 class TextPart(Wire):
@@ -222,12 +230,12 @@ class Written(Wire):
 
 
 class Function(Wire):
-    """Something that can be called; `parameters` is the schema of its arguments."""
+    """Something that can be called; `parameters` is the schema of its arguments, which those keep that are `strict`."""
 
     name: ToolName
     description: Text | None = None
     parameters: dict[str, Any] | None = None
-    strict: Literal[False] | None = None
+    strict: bool | None = None
 
 
 class FunctionTool(Wire):
@@ -235,6 +243,11 @@ class FunctionTool(Wire):
 
     type: Literal["function"]
     function: Function
+
+    @property
+    def shown(self) -> dict[str, Any]:
+        """As chat templates know it."""
+        return self.model_dump(exclude_none=True, exclude={"function": {"strict"}})
 
 
 class OnlyName(Wire):

@@ -46,7 +46,12 @@ def test_export_takes_no_name_twice_and_no_runtime_it_does_not_know(
     assert (other.code, "gguf has no option 'part'" in other.error) == (2, True)
 
 
-def test_deploy_foresees_the_memory(run: Run, demo_folder: Path, tmp_path: Path) -> None:
+def test_deploy_foresees_the_memory(
+    run: Run, demo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lissom.hardware import limits
+
+    monkeypatch.setattr("lissom.hardware.limits", lambda seconds: limits(0.01, size=64, read_bytes=2**20))
     done = run("deploy", demo_folder, "--to", "compose", "--out", tmp_path / "out", "--replicas", "1-2")
     assert (done.code, "compose.yaml" in done.out) == (0, True)
     limit = re.search(r"memory: (\d+)M", (tmp_path / "out" / "compose.yaml").read_text())

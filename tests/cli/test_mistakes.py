@@ -1,11 +1,8 @@
 """Each mistake is one line on the error stream and exit code 2, and leaves nothing behind."""
 
 import json
-import resource
 import shutil
 import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -67,6 +64,7 @@ VERBS: dict[str, Callable[[Path, Path, Path], tuple[object, ...]]] = {
 }
 
 
+@pytest.mark.usefixtures("opened_here")
 @pytest.mark.parametrize("verb", ["compress", "optimize", "serve"])
 @pytest.mark.parametrize(("spoil", "message"), BAD_MODELS, ids=[message[:20] for _, message in BAD_MODELS])
 def test_a_bad_model_is_one_line(
@@ -219,6 +217,7 @@ def test_a_draft_guesses_for_language_models_only(run: Run, module: Path, tmp_pa
     refused(run("serve", module, "--draft", module, "--port", 0), "leave it out", tmp_path, before)
 
 
+@pytest.mark.usefixtures("opened_here")
 def test_a_draft_must_be_a_language_model(run: Run, tiny: Tiny, module: Path, tmp_path: Path) -> None:
     before = set(tmp_path.rglob("*"))
     refused(run("serve", tiny("llama"), "--draft", module, "--port", 0), "is no language model", tmp_path, before)
@@ -238,18 +237,20 @@ def test_a_port_in_use_is_one_line(run: Run, module: Path, tmp_path: Path) -> No
         refused(run("serve", module, "--port", port), str(port), tmp_path, before)
 
 
-def small_files() -> None:
-    """No file may grow beyond 100 kB, as on a disk that is full."""
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+SMALL_FILES = """
+import resource
+from lissom.cli import main
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # no file may grow further, as on a disk that is full
+main()
+"""
 
 
-def test_a_full_disk_is_one_line(tiny: Tiny, recipe: Path, tmp_path: Path, root: Path) -> None:
+def test_a_full_disk_is_one_line(tiny: Tiny, recipe: Path, tmp_path: Path, warm: Any) -> None:
+    (tmp_path / "main.py").write_text(SMALL_FILES)
     before = set(tmp_path.rglob("*"))
-    command = [sys.executable, "-c", "from lissom.cli import main; main()", "compress", str(tiny("llama"))]
-    ended = subprocess.run(
-        [*command, "--recipe", str(recipe), "--out", str(tmp_path / "out")],
-        cwd=root, preexec_fn=small_files, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
+    words = ("compress", tiny("llama"), "--recipe", recipe, "--out", tmp_path / "out")
+    ended = warm.run(tmp_path / "main.py", *words)
     done = SimpleNamespace(code=ended.returncode, out=ended.stdout, error=ended.stderr)
     refused(done, "cannot be written", tmp_path, before)
 

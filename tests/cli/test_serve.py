@@ -144,11 +144,13 @@ def test_a_dry_run_says_what_it_would_take(demo_folder: Path, tmp_path: Path, mo
     engine = Engine(lower(opened.model), opened.tokenizer, max_tokens_in_cache=1024, cache="int8")  # type: ignore[arg-type]
     engine.generate([[5, 6]], Sampling(max_tokens=1))
     service = FolderService(folder=small, name="small", cache="int8", max_tokens_in_cache=1024)
-    found = foreseen(service, limits(0.01))
+    roughly = limits(0.01, size=64, read_bytes=2**20)
+    found = foreseen(service, roughly)
     assert found["weights"] == sum(payload(file) for file in small.glob("*.safetensors"))
     assert found["cache"] == pytest.approx(1024 * engine.token_bytes, rel=0.05)  # the scales
     assert found["written"] > 0 < found["read"]
     layers = lissom.save(torch.nn.Sequential(torch.nn.Linear(3, 2)), tmp_path / "net", example=torch.randn(2, 3))
+    monkeypatch.setattr("lissom.hardware.limits", lambda seconds: roughly)
     run = CliRunner()
     done = run.invoke(app, ["serve", str(small), str(layers), "--dry-run"], catch_exceptions=False)
     assert done.exit_code == 0

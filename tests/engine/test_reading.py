@@ -81,3 +81,21 @@ def test_a_prompt_of_one_token_has_nothing_to_be_expected(model: Any, tokenizer:
     engine = Engine(model, tokenizer, max_tokens_in_cache=1024)
     (one,) = engine.generate([[5]], Sampling(max_tokens=1, prompt_logprobs=2))
     assert one.read == []
+
+
+@pytest.mark.parametrize("speculate", ["always", "off"])
+def test_where_nothing_is_to_be_written_a_prompt_is_read_and_that_is_all(
+    model: Any, tokenizer: Any, prompt: list[int], expected: torch.Tensor, speculate: str
+) -> None:
+    engine = Engine(model, tokenizer, max_tokens_in_cache=96, prefill_chunk=32, max_batch=3, speculate=speculate)
+    asked, silent = Sampling(max_tokens=0, prompt_logprobs=2), Sampling(max_tokens=0)
+    whole = prompt[: engine.context]  # which leaves no room for a token more
+    assert len(whole) == 96
+    given = [(whole, asked), (prompt[:9], silent), ([5], asked), (prompt[:9], silent), (prompt[:20], Sampling())]
+    several = [engine.add(*one) for one in given]
+    while any(one.finish is None for one in several):
+        engine.step()
+    check(several[0], whole, expected, 2)
+    assert [(one.generated, one.text, one.finish, one.pages) for one in several[:4]] == [([], "", "length", [])] * 4
+    assert several[4].generated
+    assert not engine.busy

@@ -197,7 +197,13 @@ def test_requests_at_the_same_time_do_not_disturb_each_other(client: openai.Open
     [
         ({"model": "stories"}, 400, "prompt", "prompt: Field required"),
         ({"model": "stories", "prompt": 5}, 400, "prompt", "valid string"),
-        ({"model": "stories", "prompt": "a", "max_tokens": 0}, 400, "max_tokens", "greater than or equal to 1"),
+        (
+            {"model": "stories", "prompt": "a", "max_tokens": 0},
+            400,
+            None,
+            "max_tokens: with 0 there is nothing to answer",
+        ),
+        ({"model": "stories", "prompt": "a", "max_tokens": -1}, 400, "max_tokens", "greater than or equal to 0"),
         ({"model": "stories", "prompt": "a", "max_tokens": "9"}, 400, "max_tokens", "valid integer"),
         ({"model": "stories", "prompt": "a", "temperature": 9}, 400, "temperature", "less than or equal to 2"),
         ({"model": "stories", "prompt": "a", "n": 1000}, 400, "n", "less than or equal to 16"),

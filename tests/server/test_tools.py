@@ -157,6 +157,31 @@ def test_a_single_call_is_a_single_call(client: openai.OpenAI, name: str) -> Non
         assert (answer.finish_reason, len(answer.message.tool_calls or [])) == ("tool_calls", 1)
 
 
+def test_strict_tools_are_held_to_their_schemas_where_a_call_is_certain(client: openai.OpenAI) -> None:
+    strict: dict[str, Any] = {**WEATHER, "function": {**WEATHER["function"], "strict": True}}
+    asked: dict[str, Any] = {"model": "qwen", "messages": SAID, "tools": [strict], "max_tokens": 900}
+    named: Any = {"type": "function", "function": {"name": "weather"}}
+    for choice in ("required", named):
+        answer = client.chat.completions.create(tool_choice=choice, seed=2, **asked)
+        plain = client.chat.completions.create(tool_choice=choice, seed=2, **{**asked, "tools": [WEATHER]})
+        calls = [one.choices[0].message.tool_calls or [] for one in (answer, plain)]
+        assert [call.function.arguments for call in calls[0]] == [call.function.arguments for call in calls[1]] != []
+        assert all(json.loads(call.function.arguments).keys() == {"city", "days"} for call in calls[0])
+        assert answer.usage == plain.usage  # the template is not told of it
+    silent = client.chat.completions.create(tool_choice="none", **{**asked, "max_tokens": 1})
+    assert silent.choices[0].message.tool_calls is None
+    for choice in (openai.omit, "auto"):
+        with pytest.raises(openai.BadRequestError, match="'weather' is strict, which holds where a call is certain"):
+            client.chat.completions.create(tool_choice=choice, **asked)
+    told: list[Any] = [{**tool, "strict": True} for tool in RESPONSE_TOOLS]
+    again: dict[str, Any] = {"model": "qwen", "input": SAID, "tools": told, "max_output_tokens": 900}
+    answered = client.responses.create(tool_choice="required", parallel_tool_calls=False, **again)
+    assert [one.type for one in answered.output] == ["function_call"]
+    assert [one.strict for one in answered.tools] == [True, True]  # type: ignore[union-attr]
+    with pytest.raises(openai.BadRequestError, match="'weather' is strict"):
+        client.responses.create(**again)
+
+
 MESSAGE_TOOLS: list[Any] = [
     {"name": "weather", "description": "How it will be.", "input_schema": PLACE},
     {"name": "clock", "input_schema": CLOCK["function"]["parameters"]},
@@ -184,6 +209,10 @@ def test_messages_call_what_must_be_called(anthropics: anthropic.Anthropic, name
     single = {"type": "any", "disable_parallel_tool_use": True}
     alone = anthropics.messages.create(tool_choice=single, **asked)  # type: ignore[arg-type]
     assert len(alone.content) == 1
+    strict = {**asked, "tools": [{**tool, "strict": True} for tool in MESSAGE_TOOLS]}
+    assert len(anthropics.messages.create(tool_choice=single, **strict).content) == 1  # type: ignore[arg-type]
+    with pytest.raises(anthropic.BadRequestError, match="'weather' is strict"):
+        anthropics.messages.create(**strict)
 
 
 def test_messages_give_calls_and_what_they_brought_back(anthropics: anthropic.Anthropic) -> None:
