@@ -14,6 +14,7 @@ from lissom.artifact.datatypes import DATATYPES
 from lissom.artifact.graph import named_outputs
 from lissom.errors import ModelError, reason
 from lissom.export.handover import Given
+from lissom.models.experts import unchosen
 
 SOME = 2  # of what there may be any number of, in the example that is followed
 LANGUAGE = {
@@ -62,12 +63,12 @@ def axes_of(signature: Mapping[str, Any]) -> list[dict[int, str]]:
 
 
 def followed(model: nn.Module, signature: Mapping[str, Any], given: Given) -> ExportedProgram:
-    """The program of a model.
+    """The program of a model, which is changed where a graph computes the same in another way.
 
     Raises:
         ModelError: torch.export cannot follow it.
     """
-    whole = Whole(model, names_of(signature, "inputs"), language=given.config is not None).eval()
+    whole = Whole(unchosen(model), names_of(signature, "inputs"), language=given.config is not None).eval()
     example = tuple(sample(one) for one in signature["inputs"])
     dims = tuple(dict.fromkeys(axes, Dim.DYNAMIC) for axes in axes_of(signature))
     try:
