@@ -32,12 +32,16 @@ def read_recipe(file: Path, model: str) -> "Recipe":
 
 
 def read_modifiers(file: Path, model: str) -> "Recipe":
-    """A recipe of SparseML or llm-compressor, as one of lissom; what became of each modifier goes to the error stream."""
+    """A recipe that may be of SparseML or llm-compressor; what became of each modifier goes to the error stream."""
     from lissom.artifact import open_folder
-    from lissom.compress.sparseml import import_recipe
+    from lissom.compress.sparseml import import_recipe, is_foreign, read_text
+    from lissom.types import Recipe
 
+    given = read_text(file.read_text(encoding="utf-8"))
+    if not is_foreign(given):
+        return Recipe.of(given)
     found = import_recipe(file, open_folder(model).model if is_module(model) else model)
-    notes.print(str(found), highlight=False, markup=False)
+    notes.print(str(found), highlight=False, markup=False, soft_wrap=True)
     return found.recipe
 
 
