@@ -79,7 +79,7 @@ MODULE = {
     "binary": [{"technique": "binary"}],
     "4-bit codebook": [{"technique": "kmeans", "bits": 4, "rows": 0}],
 }
-PRUNED = {  # of networks in which nothing is looked up
+PRUNED = {  # of networks of linear layers alone
     "half pruned": [{"technique": "sparsegpt", "sparsity": 0.5}],
     "2:4, int8": [{"technique": "sparsegpt", "keep": 2, "of": 4}, {"technique": "rtn", "bits": 8}],
 }
@@ -158,7 +158,7 @@ def modules(name: str, subject: Subject, work: Path) -> Iterator[Case]:
         return float(correlation(outputs, labels.numpy()))
 
     seen = each(subject.data, lambda part: part[:256])
-    plain = not any(isinstance(layer, nn.Embedding) for layer in compressible(subject.model).values())
+    plain = all(isinstance(layer, nn.Linear) for layer in compressible(subject.model).values())
     for title, steps in {**MODULE, **(PRUNED if plain else {})}.items():
         folder = work / f"{name}-{title}"
         if not folder.exists():

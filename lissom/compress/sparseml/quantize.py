@@ -18,7 +18,8 @@ FIRST = ("GPTQModifier", "OBCQModifier", "SparseGPTModifier")  # which round wha
 ORDER = "actorder"  # None says that columns keep their order
 ROUNDS = ("QuantizationModifier", "GPTQModifier", "AutoRoundModifier", "vLLMQuantizationModifier")
 DEFAULT = {"weights": {"symmetric": True}, "input_activations": {"symmetric": False}}  # SparseML's
-SCHEMES = {"default": DEFAULT, "deepsparse": DEFAULT, "tensorrt": {"weights": {}, "input_activations": {}}}
+EVEN = {"weights": {"symmetric": True}, "input_activations": {"symmetric": True}}
+SCHEMES = {"default": DEFAULT, "deepsparse": DEFAULT, "tensorrt": EVEN}
 
 
 def quantization(args: dict[str, Any], work: Work) -> list[Step]:
@@ -136,15 +137,22 @@ def older(given: Any, targets: Any, ignore: list[str], args: dict[str, Any], wor
         if not out(name, module) and inside(name, module):
             own = max((one for one in overrides if by_prefix([one])(name, module)), key=len, default="")
             found.setdefault(own, []).append(name)
-    schemes = {own: chosen(overrides[own] if own else whole, whole) for own in found}
+    schemes = {own: chosen(overrides[own] if own else whole, whole, work) for own in found}
     return [(names, one) for own, names in found.items() if (one := schemes[own]) is not None]
 
 
-def chosen(given: Any, whole: Mapping[str, Any]) -> Scheme | None:
-    """A scheme of SparseML: a mapping, the name of one, or none at all."""
-    if isinstance(given, str):
-        given = whole if given == "default" else SCHEMES.get(given)
-    return scheme({**DEFAULT, **given}, symmetric=False) if isinstance(given, Mapping) else None
+def chosen(given: Any, whole: Mapping[str, Any], work: Work) -> Scheme | None:
+    """A scheme of SparseML: a mapping, the name of one, or none at all.
+
+    Raises:
+        RecipeError: no scheme has such a name.
+    """
+    if given in (None, "null"):
+        return None
+    named = {**SCHEMES, "default": whole}
+    if isinstance(given, str) and given not in named:
+        raise refused(work, f"scheme {given!r}", f"there are {', '.join(named)}")
+    return scheme({**DEFAULT, **(named[given] if isinstance(given, str) else given)}, symmetric=False)
 
 
 def smooth(args: dict[str, Any], work: Work) -> list[Step]:
@@ -202,8 +210,9 @@ def linked(args: dict[str, Any], work: Work, *, norms: bool) -> list[str]:
             for readers, maker in pairs
         )
 
-    found = [layers.sole(link, links) for link in links if wanted(link)]
-    named = [name for name in found if name is not None]
+    found = {link.makers[0]: layers.sole(link, links) for link in links if wanted(link)}
+    work.note(*(f"behind {maker} nothing is scaled, for no step names it alone" for maker, n in found.items() if not n))
+    named = [name for name in found.values() if name is not None]
     if not named:
         raise refused(work, "what its mappings name", "they must name a norm or a layer, and the layers that read it")
     return named
