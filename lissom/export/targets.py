@@ -12,7 +12,7 @@ from lissom.errors import ArtifactError, ModelError, RecipeError, meant
 from lissom.evaluate import Comparison, compare
 from lissom.export import packed
 from lissom.export.fpga import project as fpga
-from lissom.export.graphs import archive, layers, onnx, openvino
+from lissom.export.graphs import archive, executorch, layers, onnx, openvino
 from lissom.export.handover import Forms, Given, Handed, Holds, Nearest, Together
 from lissom.export.llamacpp import ggml, gguf
 from lissom.export.tpu import folder as tpu
@@ -66,6 +66,12 @@ TARGETS: dict[str, Target] = {
     "openvino": Target(
         holds=partial(layers.holds, asks=layers.OPENVINO, nodes=False), nearest=layers.nearest, write=openvino.write
     ),
+    "executorch": Target(
+        holds=partial(layers.holds, asks=layers.EXECUTORCH, nodes=False),
+        nearest=layers.nearest,
+        write=executorch.write,
+        options=executorch.OPTIONS,
+    ),
     "torch": Target(holds=archive.holds, nearest=archive.nearest, write=archive.write),
 }
 
@@ -102,7 +108,7 @@ def export_folder(
         model: an instance of a module's own class, for a class that is not torch.nn's.
         data: windows of tokens (n, t), or of another module labelled examples, on which is measured what changes cost.
         options: what else the runtime can be told: the `topology` of TPUs, as "v5e-8"; of "fpga" `part`, `clock_ns`,
-            `reuse`, `bits` and `calibration`.
+            `reuse`, `bits` and `calibration`; of "executorch" `batch` and `tokens`.
 
     Raises:
         RecipeError: there is no such runtime, or it has no such option.
