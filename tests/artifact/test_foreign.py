@@ -180,7 +180,8 @@ def test_what_learns_keeps_the_zeros(pruned: Callable[..., Path], tiny: Callable
 
     folder = pruned({"quantization_config": {"quant_method": "compressed-tensors", **SPARSE}})
     windows = torch.randint(3, 2000, (8, 12))
-    recover_folder(folder, windows, tmp_path / "out", Training(epochs=1, batch=4, lr=0.01), original=tiny("llama"))
+    training = Training(epochs=4, batch=4, lr=0.02)
+    recover_folder(folder, windows, tmp_path / "out", training, original=tiny("llama"), held=windows)
     before, after = load_file(folder / "model.safetensors"), open_folder(tmp_path / "out").model
     name = "model.layers.0.mlp.down_proj"
     learned = after.get_submodule(name).weight.dense()

@@ -5,7 +5,7 @@ of the words for all layers.
 """
 
 import re
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -119,7 +119,7 @@ def wildcards(wanted: Sequence[str], names: Sequence[str]) -> list[str]:
     return found + [name for name in names if name in left]
 
 
-def candidates(names: Sequence[str]) -> dict[str, Collection[str]]:
+def candidates(names: Sequence[str]) -> dict[str, frozenset[str]]:
     """Wildcards that may serve, each with the layers that it names: beginnings of names, with a star for numbers."""
     shapes = {"*"}
     for name in names:

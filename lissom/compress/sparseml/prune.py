@@ -53,7 +53,7 @@ def sparsegpt(args: dict[str, Any], work: Work) -> list[Step]:
     """Columns one by one; then, where the modifier says so, integers."""
     damp = {"damp": number(work, name, args[name])} if (name := "dampening_frac") in args else {}
     keeps, rounds = args.pop("preserve_sparsity_mask", False), args.pop("quantize", False)
-    pruning = {name: args.pop(name) for name in ("targets", "ignore") if name in args}
+    pruning: dict[str, Any] = {name: args.pop(name) for name in ("targets", "ignore") if name in args}
     before = kept_zeros(meant_by(pruning, work), work) if keeps else []
     found = before + one_shot("sparsegpt", damp, args, pruning, work)
     whole = rounded(rounds, args, work) if rounds else []
@@ -63,7 +63,7 @@ def sparsegpt(args: dict[str, Any], work: Work) -> list[Step]:
 
 def wanda(args: dict[str, Any], work: Work) -> list[Step]:
     """By what is listened to."""
-    pruning = {name: args.pop(name) for name in ("targets", "ignore") if name in args}
+    pruning: dict[str, Any] = {name: args.pop(name) for name in ("targets", "ignore") if name in args}
     return one_shot("wanda", {}, args, pruning, work)
 
 

@@ -104,7 +104,7 @@ def scheme(given: Mapping[str, Any], *, symmetric: bool = True) -> Scheme | None
     """
     weights, inputs, outputs = (given.get(name) for name in ("weights", "input_activations", "output_activations"))
     notes = ["what comes out of layers is not rounded"] if there(outputs) else []
-    if not there(weights):
+    if weights is None or not there(weights):
         return None
     bits, size, made = int(weights.get("num_bits") or 8), group_of(weights), dict[str, Any]()
     whole = str(weights.get("type", "int")).lower() == "int"

@@ -52,7 +52,8 @@ class Codes(Matrix):
         """The numbers that rows of bytes stand for [n, i]."""
         codes = octets if self.bits == WHOLE else torch.stack([octets & 15, octets >> 4], -1).flatten(1)
         codes = codes[:, : self.inputs].float().unflatten(1, (scale.shape[1], -1))
-        return ((codes - zero.float().unsqueeze(-1)) * scale.unsqueeze(-1)).flatten(1)
+        values: Tensor = (codes - zero.float().unsqueeze(-1)) * scale.unsqueeze(-1)
+        return values.flatten(1)
 
 
 class Rounding(Matrix):
