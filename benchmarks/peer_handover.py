@@ -45,10 +45,11 @@ def onnxruntime(file: str) -> Run:
 
 
 def openvino(file: str) -> Run:
-    """An .xml file and the weights beside it."""
+    """A folder with an .xml file and the weights beside it."""
     import openvino as runtime
 
-    request = runtime.compile_model(file, "CPU", {"PERFORMANCE_HINT": "LATENCY"}).create_infer_request()
+    graph = Path(file) / "openvino_model.xml"
+    request = runtime.compile_model(graph, "CPU", {"PERFORMANCE_HINT": "LATENCY"}).create_infer_request()
     return lambda arrays: request.infer(arrays)[0]
 
 
@@ -67,7 +68,27 @@ def torch(file: str) -> Run:
     return run
 
 
-RUNTIMES = {"transformers": transformers, "onnxruntime": onnxruntime, "openvino": openvino, "torch": torch}
+def executorch(file: str) -> Run:
+    """A program of ExecuTorch."""
+    import torch as numbers
+    from executorch.runtime import Runtime
+
+    method = Runtime.get().load_program(Path(file)).load_method("forward")
+
+    def run(arrays: list[np.ndarray]) -> np.ndarray:
+        found: np.ndarray = method.execute([numbers.from_numpy(array) for array in arrays])[0].numpy()
+        return found
+
+    return run
+
+
+RUNTIMES = {
+    "transformers": transformers,
+    "onnxruntime": onnxruntime,
+    "openvino": openvino,
+    "torch": torch,
+    "executorch": executorch,
+}
 
 
 @cache

@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from digits import digits
 from encoder import correlation
 from subjects import SUBJECTS, Subject
 from table import markdown
@@ -40,12 +41,20 @@ from lissom.calibrate.data import each
 from lissom.evaluate.examples import tensors
 from lissom.export.targets import Export, export_folder
 from lissom.hardware import describe
+from lissom.models import compressible
 from lissom.types import Recipe
 
 HERE = Path(__file__).parent
 WINDOWS, PLACES, EXAMPLES = 8, 128, 512  # of a language model, of its windows for llama.cpp, of other modules
-READS = {"transformers": "transformers", "onnx": "onnxruntime", "openvino": "openvino", "torch": "torch"}
-ENDS = {"gguf": ".gguf", "onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
+READS = {
+    "transformers": "transformers",
+    "onnx": "onnxruntime",
+    "openvino": "openvino",
+    "torch": "torch",
+    "executorch": "executorch",
+}
+ENDS = {"gguf": ".gguf", "onnx": ".onnx", "torch": ".pt2", "executorch": ".pte"}  # the others are folders
+WEIGHTS = (".safetensors", ".xml", ".bin")  # what is counted of a folder
 BLOCKS = "model.layers.*"
 Row = dict[str, Any]
 
@@ -70,6 +79,12 @@ MODULE = {
     "binary": [{"technique": "binary"}],
     "4-bit codebook": [{"technique": "kmeans", "bits": 4, "rows": 0}],
 }
+PRUNED = {  # of networks of linear layers alone
+    "half pruned": [{"technique": "sparsegpt", "sparsity": 0.5}],
+    "2:4, int8": [{"technique": "sparsegpt", "keep": 2, "of": 4}, {"technique": "rtn", "bits": 8}],
+}
+MODELS: dict[str, Callable[[Path], Subject]] = {name: SUBJECTS[name] for name in ("wikilm", "resnet20", "minilm")}
+MODELS["digits"] = digits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +114,7 @@ class Case:
 
 def cases(name: str, work: Path, shared: Path) -> Iterator[Case]:
     """The artifacts of one model."""
-    subject = SUBJECTS[name](shared)
+    subject = MODELS[name](shared)
     if isinstance(subject.model, Path):
         yield from language(name, subject, work)
     else:
@@ -143,7 +158,8 @@ def modules(name: str, subject: Subject, work: Path) -> Iterator[Case]:
         return float(correlation(outputs, labels.numpy()))
 
     seen = each(subject.data, lambda part: part[:256])
-    for title, steps in MODULE.items():
+    plain = all(isinstance(layer, nn.Linear) for layer in compressible(subject.model).values())
+    for title, steps in {**MODULE, **(PRUNED if plain else {})}.items():
         folder = work / f"{name}-{title}"
         if not folder.exists():
             small = lissom.compress_model(subject.model, seen, steps=steps)
@@ -156,7 +172,7 @@ def modules(name: str, subject: Subject, work: Path) -> Iterator[Case]:
             worth=worth,
             metric=subject.by.name,
             logits=subject.by.name == "accuracy",
-            to=("onnx", "openvino", "torch"),
+            to=("onnx", "openvino", "torch", "executorch"),
         )
 
 
@@ -183,15 +199,16 @@ def row(case: Case, to: str, done: Export, found: np.ndarray, own: np.ndarray, f
 
 
 def size_of(out: Path) -> int:
-    """Bytes of a file with what lies beside it, or of the tensors of a folder."""
-    files = out.glob("*.safetensors") if out.is_dir() else out.parent.glob(f"{out.stem}.*")
-    return sum(file.stat().st_size for file in files)
+    """Bytes of a file with what lies beside it, or of the model of a folder."""
+    if out.is_dir():
+        return sum(file.stat().st_size for file in out.iterdir() if file.suffix in WEIGHTS)
+    return sum(file.stat().st_size for file in out.parent.glob(f"{out.name}*"))
 
 
 def handed(case: Case, to: str, work: Path) -> Export:
     """The artifact for a runtime, made anew."""
-    out = work / "out" / f"{case.folder.name}-{to}{ENDS.get(to, '')}".replace(" ", "-")
-    for old in out.parent.glob(f"{out.stem}*"):
+    out = work / "out" / f"{case.folder.name}-{to}{ENDS.get(to, '')}".replace(" ", "-").replace(":", "-")
+    for old in out.parent.glob(f"{out.name}*"):
         shutil.rmtree(old) if old.is_dir() else old.unlink()
     out.parent.mkdir(exist_ok=True)
     return export_folder(case.folder, to, out, model=case.model)
@@ -290,6 +307,13 @@ def line(one: Row) -> tuple[str, ...]:
     )
 
 
+def missing(found: dict[str, list[Row]]) -> str:
+    """The runtimes that were not there."""
+    there = {one["to"] for rows in found.values() for one in rows}
+    away = [to for to in ("gguf", *READS) if to not in there]
+    return f"Not measured here: {', '.join(away)}." if away else ""
+
+
 def page(found: dict[str, list[Row]], command: str) -> str:
     """The tables, and what measured."""
     said = [
@@ -305,6 +329,7 @@ def page(found: dict[str, list[Row]], command: str) -> str:
     ]
     for name, rows in found.items():
         said += [f"## {name}", "", *table(rows), ""]
+    said += [missing(found), ""] if missing(found) else []
     facts = {**describe().as_dict(), "threads": torch.get_num_threads()}
     return "\n".join([*said, "## Machine", "", *(f"- {name}: {value}" for name, value in facts.items())])
 
@@ -314,7 +339,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path, help="a folder for what is made")
     parser.add_argument(
-        "--only", type=lambda words: words.split(","), default=["wikilm", "resnet20", "minilm"], help="models"
+        "--only", type=lambda words: words.split(","), default=list(MODELS), help=f"of {', '.join(MODELS)}"
     )
     parser.add_argument(
         "--python", action="append", default=[], metavar="RUNTIME=PYTHON", help="an interpreter that has a runtime"
@@ -327,6 +352,8 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     """Measure, print, and write the page if asked."""
     asked = arguments()
+    if unknown := set(asked.only) - set(MODELS):
+        raise SystemExit(f"--only: there is no {sorted(unknown)[0]!r}; there are {', '.join(MODELS)}")
     torch.manual_seed(0)
     asked.work.mkdir(parents=True, exist_ok=True)
     shared = Path(os.environ.get("LISSOM_SHARED", HERE.parents[1] / "shared"))

@@ -7,12 +7,15 @@
 
 What no format here can hold, such as GPTQ's groups of inputs that do not lie side by side, becomes half floats.
 
+SparseML and llm-compressor leave zeros in dense matrices where they prune. Where a folder says that they have, by its
+config or a recipe beside it, those zeros are a mask.
+
 Shapes: o outputs, i inputs, g groups of a row, w words.
 """
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +25,44 @@ from torch import Tensor
 
 from lissom.errors import ModelError
 from lissom.files import read_json
-from lissom.formats import Affine, Dense, Dynamic, Floats, Palette, Weight
+from lissom.formats import Affine, Dense, Dynamic, Floats, Masked, Palette, Weight
+from lissom.formats.masked import sparse
 from lissom.formats.plane import Plane, unpack
+from lissom.models.checkpoint import zeros_only
 
 Told = Mapping[str, Any]
+DENSE = "dense"  # how compressed-tensors calls it
 INTERLEAVED = (0, 4, 1, 5, 2, 6, 3, 7)  # the nibble in which AWQ keeps each of eight outputs
 
 
 def told(folder: Path) -> Told | None:
-    """What a folder's config says of compression by another tool, if by one that is known here."""
+    """What a folder's config says of compression by another tool, if by one that is known here.
+
+    Raises:
+        ModelError: it is pruned, and its zeros are not in its matrices.
+    """
     found = read_json(folder / "config.json").get("quantization_config") if (folder / "config.json").is_file() else None
+    if found and zeros_only(found):
+        form = found["sparsity_config"].get("format", DENSE)
+        if form != DENSE:
+            raise ModelError(f"{folder} is pruned and written as {form!r}, which is not read; write it as {DENSE!r}")
+        return None
     return found if found and found.get("quant_method") in METHODS else None
+
+
+def pruned(folder: Path) -> bool:
+    """Whether a folder says that another tool has pruned, and left the zeros in dense matrices."""
+    if not (folder / "config.json").is_file():
+        return False
+    config = read_json(folder / "config.json")
+    parts = [config, *(config.get(name) or {} for name in ("quantization_config", "compression_config"))]
+    return (folder / "recipe.yaml").is_file() or any(part.get("sparsity_config") for part in parts)
+
+
+def masked(tensors: Mapping[str, Tensor], layers: Iterable[str]) -> dict[str, Weight]:
+    """The layers whose matrices have zeros enough for a mask, with that."""
+    held = {name: tensors[f"{name}.weight"] for name in layers if f"{name}.weight" in tensors}
+    return {name: Masked.of(matrix, matrix != 0) for name, matrix in held.items() if sparse(matrix)}
 
 
 def taken(tensors: Mapping[str, Tensor], how: Told) -> tuple[dict[str, Weight], dict[str, Tensor]]:

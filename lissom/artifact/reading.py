@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lissom.artifact.foreign import taken, told
+from lissom.artifact.foreign import masked, pruned, taken, told
 from lissom.artifact.tensors import check_layers, read_tensors, take_weight
 from lissom.errors import ArtifactError
 from lissom.formats import Dense, Weight
@@ -64,6 +64,13 @@ def build_language_model(
         wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
         model = Bare(form_of(model), wanted, empty)
     layers = compressible(model)
+    if not manifest and pruned(folder):
+        tied = family.head if config.tie_word_embeddings else ""
+        found = masked(
+            tensors, [name for name, layer in layers.items() if isinstance(layer, nn.Linear) and name != tied]
+        )
+        weights |= found
+        state = {name: tensor for name, tensor in state.items() if name.removesuffix(".weight") not in found}
     if narrow:
         weights |= as_stored(state, layers)
         state = {name: tensor.float() for name, tensor in state.items()}

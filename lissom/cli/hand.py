@@ -23,7 +23,7 @@ def export(
         str,
         typer.Option(
             help="the runtime: of language models gguf (llama.cpp, ollama), vllm, sglang, transformers; of any model "
-            "onnx, openvino, torch (an archive of torch.export), tpu; of small networks fpga"
+            "onnx, openvino, executorch, torch (an archive of torch.export), tpu; of small networks fpga"
         ),
     ],
     out: Annotated[Path, typer.Option(help="the file or folder to make; it must not exist")],
@@ -41,6 +41,8 @@ def export(
     clock_ns: Annotated[float | None, typer.Option(help="fpga: how long a cycle is", min=0.1)] = None,
     reuse: Annotated[int | None, typer.Option(help="fpga: how many products share a multiplier", min=1)] = None,
     bits: Annotated[int | None, typer.Option(help="fpga: bits of the numbers between layers", min=2, max=16)] = None,
+    batch: Annotated[int | None, typer.Option(help="executorch: examples at once, at most", min=1)] = None,
+    tokens: Annotated[int | None, typer.Option(help="executorch: tokens of a text, at most", min=1)] = None,
     json_lines: Json = False,
 ) -> None:
     """Write a model in the form that another runtime reads.
@@ -52,6 +54,7 @@ def export(
 
     lot = None if data is None else examples(model, data, length, windows)
     given = {"topology": topology, "part": part, "clock_ns": clock_ns, "reuse": reuse, "bits": bits}
+    given |= {"batch": batch, "tokens": tokens}
     options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     tell(export_folder(model, to, out, data=lot, **options), json_lines)
 
@@ -90,7 +93,7 @@ def tell(done: "Export", json_lines: bool) -> None:
 
 def measured(report: Mapping[str, Any]) -> dict[str, Any]:
     """What there is to say in a line each of a report."""
-    parts = {"simulated ": "comparison", "estimated ": "total", "uncompressed ": "uncompressed"}
+    parts = {"simulated ": "comparison", "estimated ": "total", "uncompressed ": "uncompressed", "": "lowered"}
     return {f"{whose}{name}": value for whose, part in parts.items() for name, value in report.get(part, {}).items()}
 
 

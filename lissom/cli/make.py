@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 def compress(
     model: Model,
-    recipe: Annotated[Path, typer.Option(help="recipe.yaml")],
+    recipe: Annotated[Path, typer.Option(help="recipe.yaml; that of SparseML or llm-compressor too")],
     out: Out,
     data: Annotated[
         Path | None, typer.Option(help="a text to calibrate on; without it every input counts alike")
@@ -52,7 +52,7 @@ def compress(
 
     with working(json_lines) if is_first() else nullcontext(quiet) as tell, workers() as team:
         tell(Progress(stage="read", text=model))
-        steps, bound = read_recipe(recipe), None if max_ram is None else size("max-ram", max_ram)
+        steps, bound = read_recipe(recipe, model), None if max_ram is None else size("max-ram", max_ram)
         checkpoint = Checkpoint(model)
         tokens = torch.empty(0, length, dtype=torch.long)
         if data is not None:

@@ -43,14 +43,14 @@ def techniques(
 
 
 def explain(
-    recipe: Annotated[Path, typer.Argument(help="recipe.yaml")],
+    recipe: Annotated[Path, typer.Argument(help="recipe.yaml; that of SparseML or llm-compressor too")],
     model: Model,
     json_lines: Json = False,
 ) -> None:
     """Say what a recipe would do to each layer: steps, bytes before and after, and the kernel that would run it."""
     from lissom.search.explain import explain as foresee
 
-    found = foresee(model, read_recipe(recipe))
+    found = foresee(model, read_recipe(recipe, model))
     if json_lines:
         print(dumps(found.as_dict()))
         return

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from lissom.cli.show import notes
 from lissom.errors import DataError, RecipeError
 from lissom.files import read_text
 
@@ -15,18 +16,33 @@ if TYPE_CHECKING:
     from lissom.types import Budget, Recipe
 
 
-def read_recipe(file: Path) -> "Recipe":
-    """A recipe from a YAML file.
+def read_recipe(file: Path, model: str) -> "Recipe":
+    """A recipe from a YAML file; of one of SparseML or llm-compressor is told what it becomes for a model.
 
     Raises:
-        RecipeError: it cannot be read or holds no recipe.
+        RecipeError: it cannot be read or holds no recipe, or a modifier has no counterpart.
     """
     from lissom.types import Recipe
 
     try:
-        return Recipe.of(yaml.safe_load(file.read_text(encoding="utf-8")))
+        text = file.read_text(encoding="utf-8")
+        return read_modifiers(file, model) if "modifiers" in text else Recipe.of(yaml.safe_load(text))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise RecipeError(f"{file} cannot be read: {' '.join(str(error).split())}") from None
+
+
+def read_modifiers(file: Path, model: str) -> "Recipe":
+    """A recipe that may be of SparseML or llm-compressor; what became of each modifier goes to the error stream."""
+    from lissom.artifact import open_folder
+    from lissom.compress.sparseml import import_recipe, is_foreign, read_text
+    from lissom.types import Recipe
+
+    given = read_text(file.read_text(encoding="utf-8"))
+    if not is_foreign(given):
+        return Recipe.of(given)
+    found = import_recipe(file, open_folder(model).model if is_module(model) else model)
+    notes.print(str(found), highlight=False, markup=False, soft_wrap=True)
+    return found.recipe
 
 
 def text_windows(file: Path, tokenizer: Any, length: int) -> Any:

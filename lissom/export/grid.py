@@ -49,8 +49,9 @@ class Grid:
     def filled(self, sizes: tuple[int, ...]) -> "Grid":
         """The same with room for more outputs and inputs, of weights that are 0."""
         o, i = sizes
-        group = math.gcd(self.group, i)
-        times = self.group // group
+        whole = self.scale.shape[1] == 1  # a scale for each row is one for a longer row
+        group = i if whole else math.gcd(self.group, i)
+        times = 1 if whole else self.group // group
         scale, zero = (part.repeat_interleave(times, 1) for part in (self.scale, self.zero))
         room = (o, i // group)
         return replace(self, codes=filled(self.codes, sizes), scale=filled(scale, room), zero=filled(zero, room))

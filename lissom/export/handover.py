@@ -26,6 +26,7 @@ from lissom.models.resize import matrix_shapes, uniform
 Holds = Callable[[Weight, nn.Module], "Form | None"]  # the form in which a layer's weight stays what it is
 Nearest = Callable[[Weight, nn.Module], Weight]
 Together = Callable[["Given", dict[str, Weight]], dict[str, Weight]]  # for layers that a runtime wants alike
+Forms = Callable[["Given", Mapping[str, Weight]], Mapping[str, "Form"]]  # as they are written, blocks made even
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,16 +124,23 @@ class Given:
         replace(other, new, compressible(other), trainable=False)
         return other
 
-    def handed(self, holds: Holds, nearest: Nearest, together: Together) -> tuple[dict[str, Weight], list[Handed]]:
-        """Each weight as a target takes it, and what there is to say of each layer."""
+    def handed(
+        self, holds: Holds, nearest: Nearest, together: Together, forms: Forms | None = None
+    ) -> tuple[dict[str, Weight], list[Handed]]:
+        """Each weight as a target takes it, and what there is to say of each layer.
+
+        `forms` is for a target that makes blocks even: it says how weights are written then.
+        """
         layers, told = compressible(self.model), list[Handed]()
         found = {n: w if holds(w, layers[n]) else nearest(w, layers[n]) for n, w in self.weights.items()}
         taken = together(self, found)
+        even = None if forms is None else forms(self, taken)
         for name, weight in self.weights.items():
             new = taken[name]
-            form = holds(new, layers[name])
+            form = holds(new, layers[name]) if even is None else even[name]
             assert form is not None, f"{name}: what comes nearest cannot be held either"
-            nbytes = math.ceil(form.bits * math.prod(self.sizes[f"{name}.weight"]) / 8)
+            sizes = weight.shape if even is None else self.sizes[f"{name}.weight"]
+            nbytes = math.ceil(form.bits * math.prod(sizes) / 8)
             error = 0.0 if new is weight else apart(weight, new)
             told.append(Handed(layer=name, own=described(weight), form=form.name, nbytes=nbytes, error=error))
         return taken, told

@@ -66,9 +66,11 @@ class Scheme:
         return {"weights": whole | group, "input_activations": tokens if self.inputs else None, "format": form}
 
 
-def scheme_of(weight: Weight, reader: Reader) -> Scheme | None:
-    """The scheme of fewest bits that holds a weight as it is."""
+def scheme_of(weight: Weight, reader: Reader, sizes: tuple[int, ...] | None = None) -> Scheme | None:
+    """The scheme of fewest bits that holds a weight as it is, in a matrix of other sizes where they are given."""
     grid = grid_of(weight)
+    if grid is not None and sizes is not None and sizes != tuple(weight.shape):
+        grid = grid.filled(sizes)
     size = None if grid is None else size_of(grid)
     if grid is None or size is None:
         return None
@@ -94,12 +96,15 @@ def holds(reader: Reader, weight: Weight, layer: nn.Module) -> Form | None:
     if isinstance(weight, Dense):
         return Form(name=str(weight.values.dtype).removeprefix("torch."), bits=8 * weight.values.element_size())
     scheme = None if isinstance(layer, (nn.Embedding, CompressedEmbedding)) else scheme_of(weight, reader)
-    if scheme is None:
-        return None
+    return None if scheme is None else form_of(scheme, weight.shape[1])
+
+
+def form_of(scheme: Scheme, inputs: int) -> Form:
+    """What a scheme is called, and its bits in rows of so many inputs."""
     groups = f"groups of {scheme.size}" if scheme.size else "a scale for each row"
-    inputs = ", inputs of 8 bits" if scheme.inputs else ""
-    of_scale = (16 if scheme.symmetric else 16 + scheme.bits) / (scheme.size or weight.shape[1])
-    return Form(name=f"int{scheme.bits}, {groups}{inputs}", bits=scheme.bits + of_scale)
+    rounded = ", inputs of 8 bits" if scheme.inputs else ""
+    of_scale = (16 if scheme.symmetric else 16 + scheme.bits) / (scheme.size or inputs)
+    return Form(name=f"int{scheme.bits}, {groups}{rounded}", bits=scheme.bits + of_scale)
 
 
 def nearest(weight: Weight, layer: nn.Module) -> Weight:
@@ -119,14 +124,26 @@ def siblings(given: Given) -> Iterator[list[str]]:
             yield [name for name in found if name in given.weights]
 
 
-def together(given: Given, taken: dict[str, Weight]) -> dict[str, Weight]:
-    """Where one of those that are run as one is in floating point, so are the others."""
-    found = dict(taken)
+def together(reader: Reader, given: Given, taken: dict[str, Weight]) -> dict[str, Weight]:
+    """Where one of those that are run as one is in floating point, so are the others.
+
+    So is one that no scheme holds in rows as long as those of the widest block.
+    """
+    found = {name: weight if fills(reader, given, name, weight) else floats(weight) for name, weight in taken.items()}
     for names in siblings(given):
-        if any(isinstance(taken[name], Dense) for name in names):
-            whole = {name: Dense(values=taken[name].dense().bfloat16()) for name in names}
-            found |= {name: taken[name] if isinstance(taken[name], Dense) else whole[name] for name in names}
+        if any(isinstance(found[name], Dense) for name in names):
+            found |= {name: floats(found[name]) for name in names}
     return found
+
+
+def fills(reader: Reader, given: Given, name: str, weight: Weight) -> bool:
+    """Whether a weight is held in a matrix as wide as the widest block's."""
+    return isinstance(weight, Dense) or scheme_of(weight, reader, given.sizes[f"{name}.weight"]) is not None
+
+
+def floats(weight: Weight) -> Dense:
+    """In 16 bits, unless it is in floating point."""
+    return weight if isinstance(weight, Dense) else Dense(values=weight.dense().bfloat16())
 
 
 def alike(schemes: Mapping[str, Scheme], given: Given) -> dict[str, Scheme]:
@@ -144,6 +161,21 @@ def alike(schemes: Mapping[str, Scheme], given: Given) -> dict[str, Scheme]:
             )
             found |= dict.fromkeys(there, joined)
     return found
+
+
+def schemes_of(reader: Reader, given: Given, taken: Mapping[str, Weight]) -> dict[str, Scheme]:
+    """The scheme of each matrix of integers, as it is written."""
+    packed = {name: weight for name, weight in taken.items() if not isinstance(weight, Dense)}
+    own = {name: scheme_of(weight, reader, given.sizes[f"{name}.weight"]) for name, weight in packed.items()}
+    return alike({name: scheme for name, scheme in own.items() if scheme is not None}, given)
+
+
+def forms(reader: Reader, given: Given, taken: Mapping[str, Weight]) -> dict[str, Form]:
+    """How each matrix is written."""
+    schemes = schemes_of(reader, given, taken)
+    found = {name: form_of(scheme, given.sizes[f"{name}.weight"][1]) for name, scheme in schemes.items()}
+    floating = {name: holds(reader, weight, given.model) for name, weight in taken.items() if name not in schemes}
+    return found | {name: form for name, form in floating.items() if form is not None}
 
 
 def written(name: str, grid: Grid, scheme: Scheme) -> dict[str, Tensor]:
@@ -169,8 +201,7 @@ def write(reader: Reader, given: Given, taken: Mapping[str, Weight], out: Path) 
     Raises:
         ArtifactError: the name is taken, or the disk is full.
     """
-    own = {name: scheme_of(weight, reader) for name, weight in taken.items() if not isinstance(weight, Dense)}
-    schemes = alike({name: scheme for name, scheme in own.items() if scheme is not None}, given)
+    schemes = schemes_of(reader, given, taken)
     tensors = {name: filled(tensor, given.sizes[name]) for name, tensor in given.tensors.items()}
     for name, weight in taken.items():
         sizes = given.sizes[f"{name}.weight"]

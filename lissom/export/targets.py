@@ -12,8 +12,8 @@ from lissom.errors import ArtifactError, ModelError, RecipeError, meant
 from lissom.evaluate import Comparison, compare
 from lissom.export import packed
 from lissom.export.fpga import project as fpga
-from lissom.export.graphs import archive, layers, onnx, openvino
-from lissom.export.handover import Given, Handed, Holds, Nearest, Together
+from lissom.export.graphs import archive, executorch, layers, onnx, openvino
+from lissom.export.handover import Forms, Given, Handed, Holds, Nearest, Together
 from lissom.export.llamacpp import ggml, gguf
 from lissom.export.tpu import folder as tpu
 
@@ -22,14 +22,15 @@ from lissom.export.tpu import folder as tpu
 class Target:
     """A runtime: which weights it holds, what comes nearest to the others, and how its files are written.
 
-    With `language` it takes language models only. `write` is also given those of `options` that are named, and with
-    `measures` the data; it may give back a report.
+    `forms` is for one that knows one width for all blocks. With `language` it takes language models only. `write` is
+    also given those of `options` that are named, and with `measures` the data; it may give back a report.
     """
 
     holds: Holds
     nearest: Nearest
     write: Callable[..., dict[str, Any] | None]  # of Given, weights by layer, and the path to make
     together: Together = lambda given, taken: taken
+    forms: Forms | None = None
     language: bool = False
     measures: bool = False
     options: tuple[str, ...] = ()
@@ -41,13 +42,21 @@ def folder_for(reader: packed.Reader) -> Target:
         holds=partial(packed.holds, reader),
         nearest=packed.nearest,
         write=partial(packed.write, reader),
-        together=packed.together,
+        together=partial(packed.together, reader),
+        forms=partial(packed.forms, reader),
         language=True,
     )
 
 
 TARGETS: dict[str, Target] = {
-    "gguf": Target(holds=ggml.holds, nearest=ggml.nearest, write=gguf.write, together=gguf.together, language=True),
+    "gguf": Target(
+        holds=ggml.holds,
+        nearest=ggml.nearest,
+        write=gguf.write,
+        together=gguf.together,
+        forms=gguf.forms,
+        language=True,
+    ),
     "transformers": folder_for(packed.ANY),
     "vllm": folder_for(packed.KERNELS),
     "sglang": folder_for(packed.KERNELS),
@@ -56,6 +65,12 @@ TARGETS: dict[str, Target] = {
     "onnx": Target(holds=layers.holds, nearest=layers.nearest, write=onnx.write),
     "openvino": Target(
         holds=partial(layers.holds, asks=layers.OPENVINO, nodes=False), nearest=layers.nearest, write=openvino.write
+    ),
+    "executorch": Target(
+        holds=partial(layers.holds, asks=layers.EXECUTORCH, nodes=False),
+        nearest=layers.nearest,
+        write=executorch.write,
+        options=executorch.OPTIONS,
     ),
     "torch": Target(holds=archive.holds, nearest=archive.nearest, write=archive.write),
 }
@@ -93,7 +108,7 @@ def export_folder(
         model: an instance of a module's own class, for a class that is not torch.nn's.
         data: windows of tokens (n, t), or of another module labelled examples, on which is measured what changes cost.
         options: what else the runtime can be told: the `topology` of TPUs, as "v5e-8"; of "fpga" `part`, `clock_ns`,
-            `reuse`, `bits` and `calibration`.
+            `reuse`, `bits` and `calibration`; of "executorch" `batch` and `tokens`.
 
     Raises:
         RecipeError: there is no such runtime, or it has no such option.
@@ -111,7 +126,7 @@ def export_folder(
     given = Given.of(folder, model)
     if target.language and given.config is None:
         raise ModelError(f"{folder} is no language model, and {to} takes no others")
-    taken, told = given.handed(target.holds, target.nearest, target.together)
+    taken, told = given.handed(target.holds, target.nearest, target.together, target.forms)
     by = "accuracy" if given.config is None else "perplexity"
     cost = None if data is None else compare(given.model, given.changed(taken), data, by)
     more = {**options, "data": data} if target.measures else options

@@ -84,6 +84,12 @@ class TrainableMasked(Trainable):
         return Masked(values=self.values.detach().to(self.stored_as).clone(), mask=bitmask(self.keep), size=shape)
 
 
+def sparse(values: Float[Tensor, "*n"]) -> bool:
+    """Whether a matrix has so many zeros that it takes fewer bytes without them."""
+    zeros = values.numel() - int(values.count_nonzero())
+    return zeros * 8 * values.element_size() > values.numel()
+
+
 @torch.library.custom_op("lissom::masked_dense", mutates_args=())
 def masked_dense(values: Tensor, mask: Tensor, rows: int, columns: int) -> Tensor:
     """Spread the kept values over zeros."""

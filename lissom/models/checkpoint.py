@@ -203,13 +203,23 @@ def read_config(folder: Path, *, compressed: bool = False, method: str | None = 
     raw = read_json(folder / "config.json")
     family_of(str(raw.get("model_type", "")))
     quantized = raw.pop("quantization_config", None)
-    if quantized and not (compressed and quantized == MARK) and not (method and quantized["quant_method"] == method):
+    if (
+        quantized
+        and not zeros_only(quantized)
+        and not (compressed and quantized == MARK)
+        and not (method and quantized["quant_method"] == method)
+    ):
         method = "lissom" if quantized == MARK else quantized.get("quant_method", "another tool")
         raise ModelError(f"{folder} is quantized already, by {method}; give the original model")
     try:
         return AutoConfig.for_model(**raw)
     except StrictDataclassError as error:
         raise ModelError(f"{folder / 'config.json'} makes no model: {' '.join(str(error).split())}") from None
+
+
+def zeros_only(told: Mapping[str, Any]) -> bool:
+    """Whether another tool has done no more to a model than what its zeros say, as it tells in the config."""
+    return bool(told.get("sparsity_config")) and not told.get("config_groups")
 
 
 def possible(raw: Mapping[str, Any]) -> bool:

@@ -52,6 +52,29 @@ class Experts(nn.Module):
         return y
 
 
+class EveryExpert(nn.Module):
+    """The same experts where nothing may hang on which are chosen, as in a graph: each is given every token.
+
+    What those say that were not chosen counts nothing. The sum is the same, and takes as many products as experts.
+    """
+
+    def __init__(self, experts: Experts) -> None:
+        super().__init__()
+        for number, expert in experts.named_children():
+            self.add_module(number, expert)
+        self.train(experts.training)
+
+    def forward(
+        self, x: Float[Tensor, "t h"], chosen: Int[Tensor, "t k"], weights: Float[Tensor, "t k"]
+    ) -> Float[Tensor, "t h"]:
+        """The weighted sum of what all experts say, in the same order."""
+        y = torch.zeros_like(x)
+        for number, expert in self.named_children():
+            share = (weights * (chosen == int(number))).sum(1, keepdim=True)
+            y = y + (expert(x) * share).to(y.dtype)
+        return y
+
+
 def linear(matrix: Tensor) -> nn.Linear:
     """A layer with a matrix of its own, not a part of another."""
     layer = nn.Linear(matrix.shape[1], matrix.shape[0], bias=False, device="meta")
@@ -72,6 +95,14 @@ def apart(model: nn.Module) -> nn.Module:
     """Set the experts of a language model apart, in place; any other model stays as it is."""
     for name, fused in together(model).items():
         put(model, name, Experts(fused))
+    return model
+
+
+def unchosen(model: nn.Module) -> nn.Module:
+    """Let every expert be given every token, in place, so that a graph can be made of a model."""
+    for name, part in list(model.named_modules()):
+        if isinstance(part, Experts):
+            put(model, name, EveryExpert(part))
     return model
 
 

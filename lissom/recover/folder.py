@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lissom.artifact import open_folder, save
 from lissom.artifact.fingerprint import of_code, of_files, of_json, of_tensors
 from lissom.artifact.folder import Opened
+from lissom.artifact.foreign import pruned, told
 from lissom.artifact.journal import Journal, within
 from lissom.artifact.language import write_pieces
 from lissom.artifact.manifest import check_free
@@ -210,9 +211,15 @@ def begun(opened: Opened, training: Training, model: nn.Module | None) -> nn.Mod
             f"{opened.folder} holds {name} without its code, which learns only by its class; in Python, give "
             f"recover_folder model={name}(...)"
         )
-    if not manifest.get("weights") and training.train != "all":
+    if not manifest.get("weights") and not has_mask(opened) and training.train != "all":
         raise ModelError(f"{opened.folder} is not compressed, so there is nothing to recover; or let 'all' of it learn")
     return unfreeze(opened.model)
+
+
+def has_mask(opened: Opened) -> bool:
+    """Whether it is a dense language model whose zeros are a mask, as another tool has pruned it."""
+    theirs = not opened.manifest and pruned(opened.folder) and told(opened.folder) is None
+    return theirs and any(isinstance(part, CompressedLayer) for part in opened.model.modules())
 
 
 def read_original(folder: str | Path | None, model: nn.Module | None, device: torch.device = CPU) -> nn.Module:

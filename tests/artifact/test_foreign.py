@@ -14,7 +14,7 @@ from torch import Tensor
 from lissom.artifact import open_folder
 from lissom.artifact.foreign import awq, gptq, nf4, packed
 from lissom.errors import ModelError
-from lissom.formats import Dense
+from lissom.formats import CompressedLayer, Dense, Masked
 
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # AWQ: the outputs of a word, from its lowest nibble on
 OUT, IN, GROUP = 32, 64, 32
@@ -122,6 +122,71 @@ def test_compressed_tensors_in_8_bits() -> None:
     eights = torch.randn(OUT, IN).to(torch.float8_e4m3fn)
     found = packed("it", {"weight": eights, "weight_scale": scale}, {"config_groups": {"a": floats}})
     assert torch.allclose(found.dense(), eights.float() * scale.float(), rtol=1e-3)
+
+
+@pytest.fixture
+def pruned(tiny: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
+    """A checkpoint whose blocks were pruned 2:4, but for one layer, with what the folder says of that."""
+
+    def made(config: dict[str, Any] | None = None, recipe: bool = False) -> Path:
+        folder = shutil.copytree(tiny("llama"), tmp_path / "pruned")
+        tensors = load_file(folder / "model.safetensors")
+        for name, tensor in tensors.items():
+            if "_proj" in name and "1.mlp.up" not in name:
+                small = tensor.unflatten(1, (-1, 4)).abs().topk(2, 2, largest=False).indices
+                tensor.view(len(tensor), -1, 4).scatter_(2, small, 0)
+            tensors[name] = tensor.bfloat16()
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        told = json.loads((folder / "config.json").read_text()) | (config or {})
+        (folder / "config.json").write_text(json.dumps(told))
+        if recipe:
+            (folder / "recipe.yaml").write_text("test_stage: {}")
+        return folder
+
+    return made
+
+
+SPARSE = {"sparsity_config": {"format": "dense", "sparsity_structure": "2:4"}}
+
+
+@pytest.mark.parametrize("how", ["a recipe", "quantization_config", "compression_config", ""])
+@pytest.mark.parametrize("bare", [False, True])
+def test_zeros_of_a_pruned_checkpoint_are_its_mask(pruned: Callable[..., Path], how: str, bare: bool) -> None:
+    config = {how: {"quant_method": "compressed-tensors", **SPARSE}} if how.endswith("config") else {}
+    folder = pruned(config, recipe=how == "a recipe")
+    tensors = load_file(folder / "model.safetensors")
+    model: Any = open_folder(folder, bare=bare).model
+    for name in ("model.layers.0.mlp.down_proj", "model.layers.1.self_attn.k_proj"):
+        layer, wanted = model.get_submodule(name), tensors[f"{name}.weight"]
+        assert isinstance(layer, CompressedLayer) == bool(how)
+        if how:
+            assert isinstance(layer.weight, Masked)
+            assert layer.weight.values.dtype == torch.bfloat16
+            assert torch.equal(layer.weight.dense(), wanted.float())
+            assert int(layer.weight.kept().sum()) == wanted.numel() // 2
+    for name in ("model.layers.1.mlp.up_proj", "lm_head", "model.embed_tokens"):
+        assert not isinstance(model.get_submodule(name), CompressedLayer)
+
+
+def test_a_pruned_checkpoint_written_otherwise_is_refused(pruned: Callable[..., Path]) -> None:
+    told = {"quant_method": "compressed-tensors", "sparsity_config": {"format": "sparse-24-bitmask"}}
+    with pytest.raises(ModelError, match=r"'sparse-24-bitmask', which is not read; write it as 'dense'"):
+        open_folder(pruned({"quantization_config": told}))
+
+
+def test_what_learns_keeps_the_zeros(pruned: Callable[..., Path], tiny: Callable[..., Path], tmp_path: Path) -> None:
+    from lissom.recover.folder import recover_folder
+    from lissom.recover.training import Training
+
+    folder = pruned({"quantization_config": {"quant_method": "compressed-tensors", **SPARSE}})
+    windows = torch.randint(3, 2000, (8, 12))
+    training = Training(epochs=4, batch=4, lr=0.02)
+    recover_folder(folder, windows, tmp_path / "out", training, original=tiny("llama"), held=windows)
+    before, after = load_file(folder / "model.safetensors"), open_folder(tmp_path / "out").model
+    name = "model.layers.0.mlp.down_proj"
+    learned = after.get_submodule(name).weight.dense()
+    assert torch.equal(learned != 0, before[f"{name}.weight"] != 0)
+    assert not torch.equal(learned, before[f"{name}.weight"].float())
 
 
 def test_a_tensor_that_is_missing_is_named(tiny: Callable[..., Path], tmp_path: Path) -> None:

@@ -44,6 +44,27 @@ def test_explain_tells_every_layer(run: Run, tiny: Tiny, recipe: Path) -> None:
     assert (wrong.code, wrong.error.count("\n")) == (2, 1)
 
 
+MODIFIERS = """
+quant_stage:  # modifiers of llm-compressor
+  quant_modifiers:
+    GPTQModifier: {scheme: W4A16, ignore: [lm_head], targets: [Linear], block_size: 64}
+"""
+
+
+def test_a_recipe_of_another_tool_is_told_as_what_it_becomes(run: Run, demo_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "theirs.yaml").write_text(MODIFIERS)
+    told = run("explain", tmp_path / "theirs.yaml", demo_folder)
+    became = "layers=model.layers.* technique=gptq bits=4 group=128 clip=False; left out: block_size=64"
+    assert (told.code, told.error.strip()) == (0, f"quant_stage.quant_modifiers: GPTQModifier -> {became}")
+    assert "affine" in told.out
+    (tmp_path / "theirs.yaml").write_text(MODIFIERS.replace("GPTQ", "MFACPruning"))
+    wrong = run("explain", tmp_path / "theirs.yaml", demo_folder)
+    assert (wrong.code, wrong.error.count("\n")) == (2, 1)
+    assert "MFACPruningModifier of quant_stage.quant_modifiers has no counterpart" in wrong.error
+    (tmp_path / "ours.yaml").write_text("# no modifiers here\nsteps: [{technique: rtn}]\n")
+    assert run("explain", tmp_path / "ours.yaml", demo_folder).code == 0
+
+
 def test_sensitivity_mixes_a_recipe_for_a_size(run: Run, tiny: Tiny, text: Path, tmp_path: Path) -> None:
     model, out = tiny("llama", True), tmp_path / "mixed.yaml"
     common = ("--data", text, "--length", 16, "--windows", 4, "--bits", "2,4", "--group", 16)

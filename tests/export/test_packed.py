@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
+from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -71,6 +72,41 @@ def test_transformers_says_the_same(which: str, request: pytest.FixtureRequest, 
     )
 
 
+def told(group: dict[str, Any]) -> str:
+    """What a group of the config is called in a report."""
+    weights = group["weights"]
+    size = weights.get("group_size")
+    return f"int{weights['num_bits']}, {f'groups of {size}' if size else 'a scale for each row'}"
+
+
+def test_what_is_said_of_a_layer_is_what_is_written(uneven: Path, tmp_path: Path) -> None:
+    done = export_folder(uneven, "transformers", tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
+    forms = {name: told(group) for group in config["config_groups"].values() for name in group["targets"]}
+    assert forms
+    for layer in done.layers:
+        assert layer.form == forms.get(layer.layer, "bfloat16"), layer
+    tensors = load_file(tmp_path / "out" / "model.safetensors")
+    widest = tensors["model.layers.1.mlp.up_proj.weight_packed"].nbytes
+    assert widest == tensors["model.layers.0.mlp.up_proj.weight_packed"].nbytes
+    scales = tensors["model.layers.1.mlp.up_proj.weight_scale"].nbytes
+    assert {one.layer: one.nbytes for one in done.layers}["model.layers.1.mlp.up_proj"] == widest + scales
+
+
+def test_rows_of_one_scale_have_one_where_they_are_longer(demo_folder: Path, tmp_path: Path) -> None:
+    from lissom import Recipe, compress_checkpoint
+
+    narrower = {"layers": "model.layers.1.*", "technique": "channels", "sparsity": 0.25}
+    steps = [narrower, {"layers": "model.layers.*.mlp.*", "technique": "dynamic"}]
+    data = torch.randint(3, 2000, (2, 16))
+    folder = compress_checkpoint(demo_folder, Recipe.of(steps), data, tmp_path / "in")
+    done = export_folder(folder, "transformers", tmp_path / "out")
+    form = {one.layer: one.form for one in done.layers}["model.layers.1.mlp.down_proj"]
+    assert form == "int8, a scale for each row, inputs of 8 bits"
+    tensors = load_file(tmp_path / "out" / "model.safetensors")
+    assert tensors["model.layers.1.mlp.down_proj.weight_scale"].shape[1] == 1
+
+
 def test_what_is_run_as_one_has_one_scheme(demo_folder: Path, tmp_path: Path) -> None:
     from lissom import Recipe, compress_checkpoint
 
@@ -81,11 +117,12 @@ def test_what_is_run_as_one_has_one_scheme(demo_folder: Path, tmp_path: Path) ->
         {"layers": "*.up_proj", "technique": "rtn", "bits": 4, "group": 32},
     ]
     folder = compress_checkpoint(demo_folder, Recipe.of(steps), torch.randint(3, 2000, (1, 16)), tmp_path / "in")
-    export_folder(folder, "vllm", tmp_path / "out")
+    done = export_folder(folder, "vllm", tmp_path / "out")
     told = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
     groups = {name: number for number, group in told["config_groups"].items() for name in group["targets"]}
     block = "model.layers.0"
     assert len({groups[f"{block}.self_attn.{name}"] for name in ("q_proj", "k_proj", "v_proj")}) == 1
+    assert {one.layer: one.form for one in done.layers}[f"{block}.self_attn.q_proj"] == "int8, groups of 32"
     weights = told["config_groups"][groups[f"{block}.self_attn.q_proj"]]["weights"]
     assert (weights["num_bits"], weights["group_size"], weights["symmetric"]) == (8, 32, False)
     assert {f"{block}.mlp.up_proj", f"{block}.mlp.gate_proj", "lm_head"} <= set(told["ignore"])  # the gate is in floats

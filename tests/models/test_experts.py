@@ -19,7 +19,7 @@ from lissom.engine.lower import lower
 from lissom.errors import DataError, RecipeError
 from lissom.formats import CompressedLinear
 from lissom.models import FAMILIES, Checkpoint, compressible
-from lissom.models.experts import Experts, apart, set_apart
+from lissom.models.experts import EveryExpert, Experts, apart, set_apart, unchosen
 from lissom.search.foresee import foreseen
 from lissom.search.forms import units_of_module
 from lissom.search.sparsity import allocate_sparsity
@@ -46,6 +46,15 @@ def test_apart_they_say_the_same_under_the_names_on_disk(model: Any, tiny: Calla
     assert model.state_dict().keys() == load_file(tiny("qwen3_moe") / "model.safetensors").keys()
     before = model.get_submodule(EXPERTS)
     assert apart(model).get_submodule(EXPERTS) is before
+
+
+def test_all_experts_asked_they_say_the_same(model: Any) -> None:
+    wanted = logits(apart(model))
+    keys = model.state_dict().keys()
+    assert unchosen(model) is model
+    assert any(isinstance(part, EveryExpert) for part in model.modules())
+    torch.testing.assert_close(logits(model), wanted, rtol=1e-5, atol=1e-5)
+    assert model.state_dict().keys() == keys
 
 
 def test_other_models_stay_as_they_are(tiny: Callable[..., Path]) -> None:

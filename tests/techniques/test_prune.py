@@ -34,6 +34,16 @@ def test_magnitude_removes_the_smallest_of_the_matrix(data: tuple[Tensor, Tensor
     assert kept.tolist() == (w.abs() >= threshold).tolist()
 
 
+def test_zeros_that_a_matrix_has_are_its_mask(data: tuple[Tensor, Tensor]) -> None:
+    w, x = data
+    w = w.where(w > -0.5, 0)
+    masked = magnitude(Dense(values=w), sparsity=0)
+    assert torch.equal(masked.kept(), w != 0)
+    assert torch.equal(masked.dense(), w)
+    swept = sparsegpt(masked, seen(Gram, x), sparsity=0)
+    assert torch.equal(swept.kept(), w != 0)
+
+
 def test_wanda_removes_the_least_listened_to_of_each_row(data: tuple[Tensor, Tensor]) -> None:
     w, x = data
     kept = wanda(Dense(values=w), seen(Moments, x), sparsity=0.5).kept()

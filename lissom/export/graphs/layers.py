@@ -8,6 +8,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from lissom.export.graphs.codes import coded
 from lissom.export.graphs.nodes import Blocks, Book, Corrected, Factors, ForTurned, Integers, Matrix, Values, symmetric
 from lissom.export.grid import Grid, grid_of
 from lissom.export.handover import Form
@@ -37,8 +38,11 @@ GROUP = 32  # of weights that become 8 bits
 LEVEL = 4  # of accuracy, at which MatMulNBits rounds its input to 8 bits
 PRODUCT, ROWS, WHOLE = "product", "rows", "whole"  # what a layer asks of a matrix
 BLOCKED, TABLE = "blocked", "table"  # a product of blocks or none; rows of a matrix that may be multiplied with too
+CODED, BYTES = "coded", "bytes"  # a product, and anything else, in plain operators
 AS_ASKED: Mapping[str, str] = {}
 OPENVINO = {PRODUCT: BLOCKED, ROWS: TABLE}  # what it is asked instead
+EXECUTORCH = {PRODUCT: CODED, ROWS: BYTES, WHOLE: BYTES}
+MULTIPLIES = (PRODUCT, BLOCKED, CODED)
 
 
 class Standing(nn.Module):
@@ -48,7 +52,7 @@ class Standing(nn.Module):
         super().__init__()
         self.matrix, self.bias = matrix, layer.bias
         self.geometry, self.stands_for = layer.geometry, layer.stands_for
-        rounds = isinstance(matrix, Blocks) and matrix.level == LEVEL
+        rounds = getattr(matrix, "level", 0) == LEVEL
         plain = type(layer.weight).activate is Weight.activate
         self.activate = None if rounds or plain else layer.weight.activate
 
@@ -151,16 +155,17 @@ def matrix_of(weight: Weight, role: str, level: int = 0) -> Matrix | None:
     if isinstance(weight, Palette):
         full = weight.kept() is not None and (weight.width > 1 or weight.codebook.shape[1] > 255)
         return None if full else Book(weight)
-    if isinstance(weight, Masked):
-        return Values(weight.dense().to(weight.values.dtype))
-    if isinstance(weight, Dense):
-        return Values(weight.values)
+    if isinstance(weight, Masked | Dense):
+        values = weight.dense().to(weight.values.dtype) if isinstance(weight, Masked) else weight.values
+        return Values(values.float() if role in EXECUTORCH.values() else values)
     grid = grid_of(weight.binary if isinstance(weight, Xnor) else weight)
     return None if grid is None else integers(grid, role, level)
 
 
 def integers(grid: Grid, role: str, level: int) -> Matrix | None:
     """Blocks where a layer can be given them, which runtimes have kernels for."""
+    if role in EXECUTORCH.values():
+        return coded(grid, level if role == CODED else 0)
     size = None if role == WHOLE else size_of(grid, role)
     grouped = grid.scale.shape[1] > 1
     if size is None and grouped and role in OPENVINO.values():
@@ -202,7 +207,7 @@ def corrected(weight: Sum, role: str) -> Matrix | None:
 
 def turned(weight: Turned, role: str) -> Matrix | None:
     """Of a weight for turned inputs, where it is given the input."""
-    base = matrix_of(weight.base, role) if role in (PRODUCT, BLOCKED) else None
+    base = matrix_of(weight.base, role) if role in MULTIPLIES else None
     return None if base is None else ForTurned(base, weight.size)
 
 

@@ -2,6 +2,9 @@
 
 torch.onnx writes what torch.export follows, with nodes that compute with whole numbers in the places of compressed
 layers (layers.py). Numbers of 4 bits, which PyTorch does not have, get their type at the end.
+
+A file of protobuf holds 2 GB. Weights that are more lie in a second file, of the same name and `.data`, which the first
+one names: the two are moved together.
 """
 
 from collections.abc import Mapping
@@ -10,7 +13,7 @@ from typing import Any
 
 import torch
 
-from lissom.errors import ModelError, reason
+from lissom.errors import ArtifactError, ModelError, reason
 from lissom.export.graphs.layers import AS_ASKED, stand
 from lissom.export.graphs.nodes import HALVES
 from lissom.export.graphs.program import axes_of, followed, names_of, quietly, signature_of
@@ -20,25 +23,49 @@ from lissom.formats import Weight
 
 VERSION = 21  # the first whose DequantizeLinear knows groups and 4 bits
 SMALL = 64  # numbers that may be computed with beforehand: shapes, and no weights, which would become floating point
-MOST = 2**31 - 2**20  # bytes that a file of protobuf can have, less what the graph itself may take
+MOST = 2**31 - 2**24  # bytes that a file of protobuf can have, less what the graph itself may take
+APART = 1024  # bytes from which on a tensor is among those that lie in a second file
 
 
 def write(given: Given, taken: Mapping[str, Weight], out: Path) -> None:
-    """One file of everything.
+    """One file of everything, or one and a second for the weights.
 
     Raises:
-        ModelError: a package is missing, torch cannot follow the module, or one file cannot hold it.
+        ModelError: a package is missing, or torch cannot follow the module.
+        ArtifactError: a name is taken, or the disk is full.
     """
-    made = program(given, taken, "onnx", AS_ASKED)
-    with replacing(out) as file:
-        made.save(str(file), external_data=False)
+    keep(program(given, taken, "onnx", AS_ASKED).model, out)
+
+
+def keep(model: Any, out: Path) -> None:
+    """Write what torch.onnx holds.
+
+    Raises:
+        ArtifactError: a name is taken, or the disk is full.
+    """
+    import onnx_ir as ir
+
+    weights = (value.const_value for value in model.graph.initializers.values())
+    if sum(tensor.nbytes for tensor in weights if tensor is not None) <= MOST:
+        with replacing(out) as file:
+            ir.save(model, file, format="protobuf")
+        return
+    beside = out.with_name(f"{out.name}.data")
+    if beside.exists():
+        raise ArtifactError(f"{beside} exists already, and the weights are to lie there; remove it")
+    try:
+        with replacing(out) as file:
+            ir.save(model, file, format="protobuf", external_data=beside.name, size_threshold_bytes=APART)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
 
 
 def program(given: Given, taken: Mapping[str, Weight], target: str, asks: Mapping[str, str]) -> Any:
     """A model as torch.onnx holds it; for `asks` see `stand`.
 
     Raises:
-        ModelError: a package is missing, torch cannot follow the module, or one file cannot hold it.
+        ModelError: a package is missing, or torch cannot follow the module.
     """
     try:
         from onnxscript.optimizer import optimize  # torch.onnx needs the package too, and says so less clearly
@@ -47,11 +74,6 @@ def program(given: Given, taken: Mapping[str, Weight], target: str, asks: Mappin
             f"{target}: needs the package onnxscript; install it with `pip install lissom[{target}]`"
         ) from None
     signature, model = signature_of(given), stand(given.changed(taken), asks)
-    nbytes = sum({tensor.data_ptr(): tensor.nbytes for tensor in model.state_dict().values()}.values())
-    if nbytes > MOST:
-        raise ModelError(
-            f"{target}: one file of ONNX holds 2 GB, and the weights take {nbytes / 1e9:.1f} GB; compress more"
-        )
     with quietly():
         graph = followed(model, signature, given)
         try:

@@ -15,7 +15,7 @@ from pathlib import Path
 from lissom.artifact.manifest import building
 from lissom.errors import ModelError, reason
 from lissom.export.graphs.layers import OPENVINO
-from lissom.export.graphs.onnx import program
+from lissom.export.graphs.onnx import keep, program
 from lissom.export.handover import Given
 from lissom.formats import Weight
 
@@ -36,7 +36,7 @@ def write(given: Given, taken: Mapping[str, Weight], out: Path) -> None:
         ) from None
     with tempfile.TemporaryDirectory() as place, building(out) as folder:
         file = Path(place) / "model.onnx"
-        program(given, taken, "openvino", OPENVINO).save(str(file), external_data=False)
+        keep(program(given, taken, "openvino", OPENVINO).model, file)
         try:
             model = openvino.Core().read_model(file)  # convert_model makes floating point of all that is constant
         except RuntimeError as error:

@@ -4,6 +4,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from lissom.artifact.datatypes import DATATYPES
 from lissom.artifact.graph import named_outputs
 from lissom.errors import ModelError, reason
 from lissom.export.handover import Given
+from lissom.models.experts import unchosen
 
 SOME = 2  # of what there may be any number of, in the example that is followed
 LANGUAGE = {
@@ -21,6 +23,7 @@ LANGUAGE = {
     "outputs": [{"name": "logits", "datatype": "FP32", "shape": [-1, -1, -1]}],
 }
 AXES = ("batch", "length")
+ANY: Mapping[str, int] = MappingProxyType({})  # of both: as many as there are
 
 
 class Whole(nn.Module):
@@ -61,15 +64,19 @@ def axes_of(signature: Mapping[str, Any]) -> list[dict[int, str]]:
     ]
 
 
-def followed(model: nn.Module, signature: Mapping[str, Any], given: Given) -> ExportedProgram:
-    """The program of a model.
+def followed(
+    model: nn.Module, signature: Mapping[str, Any], given: Given, most: Mapping[str, int] = ANY
+) -> ExportedProgram:
+    """The program of a model, which is changed where a graph computes the same in another way.
+
+    `most` says of axes how many there may be, where that is bounded; of one there is always just one.
 
     Raises:
         ModelError: torch.export cannot follow it.
     """
-    whole = Whole(model, names_of(signature, "inputs"), language=given.config is not None).eval()
-    example = tuple(sample(one) for one in signature["inputs"])
-    dims = tuple(dict.fromkeys(axes, Dim.DYNAMIC) for axes in axes_of(signature))
+    whole = Whole(unchosen(model), names_of(signature, "inputs"), language=given.config is not None).eval()
+    example = tuple(sample(one, most) for one in signature["inputs"])
+    dims = tuple({dim: bounded(most.get(name)) for dim, name in axes.items()} for axes in axes_of(signature))
     try:
         with torch.no_grad():
             return torch.export.export(whole, example, dynamic_shapes=(dims,))
@@ -78,11 +85,21 @@ def followed(model: nn.Module, signature: Mapping[str, Any], given: Given) -> Ex
         raise ModelError(f"{given.folder}: torch.export cannot follow {name} ({reason(error)})") from None
 
 
-def sample(one: Mapping[str, Any]) -> Tensor:
+def bounded(most: int | None) -> Any:
+    """What torch.export is told of a dim of which there may be so many."""
+    if most is None:
+        return Dim.DYNAMIC
+    return Dim.STATIC if most == 1 else Dim.DYNAMIC(max=most)
+
+
+def sample(one: Mapping[str, Any], most: Mapping[str, int] = ANY) -> Tensor:
     """An input of ones; more of them in the second of two dims that may have any size, so that they are not taken for
     the same.
     """
-    sizes = [(SOME if dim == 0 else SOME + 3) if size == -1 else size for dim, size in enumerate(one["shape"])]
+    some = [SOME, SOME + 3]
+    limits = [most.get(name, size) for name, size in zip(AXES, some, strict=True)]
+    least = [min(pair) for pair in zip(some, limits, strict=True)]
+    sizes = [least[min(dim, 1)] if size == -1 else size for dim, size in enumerate(one["shape"])]
     return torch.ones(sizes, dtype=DATATYPES[one["datatype"]])
 
 

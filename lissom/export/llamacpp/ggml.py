@@ -93,6 +93,12 @@ def kind_of(weight: Weight) -> str | None:
     return None if grid is None else next((name for name, kind in KINDS.items() if fits(grid, kind)), None)
 
 
+def fills(weight: Weight, sizes: tuple[int, ...]) -> bool:
+    """Whether a weight that is held is held too in a matrix of such sizes, whose rows may be no whole blocks."""
+    grid = None if tuple(weight.shape) == sizes else grid_of(weight)
+    return grid is None or any(fits(grid.filled(sizes), kind) for kind in KINDS.values())
+
+
 def fits(grid: Grid, kind: Kind) -> bool:
     """Whether blocks of a type hold a grid."""
     scale = grid.scale_of(kind.size)

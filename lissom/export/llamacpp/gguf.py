@@ -12,11 +12,11 @@ from torch import Tensor
 
 from lissom.errors import ModelError
 from lissom.export.even import filled
-from lissom.export.handover import Given
-from lissom.export.llamacpp.ggml import kind_of, nearest, written
+from lissom.export.handover import Form, Given
+from lissom.export.llamacpp.ggml import fills, holds, kind_of, nearest, written
 from lissom.export.llamacpp.vocabulary import Vocabulary, vocabulary
 from lissom.files import replacing
-from lissom.formats import Weight
+from lissom.formats import Dense, Weight
 from lissom.models.llamacpp import (
     ARCHITECTURES,
     EXPERT,
@@ -173,12 +173,24 @@ def tell(writer: Any, told: Vocabulary) -> None:
 
 
 def together(given: Given, taken: dict[str, Weight]) -> dict[str, Weight]:
-    """The experts of a block are one tensor: where they would differ in type, all are what comes nearest."""
-    found = dict(taken)
-    for names in experts(taken).values():
-        if len({kind_of(taken[name]) for name in names}) > 1:
+    """The experts of a block are one tensor: where they would differ in type, all are what comes nearest.
+
+    Where the widest block's rows are not made of whole blocks of a type, a weight is float16.
+    """
+    found = {
+        name: weight if fills(weight, given.sizes[f"{name}.weight"]) else Dense(values=weight.dense().half())
+        for name, weight in taken.items()
+    }
+    for names in experts(found).values():
+        if len({kind_of(found[name]) for name in names}) > 1:
             found |= {name: nearest(given.weights[name], given.model) for name in names}
     return found
+
+
+def forms(given: Given, taken: Mapping[str, Weight]) -> dict[str, Form]:
+    """How each weight is written."""
+    found = {name: holds(weight, given.model) for name, weight in taken.items()}
+    return {name: form for name, form in found.items() if form is not None}
 
 
 def experts(taken: Mapping[str, Weight]) -> dict[str, list[str]]:

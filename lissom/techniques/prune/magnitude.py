@@ -4,6 +4,8 @@ Han, Pool, Tran, Dally, NeurIPS 2015, arXiv:1506.02626, section 3.
 
     S_ij = |W_ij|        compared over the whole matrix, or within each N:M group
 
+A weight that is 0 counts as pruned: with `sparsity` 0 the zeros that a matrix has become its mask, and stay zeros.
+
 Shapes: o outputs, i inputs.
 """
 
@@ -16,4 +18,4 @@ def magnitude(w: Weight, /, *, sparsity: float = 0.5, keep: int | None = None, o
     matrix = w.dense()
     score = unless_pruned(matrix.abs(), w.kept())
     kept = keep_largest(score if of else score.reshape(1, -1), sparsity, keep, of).reshape(matrix.shape)
-    return Masked.of(matrix, kept & (score > -float("inf")))
+    return Masked.of(matrix, kept & (score > -float("inf")) & (matrix != 0))

@@ -136,6 +136,44 @@ def test_a_language_model_whose_head_is_its_embedding_has_that_once(tiny: Callab
     assert len(packed) == 1
 
 
+def test_a_mixture_of_experts(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    from lissom import compress_checkpoint, load
+    from lissom.types import Recipe
+
+    recipe = Recipe.of([{"layers": "*.mlp.*", "technique": "rtn", "bits": 4, "group": 16}])
+    nothing = torch.empty(0, 8, dtype=torch.long)
+    done = export(compress_checkpoint(tiny("qwen3_moe", blocks=1), recipe, nothing, tmp_path / "small"))
+    model = load(tmp_path / "small")
+    for n, t in ((2, 7), (1, 1)):
+        ids = torch.randint(0, 2048, (n, t))
+        assert apart(answers(done.out, ids)["logits"], model(ids).logits.detach()) < 1e-5
+
+
+def test_weights_that_one_file_cannot_hold_lie_beside_it(
+    many: Callable[..., tuple[Path, Tensor, dict[str, Tensor]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lissom import ArtifactError
+    from lissom.export.graphs import onnx as writing
+
+    names = ("int4_32_zero", "int4_6", "palette", "half_")  # 4 bits, which PyTorch has not, among them
+    folder, x, wanted = many("linear", {name: FORMATS[name] for name in names})
+    whole = export(folder).out
+    small = whole.stat().st_size
+    whole.unlink()
+    monkeypatch.setattr(writing, "MOST", 1000)
+    done = export(folder)
+    beside = done.out.with_name(f"{done.out.name}.data")
+    assert done.out.stat().st_size + beside.stat().st_size < small + 4000
+    assert beside.stat().st_size > small / 2
+    found = answers(done.out, x)
+    for name, one in wanted.items():
+        assert apart(found[name], one) < 2e-6, name
+    done.out.unlink()
+    with pytest.raises(ArtifactError, match=r"\.onnx\.data exists already"):
+        export(folder)
+    assert not done.out.exists()
+
+
 def test_a_module_without_an_example_is_refused(tmp_path: Path) -> None:
     from lissom import ModelError, save
 

@@ -1,0 +1,110 @@
+"""Programs of ExecuTorch, run by its own runtime where that is installed."""
+
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.export.graphs.conftest import ACTING, FORMATS, apart, dynamic
+
+HERE = find_spec("executorch") is not None
+needs_it = pytest.mark.skipif(not HERE, reason="needs the package executorch")
+
+
+def export(folder: Path, **more: Any) -> Any:
+    from lissom.export.targets import export_folder
+
+    return export_folder(folder, "executorch", folder.with_suffix(".pte"), **more)
+
+
+def answers(file: Path, *inputs: Tensor) -> list[Tensor]:
+    """What ExecuTorch's runtime says."""
+    from executorch.runtime import Runtime
+
+    method = Runtime.get().load_program(file).load_method("forward")
+    return [one.clone() for one in method.execute(list(inputs))]
+
+
+@needs_it
+@pytest.mark.parametrize("kind", ["linear", "conv", "embedding"])
+def test_every_format_says_in_executorch_what_it_says_here(
+    many: Callable[..., tuple[Path, Tensor, dict[str, Tensor]]], kind: str
+) -> None:
+    formats = {name: make for name, make in FORMATS.items() if name != "turned" or kind == "linear"}
+    folder, x, wanted = many(kind, formats if kind == "embedding" else formats | ACTING)
+    done = export(folder)
+    assert done.changed == []
+    for one, (name, ours) in zip(answers(done.out, x), wanted.items(), strict=True):
+        assert apart(one, ours) < 5e-6, name
+    assert done.report["lowered"]["parts of XNNPACK"] > 0
+
+
+@needs_it
+def test_inputs_of_8_bits_are_rounded_by_xnnpack_no_worse_than_here(
+    many: Callable[..., tuple[Path, Tensor, dict[str, Tensor]]],
+) -> None:
+    forms: dict[str, dict[str, Any]] = {"row8": {"bits": 8}, "row4": {"bits": 4}, "block4": {"bits": 4, "group": 32}}
+    formats = {name: lambda m, knobs=knobs: dynamic(m, 8, **knobs) for name, knobs in forms.items()}
+    folder, x, wanted = many("linear", formats)
+    done = export(folder)
+    assert [layer.form for layer in done.layers] == [
+        "8 bits, a scale for each row, inputs of 8 bits",
+        "4 bits, a scale for each row, inputs of 8 bits",
+        "4 bits, groups of 32, inputs of 8 bits",
+    ]
+    assert done.report["lowered"]["other operators"] == 0
+    from lissom import load
+
+    layers = [part for part in load(folder).modules() if hasattr(part, "matrix")]
+    for layer, one, ours in zip(layers, answers(done.out, x), wanted.values(), strict=True):
+        exact = (x @ layer.weight.dense().T + layer.bias).detach()
+        assert 0 < apart(one, exact) < 1.5 * apart(ours, exact)
+
+
+@needs_it
+def test_batches_of_any_size_up_to_the_largest(tmp_path: Path) -> None:
+    from lissom import compress_model, load, save
+
+    layers = (nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten())
+    model = nn.Sequential(*layers, nn.Linear(128, 10)).eval()
+    small = compress_model(model, steps=[{"technique": "rtn", "bits": 4}])
+    done = export(save(small, tmp_path / "cnn", example=torch.randn(2, 3, 8, 8)), batch=5)
+    assert done.report["most"]["batch"] == 5
+    for n in (1, 3, 5):
+        x = torch.randn(n, 3, 8, 8)
+        assert apart(answers(done.out, x)[0], load(tmp_path / "cnn")(x).detach()) < 5e-6
+
+
+@needs_it
+def test_a_language_model_reads_a_text_of_any_length(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    from lissom import compress_checkpoint, load
+    from lissom.types import Recipe
+
+    recipe = Recipe.of([{"technique": "rtn", "bits": 4, "group": 16}])
+    nothing = torch.empty(0, 8, dtype=torch.long)
+    done = export(compress_checkpoint(tiny("llama", blocks=1), recipe, nothing, tmp_path / "small"), tokens=12)
+    model = load(tmp_path / "small")
+    for t in (1, 7, 12):
+        ids = torch.randint(0, 2048, (1, t))
+        assert apart(answers(done.out, ids)[0], model(ids).logits.detach()) < 1e-5
+
+
+@pytest.mark.skipif(HERE, reason="the package executorch is there")
+def test_without_the_package_it_is_named(tmp_path: Path) -> None:
+    from lissom import ModelError, save
+
+    folder = save(nn.Sequential(nn.Linear(4, 2)), tmp_path / "model", example=torch.ones(2, 4))
+    with pytest.raises(ModelError, match=r"needs the package executorch; install it with `pip install lissom\[exec"):
+        export(folder)
+
+
+def test_a_batch_of_none_is_refused(tmp_path: Path) -> None:
+    from lissom import RecipeError, save
+
+    folder = save(nn.Sequential(nn.Linear(4, 2)), tmp_path / "model", example=torch.ones(2, 4))
+    with pytest.raises(RecipeError, match="tokens 0 cannot be; give numbers from 1"):
+        export(folder, tokens=0)
