@@ -112,6 +112,18 @@ FPGA = Kind(
 KINDS: Mapping[str, Kind] = {kind.name: kind for kind in (CPU, CUDA, TPU, FPGA)}
 
 
+def as_dict(kind: Kind) -> dict[str, Any]:
+    """A kind of hardware as JSON holds it: each format with what runs it, or what it becomes."""
+    formats = {name: way for way in reversed(kind.ways) for name in way.formats}
+    return {
+        "kind": kind.name,
+        "devices": [f"{kind.name}:{device}" for device in kind.devices],
+        "runs": {name: way.kernel for name, way in formats.items() if not way.becomes},
+        "becomes": {name: way.becomes for name, way in formats.items() if way.becomes},
+        "refuses": kind.refuses,
+    }
+
+
 def way_of(kind: str, spec: Mapping[str, Any]) -> Way:
     """The way of a weight on a kind of hardware, by its `spec`."""
     return next(way for way in KINDS[kind].ways if way.fits(spec))
