@@ -55,8 +55,8 @@ def times_of(kind: "Kind") -> str:
 
     devices = ", ".join(f"{kind.name}:{device}" for device in kind.devices)
     if kind.name in targets():
-        return "measured here" + (f"; others are {kind.costs}: {devices}" if devices else "")
-    return f"not here; {kind.costs}, not measured: {devices}"
+        return "measured here" + (f"; others are {kind.told}: {devices}" if devices else "")
+    return f"not here; {kind.told}, not measured: {devices}"
 
 
 def ways_of(kind: "Kind") -> list[str]:

@@ -30,6 +30,11 @@ class Target:
         return self.how == MEASURED
 
     @property
+    def compiled(self) -> bool:
+        """Whether its compiler is here."""
+        return bool(KINDS[self.kind].compiled) and self.how == KINDS[self.kind].compiled
+
+    @property
     def place(self) -> torch.device:
         """Where models are run meanwhile."""
         return torch.device(self.kind if self.measured else "cpu")
@@ -76,7 +81,7 @@ def target_named(name: str) -> Target:
     if device and device not in known:
         can = f"what is known of it are {', '.join(known)}" if known else f"it has no devices; write {kind}"
         raise LissomError(f"target: {name!r}: nothing is known of {device!r}; {can}{meant(device, known)}")
-    return Target(kind=kind, device=device, how=MEASURED if is_here(kind, device) else KINDS[kind].costs)
+    return Target(kind=kind, device=device, how=MEASURED if is_here(kind, device) else KINDS[kind].told)
 
 
 def targets_named(names: str | Sequence[str]) -> list[Target]:

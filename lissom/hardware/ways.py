@@ -7,6 +7,7 @@ A new kernel is one line here, before those that are more general: the first lin
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 
@@ -44,7 +45,8 @@ class Way:
 class Kind:
     """A kind of hardware: the ways that weights go on it, what no format helps there, and which devices can be named.
 
-    `costs` says where its times come from when there is none of it here.
+    `costs` says where its times come from when there is none of it here; or `compiled`, where all packages of its
+    `compiler` are installed.
     """
 
     name: str
@@ -52,6 +54,14 @@ class Kind:
     devices: tuple[str, ...] = ()
     refuses: str = ""
     costs: str = ""
+    compiler: tuple[str, ...] = ()
+    compiled: str = ""
+
+    @property
+    def told(self) -> str:
+        """Where times come from when there is none of it here."""
+        ready = self.compiler and all(find_spec(package) for package in self.compiler)
+        return self.compiled if ready else self.costs
 
 
 DECODED = "decoded at every call, then PyTorch"
@@ -95,6 +105,8 @@ TPU = Kind(
     ),
     devices=("v5e", "v5p", "v6e"),
     costs="costed by the data sheet",
+    compiler=("jax", "libtpu", "torchax"),
+    compiled="costed by the data sheet, of what its compiler makes ahead of time",
 )
 FPGA = Kind(
     name="fpga",

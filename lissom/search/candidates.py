@@ -32,7 +32,7 @@ class Pool:
     """The candidates, and those that could not be compared and why; with what else the search has found out.
 
     `layers` tells of a candidate by its name what became of each layer; `remember` is told the verdicts. `refused` are
-    forms of kinds of layers that the target does not run, and why.
+    the forms that the target does not run, and why.
     """
 
     tried: Sequence[Tried]
@@ -40,7 +40,7 @@ class Pool:
     steps: Sequence[StepRow] = ()
     layers: Callable[[str], Sequence[LayerRow]] = lambda name: ()
     remember: Callable[[Mapping[str, str]], None] = lambda verdicts: None
-    refused: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    refused: Mapping[str, str] = field(default_factory=dict)
 
 
 def by_recipes(subject: Subject, recipes: Sequence[Recipe], lots: Split, terms: Terms) -> Pool:
@@ -111,8 +111,15 @@ def joint(subject: Subject, journal: Journal, lots: Split, max_ram: int | None, 
         steps=choosing.steps,
         layers=lambda name: layer_rows(subject, bank, choices[name]),
         remember=lambda verdicts: remember(bank, choosing, verdicts, subject, terms.target, learned),
-        refused=refused,
+        refused=by_form(refused, bank, subject.kinds),
     )
+
+
+def by_form(refused: Mapping[tuple[str, str], str], bank: Bank, kinds: Mapping[str, str]) -> dict[str, str]:
+    """Why the target does not run forms: of a form that it never runs once, of another for each kind of layer."""
+    options = {(kinds[unit], form) for unit, forms in bank.options.items() for form in forms}
+    never = {form for _, form in refused if all(place in refused for place in options if place[1] == form)}
+    return {form if form in never else f"{form}: {kind}": reason for (kind, form), reason in refused.items()}
 
 
 def foreseen(found: Tried, parts: Parts, terms: Terms) -> Tried:

@@ -63,7 +63,7 @@ def concluded(subject: Subject, pool: Pool, lots: Split, terms: Terms) -> Result
         layers=pool.layers(passed[0].tried.point.name) if passed else (),
         steps=pool.steps,
         how=terms.how,
-        refused={form: reason for (_, form), reason in pool.refused.items()},
+        refused=pool.refused,
     )
 
 

@@ -12,11 +12,12 @@ from typing import Any
 
 from torch import nn
 
+from lissom.artifact.fingerprint import of_json
 from lissom.calibrate import Batch
 from lissom.errors import DataError, ModelError
 from lissom.evaluate import Metric
 from lissom.export.fpga.chain import chain
-from lissom.formats import Weight
+from lissom.formats import Dense, Weight
 from lissom.hardware import Target
 from lissom.models import weight_of
 from lissom.progress import Tell
@@ -103,18 +104,18 @@ class CostedSubject(Subject):
         Raises:
             DataError: one of them becomes another on the target.
         """
-        run = Costed(self.total(trial.weights()))
+        run = Costed(parts=self.total(trial.weights()))
         named = replace(trial.recipe, name=f"{trial.recipe.name}, costed for {self.target}")
         return replace(trial, recipe=named, timed=lambda: run)
 
     def timed(self) -> Run:
         """What the original costs."""
-        return Costed(self.total(dict.fromkeys(self.given)))
+        return Costed(parts=self.total(dict.fromkeys(self.given)))
 
     def run(self, bank: Bank, choice: Choice) -> Run:
         """What a choice costs; it is not put together for that."""
         forms = bank.by_layer(choice)
-        return Costed(added(self.of_layer(bank, layer, form) for layer, form in forms.items()))
+        return Costed(parts=added(self.of_layer(bank, layer, form) for layer, form in forms.items()))
 
     def latencies(self, bank: Bank) -> Latencies:
         """The table: what a form costs beside the safe one, the mean over the units of a kind."""
@@ -168,13 +169,24 @@ class CostedSubject(Subject):
         key = (kind, form)
         if key not in self._known:
             try:
-                self._known[key] = self.of_weight(layer, bank.weight(layer, form))
+                self._known[key] = self.looked_up(bank, layer, form, key)
             except DataError as error:
                 self._known[key] = error
         found = self._known[key]
         if isinstance(found, DataError):
             raise found
         return found
+
+    def looked_up(self, bank: Bank, layer: str, form: str, key: tuple[str, str]) -> Parts:
+        """The same, from the bank where it had to be compiled, which takes a while.
+
+        Raises:
+            DataError: it is refused.
+        """
+        if not self.target.compiled:
+            return self.of_weight(layer, bank.weight(layer, form))
+        name = f"cost {of_json([str(self.target), self.target.how, *key])[:24]}"
+        return bank.known(name, lambda: dict(self.of_weight(layer, bank.weight(layer, form))))
 
     @cached_property
     def kinds_of_layers(self) -> dict[str, str]:
@@ -200,6 +212,9 @@ class CostedSubject(Subject):
         Raises:
             DataError: it is refused.
         """
+        own = weight_of(self.layers[layer])
+        if weight is None and not isinstance(own, Dense):
+            weight = own  # which was compressed before
         given = Layer(
             layer=self.layers[layer],
             weight=weight,
@@ -212,7 +227,7 @@ class CostedSubject(Subject):
     def width(self, layer: str) -> int:
         """Bytes of a number that is no integer; a TPU computes language models in 16 bits."""
         most = 2 if self.target.kind == "tpu" and self.folder is not None else 4
-        return min(most, self.inner.width(layer))
+        return min(most, max(2, self.inner.width(layer)))
 
 
 def added(parts: Iterable[Parts]) -> dict[str, float]:

@@ -2,6 +2,8 @@
 
     cuda, tpu    the roofline of each call (`hardware/roofline.py`): its operations, and the bytes of its weight as the
                  target holds it, of what goes in and of what comes out
+    tpu          where its compiler is here, the same of what that makes of each product, compiled ahead of time for one
+                 chip (`export/tpu/alone.py`)
     fpga         cycles, and the share of the chip, counted of the layer's own circuit (`export/fpga/alone.py`)
 
 A form that a target only runs by turning it into another is refused there: what was certified would not be what runs.
@@ -12,11 +14,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import NoReturn
 
+import torch
 from torch import nn
 
 from lissom.errors import DataError
 from lissom.export.fpga import alone
 from lissom.export.fpga import project as fpga
+from lissom.export.tpu import alone as tpu_alone
 from lissom.export.tpu import folder as tpu
 from lissom.formats import Dense, LowRank, Sum, Turned, Weight
 from lissom.hardware import Target
@@ -63,6 +67,8 @@ def costs_of(target: Target) -> Cost:
     if target.kind == "fpga":
         return partial(circuit, alone.PARTS[target.device])
     sheet = SHEETS[target.device if target.kind == "cuda" else f"tpu-{target.device}"]
+    if target.compiled:
+        return partial(compiled, target.device, sheet)
     return partial(roofline, target.kind, sheet)
 
 
@@ -90,6 +96,35 @@ def roofline(kind: str, sheet: Sheet, given: Layer) -> Parts:
         part: 1000 * sum(use.calls * once(sheet, one, use, given.width) for use in uses for one in held)
         for part, uses in given.load.items()
     }
+
+
+def compiled(device: str, sheet: Sheet, given: Layer) -> Parts:
+    """The same of what a TPU's compiler makes of the products; what is looked up is not compiled.
+
+    Raises:
+        DataError: the form becomes another there.
+        ModelError: a product cannot be compiled.
+    """
+    held, dtype = list(pieces("tpu", given)), {2: torch.bfloat16, 4: torch.float32}[given.width]
+    dense = Dense(values=torch.zeros(weight_of(given.layer).shape, dtype=dtype))
+    weights = [dense] if given.weight is None else apart(given.weight)
+    known: dict[int, float] = {}
+
+    def product(rows: int) -> float:
+        works = [tpu_alone.work_of(weight, rows, device, dtype) for weight in weights]
+        return sum(
+            seconds(sheet, one.products, work.operations, work.nbytes) for one, work in zip(held, works, strict=True)
+        )
+
+    def of_use(use: Use) -> float:
+        if use.looks_up:
+            return sum(once(sheet, one, use, given.width) for one in held)
+        rows = max(1, round(use.rows))
+        if rows not in known:
+            known[rows] = product(rows)
+        return known[rows]
+
+    return {part: 1000 * sum(use.calls * of_use(use) for use in uses) for part, uses in given.load.items()}
 
 
 def once(sheet: Sheet, held: Held, use: Use, width: int) -> float:

@@ -35,7 +35,7 @@ Parts = Mapping[str, float]  # milliseconds by name, such as prefill and decode
 Run = Callable[[], Parts]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Costed:
     """A run of which nothing is timed: what it takes was computed, and once tells as much as often."""
 

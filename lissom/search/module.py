@@ -18,7 +18,7 @@ from lissom.compress import compress_model
 from lissom.engine.lower import lower
 from lissom.evaluate import Metric
 from lissom.evaluate.examples import pieces, tensors
-from lissom.formats import freeze
+from lissom.formats import Dense, freeze
 from lissom.hardware.measure import once_ms
 from lissom.models import compressible, replace, weight_of
 from lissom.models.experts import apart
@@ -144,8 +144,8 @@ class ModuleSubject(Subject):
 
     def width(self, layer: str) -> int:
         """Bytes of a number of a layer."""
-        held: torch.Tensor = self.layers[layer].weight  # type: ignore[assignment]
-        return held.element_size()
+        held = weight_of(self.layers[layer])
+        return held.values.element_size() if isinstance(held, Dense) else 4
 
     def timed(self) -> Run:
         """One forward pass on a few examples."""

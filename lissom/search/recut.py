@@ -29,7 +29,7 @@ from lissom.search.split import split
 from lissom.search.subject import Subject, Trial
 from lissom.types import Budget
 
-FRONTIER = "frontier "  # how the names of its records in the bank begin; the target follows
+FRONTIER = "frontier for "  # how the names of its records in the bank begin; the target follows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

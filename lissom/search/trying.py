@@ -47,8 +47,8 @@ class Tried:
     """A candidate and what choosing needs to know of it; `before` is the original, measured beside it.
 
     `cost` is relative to the original's; `figures` are those of each metric on the data for choosing, `distance` how
-    far it is from the original there (by `yardstick.py`); `broken` says which budget it breaks there, and is empty
-    where it breaks none.
+    far it is from the original there (by `yardstick.py`); `broken` says which budget it breaks there, or that it is
+    larger than the chip, and is empty where neither is so.
     """
 
     trial: Trial
@@ -89,8 +89,14 @@ def timed(
         cost=cost(own, before, terms.weights),
         figures=seen.figures,
         distance=seen.distance.value,
-        broken=broken(terms.budgets, seen.figures),
+        broken=broken(terms.budgets, seen.figures) or too_large(point),
     )
+
+
+def too_large(point: Point) -> str:
+    """Why a circuit cannot be made, where it is larger than the chip."""
+    area = point.parts.get(AREA)
+    return f"takes {area.value:.0%} of the chip" if area is not None and area.value > 1 else ""
 
 
 def shown(figures: Sequence[Comparison]) -> dict[str, Any]:

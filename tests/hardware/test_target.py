@@ -70,3 +70,12 @@ def test_several_are_named_once_each(no_gpu):
         targets_named(["cpu", "cpu"])
     with pytest.raises(LissomError, match="none is named"):
         targets_named([])
+
+
+def test_who_has_the_compiler_of_a_target_is_told_that_it_is_used(no_gpu, monkeypatch):
+    assert not target_named("tpu:v5e").compiled
+    monkeypatch.setattr("lissom.hardware.ways.find_spec", lambda package: package)
+    found = target_named("tpu:v5e")
+    assert found.compiled
+    assert found.how == "costed by the data sheet, of what its compiler makes ahead of time"
+    assert not target_named("cuda:h100").compiled

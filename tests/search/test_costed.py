@@ -149,11 +149,12 @@ def test_each_target_has_a_frontier_of_its_own_from_one_calibration(
         assert (result.target, result.measured, result.verdict) == (target, False, "PASS")
         assert result.how.startswith("costed")
         assert result.best is not None
-        assert not {row.form for row in result.layers} & set(result.refused)
+        assert not {row.form for row in result.layers} & {SHARED, "shared 3 bits"}
         assert all(row.note.startswith("costed, not measured") for row in result.steps)
         assert all(point.predicted_latency_ms is None for point in result.points)
     assert set(results[FPGA].points[0].parts) == {LATENCY, AREA}
-    assert "shared 4 bits" in results[TPU].refused
+    assert set(results[TPU].refused) == {SHARED, "shared 3 bits"}
+    assert {ORIGINAL, "2 bits: * Linear 4x64"} <= set(results[FPGA].refused)
 
 
 def test_what_is_written_says_that_it_was_costed(results: dict[str, Result], tmp_path: Path) -> None:

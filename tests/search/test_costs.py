@@ -12,6 +12,7 @@ from lissom.export.fpga import alone
 from lissom.export.fpga import project as fpga
 from lissom.export.tpu import chips
 from lissom.export.tpu import folder as tpu
+from lissom.export.tpu.alone import Work
 from lissom.formats import FORMATS, Affine, Binary, CompressedLinear, Dense, Sum, Weight, Xnor
 from lissom.hardware import target_named
 from lissom.hardware.roofline import seconds
@@ -122,6 +123,28 @@ def test_what_is_made_of_several_costs_what_they_do() -> None:
     both = Sum(base=Dense(values=torch.randn(OUT, IN).bfloat16()), correction=low)
     alone_, found = cost("cuda:h200", low, Use(rows=3))["call"], cost("cuda:h200", both, Use(rows=3))["call"]
     assert found == pytest.approx(alone_ + cost("cuda:h200", None, Use(rows=3))["call"])
+
+
+def test_where_the_compiler_is_here_what_it_makes_is_costed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of every number of rows once; of a weight of several matrices each."""
+    asked: list[tuple[str, int, str]] = []
+
+    def work_of(weight: Weight, rows: int, kind: str, dtype: torch.dtype) -> Work:
+        asked.append((str(weight.spec()["format"]), rows, kind))
+        return Work(operations=1e6 * rows, nbytes=1e9)
+
+    monkeypatch.setattr("lissom.hardware.ways.find_spec", lambda package: package)
+    monkeypatch.setattr("lissom.export.tpu.alone.work_of", work_of)
+    uses = Use(rows=4), Use(rows=1, calls=3), Use(rows=4)
+    once = 1000 * seconds(SHEETS["tpu-v5e"], "bf16", 1e6, 1e9)
+    assert cost("tpu:v5e", made(STEPS["affine"]), *uses)["call"] == pytest.approx(5 * once)
+    assert cost("tpu:v5e", None, Use(rows=2)) == {"call": pytest.approx(once)}
+    assert cost("tpu:v5e", made(STEPS["lowrank"]), Use(rows=2)) == {"call": pytest.approx(2 * once)}
+    assert asked == [(name, rows, "v5e") for name, rows in (("affine", 4), ("affine", 1), *[("dense", 2)] * 3)]
+    looked_up = cost("tpu:v5e", None, Use(rows=7, looks_up=True))["call"]
+    assert looked_up == pytest.approx(1000 * seconds(SHEETS["tpu-v5e"], "bf16", 0, 7 * 4 * IN))
+    with pytest.raises(DataError, match="would become 8 bits"):
+        cost("tpu:v5e", made(STEPS["palette"]), Use(rows=1))
 
 
 def test_a_circuit_is_counted() -> None:

@@ -29,7 +29,7 @@ def test_runs_take_turns() -> None:
 
 
 def test_what_is_costed_takes_no_turns() -> None:
-    assert by_turns({"a": Costed({"call": 1.0}), "b": Costed({"call": 2.0})}) == {
+    assert by_turns({"a": Costed(parts={"call": 1.0}), "b": Costed(parts={"call": 2.0})}) == {
         "a": [{"call": 1}],
         "b": [{"call": 2}],
     }

@@ -26,7 +26,7 @@ def run(bank: Bank, choice: Mapping[str, str]) -> Any:
 
 def costed(bank: Bank, choice: Mapping[str, str]) -> Costed:
     """The same, where nothing is timed."""
-    return Costed({"call": sum(MS[form] for form in choice.values())})
+    return Costed(parts={"call": sum(MS[form] for form in choice.values())})
 
 
 def steps(weights: Mapping[str, float], run: Any = run) -> dict[str, tuple[bool, float, float]]:
