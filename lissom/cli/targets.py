@@ -61,7 +61,7 @@ def times_of(kind: "Kind") -> str:
 
 def ways_of(kind: "Kind") -> list[str]:
     """The formats in words, a line for each way."""
-    lines = [f"{', '.join(way.formats)}: {way.told}" for way in kind.ways]
+    lines = [f"{way.whose}: {way.told}" for way in kind.ways]
     return [*lines, *([f"refused: {kind.refuses}"] if kind.refuses else [])]
 
 

@@ -79,7 +79,7 @@ def target_named(name: str) -> Target:
         costed = ", ".join(f"{kind}:{one}" for one in known)
         raise LissomError(f"target: {name!r} is not on this machine; name the device to cost it for: {costed}")
     if device and device not in known:
-        can = f"what is known of it are {', '.join(known)}" if known else f"it has no devices; write {kind}"
+        can = f"known are {', '.join(known)}" if known else f"it has no devices; write {kind}"
         raise LissomError(f"target: {name!r}: nothing is known of {device!r}; {can}{meant(device, known)}")
     return Target(kind=kind, device=device, how=MEASURED if is_here(kind, device) else KINDS[kind].told)
 

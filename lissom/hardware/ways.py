@@ -6,7 +6,7 @@ A new kernel is one line here, before those that are more general: the first lin
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from typing import Any
 
@@ -34,6 +34,12 @@ class Way:
     def fits(self, spec: Mapping[str, Any]) -> bool:
         """Whether a weight goes this way."""
         return spec["format"] in self.formats and (not self.bits or spec.get("bits") in self.bits)
+
+    @property
+    def whose(self) -> str:
+        """Which weights go so, in words."""
+        bits = f" of {' or '.join(map(str, self.bits))} bits" if self.bits else ""
+        return f"{', '.join(self.formats)}{bits}"
 
     @property
     def told(self) -> str:
@@ -125,15 +131,10 @@ KINDS: Mapping[str, Kind] = {kind.name: kind for kind in (CPU, CUDA, TPU, FPGA)}
 
 
 def as_dict(kind: Kind) -> dict[str, Any]:
-    """A kind of hardware as JSON holds it: each format with what runs it, or what it becomes."""
-    formats = {name: way for way in reversed(kind.ways) for name in way.formats}
-    return {
-        "kind": kind.name,
-        "devices": [f"{kind.name}:{device}" for device in kind.devices],
-        "runs": {name: way.kernel for name, way in formats.items() if not way.becomes},
-        "becomes": {name: way.becomes for name, way in formats.items() if way.becomes},
-        "refuses": kind.refuses,
-    }
+    """A kind of hardware as JSON holds it, its ways in their order."""
+    devices = [f"{kind.name}:{device}" for device in kind.devices]
+    ways = [asdict(way) for way in kind.ways]
+    return {"kind": kind.name, "devices": devices, "ways": ways, "refuses": kind.refuses}
 
 
 def way_of(kind: str, spec: Mapping[str, Any]) -> Way:

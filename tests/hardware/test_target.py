@@ -51,7 +51,7 @@ def test_what_is_here_is_measured_also_by_its_name(an_h200):
     ("name", "message"),
     [
         ("gpu", "'gpu' is none of cpu, cuda:h100"),
-        ("tpu:v5", r"nothing is known of 'v5'; what is known of it are v5e, v5p, v6e; did you mean 'v5"),
+        ("tpu:v5", r"nothing is known of 'v5'; known are v5e, v5p, v6e; did you mean 'v5"),
         ("cpu:epyc", "it has no devices; write cpu"),
         ("cuda", "'cuda' is not on this machine; name the device to cost it for: cuda:h100, cuda:h200"),
         ("fpga", "name the device to cost it for: fpga:xcu250"),

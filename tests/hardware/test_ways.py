@@ -14,8 +14,7 @@ def test_every_format_has_a_way_on_every_target(kind):
         way = way_of(kind, {"format": name})
         assert bool(way.kernel) != bool(way.becomes)
     told = json.loads(json.dumps(as_dict(KINDS[kind])))
-    assert set(told["runs"]) | set(told["becomes"]) == set(FORMATS)
-    assert not set(told["runs"]) & set(told["becomes"])
+    assert {name for way in told["ways"] for name in way["formats"]} == set(FORMATS)
 
 
 def test_a_kernel_for_some_bits_is_a_line_before_the_others(monkeypatch):
@@ -23,6 +22,7 @@ def test_a_kernel_for_some_bits_is_a_line_before_the_others(monkeypatch):
     kind = KINDS["cuda"]
     monkeypatch.setattr("lissom.hardware.ways.KINDS", {"cuda": type(kind)(name="cuda", ways=(four, *kind.ways))})
     assert way_of("cuda", {"format": "affine", "bits": 4}) is four
+    assert four.whose == "affine of 4 bits"
     assert way_of("cuda", {"format": "affine", "bits": 3}).decoded
 
 
