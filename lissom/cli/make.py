@@ -2,10 +2,15 @@
 
 from contextlib import nullcontext
 from pathlib import Path
+<<<<<<< HEAD
 from typing import TYPE_CHECKING, Annotated, Any
+=======
+from typing import Annotated
+>>>>>>> hw
 
 import typer
 
+from lissom.cli.frontiers import places_of, show_places, show_result, told_of, write_results
 from lissom.cli.options import Clusters, Confidence, Data, Drops, Events, Length, Model, Out, Relative, Task
 from lissom.cli.read import (
     read_again,
@@ -17,12 +22,18 @@ from lissom.cli.read import (
     size,
     text_windows,
 )
+<<<<<<< HEAD
 from lissom.cli.show import console, report_of
 from lissom.cli.working import emit, outcome, working
 from lissom.progress import Progress, Tell, quiet
 
 if TYPE_CHECKING:
     from lissom.search import Result
+=======
+from lissom.cli.show import console
+from lissom.cli.working import emit, working
+from lissom.progress import Progress
+>>>>>>> hw
 
 
 def compress(
@@ -80,7 +91,13 @@ def optimize(
         Path | None, typer.Option(help="the file of --task, which is scored; DATA, a text, calibrates then")
     ] = None,
     clusters: Clusters = None,
-    target: Annotated[str, typer.Option(help="the hardware to measure on")] = "cpu",
+    target: Annotated[
+        str,
+        typer.Option(
+            help="the hardware to make it for: cpu, cuda; or what is not here and is costed, cuda:h200, tpu:v5e or "
+            "fpga:PART; several with commas, each of which is written to OUT/TARGET (see `lissom hardware`)"
+        ),
+    ] = "cpu",
     prefer: Annotated[
         str, typer.Option(help="what cheap means: size, latency, both, prefill or decode; or weights: size=1,decode=2")
     ] = "both",
@@ -116,13 +133,13 @@ def optimize(
         scored, kind = read_scored(subject, task, task_data)
         budgets = read_budgets(budget, kind, task, confidence, relative)
         check_free(out)
-        result = optimize(
+        results = optimize(
             subject,
             examples,
             budgets,
             examples=scored,
             clusters=read_clusters(clusters),
-            target=target,
+            target=[name.strip() for name in target.split(",")],
             prefer=weights(prefer),
             work=bank,
             max_ram=bound,
@@ -130,51 +147,16 @@ def optimize(
             progress=tell,
         )
         if not json_lines:
-            show_result(result)
-        page = write_result(result, model, out, report, tell)
+            for result in results.values():
+                show_result(result)
+        pages = write_results(results, model, out, report, tell)
+    places = places_of(results, out)
     if json_lines:
-        places = {"folder": result.best and str(out), "report": page and str(page), "work": str(bank)}
-        emit("result", {**outcome(result), **places})
+        emit("result", {**told_of(results, places, pages), "work": str(bank)})
     else:
-        show_places(result, out, bank, page)
-    if result.best is None:
+        show_places(results, places, bank, pages)
+    if any(result.best is None for result in results.values()):
         raise typer.Exit(1)
-
-
-def show_result(result: "Result") -> None:
-    """The frontier, what could not be compared, and the certificate."""
-    from lissom.report import frontier_table
-
-    console.print(frontier_table(result.points, result.best.point.name if result.best else None, metric=result.metric))
-    for name, reason in result.failed.items():
-        console.print(f"{name} could not be compared: {reason}", markup=False)
-    console.print(f"\n{result.certificate or 'no candidate stayed inside the budget on the data for choosing'}")
-
-
-def write_result(result: "Result", model: str, out: Path, report: Path | None, tell: Tell) -> Path | None:
-    """Write what was chosen, and the report to where it was asked for or else beside it; where the report is."""
-    from lissom.artifact import add_file
-    from lissom.report import write_report
-
-    if result.best is not None:
-        tell(Progress(stage="write", text=str(out)))
-        result.best.save(out)
-    page = report or (out / "report.html" if result.best else None)
-    if page is not None:
-        tell(Progress(stage="write", text=str(page)))
-        write_report(page, report_of(result, model, out))
-        if page.parent == out:
-            add_file(out, page.name)
-    return page
-
-
-def show_places(result: "Result", out: Path, bank: Path, page: Path | None) -> None:
-    """Where everything was written."""
-    if result.best is not None:
-        console.print(f"{out}: {result.best.point.name}, {result.best.point.nbytes:,} bytes of weights")
-        console.print(f"{bank}: layers in all forms, for `lissom recut {out}`; remove it when you need no other cut")
-    if page is not None:
-        console.print(f"{page}: the report")
 
 
 def recut(
@@ -209,7 +191,7 @@ def recut(
     budgets = read_budgets(budget, kind, task, confidence, relative) if budget else None
     module, example = read_module(original) if original and is_module(original) else (None, None)
     found = cut(
-        work or bank_of(model),
+        work or bank_with(model),
         out,
         size=nbytes,
         budget=budgets,
@@ -218,6 +200,7 @@ def recut(
         data=lots,
         examples=scored,
         clusters=read_clusters(clusters),
+        target=target_of(model),
     )
     drops = "".join(f"drop of {name} {drop:.2%}, " for name, drop in found.drops.items())
     sure = f"certified: {found.verdict}" if found.verdict else "not certified: give --data, or see `lissom certify`"
@@ -231,6 +214,22 @@ def recut(
 def bank_of(out: Path) -> Path:
     """Where what a result was made from is kept."""
     return out.with_name(f"{out.name}.bank")
+
+
+def bank_with(model: Path) -> Path:
+    """Where what a result was made from is: beside it, or beside the folder of the results for several targets."""
+    own, shared = bank_of(model), bank_of(model.absolute().parent)
+    return shared if shared.is_dir() and not own.is_dir() else own
+
+
+def target_of(model: Path) -> str | None:
+    """The target that a result was made for, as far as it says."""
+    from lissom.artifact import MANIFEST
+    from lissom.files import read_json
+
+    file = model / MANIFEST
+    report = read_json(file).get("report") if file.is_file() else None
+    return report and report.get("target")
 
 
 def weights(prefer: str) -> "str | dict[str, float]":

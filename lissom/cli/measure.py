@@ -125,8 +125,16 @@ def counts(listed: str) -> list[int]:
     return [int(part) for part in parts]
 
 
-def hardware(json_lines: Json = False) -> None:
-    """Say what this machine is, and measure its limits."""
-    from lissom.hardware import describe, limits
+def hardware(
+    target: Annotated[
+        str | None, typer.Option(help="one target, such as cpu, cuda:h200 or tpu:v5e: each form of a layer on it")
+    ] = None,
+    json_lines: Json = False,
+) -> None:
+    """Say what this machine is, measure its limits, and list the targets; or of one how fast each form is there.
 
-    show(limits().as_dict(), json_lines, describe().as_dict())
+    What is here is measured; what is not is costed, and said to be so.
+    """
+    from lissom.cli.targets import every, one
+
+    one(target, json_lines) if target else every(json_lines)

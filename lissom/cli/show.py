@@ -29,8 +29,8 @@ def show(figures: Any, json_lines: bool, more: Any = None) -> None:
         console.print(f"{name.replace('_', ' '):24} {shown}", highlight=False, markup=False)
 
 
-def report_of(result: "Result", model: str, out: Path) -> "Report":
-    """What the report shows of a result."""
+def report_of(result: "Result", model: str, out: Path, written: Path | None = None) -> "Report":
+    """What the report shows of a result that is, or will be, in `out`; until then it is where it was `written`."""
     import platform
     import shlex
     from datetime import date
@@ -43,7 +43,7 @@ def report_of(result: "Result", model: str, out: Path) -> "Report":
     from lissom.hardware import describe
     from lissom.report.content import Report
 
-    manifest = read_json(out / MANIFEST) if result.best else {}
+    manifest = read_json((written or out) / MANIFEST) if result.best else {}
     kind, files = manifest.get("kind"), manifest.get("files", {})
     return Report(
         title=Path(model).name,
@@ -52,6 +52,8 @@ def report_of(result: "Result", model: str, out: Path) -> "Report":
         budget=result.budget,
         metric=result.metric,
         target=result.target,
+        how=result.how,
+        refused=result.refused,
         certificate=result.certificate,
         recipe=result.best.recipe if result.best else None,
         machine={name: str(value) for name, value in describe().as_dict().items()},

@@ -79,11 +79,14 @@ def outcome(result: "Result") -> dict[str, Any]:
     from lissom.files import plain
 
     return {
+        "target": result.target,
+        "latencies": result.how,
         "verdict": result.verdict,
         "certificate": plain(result.certificate),
         "chosen": plain(result.best.point) if result.best else None,
         "points": [plain(point) for point in result.points],
         "failed": dict(result.failed),
+        "refused": dict(result.refused),
     }
 
 

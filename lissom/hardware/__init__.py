@@ -4,12 +4,14 @@ from lissom.hardware.bench import Speed, bench_module
 from lissom.hardware.limits import Limits, limits
 from lissom.hardware.machine import Machine, available_bytes, describe
 from lissom.hardware.measure import interleave, peak_memory, rounds_ms
-from lissom.hardware.target import check_target, targets
+from lissom.hardware.target import MEASURED, Target, check_target, target_named, targets, targets_named
 
 __all__ = [
+    "MEASURED",
     "Limits",
     "Machine",
     "Speed",
+    "Target",
     "available_bytes",
     "bench_module",
     "check_target",
@@ -18,5 +20,7 @@ __all__ = [
     "limits",
     "peak_memory",
     "rounds_ms",
+    "target_named",
     "targets",
+    "targets_named",
 ]

@@ -4,15 +4,9 @@ Published are peaks, of matrix products in 16 bits without sparsity. What a prog
 the output states and the user may replace: in Narayanan et al. 2021 (arXiv:2104.04473, table 1) training gets 43 % to
 52 % of it, and less in most hands.
 
-    h100      NVIDIA H100 SXM: data sheet (989.4 TFLOPS without sparsity, 80 GB, 3.35 TB/s, NVLink 900 GB/s)
-    h200      NVIDIA H200 SXM: data sheet (as h100; 141 GB, 4.8 TB/s)
-    b200      NVIDIA B200: DGX B200 data sheet, an eighth of each (36 PFLOPS sparse FP16 / 2 / 8, 1,440 GB, 64 TB/s,
-              NVLink 14.4 TB/s)
-    a100      NVIDIA A100 80 GB SXM: data sheet (312 TFLOPS, 2,039 GB/s, NVLink 600 GB/s)
-    mi300x    AMD Instinct MI300X: data sheet (1,307.4 TFLOPS, 192 GB, 5.3 TB/s, seven links of 128 GB/s)
-    tpu-v5e   docs.cloud.google.com/tpu/docs/v5e (197 TFLOPS, 16 GB, 819 GB/s, ICI 400 GB/s, both directions)
-    tpu-v5p   docs.cloud.google.com/tpu/docs/v5p-training (459 TFLOPS, 95 GB, 2,765 GB/s, ICI 1,200 GB/s)
-    tpu-v6e   docs.cloud.google.com/tpu/docs/v6e (918 TFLOPS, 32 GB, 1,638 GB/s, ICI 800 GB/s)
+The rates and the memory are those of `hardware/sheets.py`. Links, by the same data sheets: h100 and h200 NVLink 900
+GB/s; b200 NVLink 14.4 TB/s / 8; a100 NVLink 600 GB/s; mi300x seven links of 128 GB/s; TPUs ICI 400 (v5e), 1,200 (v5p)
+and 800 GB/s (v6e).
 
 Links are published as the sum of both directions; here stands one direction, half of it.
 """
@@ -22,8 +16,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from lissom.errors import RecipeError, meant
+from lissom.hardware.sheets import EFFICIENCY, READING, SHEETS, G
 
-G, T = 10**9, 10**12
 RATE = re.compile(r"(\d+(?:\.\d+)?)\s*([kMGT]?)(B|b|bit)(?:/s|ps)")
 
 
@@ -57,8 +51,8 @@ class Device:
     read: float
     memory: float
     inside: Link
-    efficiency: float = 0.4
-    reading: float = 0.7
+    efficiency: float = EFFICIENCY
+    reading: float = READING
     width: int = 2
     overlaps: bool = True
     free: float = 0.1
@@ -72,25 +66,23 @@ class Device:
 LATENCY = 5e-6  # of a message inside a node, assumed; between nodes it is twice that
 
 
-def published(name: str, tflops: float, gbytes: float, read_gbytes: float, both_ways_gbytes: float) -> Device:
+def published(name: str, both_ways_gbytes: float) -> Device:
     """A device by the figures of its data sheet."""
-    inside = Link(bytes_per_s=both_ways_gbytes / 2 * G, latency_s=LATENCY)
-    return Device(name=name, flops=tflops * T, memory=gbytes * G, read=read_gbytes * G, inside=inside)
+    sheet, inside = SHEETS[name], Link(bytes_per_s=both_ways_gbytes / 2 * G, latency_s=LATENCY)
+    return Device(name=name, flops=sheet.rates["bf16"], memory=sheet.memory, read=sheet.read, inside=inside)
 
 
-DEVICES: Mapping[str, Device] = {
-    device.name: device
-    for device in (
-        published("h100", 989.4, 80, 3350, 900),
-        published("h200", 989.4, 141, 4800, 900),
-        published("b200", 2250, 180, 8000, 1800),
-        published("a100", 312, 80, 2039, 600),
-        published("mi300x", 1307.4, 192, 5300, 896),
-        published("tpu-v5e", 197, 16, 819, 400),
-        published("tpu-v5p", 459, 95, 2765, 1200),
-        published("tpu-v6e", 918, 32, 1638, 800),
-    )
+LINKS: Mapping[str, float] = {
+    "h100": 900,
+    "h200": 900,
+    "b200": 1800,
+    "a100": 600,
+    "mi300x": 896,
+    "tpu-v5e": 400,
+    "tpu-v5p": 1200,
+    "tpu-v6e": 800,
 }
+DEVICES: Mapping[str, Device] = {name: published(name, both_ways) for name, both_ways in LINKS.items()}
 CPU = "cpu"  # this machine's, which is measured
 
 

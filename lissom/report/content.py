@@ -112,7 +112,8 @@ class Report:
     quality means here ("accuracy"), of several the first, and `budget` is its budget; the certificate has all. `layers`
     are those of the chosen model. `machine`, `versions` and `hashes` (file: sha-256) are printed as they are given;
     `made` is a date. `command` makes all of it again; `folder` is what `lissom recut` can cut anew, empty where it
-    cannot.
+    cannot. `how` says where times come from: measured on the target, or costed where it is not here; `refused` are the
+    forms that do not run there as they are, and why.
     """
 
     title: str
@@ -133,6 +134,13 @@ class Report:
     command: str = ""
     seed: int | None = None
     folder: str = ""
+    how: str = "measured"
+    refused: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def measured(self) -> bool:
+        """Whether times were measured on the target."""
+        return self.how == "measured"
 
     @property
     def original(self) -> Point:

@@ -54,6 +54,7 @@ def page(report: Report) -> str:
         steps=step_rows(report.steps),
         rejected=together(report.rejected),
         undone=together(report.undone),
+        refused=together(list(report.refused.items())),
         recipe=_listed(report.recipe) if report.recipe else "",
     )
 

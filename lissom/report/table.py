@@ -12,15 +12,18 @@ from lissom.report.words import percent
 STYLES = {"PASS": "green", "FAIL": "red", "NEED MORE": "yellow"}
 
 
-def frontier_table(points: Sequence[Point], chosen: str | None = None, *, metric: str = "quality") -> Table:
+def frontier_table(
+    points: Sequence[Point], chosen: str | None = None, *, metric: str = "quality", measured: bool = True
+) -> Table:
     """The frontier, for a terminal of 80 columns or more; `chosen` is the name of the point that won.
 
-    Beside size and latency stand how many times smaller and faster than the original, beside the drop its interval. Of
-    several metrics each has its columns, and the table is as much wider.
+    Times that were not `measured` are said to be costed. Beside size and latency stand how many times smaller and
+    faster than the original, beside the drop its interval. Of several metrics each has its columns, and the table is as
+    much wider.
     """
     table = _table("")
     table.add_column("candidate", overflow="fold", min_width=9)
-    _numbers(table, "size", "", "bits", "ms", "", metric, "drop, %", "")
+    _numbers(table, "size", "", "bits", "ms" if measured else "ms, costed", "", metric, "drop, %", "")
     for other in points[0].others:
         _numbers(table, other, "drop, %", "")
     table.add_column("", min_width=4)

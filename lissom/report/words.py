@@ -113,7 +113,7 @@ def headline(report: Report) -> str:
         return "No candidate kept the budget. The original model stands."
     smaller = times(report.original.nbytes, winner.nbytes)
     faster = times(report.original.latency.value, winner.latency.value)
-    return f"{smaller} smaller, {faster} as fast on {report.target}"
+    return f"{smaller} smaller, {faster} as fast on {report.target}{'' if report.measured else ', ' + report.how}"
 
 
 def sentence(report: Report) -> str:

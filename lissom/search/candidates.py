@@ -12,10 +12,11 @@ from lissom.files import plain
 from lissom.progress import Progress, Tell
 from lissom.search.bank import Bank, Choice
 from lissom.search.choosing import UNIFORM, Choosing, Seen, digest, yardstick_of
+from lissom.search.costed import CostedSubject
 from lissom.search.forms import CACHE, SAFE
 from lissom.search.forms import ORIGINAL as NOTHING
 from lissom.search.joint import Problem, times
-from lissom.search.latency import Latencies, Run, known, measured, paces
+from lissom.search.latency import Latencies, Parts, Run, known, measured, paces
 from lissom.search.paying import paying
 from lissom.search.recover import recovered
 from lissom.search.recut import remember
@@ -30,7 +31,8 @@ from lissom.types import Recipe
 class Pool:
     """The candidates, and those that could not be compared and why; with what else the search has found out.
 
-    `layers` tells of a candidate by its name what became of each layer; `remember` is told the verdicts.
+    `layers` tells of a candidate by its name what became of each layer; `remember` is told the verdicts. `refused` are
+    the forms that the target does not run, and why.
     """
 
     tried: Sequence[Tried]
@@ -38,6 +40,7 @@ class Pool:
     steps: Sequence[StepRow] = ()
     layers: Callable[[str], Sequence[LayerRow]] = lambda name: ()
     remember: Callable[[Mapping[str, str]], None] = lambda verdicts: None
+    refused: Mapping[str, str] = field(default_factory=dict)
 
 
 def by_recipes(subject: Subject, recipes: Sequence[Recipe], lots: Split, terms: Terms) -> Pool:
@@ -69,11 +72,11 @@ def joint(subject: Subject, journal: Journal, lots: Split, max_ram: int | None, 
     bank = Bank(journal, subject.units, subject.forms)
     terms.progress(Progress(stage="calibrate", text="run the model on the data"))
     subject.fill(bank, lots.calibration, terms.by, max_ram, terms.progress)
-    table = latencies(subject, bank, terms)
+    table, refused = latencies(subject, bank, terms), subject.refused(bank)
     choosing = Choosing(
         subject,
         bank,
-        Problem.of(bank, subject.kinds, table, terms.weights),
+        Problem.of(bank, subject.kinds, table, terms.weights).without(subject.kinds, refused),
         lots,
         terms.budgets,
         terms.by,
@@ -84,17 +87,15 @@ def joint(subject: Subject, journal: Journal, lots: Split, max_ram: int | None, 
     original = subject.timed()  # stays open while candidates are timed beside it
     tried: list[Tried] = []
     queue = worth_timing(choosing)
-    pace = paces(original, subject.assemble(bank, dict.fromkeys(bank.units, SAFE), "").timed()) if queue else {}
+    pace = paces(original, subject.run(bank, dict.fromkeys(bank.units, SAFE))) if queue else {}
     for one in queue:
         told = {
             "predicted_kl": choosing.problem.kl(one.choice, choosing.scale),
             "summary": summary(bank, one.choice),
         }
         found = timed(subject, subject.assemble(bank, one.choice, one.name), one, terms, told, (len(tried), len(queue)))
-        parts = table.beside(values(found.before), pace, subject.kinds, one.choice)
-        found = replace(found, point=replace(found.point, predicted_latency_ms=sum(parts.values())))
-        if found.cost < 1:  # what is measured decides whether it is cheaper at all; among such, noise does not choose
-            found = replace(found, cost=cost({"size": found.point.nbytes, **times(parts)}, found.before, terms.weights))
+        if terms.measured:
+            found = foreseen(found, table.beside(values(found.before), pace, subject.kinds, one.choice), terms)
         tried.append(found)
     del original
     if not tried:
@@ -109,13 +110,32 @@ def joint(subject: Subject, journal: Journal, lots: Split, max_ram: int | None, 
         tried=tried,
         steps=choosing.steps,
         layers=lambda name: layer_rows(subject, bank, choices[name]),
-        remember=lambda verdicts: remember(bank, choosing, verdicts, subject, learned),
+        remember=lambda verdicts: remember(bank, choosing, verdicts, subject, terms.target, learned),
+        refused=by_form(refused, bank, subject.kinds),
     )
+
+
+def by_form(refused: Mapping[tuple[str, str], str], bank: Bank, kinds: Mapping[str, str]) -> dict[str, str]:
+    """Why the target does not run forms: of a form that it never runs once, of another for each kind of layer."""
+    options = {(kinds[unit], form) for unit, forms in bank.options.items() for form in forms}
+    never = {form for _, form in refused if all(place in refused for place in options if place[1] == form)}
+    return {form if form in never else f"{form}: {kind}": reason for (kind, form), reason in refused.items()}
+
+
+def foreseen(found: Tried, parts: Parts, terms: Terms) -> Tried:
+    """A candidate with the times that are foreseen of it; what costs less is chosen by them, for they have no noise.
+
+    What is measured decides whether it is cheaper than the original at all.
+    """
+    found = replace(found, point=replace(found.point, predicted_latency_ms=sum(parts.values())))
+    if found.cost >= 1:
+        return found
+    return replace(found, cost=cost({"size": found.point.nbytes, **times(parts)}, found.before, terms.weights))
 
 
 def steps_of(subject: Subject, bank: Bank, choice: Choice, terms: Terms) -> list[StepRow]:
     """What each step of a choice saves, measured once."""
-    name = f"steps {digest(choice)} {of_json([terms.target, dict(terms.weights)])}"
+    name = f"steps {digest(choice)} {of_json([terms.target, terms.how, dict(terms.weights)])}"
     held = bank.known(
         name, lambda: {"rows": [plain(row) for row in paying(subject, bank, choice, terms.weights, terms.progress)]}
     )
@@ -166,7 +186,9 @@ def cache_row(bank: Bank, form: str) -> LayerRow:
 
 
 def latencies(subject: Subject, bank: Bank, terms: Terms) -> Latencies:
-    """How long each form of each kind of unit takes, measured or remembered."""
+    """How long each form of each kind of unit takes, measured, remembered, or costed."""
+    if isinstance(subject, CostedSubject):
+        return subject.latencies(bank)
     counts = Counter(subject.kinds.values())
     first = {kind: next(unit for unit in bank.units if subject.kinds[unit] == kind) for kind in counts}
     variants = {kind: [form for form in bank.options[unit] if form != SAFE] for kind, unit in first.items()}

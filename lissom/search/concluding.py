@@ -49,6 +49,7 @@ def concluded(subject: Subject, pool: Pool, lots: Split, terms: Terms) -> Result
     report = {
         "metric": next(iter(budgets)),
         "target": terms.target,
+        "latencies": terms.how,
         "machine": plain(describe()),
         "points": [plain(point) for point in points],
     }
@@ -61,6 +62,8 @@ def concluded(subject: Subject, pool: Pool, lots: Split, terms: Terms) -> Result
         failed=pool.failed,
         layers=pool.layers(passed[0].tried.point.name) if passed else (),
         steps=pool.steps,
+        how=terms.how,
+        refused=pool.refused,
     )
 
 

@@ -50,17 +50,24 @@ LOOKED_UP = {  # tables, which have no inputs to tell what is listened to
     "4 bits": ({"technique": "rtn", "bits": 4, "group": GROUP},),
     "3 bits": ({"technique": "rtn", "bits": 3, "group": GROUP},),
 }
+ROWS = {  # whole numbers with one scale for each row, which is what circuits are made of
+    "4 bits a row": ({"technique": "gptq", "bits": 4},),
+    "3 bits a row": ({"technique": "gptq", "bits": 3},),
+    "2 bits a row": ({"technique": "gptq", "bits": 2},),
+    "half pruned, 4 bits a row": (HALF, {"technique": "gptq", "bits": 4}),
+}
 TIED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # of a language model: read the same, run as one
 
 
 HOPELESS = ("shared 3 bits", "binary")  # for a language model that does not train on
 
 
-def forms_of(layer: nn.Module, *, language: bool = False) -> dict[str, Steps]:
+def forms_of(layer: nn.Module, *, language: bool = False, rows: bool = False) -> dict[str, Steps]:
     """The forms of a layer by name; such as do not suit it are refused when they are made.
 
     A convolution has one scale for each output, or in the fine forms for some whole channels of its inputs: a kernel
-    that gathers patches with the channels innermost finds those side by side, and any other group far apart.
+    that gathers patches with the channels innermost finds those side by side, and any other group far apart. With
+    `rows` there are forms that share a scale along a whole row, where others do not do so anyway.
     """
     width = weight_of(layer).shape[1]
     group = next((size for size in GROUPS if width % size == 0), 0)
@@ -68,6 +75,8 @@ def forms_of(layer: nn.Module, *, language: bool = False) -> dict[str, Steps]:
     if isinstance(layer, CONVOLUTIONS):
         stands = {GROUP: 0, FINE: whole_channels(width, math.prod(layer.kernel_size))}
     table = LOOKED_UP if isinstance(layer, nn.Embedding | CompressedEmbedding) else FORMS
+    if rows and stands[GROUP] and table is FORMS:
+        table = {**FORMS, **ROWS}
     found: dict[str, Steps] = {}
     for name, given in ((name, given) for name, given in table.items() if not (language and name in HOPELESS)):
         steps = tuple(Step.of({knob: stands.get(value, value) for knob, value in step.items()}) for step in given)

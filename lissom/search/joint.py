@@ -83,8 +83,9 @@ class Problem:
         )
 
     def without(self, kinds: Mapping[str, str], banned: Collection[tuple[str, str]]) -> "Problem":
-        """The problem where some forms of some kinds of units are no choice."""
+        """The problem where some forms of some kinds of units are no choice; of each unit the safest stays."""
         kept = {u: [k for k, form in enumerate(own) if (kinds[u], form) not in banned] for u, own in self.forms.items()}
+        kept = {u: places or [0] for u, places in kept.items()}
         return Problem(
             forms={unit: [self.forms[unit][k] for k in places] for unit, places in kept.items()},
             costs={unit: [self.costs[unit][k] for k in places] for unit, places in kept.items()},

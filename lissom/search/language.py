@@ -22,14 +22,16 @@ from lissom.engine.bench import engine, once
 from lissom.engine.lower import lower
 from lissom.errors import DataError
 from lissom.evaluate import Metric
+from lissom.formats import Weight
 from lissom.hardware.bench import Answer
 from lissom.hardware.measure import once_ms
-from lissom.models import Checkpoint, compressible
+from lissom.models import Checkpoint, compressible, weight_of
 from lissom.progress import Tell
 from lissom.search.bank import Bank, Choice
 from lissom.search.fill import TOKENS, fill_cache, fill_from_checkpoint
 from lissom.search.forms import CACHE, HELD, ORIGINAL, forms_of, kind_of, units_of_checkpoint
 from lissom.search.latency import Run
+from lissom.search.loads import Loads, loads_of_answer
 from lissom.search.mixed import bytes_beside
 from lissom.search.room import at_once
 from lissom.search.shallow import enough
@@ -51,9 +53,11 @@ class Scratch:
 class LanguageSubject(Subject):
     """A language model in a folder; a compressed one waits in a folder of its own, as long as somebody holds it."""
 
-    def __init__(self, model: str | Path | Checkpoint, place: torch.device, prompt: int = PROMPT) -> None:
+    def __init__(
+        self, model: str | Path | Checkpoint, place: torch.device, prompt: int = PROMPT, *, rows: bool = False
+    ) -> None:
         self.checkpoint = model if isinstance(model, Checkpoint) else Checkpoint(model)
-        self.place, self.prompt = place, prompt
+        self.place, self.prompt, self.rows = place, prompt, rows
         most = self.checkpoint.config.max_position_embeddings - WRITTEN - 1
         if not 1 <= prompt <= most:
             raise DataError(f"prompt: {prompt} tokens cannot be timed with what is written; choose 1 to {most}")
@@ -65,7 +69,7 @@ class LanguageSubject(Subject):
         self.names = layer_names(self.checkpoint, self.checkpoint.skeleton())
         self.units = units_of_checkpoint(self.checkpoint, self.names)
         self.kinds = {unit: kind_of(unit, self.layers) for unit in self.units}
-        self.forms = {name: forms_of(self.layers[name], language=True) for name in self.names}
+        self.forms = {name: forms_of(self.layers[name], language=True, rows=rows) for name in self.names}
         self._answer: Callable[[], Run | None] = lambda: None
         if place.type == "cpu":  # where the engine runs
             self.units[CACHE], self.kinds[CACHE], self.forms[CACHE] = (CACHE,), CACHE, dict.fromkeys(HELD, ())
@@ -76,7 +80,7 @@ class LanguageSubject(Subject):
         count = enough(self.checkpoint, self.kinds)
         if count == blocks:
             return self
-        first = LanguageSubject(self.checkpoint.first(count), self.place, self.prompt)
+        first = LanguageSubject(self.checkpoint.first(count), self.place, self.prompt, rows=self.rows)
         first.written, first.share = self.written, count / blocks
         return first
 
@@ -145,6 +149,7 @@ class LanguageSubject(Subject):
             open=partial(self.opened, folder, scratch),
             timed=partial(self.answer, folder, scratch),
             write=write,
+            weights=lambda: weights_in(folder, scratch),
             language=self.place.type == "cpu",
         )
 
@@ -152,6 +157,14 @@ class LanguageSubject(Subject):
         """The model of a folder, which is there for as long as `scratch` is."""
         give_back()
         return lower(open_folder(folder, narrow=self.place.type == "cpu").model.to(self.place))
+
+    def loads(self) -> Loads:
+        """What each layer is given in an answer."""
+        return loads_of_answer(self.checkpoint, self.names, self.prompt, self.written)
+
+    def width(self, layer: str) -> int:
+        """Bytes of a number of a layer, as it is stored."""
+        return self.checkpoint.tensor(f"{layer}.weight").element_size()
 
     def timed(self) -> Run:
         """One answer of the original; what runs it stays open for as long as somebody holds this."""
@@ -184,6 +197,11 @@ class LanguageSubject(Subject):
                 return {name: once_ms(part, self.place.type) for name, part in parts.items()}
 
         return run
+
+
+def weights_in(folder: Path, scratch: object = None) -> dict[str, Weight]:
+    """The weights of the layers in a folder, which is there for as long as `scratch` is."""
+    return {name: weight_of(layer) for name, layer in compressible(open_folder(folder, narrow=True).model).items()}
 
 
 def held_as(folder: Path, choice: Choice) -> Path:

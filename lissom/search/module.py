@@ -18,15 +18,16 @@ from lissom.compress import compress_model
 from lissom.engine.lower import lower
 from lissom.evaluate import Metric
 from lissom.evaluate.examples import pieces, tensors
-from lissom.formats import freeze
+from lissom.formats import Dense, freeze
 from lissom.hardware.measure import once_ms
-from lissom.models import compressible, replace
+from lissom.models import compressible, replace, weight_of
 from lissom.models.experts import apart
 from lissom.progress import Tell
 from lissom.search.bank import Bank, Choice
 from lissom.search.fill import fill_from_module
 from lissom.search.forms import Steps, forms_of, kind_of, units_of_module
 from lissom.search.latency import Run
+from lissom.search.loads import Loads, loads_of_module
 from lissom.search.subject import Subject, Trial, size
 from lissom.search.yardstick import Yardstick
 from lissom.types import Recipe
@@ -38,10 +39,13 @@ TIMED = 16  # examples of the batch whose forward pass is timed
 class ModuleSubject(Subject):
     """Any module; it stays as and where it is, and a copy is measured in the place of the target."""
 
-    def __init__(self, model: nn.Module, example: Batch, place: torch.device, timed: Batch | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, example: Batch, place: torch.device, timed: Batch | None = None, *, rows: bool = False
+    ) -> None:
         self.model = model if device_of(model).type == place.type else copy.deepcopy(model).to(place)
-        self.example = example
+        self.example, self.rows = example, rows
         self.few = each(example if timed is None else timed, lambda part: part[:TIMED].to(place))
+        self.examples = len(tensors(self.few)[0])
         self.original = copy.deepcopy(self.model).eval()
         self.nbytes = size(stored_state(self.original))
         self.weights = sum(parameter.numel() for parameter in model.parameters())
@@ -64,7 +68,7 @@ class ModuleSubject(Subject):
     @property
     def forms(self) -> dict[str, dict[str, Steps]]:  # type: ignore[override]
         """Those for any layer."""
-        return {name: forms_of(layer) for name, layer in self.layers.items()}
+        return {name: forms_of(layer, rows=self.rows) for name, layer in self.layers.items()}
 
     @property
     def beside(self) -> int:
@@ -131,7 +135,17 @@ class ModuleSubject(Subject):
             open=lambda: lower(copy.deepcopy(compressed)),
             timed=lambda: self.forward(lower(copy.deepcopy(compressed))),
             write=write,
+            weights=lambda: {name: weight_of(layer) for name, layer in compressible(compressed).items()},
         )
+
+    def loads(self) -> Loads:
+        """What each layer is given in one forward pass."""
+        return loads_of_module(apart(copy.deepcopy(self.original)), self.few)
+
+    def width(self, layer: str) -> int:
+        """Bytes of a number of a layer."""
+        held = weight_of(self.layers[layer])
+        return held.values.element_size() if isinstance(held, Dense) else 4
 
     def timed(self) -> Run:
         """One forward pass on a few examples."""

@@ -29,7 +29,7 @@ from lissom.search.split import split
 from lissom.search.subject import Subject, Trial
 from lissom.types import Budget
 
-FRONTIER = "frontier"  # the name of its record in the bank
+FRONTIER = "frontier for "  # how the names of its records in the bank begin; the target follows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,9 +52,10 @@ def remember(
     choosing: Choosing,
     verdicts: Mapping[str, str],
     subject: Subject,
+    target: str,
     learned: Sequence[tuple[Seen, Trial]] = (),
 ) -> None:
-    """Write down what a later cut is made by: what was measured, and how distances of forms add up."""
+    """Write down what a later cut for a target is made by: what was measured, and how distances of forms add up."""
 
     def point(one: Seen) -> dict[str, Any]:
         return {
@@ -73,8 +74,37 @@ def remember(
     figures = next(iter(choosing.all.values())).figures
     head["before"] = {name: found.original.value for name, found in figures.items()}
     head["budgets"] = budgets_asked(choosing)
+    head["rows"] = subject.rows
+    head["refused"] = refused_by_unit(subject, bank)
     head["learned"] = [{**point(one), "nbytes": trial.nbytes} for one, trial in learned]
-    bank.journal.keep(FRONTIER, {**head, "scale": dict(choosing.scale), "points": points})
+    bank.journal.keep(f"{FRONTIER}{target}", {**head, "scale": dict(choosing.scale), "points": points})
+
+
+def refused_by_unit(subject: Subject, bank: Bank) -> dict[str, list[str]]:
+    """The forms of each unit that the target does not run as they are."""
+    refused = subject.refused(bank)
+    own = {
+        unit: [form for form in forms if (subject.kinds[unit], form) in refused] for unit, forms in bank.options.items()
+    }
+    return {unit: forms for unit, forms in own.items() if forms}
+
+
+def frontier_in(journal: Journal, target: str | None) -> dict[str, Any]:
+    """The frontier of a search for a target; by default for the only one.
+
+    Raises:
+        ArtifactError: the search did not end, or it was for other targets.
+    """
+    names = [name.removeprefix(FRONTIER) for name in journal.names() if name.startswith(FRONTIER)]
+    if not names:
+        raise ArtifactError(
+            f"{journal.folder}: the search did not end; run the same optimize again, it goes on from there"
+        )
+    if target is None and len(names) > 1:
+        raise ArtifactError(f"{journal.folder}: the search was for {', '.join(names)}; name one as target")
+    if target is not None and target not in names:
+        raise ArtifactError(f"{journal.folder}: the search was for {', '.join(names)}, not for {target}")
+    return journal.read(f"{FRONTIER}{target or names[0]}")
 
 
 def recut(
@@ -88,6 +118,7 @@ def recut(
     data: Any = None,
     examples: Any = None,
     clusters: Any = None,
+    target: str | None = None,
 ) -> Recut:
     """Build the closest model of so many bytes, or the smallest that is foreseen to stay inside a budget.
 
@@ -106,6 +137,7 @@ def recut(
         model: the original, where it was a module; a language model is read from where it was.
         example: for a module, a batch that it takes.
         data, examples, clusters: as they were given to `optimize`, to certify with.
+        target: whose frontier, where the search was for several.
 
     Raises:
         RecipeError: size and budget do not go together, or nothing there is small or close enough.
@@ -116,9 +148,7 @@ def recut(
     if not (Path(work) / HEAD).is_file():
         raise ArtifactError(f"{work} is no work of a search; give the folder that optimize worked in")
     with closing(Journal(Path(work))) as journal:  # whatever was asked wrongly, what is in it stays
-        if not journal.has(FRONTIER):
-            raise ArtifactError(f"{work}: the search did not end; run the same optimize again, it goes on from there")
-        held = journal.read(FRONTIER)
+        held = frontier_in(journal, target)
         subject = subject_of(held, model, example)
         if subject.fingerprint() != held["model"]:
             raise ArtifactError(f"recut: the model is not that with which {work} was made; give the same")
@@ -217,10 +247,10 @@ def subject_of(held: Mapping[str, Any], model: nn.Module | None, example: Any) -
     """
     place = torch.device("cpu")
     if held["folder"] is not None:
-        return LanguageSubject(held["folder"], place)
+        return LanguageSubject(held["folder"], place, rows=held.get("rows", False))
     if model is None or example is None:
         raise ArtifactError("recut: the search was of a module; give it as model=, and a batch as example=")
-    return ModuleSubject(model, example, place)
+    return ModuleSubject(model, example, place, rows=held.get("rows", False))
 
 
 def of_size(bank: Bank, held: Mapping[str, Any], size: int) -> Choice:
@@ -240,8 +270,12 @@ def of_size(bank: Bank, held: Mapping[str, Any], size: int) -> Choice:
 
 
 def options_of(bank: Bank, held: Mapping[str, Any]) -> dict[str, dict[str, Option]]:
-    """The forms of each unit; the cache, which has no bytes in a folder, stays as the search held it."""
-    options = dict(bank.options)
+    """The forms of each unit that the target runs; the cache, which has no bytes, stays as the search held it."""
+    refused = held.get("refused", {})
+    options = {
+        unit: {form: option for form, option in own.items() if form not in refused.get(unit, ())}
+        for unit, own in bank.options.items()
+    }
     if CACHE in options:
         options[CACHE] = {held["cache"]: options[CACHE][held["cache"]]}
     return options
@@ -253,7 +287,7 @@ def inside(bank: Bank, held: Mapping[str, Any], budgets: Budgets) -> Choice:
     Raises:
         RecipeError: not even the largest does.
     """
-    options = bank.options
+    options = options_of(bank, held)
     low = sum(min(option.nbytes for option in own.values()) for own in options.values()) + held["beside"]
     high = sum(max(option.nbytes for option in own.values()) for own in options.values()) + held["beside"]
     best: Choice | None = None

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from lissom.estimate import Certificate, Estimate
 from lissom.evaluate import Comparison
+from lissom.hardware import MEASURED
 from lissom.types import Budget, Recipe
 
 
@@ -50,7 +51,7 @@ class LayerRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepRow:
-    """One form of all units of one kind: what it saves, measured with it and without, and whether it was kept.
+    """One form of all units of one kind: what it saves, with it and without, and whether it was kept.
 
     `latency_ratio` and `cost_ratio` are with over without, the cost being what was preferred.
     """
@@ -93,7 +94,8 @@ class Result:
     first candidate that was not, or None where no candidate looked good enough to be certified. `failed` names the
     candidates that could not be compared, and why. `layers` says where the best one's loss comes from, `steps` what
     each form of each kind of layer was seen to save, those that were undone among them. `budgets` has that of each
-    metric by its name.
+    metric by its name. `how` says where times come from: measured on the target, or costed where it is not here;
+    `refused` are the forms that do not run there as they are, and why.
     """
 
     points: Sequence[Point]
@@ -104,6 +106,13 @@ class Result:
     failed: Mapping[str, str] = field(default_factory=dict)
     layers: Sequence[LayerRow] = ()
     steps: Sequence[StepRow] = ()
+    how: str = MEASURED
+    refused: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def measured(self) -> bool:
+        """Whether times were measured."""
+        return self.how == MEASURED
 
     @property
     def metric(self) -> str:

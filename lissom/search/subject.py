@@ -13,11 +13,13 @@ from torch import Tensor, nn
 
 from lissom.calibrate import Batch
 from lissom.evaluate import Metric
+from lissom.formats import Weight
 from lissom.models import weight_of
 from lissom.progress import Tell
 from lissom.search.bank import Bank, Choice
 from lissom.search.forms import CACHE, Steps
 from lissom.search.latency import Run
+from lissom.search.loads import Loads
 from lissom.search.result import Point
 from lissom.types import Recipe
 
@@ -26,7 +28,10 @@ LARGE = 300_000_000  # weights of these: each token takes so long that few of th
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
-    """One compressed model: how many bytes it has, how to compare it, what is timed of it, how to write it."""
+    """One compressed model: how many bytes it has, how to compare it, what is timed of it, how to write it.
+
+    `weights` are those of its layers.
+    """
 
     recipe: Recipe
     nbytes: int
@@ -34,6 +39,7 @@ class Trial:
     timed: Callable[[], Run]
     write: Callable[[Path, Mapping[str, Any]], Path]
     language: bool = False
+    weights: Callable[[], Mapping[str, Weight]] = dict
 
 
 class Subject(ABC):
@@ -51,6 +57,8 @@ class Subject(ABC):
     forms: dict[str, dict[str, Steps]]
     layers: dict[str, nn.Module]
     folder: str | None = None  # where it is, if it is on disk
+    rows = False  # whether there are forms with one scale for each row among its forms
+    examples = 1  # in the batch that is timed
     share = 1.0
 
     @property
@@ -94,6 +102,22 @@ class Subject(ABC):
     @abstractmethod
     def timed(self) -> Run:
         """What is timed of the original."""
+
+    @abstractmethod
+    def loads(self) -> Loads:
+        """What each layer is given in what is timed."""
+
+    def run(self, bank: Bank, choice: Choice) -> Run:
+        """What is timed of a choice."""
+        return self.assemble(bank, choice, "").timed()
+
+    def refused(self, bank: Bank) -> dict[tuple[str, str], str]:
+        """The forms of kinds of units that the target does not run as they are, and why."""
+        return {}
+
+    @abstractmethod
+    def width(self, layer: str) -> int:
+        """Bytes of a number of a layer, as it was given."""
 
     def shallow(self) -> "Subject":
         """What tells of all kinds of layers how long their forms take: a part of it, with `share` of its blocks."""

@@ -8,8 +8,10 @@ from typing import Any
 
 from lissom.estimate import median_estimate
 from lissom.evaluate import Budgets, Comparison, Metric
+from lissom.hardware import MEASURED
 from lissom.progress import FrontierPoint, Progress, Tell
 from lissom.search.choosing import UNIFORM, Seen, broken
+from lissom.search.costs import AREA
 from lissom.search.joint import times
 from lissom.search.latency import by_turns
 from lissom.search.recover import LEARN
@@ -22,13 +24,22 @@ ROUNDS = 15  # of timing each candidate beside the original
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Terms:
-    """What the search was asked; of the metrics the tables show the first, and `by` reads outputs for distances."""
+    """What the search was asked; of the metrics the tables show the first, and `by` reads outputs for distances.
+
+    `how` says where times on the target come from.
+    """
 
     budgets: Budgets
     by: Metric
     target: str
     weights: Mapping[str, float]
     progress: Tell
+    how: str = MEASURED
+
+    @property
+    def measured(self) -> bool:
+        """Whether times are measured, on a target that is here."""
+        return self.how == MEASURED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,8 +47,8 @@ class Tried:
     """A candidate and what choosing needs to know of it; `before` is the original, measured beside it.
 
     `cost` is relative to the original's; `figures` are those of each metric on the data for choosing, `distance` how
-    far it is from the original there (by `yardstick.py`); `broken` says which budget it breaks there, and is empty
-    where it breaks none.
+    far it is from the original there (by `yardstick.py`); `broken` says which budget it breaks there, or that it is
+    larger than the chip, and is empty where neither is so.
     """
 
     trial: Trial
@@ -78,8 +89,14 @@ def timed(
         cost=cost(own, before, terms.weights),
         figures=seen.figures,
         distance=seen.distance.value,
-        broken=broken(terms.budgets, seen.figures),
+        broken=broken(terms.budgets, seen.figures) or too_large(point),
     )
+
+
+def too_large(point: Point) -> str:
+    """Why a circuit cannot be made, where it is larger than the chip."""
+    area = point.parts.get(AREA)
+    return f"takes {area.value:.0%} of the chip" if area is not None and area.value > 1 else ""
 
 
 def shown(figures: Sequence[Comparison]) -> dict[str, Any]:
@@ -95,9 +112,12 @@ def unchanged(found: Comparison) -> Comparison:
 
 
 def in_parts(rounds: Sequence[Mapping[str, float]]) -> dict[str, Any]:
-    """The latency, and the parts of it where there are several."""
-    parts = {part: median_estimate([spent[part] for spent in rounds], unit="ms") for part in rounds[0]}
-    latency = median_estimate([sum(spent.values()) for spent in rounds], unit="ms")
+    """The latency, and the parts of it where there are several, with what else a circuit takes."""
+    parts = {
+        part: median_estimate([spent[part] for spent in rounds], unit="" if part == AREA else "ms")
+        for part in rounds[0]
+    }
+    latency = median_estimate([times(spent)["latency"] for spent in rounds], unit="ms")
     return {"latency": latency, "parts": parts if len(parts) > 1 else {}}
 
 

@@ -148,8 +148,8 @@ def hostile(report: "Report") -> "Report":
     from lissom.types import Recipe, Step
 
     bad = "<script>alert(1)</script> & $x$ {{ 7 * 7 }}"
-    told = dict.fromkeys(("title", "metric", "target", "made", "command", "folder"), bad)
-    listed = {name: {bad: bad} for name in ("machine", "versions", "hashes", "failed")}
+    told = dict.fromkeys(("title", "metric", "target", "how", "made", "command", "folder"), bad)
+    listed = {name: {bad: bad} for name in ("machine", "versions", "hashes", "failed", "refused")}
     return replace(
         report,
         points=[*report.points, replace(candidate(bad, 3, 3.0, 0.002, "PASS", bad), summary=bad)],

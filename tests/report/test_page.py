@@ -180,3 +180,16 @@ def test_each_of_several_metrics_is_on_the_page(several: Report) -> None:
     assert html.count("4.56 %") == 2
     assert text_of(html).count("PASS: drop of") == 2
     assert "Drops are of accuracy." in html
+
+
+def test_what_was_not_measured_is_not_said_to_be(report: Report) -> None:
+    refused = {"shared 4 bits": "palette would become 8 bits", "shared 3 bits": "palette would become 8 bits"}
+    html = page(replace(report, target="tpu:v5e", how="costed by the data sheet", refused=refused))
+    told = text_of(html)
+    assert "2.0× as fast on tpu:v5e, costed by the data sheet" in told
+    assert "latency was costed by the data sheet, not measured" in told
+    assert "Latency was measured" not in told
+    assert "Both were measured" not in told
+    assert "Forms that tpu:v5e does not run as they are" in told
+    assert "shared 4 bits · shared 3 bits" in told
+    assert "Latency was measured on cpu" in text_of(page(report))

@@ -12,7 +12,7 @@ from lissom.compress.stream import layer_names
 from lissom.errors import ModelError
 from lissom.formats import Dense
 from lissom.models import FAMILIES, Checkpoint, compressible, weight_of
-from lissom.search.forms import ORIGINAL, SAFE, forms_of, kind_of, units_of_checkpoint, units_of_module
+from lissom.search.forms import ORIGINAL, ROWS, SAFE, forms_of, kind_of, units_of_checkpoint, units_of_module
 
 MODELS = [
     nn.Sequential(nn.Linear(32, 24), nn.ReLU(), nn.Linear(24, 3)),
@@ -106,3 +106,10 @@ def test_units_hold_every_layer_of_a_language_model_once(tiny: Callable[..., Pat
 def test_dense_weights_have_no_second_copy() -> None:
     layer = nn.Linear(4, 4)
     assert isinstance(steps_on("x", weight_of(layer), forms_of(layer)[ORIGINAL], None, weight_of(layer)), Dense)
+
+
+def test_forms_with_a_scale_for_each_row_are_there_where_they_are_asked_for_and_others_are_not() -> None:
+    wide, narrow = nn.Linear(256, 2), nn.Conv2d(32, 8, 3)
+    assert set(forms_of(wide, rows=True)) - set(forms_of(wide)) == set(ROWS)
+    assert forms_of(narrow, rows=True) == forms_of(narrow)  # whose 4 bits are that already
+    assert "group" not in forms_of(wide, rows=True)["4 bits a row"][0].knobs

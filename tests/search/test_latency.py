@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lissom.progress import Progress, quiet
-from lissom.search.latency import ROUNDS, WARMUP, Latencies, Run, by_turns, cache_folder, known, measured, paces
+from lissom.search.latency import ROUNDS, WARMUP, Costed, Latencies, Run, by_turns, cache_folder, known, measured, paces
 
 TIMES = {"slow": 3.0, "fast": -1.0}
 
@@ -26,6 +26,13 @@ def test_runs_take_turns() -> None:
     found = by_turns({"a": run(1, order, "a"), "b": run(2, order, "b")}, rounds=3, warmup=1)
     assert order == ["a", "b"] * 4
     assert found["b"] == [{"prefill": 2, "decode": 4}] * 3
+
+
+def test_what_is_costed_takes_no_turns() -> None:
+    assert by_turns({"a": Costed(parts={"call": 1.0}), "b": Costed(parts={"call": 2.0})}) == {
+        "a": [{"call": 1}],
+        "b": [{"call": 2}],
+    }
 
 
 def test_what_a_form_adds_is_for_one_unit_and_all_of_a_choice_add_up() -> None:

@@ -26,6 +26,8 @@ from lissom.search.sensitivity import Option
 from lissom.search.split import split
 from lissom.types import Budget
 
+NAME = f"{FRONTIER}cpu"
+
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -105,11 +107,11 @@ def test_what_has_learned_is_taken_where_it_is_better(
     def pretend(drop: float) -> dict[str, Any]:
         """Write down one that has learned in the search, and that its drop was this."""
         with closing(Journal(copied)) as journal:
-            held, bank = journal.read(FRONTIER), Bank(journal, subject.units, subject.forms)
+            held, bank = journal.read(NAME), Bank(journal, subject.units, subject.forms)
             point = {**held["points"][0], "name": "learned", "kl": 0.125, "drops": {"accuracy": drop}}
             recipe, key = learning(bank, point["choice"], "learned"), learned_key(point["choice"])
             folder = bank.folder(key, {}, lambda new: subject.compress_into(new, recipe, examples, point["choice"]))
-            journal.keep(FRONTIER, {**held, "learned": [{**point, "nbytes": 100}]})  # less than can be put together
+            journal.keep(NAME, {**held, "learned": [{**point, "nbytes": 100}]})  # less than can be put together
             return point | {"folder": folder, "nbytes": subject.reopened(folder, recipe).nbytes}
 
     common: Any = {"model": classifier, "example": examples[0][:2]}
