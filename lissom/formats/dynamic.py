@@ -46,6 +46,10 @@ class Dynamic(Weight):
         """x Wᵀ in integers, for an x of which every row is on its grid, as `activate` leaves it."""
         return torch.ops.lissom.dynamic_linear(x, *self.affine.flat(), self.inputs)  # type: ignore[no-any-return]
 
+    def hear(self, x: Float[Tensor, "*n i"]) -> Float[Tensor, "*n o"]:
+        """x Wᵀ; on a GPU the product rounds x by itself, and need not be given it rounded."""
+        return self.linear(x) if x.is_cuda else Weight.hear(self, x)
+
     def look_up(self, index: Int[Tensor, " n"]) -> Float[Tensor, "n i"]:
         """Some rows of the dense matrix."""
         return self.affine.look_up(index)

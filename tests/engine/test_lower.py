@@ -2,19 +2,22 @@
 
 import copy
 import weakref
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lissom.compress import compress_model, quantize_model
 from lissom.engine.kernels.layer import KernelEmbedding
 from lissom.engine.kernels.masked import MaskedLinear
 from lissom.engine.kernels.panels import PanelLinear
-from lissom.engine.lower import fitting, lower
+from lissom.engine.lower import fitting, lower, placed
 from lissom.errors import LissomError
-from lissom.formats import CompressedConv, CompressedLinear, freeze
+from lissom.formats import Affine, CompressedConv, CompressedLinear, Frozen, freeze
+from lissom.formats.plane import Plane
 
 
 def one(o: int, i: int, **knobs: object) -> Any:
@@ -105,3 +108,29 @@ def test_a_layer_is_let_go_of_before_the_next_is_lowered(monkeypatch: pytest.Mon
     monkeypatch.setattr("lissom.engine.lower.fitting", counting)
     lower(model)
     assert alive == [3, 2, 1]
+
+
+def test_on_a_cpu_a_model_stays_as_it_is() -> None:
+    model = one(16, 32, bits=4, group=16)
+    assert placed(model, torch.device("cpu")) is model
+    assert all(part.device.type == "cpu" for part in model.state_dict().values())
+
+
+def test_on_a_gpu_what_was_learned_has_16_bits_and_what_is_stored_stays() -> None:
+    with FakeTensorMode():
+        model = nn.Sequential(CompressedLinear(nn.Linear(32, 16), Frozen(Affine(**affine_parts()))), nn.LayerNorm(16))
+        model.register_buffer("angles", torch.zeros(4))
+        model.config = SimpleNamespace(dtype="bfloat16")
+        moved = placed(model, torch.device("cuda"))
+        types = {name: part.dtype for name, part in moved.state_dict().items()}
+        assert {part.device.type for part in moved.state_dict().values()} == {"cuda"}
+    assert types["0.bias"] == types["1.weight"] == torch.bfloat16
+    assert types["0.matrix.part_scale"] == torch.float16
+    assert types["angles"] == torch.float32
+
+
+def affine_parts() -> dict[str, Any]:
+    """Those of a weight of 16 outputs and 32 inputs, in 4 bits."""
+    words = torch.zeros(16, 4, dtype=torch.int32)
+    plane = Plane(words=words, mask=None, shape=(16, 32), bits=4)
+    return {"plane": plane, "scale": torch.ones(16, 2, dtype=torch.float16), "zero": None}
