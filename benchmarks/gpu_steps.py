@@ -21,6 +21,7 @@ from lissom.estimate import Estimate, median_estimate
 from lissom.hardware import rounds_ms
 
 BEHIND, SEQUENCES = 512, (1, 16)
+MORE = 128  # steps that there is room for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +79,9 @@ def slice_of(pages: list[int]) -> Slice:
 
 def own_step(model: Any, sequences: int) -> Callable[[Callable[..., Any]], Callable[[], Tensor]]:
     """The same step over a static cache of transformers, by one forward or another."""
-    cache = StaticCache(config=model.config, max_cache_len=BEHIND + 16)
+    cache = StaticCache(config=model.config, max_cache_len=BEHIND + MORE)
+    for layer in cache.layers:
+        layer.cumulative_length.fill_(BEHIND)
     tokens = torch.ones(sequences, 1, dtype=torch.long, device="cuda")
     place = torch.full((sequences, 1), BEHIND, device="cuda")
 

@@ -20,8 +20,8 @@ print(json.dumps([[dataclasses.asdict(one) for one in compiled(capability, every
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[list[dict[str, Any]]]:
     """For Ampere and for Hopper; in a process of its own, for in this one kernels are interpreted."""
-    cache = {"TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton"))}
-    ran = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, env=os.environ | cache)
+    how = {"TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton")), "TRITON_INTERPRET": "0"}
+    ran = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, env=os.environ | how)
     assert ran.returncode == 0, ran.stderr
     made: list[list[dict[str, Any]]] = json.loads(ran.stdout)
     return made

@@ -3,7 +3,7 @@
 Shapes: n rows, o outputs.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -47,7 +47,7 @@ def parts_of(outputs: int, tiles: int, busy: int) -> int:
 
 
 def in_parts(
-    kernel: Callable[..., Any],
+    kernel: Any,
     before: tuple[Any, ...],
     behind: tuple[Any, ...],
     size: tuple[int, int],
@@ -69,5 +69,5 @@ def in_parts(
         return triton.cdiv(o, tuned["BLOCK_N"]), triton.cdiv(n, block), parts
 
     if n:
-        kernel[grid](*before, y, n, block, *behind, BLOCK_M=block, PARTS=parts, **meta)  # type: ignore[index]
+        kernel[grid](*before, y, n, block, *behind, BLOCK_M=block, PARTS=parts, **meta)
     return y[0] if parts == 1 else y.sum(0).to(dtype)

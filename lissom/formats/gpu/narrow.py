@@ -16,9 +16,23 @@ from jaxtyping import Float, Int32, Shaped
 from torch import Tensor
 
 from lissom.formats.gpu.launch import BUSY, DEEPEST, in_parts, tunings
-from lissom.formats.gpu.whole import LOT, largest_of
+from lissom.formats.gpu.whole import LOT, largest_of, nearest
 
 LARGEST = tl.constexpr(448.0)  # of E4M3
+LEAST_BITS = tl.constexpr((127 - 6) << 23)  # of 2⁻⁶ in float32, from which on E4M3 has exponents
+BIAS = tl.constexpr((127 - 7) << 3)  # how far apart the two types count exponents
+
+
+@triton.jit
+@no_type_check
+def small_code(x):
+    """The bits of the nearest E4M3 number, of two the even one, for an x that is no larger than the largest."""
+    bits = x.to(tl.int32, bitcast=True)
+    size = bits & 0x7FFFFFFF
+    even = (size + 0x7FFFF + ((size >> 20) & 1)) >> 20  # 3 of 23 bits behind the point are left
+    whole = nearest(tl.abs(x) * 512.0).to(tl.int32)  # below the least exponent numbers are whole multiples of 2⁻⁹
+    code = tl.where(size < LEAST_BITS, whole, even - BIAS)
+    return code | ((bits >> 24) & 0x80)
 
 
 @triton.jit
@@ -32,8 +46,8 @@ def narrow_rows(x, q, a, inputs, LOT: tl.constexpr):
     for first in range(0, inputs, LOT):
         place = first + tl.arange(0, LOT)
         heard = tl.load(x + row * inputs + place, mask=place < inputs, other=0.0).to(tl.float32)
-        small = tl.math.div_rn(heard, unit + tl.zeros_like(heard))
-        tl.store(q + row * inputs + place, small.to(tl.float8e4nv), mask=place < inputs)
+        small = small_code(tl.math.div_rn(heard, unit + tl.zeros_like(heard)))
+        tl.store(q + row * inputs + place, small.to(tl.uint8), mask=place < inputs)
 
 
 @triton.autotune(configs=tunings(), key=["near", "o", "inputs"])
@@ -66,7 +80,7 @@ def small_rows(x: Float[Tensor, "n i"]) -> tuple[Shaped[Tensor, "n i"], Float[Te
     n, i = x.shape
     q, a = torch.empty_like(x, dtype=torch.float8_e4m3fn), torch.empty(n, dtype=torch.float32, device=x.device)
     if n:
-        narrow_rows[n,](x, q, a, i, LOT=LOT)
+        narrow_rows[n,](x, q.view(torch.uint8), a, i, LOT=LOT)
     return q, a
 
 
