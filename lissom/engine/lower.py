@@ -57,7 +57,7 @@ def placed(model: nn.Module, place: torch.device) -> nn.Module:
     kind = getattr(torch, trained, None) if isinstance(trained, str) else trained
     if kind in (torch.bfloat16, torch.float16):
         for parameter in model.parameters():
-            parameter.data = parameter.data.to(place, kind)
+            parameter.data = parameter.data.to(kind)  # before it is moved: a GPU may not hold twice as much
     return model.to(place)
 
 

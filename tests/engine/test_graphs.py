@@ -1,5 +1,6 @@
 """Passes of one token for each sequence: filled up, told anew and played again, they say what unrecorded ones say."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -77,31 +78,21 @@ def test_sizes_are_few_and_large_enough() -> None:
 STEADY = [family for family in FAMILIES if "moe" not in family]
 
 
-def on_cuda(family: str) -> Any:
-    """A model on a GPU that need not be there; to be called where tensors are fake."""
-    config = AutoConfig.for_model(family, **SMALL, **WINDOWS[family])
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
-    return model.to("cuda")
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_pass_asks_nothing_of_numbers_on_a_gpu(family: str) -> None:
-    """Fake tensors know where they would be, and that no number can be read, and no shape depend on one."""
+@pytest.mark.parametrize("family", STEADY)
+def test_a_pass_reads_no_number_back(family: str) -> None:
+    """Fake tensors have no numbers: what would wait for a GPU to read one, or depend on one, cannot be run on them."""
     with FakeTensorMode():
-        runner = Runner(on_cuda(family), pages=4)
-        told = torch.zeros(2, 2 + 8, dtype=torch.long, device="cuda")
-        if family in STEADY:
-            logits = runner._step(told)
-            assert (logits.shape, logits.device.type) == ((2, SMALL["vocab_size"]), "cuda")
-        else:
-            with pytest.raises(Exception, match=r"data-dependent|aten.nonzero|_local_scalar_dense"):
-                runner._step(told)
+        config = AutoConfig.for_model(family, **SMALL, **WINDOWS[family])
+        model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+        runner, told = Runner(model, pages=4), torch.zeros(2, 2 + 8, dtype=torch.long)
+        assert runner._step(told).shape == (2, SMALL["vocab_size"])
 
 
 def test_only_on_a_gpu_and_without_experts_is_anything_recorded(model: Any) -> None:
     assert recording(model) is None
-    with FakeTensorMode():
-        assert recording(on_cuda("qwen3_moe")) is None
+    experts = SimpleNamespace(device=torch.device("cuda"), dtype=torch.bfloat16, generation_config=None)
+    experts.config = SimpleNamespace(num_experts=3)
+    assert recording(experts) is None
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that torch can use")

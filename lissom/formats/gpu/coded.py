@@ -20,7 +20,7 @@ from jaxtyping import Float, Int32
 from torch import Tensor
 
 from lissom.formats.gpu.launch import BUSY, WIDEST, in_parts, tile_of, tunings
-from lissom.formats.gpu.reading import INTEGER, numbers, single_codes, tile_codes
+from lissom.formats.gpu.reading import INTEGER, numbers, product_of, single_codes, tile_codes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +82,7 @@ def tile(
     codes = tile_codes(words, row, first, end, wide, BITS, BLOCK_K, WHOLE)
     zero = tl.zeros_like(row).to(tl.int32) + (1 << (BITS - 1))
     if ZEROS:
-        zero = single_codes(zeros, row, own, row >= 0, zeros_wide, BITS)
+        zero = single_codes(zeros, row, own + tl.zeros_like(row), row >= 0, zeros_wide, BITS)
     factor = tl.zeros_like(row).to(tl.float32) + 1.0
     if SCALED:
         factor = tl.load(scale + row * groups + own).to(tl.float32)
@@ -112,8 +112,7 @@ def multiply(
         place = first + tl.arange(0, BLOCK_K)
         there = (place < end)[:, None] & (example < n)[None, :]
         heard = tl.load(x + example[None, :].to(tl.int64) * inputs + place[:, None], mask=there, other=0.0)
-        product = tl.dot(w.to(heard.dtype), heard, input_precision="ieee")
-        total += product * factor[:, None]
+        total += product_of(w.to(heard.dtype), heard) * factor[:, None]
     at = (part * n + example[None, :]).to(tl.int64) * o + out[:, None]
     tl.store(y + at, total.to(y.dtype.element_ty), mask=(out < o)[:, None] & (example < n)[None, :])
 

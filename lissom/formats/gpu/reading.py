@@ -12,7 +12,10 @@ from typing import no_type_check
 import triton
 import triton.language as tl
 
+from lissom.formats.gpu.launch import interpreted
+
 INTEGER, BOOK, E4M3, E5M2 = (tl.constexpr(kind) for kind in range(4))  # what a code stands for
+INTERPRETED = tl.constexpr(interpreted())
 
 
 @triton.jit
@@ -61,3 +64,14 @@ def numbers(codes, zero, book, KIND: tl.constexpr):
     else:
         number = (codes << 8).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
     return number
+
+
+@triton.jit
+@no_type_check
+def product_of(w, x):
+    """A product of tiles, summed in float32. Triton's interpreter would multiply the bits of bfloat16 as integers."""
+    if INTERPRETED:
+        product = tl.dot(w.to(tl.float32), x.to(tl.float32), input_precision="ieee")
+    else:
+        product = tl.dot(w, x, input_precision="ieee")
+    return product

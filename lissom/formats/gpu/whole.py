@@ -79,7 +79,7 @@ def multiply_whole(
         heard = tl.load(q + example[None, :].to(tl.int64) * inputs + place[:, None], mask=there, other=0)
         whole = tl.dot((codes - (1 << (BITS - 1))).to(tl.int8), heard, out_dtype=tl.int32)
         if ZEROS:
-            zero = single_codes(zeros, row, own, row >= 0, zeros_wide, BITS)
+            zero = single_codes(zeros, row, own + tl.zeros_like(row), row >= 0, zeros_wide, BITS)
             whole += ((1 << (BITS - 1)) - zero)[:, None] * tl.sum(heard.to(tl.int32), axis=0)[None, :]
         total += whole.to(tl.float32) * tl.load(scale + row * groups + own).to(tl.float32)[:, None]
     total *= tl.load(a + example, mask=example < n, other=0.0)[None, :]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -68,7 +68,7 @@ CODED: dict[str, Callable[[int, int, int, Draw], Weight]] = {
 }
 SIZES = {"o": st.integers(1, 70), "g": st.integers(1, 3), "size": st.sampled_from([1, 5, 8, 16, 30, 32, 64, 128, 200])}
 SEEDS = {"seed": st.integers(0, 2**16), "rows": st.sampled_from([0, 1, 3, 17, 70])}
-FEW = settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FEW = settings(max_examples=5, deadline=None, phases=[Phase.generate])
 
 
 def there(weight: Any) -> Any:
@@ -108,8 +108,10 @@ def product(weight: Weight, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def near(found: Tensor, weight: Weight, x: Tensor, dtype: torch.dtype) -> bool:
+    """Weights and results are rounded once each; to bfloat16 the interpreter does not round, it cuts."""
     wanted, most = product(weight, x)
-    return bool(((found.double() - wanted).abs() <= 2 * ROUNDING[dtype] * most + 1e-30).all())
+    cut = 2 if PLACE == "cpu" and dtype == torch.bfloat16 else 1
+    return bool(((found.double() - wanted).abs() <= 2.1 * cut * ROUNDING[dtype] * most + 1e-30).all())
 
 
 @pytest.mark.parametrize("name", CODED)
