@@ -73,7 +73,7 @@ def recording(model: LanguageModel) -> Record | None:
 
     All that it records shares memory, as only one is played at a time.
     """
-    if model.device.type != "cuda" or getattr(model.config, "num_experts", 0):
+    if model.device.type != "cuda" or getattr(model.config, "num_experts", None):
         return None
     pool = torch.cuda.graph_pool_handle()
 

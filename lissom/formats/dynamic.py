@@ -128,8 +128,10 @@ def whole_product(q: Int8[Tensor, "n k"], c: Int16[Tensor, "o k"]) -> Float[Tens
     """
     if not q.is_cpu or q.shape[1] == 1:
         return (q.double() @ c.double().T).float()
-    low = c.clamp(-128, 127)
-    parts = (low, c - low) if bool((c != low).any()) else (low,)
+    parts, rest = list[Tensor](), c
+    while not parts or bool(rest.any()):  # 255 = 127 + 127 + 1
+        parts.append(rest.clamp(-128, 127))
+        rest = rest - parts[-1]
     total = sum(torch._int_mm(q, part.to(torch.int8).T.contiguous()) for part in parts)
     assert isinstance(total, Tensor)
     return total.float()

@@ -7,21 +7,38 @@ many programs a multiprocessor runs at once; what is spilled goes through memory
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-HOPPER, AMPERE = 90, 80  # capabilities, as the assembler writes them
+AMPERE, ADA, HOPPER = 80, 89, 90  # capabilities, as the assembler writes them
 ROUND = ("o", "inputs", "group", "groups", "wide", "entries")  # of these shapes all are multiples of 16
 UNITS = ("wgmma", "mma.sync")  # the units for products, as they are called
-KINDS = {
-    "int4 g128": {"BITS": 4, "KIND": 0, "ZEROS": False},
-    "int4 g128, zeros": {"BITS": 4, "KIND": 0, "ZEROS": True},
-    "int3 g128": {"BITS": 3, "KIND": 0, "ZEROS": False},
-    "int8": {"BITS": 8, "KIND": 0, "ZEROS": False},
-    "16 entries": {"BITS": 4, "KIND": 1, "ZEROS": False},
-    "float8": {"BITS": 8, "KIND": 2, "ZEROS": False},
+CODES = {"words": "*i32", "zeros": "*i32", "scale": "*fp16", "book": "*fp32", "y": "*bf16"}
+TYPES = {  # of what a kernel is given, where it is no size
+    "coded": {**CODES, "x": "*bf16"},
+    "whole": {**CODES, "q": "*i8", "a": "*fp32"},
+    "narrow": {"q": "*fp8e4nv", "codes": "*fp8e4nv", "a": "*fp32", "scale": "*fp16", "y": "*bf16"},
+}
+
+
+def read(bits: int, kind: int, zeros: bool = False) -> tuple[str, dict[str, Any]]:
+    """Codes that are decoded as they are read (formats/gpu/coded.py), and what that is compiled for."""
+    meta = {"BITS": bits, "KIND": kind, "ZEROS": zeros, "SCALED": True, "WHOLE": 32 % bits == 0}
+    return "coded", meta
+
+
+FORMS: dict[str, tuple[str, dict[str, Any]]] = {
+    "int4": read(4, 0),
+    "int4, zeros": read(4, 0, zeros=True),
+    "int3": read(3, 0),
+    "int8": read(8, 0),
+    "16 entries": read(4, 1),
+    "float8": read(8, 2),
+    "int8, inputs int8": ("whole", {"BITS": 8, "ZEROS": False, "WHOLE": True}),
+    "int4, zeros, inputs int8": ("whole", {"BITS": 4, "ZEROS": True, "WHOLE": True}),
+    "float8, inputs too": ("narrow", {}),
 }
 
 
@@ -40,38 +57,26 @@ class Compiled:
     units: str
 
 
-def compiled(capability: int, *, rows: int = 16, every: bool = True) -> Iterator[Compiled]:
+def compiled(
+    capability: int, *, forms: Collection[str] = FORMS, rows: int = 16, every: bool = True
+) -> Iterator[Compiled]:
     """Each kernel in each form for GPUs of a capability, for some rows; all that is tried there, or the first alone."""
-    from lissom.formats.gpu import coded, whole
+    from lissom.formats.gpu import coded, narrow, whole
     from lissom.formats.gpu.launch import tunings
 
-    tried = tunings() if every else tunings()[:1]
-    types = {"x": "*bf16", "y": "*bf16", "words": "*i32", "zeros": "*i32", "scale": "*fp16", "book": "*fp32"}
-    more = {"q": "*i8", "a": "*fp32"}
-    for tuning in tried:
+    kernels = {"coded": coded.multiply, "whole": whole.multiply_whole, "narrow": narrow.multiply_narrow}
+    for tuning in tunings() if every else tunings()[:1]:
         sizes = {"BLOCK_K": 128, "BLOCK_M": rows, "PARTS": 1, **tuning.kwargs}
-        for form, kind in KINDS.items():
-            meta = {**kind, "SCALED": True, "WHOLE": 32 % kind["BITS"] == 0, **sizes}
-            yield told(form, coded.multiply, types, meta, tuning, capability)
-        for form, bits, zeros in (("int8", 8, False), ("int4 g128, zeros", 4, True)):
-            meta = {"BITS": bits, "ZEROS": zeros, "WHOLE": True, **sizes}
-            yield told(f"{form}, inputs int8", whole.multiply_whole, types | more, meta, tuning, capability)
-        if capability >= 89:
-            yield small_floats(sizes, tuning, capability)
-
-
-def small_floats(sizes: Mapping[str, Any], tuning: Any, capability: int) -> Compiled:
-    """That of small floats on both sides."""
-    from lissom.formats.gpu import narrow
-
-    types = {"q": "*fp8e4nv", "codes": "*fp8e4nv", "a": "*fp32", "scale": "*fp16", "y": "*bf16"}
-    return told("float8, inputs too", narrow.multiply_narrow, types, sizes, tuning, capability)
+        for form in forms:
+            kernel, meta = FORMS[form]
+            if kernel != "narrow" or capability >= ADA:
+                yield told(form, kernels[kernel], TYPES[kernel], {**meta, **sizes}, tuning, capability)
 
 
 def told(
     form: str, kernel: Any, types: Mapping[str, str], meta: Mapping[str, Any], tuning: Any, capability: int
 ) -> Compiled:
-    """One kernel, compiled; `types` are those of what is no size, `meta` what it is compiled for."""
+    """One kernel, compiled; `meta` is what it is compiled for."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -102,7 +107,7 @@ def resources(cubin: bytes) -> dict[str, int]:
     """What the kernel of a cubin takes, by the names that NVIDIA's tool has for it."""
     import triton
 
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    tool = str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump")
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()

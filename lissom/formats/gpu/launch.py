@@ -35,7 +35,7 @@ def tile_of(group: int, least: int) -> int:
     """Inputs of a tile: a power of two that covers the group, or leaves little of the last tile of it empty."""
     if group >= DEEPEST:
         return max(least, next((size for size in (DEEPEST, 64, 32) if group % size == 0), DEEPEST))
-    return max(least, triton.next_power_of_2(group))
+    return max(least, 1 << (group - 1).bit_length())
 
 
 def parts_of(outputs: int, tiles: int, busy: int) -> int:

@@ -59,7 +59,7 @@ def small(kind: str) -> Callable[[int, int, int, Draw], Floats]:
 
 
 CODED: dict[str, Callable[[int, int, int, Draw], Weight]] = {
-    **{f"int{bits}": integers(bits, False) for bits in (2, 3, 4, 5, 6, 7, 8)},
+    **{f"int{bits}": integers(bits, False) for bits in (2, 4, 5, 7)},
     **{f"int{bits}, zeros": integers(bits, True) for bits in (3, 4, 8)},
     "a book a row": book(1, False),
     "a book for three rows, scaled": book(3, True),
@@ -68,7 +68,7 @@ CODED: dict[str, Callable[[int, int, int, Draw], Weight]] = {
 }
 SIZES = {"o": st.integers(1, 70), "g": st.integers(1, 3), "size": st.sampled_from([1, 5, 8, 16, 30, 32, 64, 128, 200])}
 SEEDS = {"seed": st.integers(0, 2**16), "rows": st.sampled_from([0, 1, 3, 17, 70])}
-FEW = settings(max_examples=5, deadline=None, phases=[Phase.generate])
+FEW = settings(max_examples=3, deadline=None, phases=[Phase.generate])
 
 
 def there(weight: Any) -> Any:
@@ -111,7 +111,8 @@ def near(found: Tensor, weight: Weight, x: Tensor, dtype: torch.dtype) -> bool:
     """Weights and results are rounded once each; to bfloat16 the interpreter does not round, it cuts."""
     wanted, most = product(weight, x)
     cut = 2 if PLACE == "cpu" and dtype == torch.bfloat16 else 1
-    return bool(((found.double() - wanted).abs() <= 2.1 * cut * ROUNDING[dtype] * most + 1e-30).all())
+    least = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
+    return bool(((found.double() - wanted).abs() <= 2.1 * cut * ROUNDING[dtype] * most + least).all())
 
 
 @pytest.mark.parametrize("name", CODED)
