@@ -33,6 +33,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported: kernels for GPUs run in its interpreter
+
 PATIENCE_S = 120
 TORCHRUN_S = 300
 LONGEST = ("test_examples.py", "test_documents.py")  # minutes each, and the second reads what the first has measured

@@ -25,8 +25,13 @@ from torch import Tensor
 
 from lissom.errors import ModelError
 from lissom.files import read_json
+<<<<<<< HEAD
 from lissom.formats import Affine, Dense, Dynamic, Floats, Masked, Palette, Weight
 from lissom.formats.masked import sparse
+=======
+from lissom.formats import Affine, Dense, Dynamic, Floats, Narrow, Palette, Weight
+from lissom.formats.narrow import KIND
+>>>>>>> gpu
 from lissom.formats.plane import Plane, unpack
 from lissom.models.checkpoint import zeros_only
 
@@ -153,12 +158,20 @@ def packed(layer: str, parts: Mapping[str, Tensor], how: Told) -> Weight:
     values = parts["weight"]
     scale = scale.expand(len(values), -1).contiguous()
     if weights["type"] == "float" and bits == 8 and scale.shape[1] == 1:
-        return Floats.of(values.float() * scale.float(), scale, None, "fp8_e4m3")
+        floats = Floats.of(values.float() * scale.float(), scale, None, KIND)
+        return Narrow(floats=floats) if inputs is not None and token(inputs, "float") else floats
     if weights["type"] != "int" or bits != 8 or "weight_zero_point" in parts:
         raise ModelError(f"{layer}: a weight of compressed-tensors that is {weights} is not read")
     affine = Affine.of((values.to(torch.int16) + 128).to(torch.uint8), scale, None, 8)
-    each = inputs is not None and inputs.get("dynamic") is True and inputs.get("type") == "int"
-    return Dynamic(affine=affine, inputs=int(inputs["num_bits"])) if inputs is not None and each else affine
+    if inputs is None or not token(inputs, "int"):
+        return affine
+    return Dynamic(affine=affine, inputs=int(inputs["num_bits"]))
+
+
+def token(inputs: Told, kind: str) -> bool:
+    """Whether inputs become numbers of a kind as they come, with a scale for each token."""
+    each = inputs.get("dynamic") is True and inputs.get("strategy", "token") == "token"
+    return each and inputs.get("type") == kind
 
 
 def scheme_of(layer: str, how: Told) -> Told:

@@ -62,6 +62,7 @@ def serve(
             help="how keys and values are held: float, bfloat16, int8, int4; auto: as certified, or as it was trained"
         ),
     ] = "auto",
+    target: Annotated[str, typer.Option(help="what to run on: cpu, or cuda where there is a GPU")] = "cpu",
     draft: Annotated[
         str | None, typer.Option(help="a compressed copy of the model that guesses tokens ahead; it changes no text")
     ] = None,
@@ -132,13 +133,14 @@ def serve(
             folder=folder,
             name=name or called,
             cache=kv_cache,
+            target=target,
             draft=draft,
             speculate=speculate,
             uncertified=uncertified,
             shadow=None
             if shadow is None
             else Shadow(
-                service=FolderService(folder=shadow, name=name or called, uncertified=uncertified),
+                service=FolderService(folder=shadow, name=name or called, target=target, uncertified=uncertified),
                 share=fraction("share", share or "5%"),
                 budget=Budget(max_drop=fraction("max-disagreement", max_disagreement or "10%"), confidence=SURE),
                 rollback=rollback is not False,

@@ -18,6 +18,7 @@ from lissom.engine.cache import AUTO, kind_of_cache
 from lissom.engine.decoder import NativeRunner, native_runner
 from lissom.engine.draft import Draft
 from lissom.engine.grammar import constrain, spelling
+from lissom.engine.graphs import recording
 from lissom.engine.pages import PAGE, Pages, pages_for
 from lissom.engine.runner import Runner
 from lissom.engine.sample import among, choose
@@ -224,7 +225,7 @@ def _runner(model: LanguageModel, pages: int, cache: str) -> Runner | NativeRunn
     if fast := native_runner(model, pages=pages, cache=kind):
         return fast
     whole: Any = model.whole() if isinstance(model, Bare) else model
-    return Runner(whole, pages=pages, cache=kind)
+    return Runner(whole, pages=pages, cache=kind, record=recording(whole))
 
 
 def _check(model: LanguageModel, draft: LanguageModel | None, speculate: str) -> None:

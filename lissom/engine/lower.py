@@ -3,6 +3,7 @@
 from types import UnionType
 from typing import Any
 
+import torch
 from torch import nn
 from torch.utils.weak import WeakIdKeyDictionary
 
@@ -15,6 +16,7 @@ from lissom.engine.kernels.lowrank import low_rank_layer
 from lissom.engine.kernels.masked import masked_layer
 from lissom.engine.kernels.panels import panel_layer
 from lissom.engine.kernels.signs import signs_layer
+from lissom.engine.kernels.sparse import sparse_layer
 from lissom.engine.kernels.sum import sum_layer
 from lissom.engine.kernels.turned import turned_layer
 from lissom.formats import CompressedConv, CompressedEmbedding, CompressedLayer, CompressedLinear, Frozen, scale_of
@@ -44,12 +46,29 @@ def lower(model: nn.Module) -> nn.Module:
     return native_images(native_encoders(fold_norms(model)))
 
 
+def placed(model: nn.Module, place: torch.device) -> nn.Module:
+    """The model, where it is to run; on a GPU what it learned is in the 16 bits that it was trained in, if it was.
+
+    What is compressed stays as it is stored, and so do the angles of positions, which have to be exact.
+    """
+    if place.type == "cpu":
+        return model
+    trained = getattr(getattr(model, "config", None), "dtype", None)
+    kind = getattr(torch, trained, None) if isinstance(trained, str) else trained
+    if kind in (torch.bfloat16, torch.float16):
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(kind)  # before it is moved: a GPU may not hold twice as much
+    return model.to(place)
+
+
 def fitting(layer: CompressedLinear | CompressedConv) -> nn.Module | None:
     """The layer on the kernel that takes its weight, or None."""
     if isinstance(layer, CompressedConv):
         return conv_layer(layer)
-    whole = panel_layer(layer) or masked_layer(layer) or signs_layer(layer) or low_rank_layer(layer, panel_layer)
-    return whole or sum_layer(layer, panel_layer) or turned_layer(layer, panel_layer)
+    whole = panel_layer(layer) or masked_layer(layer) or sparse_layer(layer) or signs_layer(layer)
+    return (
+        whole or low_rank_layer(layer, panel_layer) or sum_layer(layer, panel_layer) or turned_layer(layer, panel_layer)
+    )
 
 
 def frozen(model: nn.Module, kind: type[CompressedLayer] | UnionType) -> list[str]:

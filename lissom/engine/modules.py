@@ -21,7 +21,7 @@ log = logging.getLogger("lissom.engine")
 
 
 class ModuleHost:
-    """Runs a module for whoever is at the other end of the link; `leave` is called when that has gone.
+    """Runs a module, at its place, for whoever is at the other end of the link; `leave` is called when that has gone.
 
     The tensors that come are passed by position; those that go are the named outputs of its signature.
     """
@@ -32,9 +32,11 @@ class ModuleHost:
         signature: Mapping[str, Any],
         link: Link,
         *,
+        place: torch.device | None = None,
         leave: Callable[[], None] = lambda: None,
     ) -> None:
         self._module, self._link, self._leave = module, link, leave
+        self._place = place or torch.device("cpu")
         self._outputs = [str(output["name"]) for output in signature["outputs"]]
         self._asked: SimpleQueue[Frame | None] = SimpleQueue()
 
@@ -60,7 +62,7 @@ class ModuleHost:
     def _answered(self, said: Mapping[str, Any], behind: bytes) -> tuple[dict[str, Any], bytes]:
         try:
             with torch.no_grad():
-                result = self._module(*unpacked(said, behind))
+                result = self._module(*(tensor.to(self._place) for tensor in unpacked(said, behind)))
             return packed(self._named(result))
         except Exception:  # whatever it was, the next inputs may be better
             log.exception("the model failed on inputs %s", said["tensors"])

@@ -36,7 +36,7 @@ def main(descriptor: str) -> None:
     host.run()
 
 
-def opened(link: Link, folder: str, *, uncertified: bool, **how: Any) -> tuple[Any, dict[str, Any]]:
+def opened(link: Link, folder: str, *, target: str, uncertified: bool, **how: Any) -> tuple[Any, dict[str, Any]]:
     """What runs the model of a folder, and its greeting.
 
     Raises:
@@ -44,20 +44,22 @@ def opened(link: Link, folder: str, *, uncertified: bool, **how: Any) -> tuple[A
     """
     from lissom.artifact import objection, open_folder
 
-    found = open_folder(folder, bare=True)  # first, since it checks the files while PyTorch is imported
+    found = open_folder(folder, bare=target == "cpu")  # first, since it checks the files while PyTorch is imported
 
-    from lissom.engine.lower import lower
+    from lissom.engine.lower import lower, placed
+    from lissom.hardware.target import check_target
 
     fault = objection(found.manifest.get("certificate"))
     if fault and not uncertified:
         raise ArtifactError(f"{folder} is not served: {fault}; choose another, or serve it all the same: --uncertified")
-    model: Any = lower(found.model)
+    place = check_target(target)
+    model: Any = lower(placed(found.model, place))
     # when the server has gone there is nothing to save, and an engine that stands still would never see it
     leave = partial(os._exit, 0)
     if found.tokenizer is not None:
         from lissom.engine.host import Host, greeting
 
-        engine = engine_of(model, found.tokenizer, found.cache, **how)
+        engine = engine_of(model, found.tokenizer, found.cache, place=place, **how)
         return Host(engine, link, leave=leave), {**greeting(engine), "evidence": found.evidence}
     if how["draft"] is not None:
         raise DataError(f"--draft guesses the tokens of a language model, which {folder} is not; leave it out")
@@ -67,7 +69,7 @@ def opened(link: Link, folder: str, *, uncertified: bool, **how: Any) -> tuple[A
     from lissom.engine.modules import ModuleHost
     from lissom.engine.modules import greeting as greeting_of
 
-    host = ModuleHost(model, found.signature, link, leave=leave)
+    host = ModuleHost(model, found.signature, link, place=place, leave=leave)
     return host, {**greeting_of(model, found.signature), "evidence": found.evidence}
 
 
@@ -76,6 +78,7 @@ def engine_of(
     tokenizer: Any,
     certified: str,
     *,
+    place: Any,
     cache: str,
     draft: str | None,
     speculate: str,
@@ -85,9 +88,9 @@ def engine_of(
     """The engine of a language model; its cache is as it was `certified` unless told otherwise."""
     from lissom.artifact import open_folder
     from lissom.engine.engine import Engine
-    from lissom.engine.lower import lower
+    from lissom.engine.lower import lower, placed
 
-    guesses = None if draft is None else open_folder(draft, bare=True)
+    guesses = None if draft is None else open_folder(draft, bare=place.type == "cpu")
     if guesses is not None and guesses.tokenizer is None:
         raise DataError(f"--draft {draft} is no language model; give a compressed copy of the one that is served")
     return Engine(
@@ -96,7 +99,7 @@ def engine_of(
         max_tokens_in_cache=max_tokens_in_cache,
         max_batch=max_batch,
         cache=certified if cache == "auto" else cache,
-        draft=None if guesses is None else lower(guesses.model),  # type: ignore[arg-type]
+        draft=None if guesses is None else lower(placed(guesses.model, place)),  # type: ignore[arg-type]
         speculate=speculate,
     )
 

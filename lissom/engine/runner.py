@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lissom.engine.attention import Chunk, Decoding, Ragged, attend
 from lissom.engine.cache import Cache
+from lissom.engine.graphs import Record, Steps
 from lissom.engine.pages import PAGE, pages_for
 from lissom.engine.schedule import Slice
 from lissom.errors import ModelError
@@ -33,40 +34,71 @@ PAGED = "lissom_paged"
 class Runner:
     """Runs a decoder language model over a paged cache.
 
+    With `record` passes of one token for each sequence are recorded, and played again (graphs.py).
+
     Raises:
         ModelError: a family, or a kind of rotary embedding, that the engine does not know.
         DataError: a kind of cache that there is not.
     """
 
-    def __init__(self, model: "PreTrainedModel", *, pages: int, cache: str = "float") -> None:
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        *,
+        pages: int,
+        cache: str = "float",
+        record: Record | None = None,
+    ) -> None:
         from transformers import AttentionInterface
 
         check(model)
         AttentionInterface.register(PAGED, attend)
         self._model = model
-        self._cache = Cache(pages, cache)
         self._device = model.device
+        self._pages, self._cache = pages, Cache(pages + 1, cache)  # one that nobody owns
+        self._steps = record and Steps(self._step, spare=pages, place=self._device, record=record)
 
     @property
     def cache_bytes(self) -> int:
         """Bytes of the cache of all layers that have written."""
-        return self._cache.nbytes
+        return self._cache.nbytes * self._pages // (self._pages + 1)
 
     def forward(self, slices: Sequence[Slice]) -> Float[Tensor, "r v"]:
         """Run the slices; return the logits after the last known token of each sequence and after each guess."""
+        if self._steps is None or any(piece.count > 1 or len(piece.wanted) != 1 for piece in slices):
+            return self._ragged_pass(slices)
+        tokens = [piece.sequence.tokens(piece.start, piece.start + 1)[0] for piece in slices]
+        held = [piece.sequence.pages[: pages_for(piece.start + 1)] for piece in slices]
+        return self._steps.logits(tokens, [piece.start for piece in slices], held)
+
+    def _step(self, told: Int[Tensor, "b q"]) -> Float[Tensor, "b v"]:
+        """A pass of one token for each sequence, of numbers that are on the device (graphs.py)."""
+        places, table = told[:, 1], told[:, 2:]
+        page = table.gather(1, (places // PAGE)[:, None])[:, 0]
+        decoding = Decoding(table=table, lengths=places + 1)
+        ragged = Ragged(cache=self._cache, slots=page * PAGE + places % PAGE, decoding=decoding, chunks=())
+        return self._pass(told[:, 0], places, 0, ragged)
+
+    def _ragged_pass(self, slices: Sequence[Slice]) -> Float[Tensor, "r v"]:
         ordered = sorted(slices, key=lambda piece: piece.count > 1)
         tokens = [token for piece in ordered for token in piece.sequence.tokens(piece.start, piece.start + piece.count)]
         places = [place for piece in ordered for place in range(piece.start, piece.start + piece.count)]
         firsts = accumulate((piece.count for piece in ordered), initial=0)
         first = {id(piece): row for piece, row in zip(ordered, firsts, strict=False)}
         rows = [first[id(piece)] + at for piece in slices for at in piece.wanted]
+        return self._pass(self._tensor(tokens), self._tensor(places), self._tensor(rows), self._ragged(ordered))
+
+    def _pass(
+        self, tokens: Int[Tensor, " t"], places: Int[Tensor, " t"], rows: Int[Tensor, " r"] | int, ragged: Ragged
+    ) -> Float[Tensor, "r v"]:
+        """The logits after some of the tokens; after all of them where `rows` is 0."""
         with torch.no_grad(), _paged(self._model):
             out = self._model(
-                input_ids=self._tensor(tokens)[None],
-                position_ids=self._tensor(places)[None],
+                input_ids=tokens[None],
+                position_ids=places[None],
                 use_cache=False,
-                logits_to_keep=self._tensor(rows),
-                ragged=self._ragged(ordered),
+                logits_to_keep=rows,
+                ragged=ragged,
             )
         return out.logits[0].float()  # type: ignore[no-any-return]
 

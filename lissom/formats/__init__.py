@@ -10,6 +10,7 @@ from lissom.formats.binary import Binary
 from lissom.formats.dense import Dense
 from lissom.formats.dynamic import Dynamic
 from lissom.formats.floats import Floats
+from lissom.formats.gpu.operators import kernel_of
 from lissom.formats.linear import (
     CompressedConv,
     CompressedEmbedding,
@@ -25,6 +26,7 @@ from lissom.formats.linear import (
 )
 from lissom.formats.lowrank import LowRank
 from lissom.formats.masked import Masked
+from lissom.formats.narrow import Narrow
 from lissom.formats.palette import Palette
 from lissom.formats.signs import Signs
 from lissom.formats.sum import BASES, Sum
@@ -55,6 +57,7 @@ __all__ = [
     "Frozen",
     "LowRank",
     "Masked",
+    "Narrow",
     "Palette",
     "Signs",
     "Sum",
@@ -64,6 +67,7 @@ __all__ = [
     "Weight",
     "Xnor",
     "freeze",
+    "kernel_of",
     "matrix_of",
     "read_weight",
     "scale_of",

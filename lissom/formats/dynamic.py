@@ -46,6 +46,10 @@ class Dynamic(Weight):
         """x Wᵀ in integers, for an x of which every row is on its grid, as `activate` leaves it."""
         return torch.ops.lissom.dynamic_linear(x, *self.affine.flat(), self.inputs)  # type: ignore[no-any-return]
 
+    def hear(self, x: Float[Tensor, "*n i"]) -> Float[Tensor, "*n o"]:
+        """x Wᵀ; on a GPU the product rounds x by itself, and need not be given it rounded."""
+        return self.linear(x) if x.is_cuda else Weight.hear(self, x)
+
     def look_up(self, index: Int[Tensor, " n"]) -> Float[Tensor, "n i"]:
         """Some rows of the dense matrix."""
         return self.affine.look_up(index)
@@ -124,8 +128,10 @@ def whole_product(q: Int8[Tensor, "n k"], c: Int16[Tensor, "o k"]) -> Float[Tens
     """
     if not q.is_cpu or q.shape[1] == 1:
         return (q.double() @ c.double().T).float()
-    low = c.clamp(-128, 127)
-    parts = (low, c - low) if bool((c != low).any()) else (low,)
+    parts, rest = list[Tensor](), c
+    while not parts or bool(rest.any()):  # 255 = 127 + 127 + 1
+        parts.append(rest.clamp(-128, 127))
+        rest = rest - parts[-1]
     total = sum(torch._int_mm(q, part.to(torch.int8).T.contiguous()) for part in parts)
     assert isinstance(total, Tensor)
     return total.float()

@@ -82,9 +82,8 @@ class CompressedLinear(CompressedLayer):
 
     def forward(self, x: Float[Tensor, "*n i"]) -> Float[Tensor, "*n o"]:
         """x Wᵀ + b."""
-        x = self.activated(x, 1)
         trainable = isinstance(self.matrix, Trainable)
-        y = F.linear(x, self.matrix().to(x.dtype)) if trainable else self.weight.linear(x)
+        y = F.linear(self.activated(x, 1), self.matrix().to(x.dtype)) if trainable else self.weight.hear(x)
         # apart in both, so that both round alike; in the type of y, which in mixed precision is another than the bias's
         return y if self.bias is None else y + self.bias.to(y.dtype)
 

@@ -19,6 +19,7 @@ from lissom.formats.dynamic import Dynamic
 from lissom.formats.floats import Floats
 from lissom.formats.lowrank import LowRank, TrainableLowRank
 from lissom.formats.masked import Masked
+from lissom.formats.narrow import Narrow
 from lissom.formats.palette import Palette
 from lissom.formats.signs import Signs
 from lissom.formats.ternary import Ternary
@@ -37,6 +38,7 @@ BASES: dict[str, type[Weight]] = {
     "lowrank": LowRank,
     "dynamic": Dynamic,
     "floats": Floats,
+    "narrow": Narrow,
 }  # every format but this one
 BASE, CORRECTION = "_base", "_correction"
 

@@ -46,6 +46,10 @@ class Turned(Weight):
         """(x H) (W H)ᵀ."""
         return self.base.linear(hadamard(x, self.size))
 
+    def hear(self, x: Float[Tensor, "*n i"]) -> Float[Tensor, "*n o"]:
+        """x Wᵀ; on a GPU the base hears what was turned, which is not turned back in between."""
+        return self.base.hear(hadamard(x, self.size)) if x.is_cuda else Weight.hear(self, x)
+
     def look_up(self, index: Int[Tensor, " n"]) -> Float[Tensor, "n i"]:
         """Some rows of W."""
         return hadamard(self.base.look_up(index), self.size)

@@ -97,6 +97,10 @@ class Weight(ABC):
         """x Wᵀ."""
         return F.linear(x, self.dense().to(x.dtype))
 
+    def hear(self, x: Float[Tensor, "*n i"]) -> Float[Tensor, "*n o"]:
+        """x Wᵀ, for what the format makes of x first."""
+        return self.linear(self.activate(x.reshape(-1, x.shape[-1])).reshape(x.shape))
+
     def look_up(self, index: Int[Tensor, " n"]) -> Float[Tensor, "n i"]:
         """Some rows of the dense matrix, in float32."""
         return self.dense()[index]

@@ -19,7 +19,7 @@ from lissom.calibrate import Batch
 from lissom.calibrate.spill import give_back
 from lissom.compress.stream import assembled, layer_names
 from lissom.engine.bench import engine, once
-from lissom.engine.lower import lower
+from lissom.engine.lower import lower, placed
 from lissom.errors import DataError
 from lissom.evaluate import Metric
 from lissom.formats import Weight
@@ -156,7 +156,7 @@ class LanguageSubject(Subject):
     def opened(self, folder: Path, scratch: object = None) -> nn.Module:
         """The model of a folder, which is there for as long as `scratch` is."""
         give_back()
-        return lower(open_folder(folder, narrow=self.place.type == "cpu").model.to(self.place))
+        return lower(placed(open_folder(folder, narrow=self.place.type == "cpu").model, self.place))
 
     def loads(self) -> Loads:
         """What each layer is given in an answer."""
@@ -187,7 +187,7 @@ class LanguageSubject(Subject):
                 return {"prefill": 1000 * read, "decode": 1000 * write}
 
             return served
-        model = lower(open_folder(folder).model.to(self.place))
+        model = lower(placed(open_folder(folder).model, self.place))
         tokens = torch.randint(self.checkpoint.config.vocab_size, (1, self.prompt))
         answer = Answer(model, tokens.to(self.place), self.written)
 

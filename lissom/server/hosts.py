@@ -178,6 +178,7 @@ class InProcess:
         asked = {
             "folder": str(service.folder),
             "cache": service.cache,
+            "target": service.target,
             "draft": None if service.draft is None else str(service.draft),
             "speculate": service.speculate,
             "uncertified": service.uncertified,

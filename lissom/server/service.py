@@ -71,6 +71,7 @@ class FolderService:
     max_tokens_in_cache: int = 16_384
     max_batch: int = 16
     cache: str = "auto"
+    target: str = "cpu"
     draft: str | Path | None = None
     speculate: str = "auto"
     max_delay_ms: float = 0.0

@@ -2,6 +2,7 @@
 
 import copy
 import weakref
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from lissom.compress import compress_model, quantize_model
 from lissom.engine.kernels.layer import KernelEmbedding
 from lissom.engine.kernels.masked import MaskedLinear
 from lissom.engine.kernels.panels import PanelLinear
-from lissom.engine.lower import fitting, lower
+from lissom.engine.lower import fitting, lower, placed
 from lissom.errors import LissomError
 from lissom.formats import CompressedConv, CompressedLinear, freeze
 
@@ -105,3 +106,21 @@ def test_a_layer_is_let_go_of_before_the_next_is_lowered(monkeypatch: pytest.Mon
     monkeypatch.setattr("lissom.engine.lower.fitting", counting)
     lower(model)
     assert alive == [3, 2, 1]
+
+
+def test_on_a_cpu_a_model_stays_as_it_is() -> None:
+    model = one(16, 32, bits=4, group=16)
+    assert placed(model, torch.device("cpu")) is model
+    assert all(part.device.type == "cpu" for part in model.state_dict().values())
+
+
+def test_on_a_gpu_what_was_learned_has_16_bits_and_what_is_stored_stays() -> None:
+    model: Any = nn.Sequential(one(16, 32, bits=4, group=16), nn.LayerNorm(16))
+    model.register_buffer("angles", torch.zeros(4))
+    model.config = SimpleNamespace(dtype="bfloat16")
+    held = placed(model, torch.device("meta")).state_dict()  # which is no CPU either
+    types = {name: part.dtype for name, part in held.items()}
+    assert {part.device.type for part in held.values()} == {"meta"}
+    assert types["0.0.bias"] == types["1.weight"] == torch.bfloat16
+    assert types["0.0.matrix.part_scale"] == torch.float16
+    assert types["angles"] == torch.float32

@@ -58,9 +58,9 @@ def sequence(tokens: list[int]) -> Sequence:
 
 
 @torch.no_grad()
-def difference(model: Any, lengths: list[int], vocabulary: int, steps: int) -> float:
+def difference(model: Any, lengths: list[int], vocabulary: int, steps: int, **how: Any) -> float:
     """The largest difference of any logit, while the sequences are read in chunks and then decode."""
-    runner, schedule = Runner(model, pages=40), Schedule(Pages(40), max_batch=8, chunk=9)
+    runner, schedule = Runner(model, pages=40, **how), Schedule(Pages(40), max_batch=8, chunk=9)
     draw = torch.Generator().manual_seed(1)
     for length in lengths:
         schedule.add(sequence(torch.randint(vocabulary, (length,), generator=draw).tolist()))

@@ -53,6 +53,11 @@ def test_products_over_one_input_are_not_left_unwritten(rows: int) -> None:
     assert torch.equal(whole_product(q.to(torch.int8), c.to(torch.int16)), (q @ c.T).float())
 
 
+def test_products_are_exact_for_all_that_a_code_less_a_zero_can_be() -> None:
+    q, c = torch.randint(-127, 128, (3, 511)), torch.arange(-255, 256).expand(2, -1)
+    assert torch.equal(whole_product(q.to(torch.int8), c.to(torch.int16)), (q @ c.T).float())
+
+
 CASES = list(itertools.product((8, 4, 3), (1, 3), (True, False), (True, False), (8, 4)))
 
 

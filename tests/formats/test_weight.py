@@ -19,6 +19,7 @@ from lissom.formats import (
     Floats,
     LowRank,
     Masked,
+    Narrow,
     Palette,
     Signs,
     Sum,
@@ -99,6 +100,12 @@ def floats(kind: str) -> Makes:
         return weight, table[codes.int()] * wide * (1 if kept is None else kept)
 
     return made
+
+
+def narrow(shape: tuple[int, int], kept: Tensor | None, random: torch.Generator) -> Made:
+    weight, values = floats("fp8_e4m3")(shape, kept, random)
+    assert isinstance(weight, Floats)
+    return Narrow(floats=weight), values
 
 
 def palette(bits: int, rows: int, quantized: bool) -> Makes:
@@ -206,6 +213,7 @@ MAKERS: dict[str, Makes] = {
     "affine 2 asymmetric": affine(2, False, 3),
     "affine 6 stepped": stepped,
     "dynamic": dynamic,
+    "narrow": narrow,
     **{kind: floats(kind) for kind in KINDS},
     "palette a row": palette(2, 1, False),
     "palette three rows": palette(3, 3, False),
@@ -226,7 +234,10 @@ MAKERS: dict[str, Makes] = {
     "turned sum": turned(total(masked)),
 }
 NEVER = {"xnor", "signs"}
-UNCUT = (NEVER, NEVER | {name for name in MAKERS if name.startswith(("turned", "dynamic"))})  # along outputs, inputs
+UNCUT = (
+    NEVER,
+    NEVER | {name for name in MAKERS if name.startswith(("turned", "dynamic", "narrow"))},
+)  # along outputs, inputs
 PRODUCTS = {
     name for name in MAKERS if name.startswith(("low rank", "sum", "turned"))
 }  # their rows are sums, in any order

@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from lissom.export.graphs.program import followed, quietly, signature_of
 from lissom.export.handover import Form, Given, described
 from lissom.files import replacing
-from lissom.formats import Weight, affine, binary, floats, masked, palette, signs, ternary
+from lissom.formats import Weight, affine, binary, floats, masked, narrow, palette, signs, ternary
 
 TRACES = ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_node")  # where a node was written
 
@@ -69,6 +69,7 @@ def plain() -> dict[Any, Callable[..., Tensor]]:
         f"{name}_linear": partial(product, one) for name, one in dense.items() if name != "masked"
     }
     products |= {"dynamic_linear": dynamic, "xnor_linear": products["binary_linear"]}
+    products["narrow_linear"] = narrow.narrow_linear._init_fn
     products["signs_linear"] = signs.signs_linear._init_fn
     return {getattr(ops, name): one for name, one in products.items()} | {
         getattr(ops, f"{name}_dense"): one for name, one in dense.items()
