@@ -25,13 +25,9 @@ from torch import Tensor
 
 from lissom.errors import ModelError
 from lissom.files import read_json
-<<<<<<< HEAD
-from lissom.formats import Affine, Dense, Dynamic, Floats, Masked, Palette, Weight
+from lissom.formats import Affine, Dense, Dynamic, Floats, Masked, Narrow, Palette, Weight
 from lissom.formats.masked import sparse
-=======
-from lissom.formats import Affine, Dense, Dynamic, Floats, Narrow, Palette, Weight
 from lissom.formats.narrow import KIND
->>>>>>> gpu
 from lissom.formats.plane import Plane, unpack
 from lissom.models.checkpoint import zeros_only
 

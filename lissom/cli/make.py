@@ -2,11 +2,7 @@
 
 from contextlib import nullcontext
 from pathlib import Path
-<<<<<<< HEAD
-from typing import TYPE_CHECKING, Annotated, Any
-=======
-from typing import Annotated
->>>>>>> hw
+from typing import Annotated, Any
 
 import typer
 
@@ -22,18 +18,9 @@ from lissom.cli.read import (
     size,
     text_windows,
 )
-<<<<<<< HEAD
-from lissom.cli.show import console, report_of
-from lissom.cli.working import emit, outcome, working
-from lissom.progress import Progress, Tell, quiet
-
-if TYPE_CHECKING:
-    from lissom.search import Result
-=======
 from lissom.cli.show import console
 from lissom.cli.working import emit, working
-from lissom.progress import Progress
->>>>>>> hw
+from lissom.progress import Progress, quiet
 
 
 def compress(
