@@ -71,7 +71,7 @@ class Kind:
 
 
 DECODED = "decoded at every call, then PyTorch"
-SMALL_FLOATS = ("floats", "xnor")
+SMALL_FLOATS = ("floats", "narrow", "xnor")
 NO_INTEGERS = ("palette", "signs", *SMALL_FLOATS)
 
 CPU = Kind(
@@ -93,8 +93,10 @@ CUDA = Kind(
     ways=(
         Way(formats=("dense",), kernel="PyTorch"),
         Way(formats=("lowrank", "sum", "turned"), kernel="PyTorch, part by part"),
-        Way(formats=("affine", "palette", "ternary", "binary", "dynamic"), kernel=DECODED, decoded=True),
-        Way(formats=("masked", "signs", *SMALL_FLOATS), kernel=DECODED, decoded=True),
+        Way(formats=("affine", "palette", "binary", "floats"), kernel="Triton, decoded as it is read"),
+        Way(formats=("dynamic",), kernel="Triton, products of bytes", products="int8"),
+        Way(formats=("narrow",), kernel="Triton, products of small floats", products="fp8"),
+        Way(formats=("masked", "signs", "ternary", "xnor"), kernel=DECODED, decoded=True),
     ),
     devices=("h100", "h200", "b200", "a100", "mi300x"),
     costs="costed by the data sheet",
