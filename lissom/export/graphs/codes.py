@@ -50,8 +50,11 @@ class Codes(Matrix):
 
     def read(self, octets: UInt8[Tensor, "n m"], scale: Float[Tensor, "n g"], zero: UInt8[Tensor, "n g"]) -> Tensor:
         """The numbers that rows of bytes stand for [n, i]."""
-        codes = octets if self.bits == WHOLE else torch.stack([octets & 15, octets >> 4], -1).flatten(1)
-        codes = codes[:, : self.inputs].float().unflatten(1, (scale.shape[1], -1))
+        codes = octets.float()
+        if self.bits == HALF:  # by floats, which are exact: not every runtime shifts bits
+            high = (codes / 16).floor()
+            codes = torch.stack([codes - 16 * high, high], -1).flatten(1)
+        codes = codes[:, : self.inputs].unflatten(1, (scale.shape[1], -1))
         values: Tensor = (codes - zero.float().unsqueeze(-1)) * scale.unsqueeze(-1)
         return values.flatten(1)
 
