@@ -103,7 +103,11 @@ def answer(runtime: str, file: str, arrays: str) -> dict[str, Any]:
     with np.load(arrays) as held:
         given = [held[name] for name in held.files]
     lots = [[part[at : at + BATCH] for part in given] for at in range(0, len(given[0]), BATCH)]
-    np.save(Path(arrays).with_suffix(".npy"), np.concatenate([run(lot) for lot in lots]))
+    try:
+        said = np.concatenate([run(lot) for lot in lots])
+    except RuntimeError as error:
+        return {"failed": str(error).strip().splitlines()[-1][:120], "version": version(runtime)}
+    np.save(Path(arrays).with_suffix(".npy"), said)
     return {"ms": turn(lambda: run(lots[0])), "version": version(runtime)}
 
 
