@@ -227,7 +227,9 @@ def measured(case: Case, peers: dict[str, Peer], llama: Path | None, work: Path)
         elif READS.get(to) in peers:
             done = handed(case, to, work)
             facts = peers[READS[to]].ask(READS[to], str(done.out), str(arrays))
-            yield row(case, to, done, np.load(arrays.with_suffix(".npy")), own, {"runtime": READS[to], **facts})
+            why = facts.pop("failed", None)  # where a runtime opens a file and cannot run it: there are no numbers then
+            found = np.load(arrays.with_suffix(".npy")) if why is None else np.full_like(own, np.nan)
+            yield row(case, to, done, found, own, {"runtime": READS[to] + (f" ({why})" if why else ""), **facts})
 
 
 @contextmanager

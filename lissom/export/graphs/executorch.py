@@ -1,9 +1,8 @@
 """ExecuTorch: any module as a program (.pte) for its runtime on phones and small machines.
 
 torch.export's program is lowered: what XNNPACK has a kernel for is XNNPACK's, and the rest that of ExecuTorch's own
-operators. Codes of integers are bytes in the file (codes.py), made numbers of as they are used; those whose inputs
-become integers too are XNNPACK's own. Room for all that is computed is planned beforehand, so that there is a largest
-batch, and of texts a largest number of tokens.
+operators. Codes of integers are bytes in the file (codes.py), of which numbers are made as they are used. Room for all
+that is computed is planned beforehand, so that there is a largest batch, and of texts a largest number of tokens.
 """
 
 from collections import Counter
@@ -12,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from lissom.errors import ModelError, RecipeError, reason
-from lissom.export.graphs.codes import operators
 from lissom.export.graphs.layers import EXECUTORCH, stand
 from lissom.export.graphs.program import followed, quietly, signature_of
 from lissom.export.handover import Given
@@ -51,12 +49,11 @@ def write(
             "executorch: needs the package executorch; install it with `pip install lissom[executorch]`"
         ) from None
     with quietly():
-        operators()
         program = followed(stand(given.changed(taken), EXECUTORCH), signature_of(given), given, most)
         try:
             edge = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
             made = edge.to_executorch()
-        except (RuntimeError, TypeError, ValueError, AttributeError, AssertionError) as error:
+        except Exception as error:  # ExecuTorch raises errors of many kinds
             raise ModelError(f"{given.folder}: ExecuTorch cannot lower it ({reason(error)})") from None
     with replacing(out) as path, path.open("wb") as file:
         made.write_to_file(file)

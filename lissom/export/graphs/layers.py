@@ -8,7 +8,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lissom.export.graphs.codes import coded
+from lissom.export.graphs.codes import Codes
 from lissom.export.graphs.nodes import Blocks, Book, Corrected, Factors, ForTurned, Integers, Matrix, Values, symmetric
 from lissom.export.grid import Grid, grid_of
 from lissom.export.handover import Form
@@ -165,7 +165,7 @@ def matrix_of(weight: Weight, role: str, level: int = 0) -> Matrix | None:
 def integers(grid: Grid, role: str, level: int) -> Matrix | None:
     """Blocks where a layer can be given them, which runtimes have kernels for."""
     if role in EXECUTORCH.values():
-        return coded(grid, level if role == CODED else 0)
+        return Codes(grid)
     size = None if role == WHOLE else size_of(grid, role)
     grouped = grid.scale.shape[1] > 1
     if size is None and grouped and role in OPENVINO.values():

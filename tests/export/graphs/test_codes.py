@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from lissom.export.graphs.codes import Codes, Rounding, coded, paired
+from lissom.export.graphs.codes import Codes, paired
 from lissom.export.grid import Grid, grid_of
 from tests.export.conftest import FORMS, IN, OUT
 
@@ -34,11 +34,3 @@ def test_two_codes_are_in_a_byte() -> None:
     assert found.shape == (OUT, 4)
     assert torch.equal(found[:, :3] & 15, codes[:, 0:6:2])
     assert torch.equal(found >> 4, torch.nn.functional.pad(codes[:, 1::2], (0, 1)))
-
-
-def test_what_xnnpack_has_a_kernel_for(weight: Callable[..., Any]) -> None:
-    kinds = {"8 bits, inputs": Rounding, "4 bits, rows": Rounding, "4 bits": Rounding}
-    for form, kind in (kinds | {"4 bits, 16": Codes, "8 bits": Codes, "4 bits, zeros": Codes}).items():
-        _, found = grid(weight, form)
-        assert isinstance(coded(found, 4), kind), form
-        assert isinstance(coded(found, 0), Codes)

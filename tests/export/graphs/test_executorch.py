@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tests.export.graphs.conftest import ACTING, FORMATS, apart, dynamic
 
 HERE = find_spec("executorch") is not None
+EIGHT: dict[str, Callable[[Tensor], Any]] = {"dynamic8": lambda matrix: dynamic(matrix, 8, bits=8)}
 needs_it = pytest.mark.skipif(not HERE, reason="needs the package executorch")
 
 
@@ -35,34 +36,12 @@ def test_every_format_says_in_executorch_what_it_says_here(
     many: Callable[..., tuple[Path, Tensor, dict[str, Tensor]]], kind: str
 ) -> None:
     formats = {name: make for name, make in FORMATS.items() if name != "turned" or kind == "linear"}
-    folder, x, wanted = many(kind, formats if kind == "embedding" else formats | ACTING)
+    folder, x, wanted = many(kind, formats if kind == "embedding" else formats | ACTING | EIGHT)
     done = export(folder)
     assert done.changed == []
     for one, (name, ours) in zip(answers(done.out, x), wanted.items(), strict=True):
         assert apart(one, ours) < 5e-6, name
     assert done.report["lowered"]["parts of XNNPACK"] > 0
-
-
-@needs_it
-def test_inputs_of_8_bits_are_rounded_by_xnnpack_no_worse_than_here(
-    many: Callable[..., tuple[Path, Tensor, dict[str, Tensor]]],
-) -> None:
-    forms: dict[str, dict[str, Any]] = {"row8": {"bits": 8}, "row4": {"bits": 4}, "block4": {"bits": 4, "group": 32}}
-    formats = {name: lambda m, knobs=knobs: dynamic(m, 8, **knobs) for name, knobs in forms.items()}
-    folder, x, wanted = many("linear", formats)
-    done = export(folder)
-    assert [layer.form for layer in done.layers] == [
-        "8 bits, a scale for each row, inputs of 8 bits",
-        "4 bits, a scale for each row, inputs of 8 bits",
-        "4 bits, groups of 32, inputs of 8 bits",
-    ]
-    assert done.report["lowered"]["other operators"] == 0
-    from lissom import load
-
-    layers = [part for part in load(folder).modules() if hasattr(part, "matrix")]
-    for layer, one, ours in zip(layers, answers(done.out, x), wanted.values(), strict=True):
-        exact = (x @ layer.weight.dense().T + layer.bias).detach()
-        assert 0 < apart(one, exact) < 1.5 * apart(ours, exact)
 
 
 @needs_it

@@ -164,7 +164,7 @@ def test_weights_that_one_file_cannot_hold_lie_beside_it(
     done = export(folder)
     beside = done.out.with_name(f"{done.out.name}.data")
     assert done.out.stat().st_size + beside.stat().st_size < small + 4000
-    assert beside.stat().st_size > small / 2
+    assert beside.stat().st_size > small / 3  # the rest is the graph, and what is small
     found = answers(done.out, x)
     for name, one in wanted.items():
         assert apart(found[name], one) < 2e-6, name
