@@ -6,7 +6,6 @@ checks on the package when it is first imported.
 
 import dataclasses
 import functools
-import gc
 import inspect
 import json
 import os
@@ -20,7 +19,6 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 from functools import cache as once
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"  # the workers of pytest-xdist use the cores
@@ -233,31 +231,6 @@ def processes(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[An
         return [json.loads(out.splitlines()[-1]) for out, _ in said]
 
     return run
-
-
-@pytest.fixture
-def opened_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Folders that cannot be served are opened by a thread of this process, in place of one that must be started.
-
-    Only those: the engine of one that can be served ends its process when its server goes.
-    """
-    from lissom.engine import process
-
-    class Opening:
-        pid = os.getpid()
-
-        def __init__(self, command: list[str], *, pass_fds: list[int], **how: Any) -> None:
-            self.thread = threading.Thread(target=process.main, args=(str(os.dup(pass_fds[0])),))
-            self.thread.start()
-
-        def kill(self) -> None:
-            pass
-
-        def wait(self) -> None:
-            self.thread.join()
-            gc.enable()  # what fails leaves it off, for the process would end
-
-    monkeypatch.setattr("lissom.server.hosts.subprocess", SimpleNamespace(Popen=Opening, DEVNULL=None))
 
 
 @pytest.fixture(scope="session")

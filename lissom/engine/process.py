@@ -28,7 +28,6 @@ def main(descriptor: str) -> None:
         host, greeting = opened(link, **asked[0])
     except LissomError as error:
         link.send({"error": type(error).__name__, "message": str(error)})
-        link.close()
         return
     gc.freeze()  # what has been loaded stays: to look through it for garbage would take a fifth of a second
     gc.enable()

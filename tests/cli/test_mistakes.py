@@ -64,7 +64,6 @@ VERBS: dict[str, Callable[[Path, Path, Path], tuple[object, ...]]] = {
 }
 
 
-@pytest.mark.usefixtures("opened_here")
 @pytest.mark.parametrize("verb", ["compress", "optimize", "serve"])
 @pytest.mark.parametrize(("spoil", "message"), BAD_MODELS, ids=[message[:20] for _, message in BAD_MODELS])
 def test_a_bad_model_is_one_line(
@@ -217,7 +216,6 @@ def test_a_draft_guesses_for_language_models_only(run: Run, module: Path, tmp_pa
     refused(run("serve", module, "--draft", module, "--port", 0), "leave it out", tmp_path, before)
 
 
-@pytest.mark.usefixtures("opened_here")
 def test_a_draft_must_be_a_language_model(run: Run, tiny: Tiny, module: Path, tmp_path: Path) -> None:
     before = set(tmp_path.rglob("*"))
     refused(run("serve", tiny("llama"), "--draft", module, "--port", 0), "is no language model", tmp_path, before)
