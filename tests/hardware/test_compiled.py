@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("triton", reason="needs triton, which PyTorch for CUDA brings along")
+pytest.importorskip("triton", "3.7", reason="needs triton, which PyTorch for CUDA brings along")
 
 SCRIPT = """
 import dataclasses, json

@@ -17,7 +17,7 @@ from lissom.formats.floats import KINDS, held
 from lissom.formats.gpu import operators
 from lissom.formats.plane import Plane
 
-pytest.importorskip("triton", reason="needs triton, which PyTorch for CUDA brings along")
+pytest.importorskip("triton", "3.7", reason="needs triton, which PyTorch for CUDA brings along")
 PLACE = "cuda" if torch.cuda.is_available() else "cpu"
 ROUNDING = {torch.float32: 1e-6, torch.bfloat16: 2**-8, torch.float16: 2**-11}
 Draw = torch.Generator
