@@ -59,7 +59,7 @@ def small(kind: str) -> Callable[[int, int, int, Draw], Floats]:
 
 
 CODED: dict[str, Callable[[int, int, int, Draw], Weight]] = {
-    **{f"int{bits}": integers(bits, False) for bits in (2, 4, 5, 7)},
+    **{f"int{bits}": integers(bits, False) for bits in (2, 4, 7)},
     **{f"int{bits}, zeros": integers(bits, True) for bits in (3, 4, 8)},
     "a book a row": book(1, False),
     "a book for three rows, scaled": book(3, True),
