@@ -1,6 +1,6 @@
 """GPUs: the layers of a Llama 3.1 8B and a whole step of it in every form that has a kernel, beside bfloat16.
 
-    python benchmarks/gpu.py [--seconds 420] [--blocks 32] [--write FILE] [--interpret]
+    python benchmarks/gpu.py [--seconds 420] [--blocks 32] [--write FILE] [--interpret | --compiled]
 
 Limits first: reading memory, and products of square matrices in bfloat16, int8 and float8, by PyTorch's own. Then each
 shape of layer, for 1 to 2048 rows, in each form: all forms by turns, each a CUDA graph of as many layers with weights
@@ -10,7 +10,8 @@ of 16 sequences behind 512 others, recorded and not, and beside them transformer
 compiled. What there is no time for is named. The numbers of weights are drawn: they tell nothing of quality. Prints
 tables, then one JSON line.
 
-With --interpret, on a CPU, tiny sizes in Triton's interpreter: each form beside its definition, and no times.
+With --interpret, on a CPU, tiny sizes in Triton's interpreter: each form beside its definition, and no times. With
+--compiled, on any machine, what the assembler of GPUs says of all kernels that would be tried: no times either.
 """
 
 import argparse
@@ -35,6 +36,7 @@ from lissom.estimate import Estimate, median_estimate
 from lissom.formats import kernel_of
 from lissom.formats.gpu import operators
 from lissom.hardware import describe, rounds_ms
+from lissom.hardware.compiled import AMPERE, HOPPER, Compiled, compiled
 
 SHAPES = {"k, v": (1024, 4096), "q, o": (4096, 4096), "gate, up": (14336, 4096), "down": (4096, 14336)}
 ROWS = (1, 4, 16, 64, 256, 2048)
@@ -144,6 +146,25 @@ def agreeing(device: str, sizes: Sequence[tuple[int, int]], rows: Sequence[int])
     return found
 
 
+def assembled(rows: int) -> list[dict[str, Any]]:
+    """What the assembler says of each form, from the least to the most of all that is tried; printed."""
+    found = []
+    for name, capability in (("Ampere", AMPERE), ("Hopper", HOPPER)):
+        of_form: dict[str, list[Compiled]] = {}
+        for one in compiled(capability, rows=rows):
+            of_form.setdefault(one.form, []).append(one)
+        for form, tried in of_form.items():
+            spans = {
+                figure: f"{min(values)} to {max(values)}"
+                for figure in ("registers", "spilled_bytes", "shared_bytes")
+                for values in [[getattr(one, figure) for one in tried]]
+            }
+            units = ", ".join(sorted({one.units for one in tried}))
+            found.append({"GPU": name, "form": form, "tried": len(tried), **spans, "units": units})
+    print(*markdown(list(found[0]), [[str(value) for value in row.values()] for row in found]), sep="\n", flush=True)
+    return found
+
+
 def table(rows: Sequence[dict[str, Any]], bound: dict[str, float]) -> list[str]:
     """The layers as Markdown."""
     head = ["shape", "rows", "form", "µs", "times as fast as bf16", "GB/s", "TOP/s"]
@@ -188,15 +209,18 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=32)
     parser.add_argument("--write", type=Path)
     parser.add_argument("--interpret", action="store_true")
+    parser.add_argument("--compiled", action="store_true")
     given = parser.parse_args()
     if not operators.triton_there():
         refuse("needs Triton, which is not installed; pip install lissom[cuda]")
-    if not given.interpret and not torch.cuda.is_available():
-        refuse("needs a GPU that PyTorch can use, and there is none; try --interpret for tiny sizes on a CPU")
+    if not (given.interpret or given.compiled or torch.cuda.is_available()):
+        refuse("needs a GPU that PyTorch can use, and there is none; try --interpret or --compiled on a CPU")
     torch.manual_seed(0)
     if given.interpret:
         interpret()
         found: dict[str, Any] = {"agreement": agreeing("cpu", [(40, 96), (32, 128)], (1, 3))}
+    elif given.compiled:
+        found = {"compiled": assembled(16)}
     else:
         found = on_gpu(given.seconds, given.blocks)
     told = {"benchmark": "gpu", "machine": describe().as_dict(), "torch": torch.__version__, **found}

@@ -108,6 +108,5 @@ def whole_model(form: str, blocks: int) -> Any:
             drawn = torch.ones if "norm" in name else torch.randn
             made = drawn(p.shape, device="cuda", dtype=torch.bfloat16) * (1 if "norm" in name else 0.02)
             setattr(model.get_submodule(owner), own, nn.Parameter(made, requires_grad=False))
-    rotary = type(model.model.rotary_emb)(config=config, device="cuda")
-    model.model.rotary_emb = rotary
+    model.model.rotary_emb = type(model.model.rotary_emb)(config=config).to("cuda")
     return model.eval()

@@ -39,7 +39,8 @@ def test_options_may_stand_in_a_file_or_in_the_environment(
     monkeypatch.setattr("lissom.server.serve", lambda hosts, **how: served.append((hosts, how)))
     monkeypatch.setattr("lissom.server.InProcess", Unstarted)
     file = tmp_path / "serve.toml"
-    file.write_text('models = ["a=one", "b=two"]\nport = 1\ngrpc-port = 2\nkv_cache = "int8"\nuncertified = true\n')
+    told = 'port = 1\ngrpc-port = 2\nkv_cache = "int8"\ntarget = "cuda"\nuncertified = true\n'
+    file.write_text(f'models = ["a=one", "b=two"]\n{told}')
     run = CliRunner()
     for words, environment, port in (
         ([], {}, 1),
@@ -50,9 +51,9 @@ def test_options_may_stand_in_a_file_or_in_the_environment(
         assert done.exit_code == 0, done.output
         hosts, how = served.pop()
         services = [host.service for host in hosts]
-        assert [(one.name, one.folder, one.cache, one.uncertified) for one in services] == [
-            ("a", "one", "int8", True),
-            ("b", "two", "int8", True),
+        assert [(one.name, one.folder, one.cache, one.target, one.uncertified) for one in services] == [
+            ("a", "one", "int8", "cuda", True),
+            ("b", "two", "int8", "cuda", True),
         ]
         assert (how["port"], how["grpc_port"]) == (port, 2)
     words = ["serve", "model", "--shadow", "original", "--share", "20%", "--max-disagreement", "0.03", "--no-rollback"]

@@ -19,7 +19,7 @@ import torch
 import lissom
 from lissom.artifact import annotate
 from lissom.artifact.manifest import write_manifest
-from lissom.errors import ArtifactError, DataError, ModelError
+from lissom.errors import ArtifactError, DataError, LissomError, ModelError
 from lissom.server import FolderService, Limits, create_app, serve
 
 PATIENCE = 60  # seconds until a test gives up; no result depends on it
@@ -235,6 +235,7 @@ def test_a_folder_that_cannot_be_served_says_why(module: Path, folder: Path, tmp
         ({"folder": unsigned}, DataError, "save it with example"),
         ({"folder": module, "draft": folder}, DataError, "leave it out"),
         ({"folder": folder, "draft": module}, DataError, "is no language model"),
+        ({"folder": folder, "target": "moon"}, LissomError, "'moon' is not on this machine; possible here: cpu"),
     ):
         with pytest.raises(kind, match=message):
             create_app([FolderService(name="one", **given)])  # type: ignore[arg-type]

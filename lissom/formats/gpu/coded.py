@@ -22,6 +22,8 @@ from torch import Tensor
 from lissom.formats.gpu.launch import BUSY, WIDEST, in_parts, tile_of, tunings
 from lissom.formats.gpu.reading import INTEGER, numbers, product_of, single_codes, tile_codes
 
+FEW = {torch.float32: 16}  # rows multiplied as codes are read: no unit takes floats, and more of them would be spilled
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Coded:
@@ -146,11 +148,11 @@ def written(w: Coded, dtype: torch.dtype) -> Float[Tensor, "o i"]:
     return y
 
 
-def product(x: Float[Tensor, "*n i"], w: Coded, *, few: int = WIDEST, busy: int = BUSY) -> Float[Tensor, "*n o"]:
-    """x Wᵀ; more than `few` rows by way of the matrix, and by at least so many programs as keep a GPU `busy`."""
+def product(x: Float[Tensor, "*n i"], w: Coded, *, busy: int = BUSY) -> Float[Tensor, "*n o"]:
+    """x Wᵀ; many rows by way of the matrix, few by as many programs as keep a GPU `busy`."""
     rows = x.reshape(-1, w.inputs).contiguous()
     o, meta = w.words.shape[0], w.meta()
-    if len(rows) > few:
+    if len(rows) > FEW.get(x.dtype, WIDEST):
         return F.linear(x, written(w, x.dtype))
     tiles = w.groups * triton.cdiv(w.inputs // w.groups, meta["BLOCK_K"])
     y = in_parts(multiply, (rows,), w.given(), (len(rows), o), tiles, x.dtype, busy, meta)

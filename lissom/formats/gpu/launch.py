@@ -11,7 +11,8 @@ import triton
 from jaxtyping import Float
 from torch import Tensor
 
-OUTPUTS = (32, 64, 128)  # of a tile
+TRIED = ((32, 2, 2), (32, 4, 5), (64, 4, 3), (64, 4, 5), (128, 8, 3))  # outputs of a tile, warps, stages of loading
+OUTPUTS = 64  # of a tile, as a rule
 DEEPEST = 128  # inputs of a tile
 WIDEST = 64  # rows of a tile
 BUSY = 256  # programs that keep a GPU busy: about two for each multiprocessor of a large one
@@ -25,9 +26,7 @@ def interpreted() -> bool:
 
 def tunings() -> list[triton.Config]:
     """What is tried the first time that a kernel meets a shape; one thing only where nothing can be timed."""
-    warps = {32: (2, 4), 64: (4,), 128: (4, 8)}
-    every = [(outputs, count, stages) for outputs in OUTPUTS for count in warps[outputs] for stages in (3, 5)]
-    tried = [triton.Config({"BLOCK_N": size}, num_warps=count, num_stages=stages) for size, count, stages in every]
+    tried = [triton.Config({"BLOCK_N": size}, num_warps=warps, num_stages=stages) for size, warps, stages in TRIED]
     return tried[:1] if interpreted() else tried
 
 
@@ -40,7 +39,7 @@ def tile_of(group: int, least: int) -> int:
 
 def parts_of(outputs: int, tiles: int, busy: int) -> int:
     """How many programs share the sums of a tile of outputs: a power of two, and no more than there are tiles."""
-    parts, programs = 1, triton.cdiv(outputs, OUTPUTS[1])
+    parts, programs = 1, triton.cdiv(outputs, OUTPUTS)
     while 2 * parts <= min(tiles, MOST_PARTS) and parts * programs < busy:
         parts *= 2
     return parts
