@@ -18,8 +18,6 @@ WIDEST = 64  # rows of a tile
 BUSY = 256  # programs that keep a GPU busy: about two for each multiprocessor of a large one
 MOST_PARTS = 16  # of a sum
 FUSED = {"enable_fp_fusion": True}  # said, since Triton 3.9 warns of what it will take for it some day
-    "enable_fp_fusion": True
-}  # a product and a sum in one; said, since Triton 3.9 warns of what it will take for it
 
 
 def interpreted() -> bool:
