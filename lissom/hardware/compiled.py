@@ -81,13 +81,15 @@ def told(
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
+    from lissom.formats.gpu.launch import FUSED
+
     function = kernel.fn
     names = function.arg_names
     signature = {name: "constexpr" if name in meta else types.get(name, "i32") for name in names}
     even = [place for place, name in enumerate(names) if name in ROUND or signature[name].startswith("*")]
     attrs = {(place,): [["tt.divisibility", 16]] for place in even}
     source = ASTSource(fn=function, signature=signature, constexprs=dict(meta), attrs=attrs)
-    options = {"num_warps": tuning.num_warps, "num_stages": tuning.num_stages}
+    options = {"num_warps": tuning.num_warps, "num_stages": tuning.num_stages, **FUSED}
     made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     used = resources(made.asm["cubin"])
     return Compiled(

@@ -118,10 +118,15 @@ def test_compressed_tensors_in_8_bits() -> None:
     assert torch.equal(found.dense(), values.float() * scale.float())
     assert found.spec()["format"] == "dynamic"
     assert packed("another", {"weight": values, "weight_scale": scale}, how).spec()["format"] == "affine"
-    floats = {"targets": ["Linear"], "weights": {"num_bits": 8, "type": "float"}, "input_activations": None}
+    floats: Any = {"targets": ["Linear"], "weights": {"num_bits": 8, "type": "float"}, "input_activations": None}
     eights = torch.randn(OUT, IN).to(torch.float8_e4m3fn)
     found = packed("it", {"weight": eights, "weight_scale": scale}, {"config_groups": {"a": floats}})
     assert torch.allclose(found.dense(), eights.float() * scale.float(), rtol=1e-3)
+    assert found.spec()["format"] == "floats"
+    for strategy, format_ in (("token", "narrow"), ("tensor", "floats")):  # a scale for each row, or one for all
+        floats["input_activations"] = {"num_bits": 8, "type": "float", "dynamic": True, "strategy": strategy}
+        again = packed("it", {"weight": eights, "weight_scale": scale}, {"config_groups": {"a": floats}})
+        assert (again.spec()["format"], torch.equal(again.dense(), found.dense())) == (format_, True)
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ import triton.language as tl
 from jaxtyping import Float, Int32
 from torch import Tensor
 
-from lissom.formats.gpu.launch import BUSY, WIDEST, in_parts, tile_of, tunings
+from lissom.formats.gpu.launch import BUSY, FUSED, WIDEST, in_parts, tile_of, tunings
 from lissom.formats.gpu.reading import INTEGER, numbers, product_of, single_codes, tile_codes
 
 FEW = {torch.float32: 16}  # rows multiplied as codes are read: no unit takes floats, and more of them would be spilled
@@ -144,7 +144,7 @@ def written(w: Coded, dtype: torch.dtype) -> Float[Tensor, "o i"]:
     o, meta = w.words.shape[0], w.meta()
     y = torch.empty(o, w.inputs, dtype=dtype, device=w.words.device)
     tiles = w.groups * triton.cdiv(w.inputs // w.groups, meta["BLOCK_K"])
-    write[triton.cdiv(o, 32), tiles](y, *w.given(), BLOCK_N=32, **meta)
+    write[triton.cdiv(o, 32), tiles](y, *w.given(), BLOCK_N=32, **meta, **FUSED)
     return y
 
 

@@ -17,6 +17,7 @@ DEEPEST = 128  # inputs of a tile
 WIDEST = 64  # rows of a tile
 BUSY = 256  # programs that keep a GPU busy: about two for each multiprocessor of a large one
 MOST_PARTS = 16  # of a sum
+FUSED = {"enable_fp_fusion": True}  # said, since Triton 3.9 warns of what it will take for it some day
 
 
 def interpreted() -> bool:
@@ -68,5 +69,5 @@ def in_parts(
         return triton.cdiv(o, tuned["BLOCK_N"]), triton.cdiv(n, block), parts
 
     if n:
-        kernel[grid](*before, y, n, block, *behind, BLOCK_M=block, PARTS=parts, **meta)
+        kernel[grid](*before, y, n, block, *behind, BLOCK_M=block, PARTS=parts, **meta, **FUSED)
     return y[0] if parts == 1 else y.sum(0).to(dtype)

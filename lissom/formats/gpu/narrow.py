@@ -15,7 +15,7 @@ import triton.language as tl
 from jaxtyping import Float, Int32, Shaped
 from torch import Tensor
 
-from lissom.formats.gpu.launch import BUSY, DEEPEST, in_parts, tunings
+from lissom.formats.gpu.launch import BUSY, DEEPEST, FUSED, in_parts, tunings
 from lissom.formats.gpu.whole import LOT, largest_of, nearest
 
 LARGEST = tl.constexpr(448.0)  # of E4M3
@@ -80,7 +80,7 @@ def small_rows(x: Float[Tensor, "n i"]) -> tuple[Shaped[Tensor, "n i"], Float[Te
     n, i = x.shape
     q, a = torch.empty_like(x, dtype=torch.float8_e4m3fn), torch.empty(n, dtype=torch.float32, device=x.device)
     if n:
-        narrow_rows[n,](x, q.view(torch.uint8), a, i, LOT=LOT)
+        narrow_rows[n,](x, q.view(torch.uint8), a, i, LOT=LOT, **FUSED)
     return q, a
 
 

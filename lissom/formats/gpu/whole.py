@@ -16,7 +16,7 @@ from jaxtyping import Float, Int8
 from torch import Tensor
 
 from lissom.formats.gpu.coded import Coded, group_of
-from lissom.formats.gpu.launch import BUSY, in_parts, tile_of, tunings
+from lissom.formats.gpu.launch import BUSY, FUSED, in_parts, tile_of, tunings
 from lissom.formats.gpu.reading import single_codes, tile_codes
 
 LOT = 1024  # inputs that a program rounds at a time
@@ -92,7 +92,7 @@ def whole_rows(x: Float[Tensor, "n i"], levels: int) -> tuple[Int8[Tensor, "n i"
     n, i = x.shape
     q, a = torch.empty_like(x, dtype=torch.int8), torch.empty(n, dtype=torch.float32, device=x.device)
     if n:
-        round_rows[n,](x, q, a, i, levels, LOT=LOT)
+        round_rows[n,](x, q, a, i, levels, LOT=LOT, **FUSED)
     return q, a
 
 
