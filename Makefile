@@ -9,12 +9,13 @@ READY = $(VENV)/ready
 NATIVE = lissom/engine/kernels/native
 CPU_WHEELS = https://download.pytorch.org/whl/cpu
 
-.PHONY: help demo test test-native lint docs bench bench-engine bench-quality map clean
+.PHONY: help demo test test-native test-gpu lint docs bench bench-engine bench-quality map clean
 
 help:
 	@echo 'make demo           optimize a classifier and a language model, serve the result, ask it for a story'
 	@echo 'make test           run every test, the snippets of the README among them'
 	@echo 'make test-native    the tests of the kernels in C, watched by AddressSanitizer and UBSan'
+	@echo 'make test-gpu       the tests of the kernels in Triton: on a GPU, or in the interpreter of Triton, which it installs'
 	@echo 'make lint           ruff, mypy --strict, the order of the rooms, and the documentation'
 	@echo 'make docs           the documentation as a site, in the folder site'
 	@echo 'make bench          speed: latency and tokens per second beside the limits of this machine'
@@ -37,6 +38,11 @@ test-native: $(READY)
 	LISSOM_NATIVE=$(VENV)/native.so LD_PRELOAD=$$($(CC) -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 \
 	  $(BIN)/python -m pytest -n0 tests/engine/kernels tests/engine/test_decoder.py \
 	  tests/engine/test_encoder.py tests/engine/test_images.py
+
+test-gpu: $(READY)
+	$(BIN)/pip install -q -c $(VENV)/constraints.txt -e '.[cuda]'
+	$(BIN)/python -m pytest tests/formats/gpu tests/formats/test_narrow.py tests/engine/test_graphs.py \
+	  tests/engine/kernels/test_sparse.py tests/hardware/test_compiled.py
 
 lint: $(READY)
 	$(BIN)/ruff check .
