@@ -1,6 +1,7 @@
 """Speeds: how fast a layer is in each form on a target, measured by turns where that is here, else costed."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -59,7 +60,9 @@ def measured(target: Target, layer: nn.Module, weights: dict[str, Weight], rows:
     x = torch.randn(rows, weights[next(iter(weights))].shape[1], device=target.place)
     models = {form: lower(nn.Sequential(made(layer, weight))).to(target.place) for form, weight in weights.items()}
     with torch.inference_mode():
-        found = interleave({f: lambda m=m: m(x) for f, m in models.items()}, rounds=rounds, target=target.kind)
+        found = interleave(
+            {form: partial(model, x) for form, model in models.items()}, rounds=rounds, target=target.kind
+        )
     return [
         FormSpeed(form=form, kernel=kernel_of(target, weight), bits=weight.bits_per_weight, latency=found[form])
         for form, weight in weights.items()
