@@ -51,10 +51,10 @@ LOOKED_UP = {  # tables, which have no inputs to tell what is listened to
     "3 bits": ({"technique": "rtn", "bits": 3, "group": GROUP},),
 }
 ROWS = {  # whole numbers with one scale for each row, which is what circuits are made of
-    "4 bits a row": ({"technique": "gptq", "bits": 4},),
-    "3 bits a row": ({"technique": "gptq", "bits": 3},),
-    "2 bits a row": ({"technique": "gptq", "bits": 2},),
-    "half pruned, 4 bits a row": (HALF, {"technique": "gptq", "bits": 4}),
+    "4 bits a row": ({"technique": "gptq", "bits": 4, "group": 0},),
+    "3 bits a row": ({"technique": "gptq", "bits": 3, "group": 0},),
+    "2 bits a row": ({"technique": "gptq", "bits": 2, "group": 0},),
+    "half pruned, 4 bits a row": (HALF, {"technique": "gptq", "bits": 4, "group": 0}),
 }
 TIED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # of a language model: read the same, run as one
 

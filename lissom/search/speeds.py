@@ -20,6 +20,7 @@ from lissom.search.loads import Use
 
 SIZES = {"fpga": 64}  # outputs and inputs of the layer; a circuit has a multiplier for each weight
 SIZE, CALL = 1024, "call"
+UNCOMPRESSED = "16 bits and a DSP for each product, to compare with; it becomes 8 bits"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +61,9 @@ def measured(target: Target, layer: nn.Module, weights: dict[str, Weight], rows:
     x = torch.randn(rows, weights[next(iter(weights))].shape[1], device=target.place)
     models = {form: lower(nn.Sequential(made(layer, weight))).to(target.place) for form, weight in weights.items()}
     with torch.inference_mode():
-        found = interleave({f: partial(m, x) for f, m in models.items()}, rounds=rounds, target=target.kind)
+        found = interleave(
+            {form: partial(model, x) for form, model in models.items()}, rounds=rounds, target=target.kind
+        )
     return [
         FormSpeed(form=form, kernel=kernel_of(target, weight), bits=weight.bits_per_weight, latency=found[form])
         for form, weight in weights.items()
@@ -75,7 +78,8 @@ def made(layer: nn.Module, weight: Weight) -> nn.Module:
 def costed(target: Target, layer: nn.Module, form: str, weight: Weight, rows: int) -> FormSpeed:
     """One form, of a model in 16 bits."""
     held = None if isinstance(weight, Dense) else weight
-    told: dict[str, Any] = {"form": form, "kernel": kernel_of(target, weight), "bits": weight.bits_per_weight}
+    kernel = UNCOMPRESSED if held is None and target.kind == "fpga" else kernel_of(target, weight)
+    told: dict[str, Any] = {"form": form, "kernel": kernel, "bits": weight.bits_per_weight}
     try:
         parts = costs_of(target)(Layer(layer=layer, weight=held, width=2, load={CALL: [Use(rows=rows)]}))
     except DataError as error:

@@ -56,8 +56,14 @@ def test_one_target(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (wrong.code, wrong.error.count("\n")) == (2, 1)
 
 
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No other process opens what is written; tests/search has one that does."""
+    monkeypatch.setattr(concluding, "check_parity", lambda *given: {})
+
+
 def test_each_of_several_targets_has_a_folder_and_the_same_command_goes_on(
-    run: Run, module: Path, arrays: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, module: Path, arrays: Path, tmp_path: Path, alone: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
     common = ("optimize", module, "--data", arrays, "--max-drop", "2%", "--prefer", "size", "--out", out)
@@ -94,7 +100,9 @@ def test_each_of_several_targets_has_a_folder_and_the_same_command_goes_on(
     assert "bytes of weights" in cut.out
 
 
-def test_what_was_costed_is_said_in_the_table(run: Run, module: Path, arrays: Path, tmp_path: Path) -> None:
+def test_what_was_costed_is_said_in_the_table(
+    run: Run, module: Path, arrays: Path, tmp_path: Path, alone: None
+) -> None:
     out = tmp_path / "out"
     common = ("optimize", module, "--data", arrays, "--max-drop", "2%", "--prefer", "size", "--out", out)
     done = run(*common, "--target", "tpu:v5e")

@@ -112,4 +112,4 @@ def test_forms_with_a_scale_for_each_row_are_there_where_they_are_asked_for_and_
     wide, narrow = nn.Linear(256, 2), nn.Conv2d(32, 8, 3)
     assert set(forms_of(wide, rows=True)) - set(forms_of(wide)) == set(ROWS)
     assert forms_of(narrow, rows=True) == forms_of(narrow)  # whose 4 bits are that already
-    assert "group" not in forms_of(wide, rows=True)["4 bits a row"][0].knobs
+    assert forms_of(wide, rows=True)["4 bits a row"][0].knobs["group"] == 0

@@ -29,4 +29,5 @@ def test_of_a_circuit_the_area_is_told() -> None:
     areas = [found[form].area or 0 for form in (ORIGINAL, SAFE, "4 bits a row", "binary")]
     assert areas == sorted(areas, reverse=True)
     assert found["2 bits"].refused
+    assert "to compare with" in found[ORIGINAL].kernel
     assert found[SAFE].ms == pytest.approx(5e-6 * (1 + 3 + 2))  # one place, three levels of sums, and two more
