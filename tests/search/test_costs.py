@@ -14,6 +14,7 @@ from lissom.export.tpu import chips
 from lissom.export.tpu import folder as tpu
 from lissom.export.tpu.alone import Work
 from lissom.formats import FORMATS, Affine, Binary, CompressedLinear, Dense, Sum, Weight, Xnor
+from lissom.formats import kernel_of as kernel_on_gpu
 from lissom.hardware import target_named
 from lissom.hardware.roofline import seconds
 from lissom.hardware.sheets import SHEETS
@@ -51,6 +52,7 @@ def every() -> dict[str, Weight]:
     base, low, binary = found["affine"], found["lowrank"], found["binary"]
     assert isinstance(binary, Binary)
     found |= {"sum": Sum(base=base, correction=low), "xnor": Xnor(binary=binary)}
+    found["narrow"] = made({"technique": "floats", "kind": "fp8_e4m3"}, {"technique": "dynamic"})
     return {**found, "dense": Dense(values=base.dense())}
 
 
@@ -67,7 +69,7 @@ def test_the_table_says_what_is_so() -> None:
         told = "dense" if name == "dense" else kernel_of(LAYER, weight)
         way = way_of("cpu", spec)
         assert told == ("dense" if name == "dense" else "decoded" if way.decoded else way.kernel), name
-        assert way_of("cuda", spec).kernel
+        assert way_of("cuda", spec).kernel.startswith("Triton") == (kernel_on_gpu(weight) is not None), name
 
 
 def test_topologies_are_those_that_can_be_named() -> None:
@@ -90,7 +92,7 @@ def test_a_dense_layer_is_its_operations_or_its_bytes() -> None:
 
 
 def test_what_is_decoded_at_every_call_is_written_and_read_as_well() -> None:
-    weight = made(STEPS["affine"])
+    weight = made(STEPS["ternary"])
     found = cost("cuda:b200", weight, Use(rows=1))["call"]
     nbytes = weight.nbytes + 2 * OUT * IN * 2 + (OUT + IN) * 2
     assert found == pytest.approx(1000 * seconds(SHEETS["b200"], "bf16", 2 * OUT * IN, nbytes))
