@@ -9,11 +9,12 @@ READY = $(VENV)/ready
 NATIVE = lissom/engine/kernels/native
 CPU_WHEELS = https://download.pytorch.org/whl/cpu
 
-.PHONY: help demo test test-native test-gpu lint docs bench bench-engine bench-quality map clean
+.PHONY: help demo test test-documents test-native test-gpu lint docs bench bench-engine bench-quality map clean
 
 help:
 	@echo 'make demo           optimize a classifier and a language model, serve the result, ask it for a story'
-	@echo 'make test           run every test, the snippets of the README among them'
+	@echo 'make test           run every test'
+	@echo 'make test-documents run every snippet of the README and of the tutorials, as a reader would'
 	@echo 'make test-native    the tests of the kernels in C, watched by AddressSanitizer and UBSan'
 	@echo 'make test-gpu       the tests of the kernels in Triton: on a GPU, or in the interpreter of Triton, which it installs'
 	@echo 'make lint           ruff, mypy --strict, the order of the rooms, and the documentation'
@@ -30,7 +31,10 @@ demo: $(READY)
 	$(BIN)/python examples/demo.py
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --ignore=tests/test_documents.py
+
+test-documents: $(READY)
+	$(BIN)/python -m pytest tests/test_documents.py
 
 test-native: $(READY)
 	$(CC) -std=c11 -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -ffp-contract=off -fPIC -shared -pthread \

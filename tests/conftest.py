@@ -10,7 +10,6 @@ import inspect
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import threading
@@ -36,7 +35,7 @@ if not torch.cuda.is_available():
 
 PATIENCE_S = 120
 TORCHRUN_S = 300
-LONGEST = ("test_examples.py", "test_documents.py")  # minutes each, and the second reads what the first has measured
+LONGEST = ("test_examples.py",)  # minutes
 ROOT = Path(__file__).resolve().parent.parent
 
 GEMMA: dict[str, Any] = {"query_pre_attn_scalar": 16, "attention_bias": True}
@@ -229,32 +228,6 @@ def processes(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[An
         said = [process.communicate(timeout=PATIENCE_S) for process in started]
         assert [process.returncode for process in started] == [0] * n, said
         return [json.loads(out.splitlines()[-1]) for out, _ in said]
-
-    return run
-
-
-@pytest.fixture(scope="session")
-def warm(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Programs without the seconds that Python and PyTorch take to start (warm.py)."""
-    from tests.warm import Warm
-
-    process = Warm(root, tmp_path_factory.mktemp("warm"))
-    yield process
-    process.close()
-
-
-@pytest.fixture(scope="session")
-def team(warm: Any) -> Callable[..., list[str]]:
-    """What the first of so many workers prints that run a script, told what torchrun would tell them."""
-    from tests.warm import workers
-
-    def run(count: int, *words: object) -> list[str]:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        done = warm.together(words, workers(count, port))
-        assert [one.returncode for one in done] == [0] * count, [one.stderr[-3000:] for one in done]
-        return done[0].stdout.splitlines()
 
     return run
 

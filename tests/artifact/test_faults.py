@@ -1,5 +1,7 @@
 """What goes wrong with a language model is named, where it can be before hours of work, and nothing is lost by it."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,7 +34,7 @@ compress_checkpoint(sys.argv[1], Recipe.of({STEPS}), windows, sys.argv[2], progr
 """
 
 
-def test_a_disk_that_gets_full_is_named_and_nothing_is_lost(demo_folder: Path, tmp_path: Path, warm: Any) -> None:
+def test_a_disk_that_gets_full_is_named_and_nothing_is_lost(demo_folder: Path, tmp_path: Path) -> None:
     def run(out: str) -> list[str]:
         told: list[str] = []
         compress_checkpoint(
@@ -43,9 +45,8 @@ def test_a_disk_that_gets_full_is_named_and_nothing_is_lost(demo_folder: Path, t
     parts = run("roomy")
     sizes = {name: (tmp_path / "roomy" / f"{name}.safetensors").stat().st_size for name in parts}
     assert max(sizes, key=sizes.__getitem__) == "model.layers.2"
-    (tmp_path / "full.py").write_text(FULL)
-    given = [demo_folder, tmp_path / "out", sizes["model.layers.2"] - 1]  # a disk of its own: in a process
-    ran = warm.run(tmp_path / "full.py", *given)
+    given = [demo_folder, tmp_path / "out", str(sizes["model.layers.2"] - 1)]  # a disk of its own: in a process
+    ran = subprocess.run([sys.executable, "-c", FULL, *given], capture_output=True, text=True, check=False)
     told, error = ran.stdout.split(), ran.stderr
     assert told == parts[: parts.index("model.layers.2")]
     assert "model.layers.2.safetensors" in error

@@ -3,6 +3,8 @@
 import hashlib
 import random
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -124,26 +126,37 @@ from lissom.artifact import compress_checkpoint
 from lissom.types import Recipe
 
 windows = torch.randint(2048, (32, 64), generator=torch.Generator().manual_seed(5))
+print("begun", flush=True)
 compress_checkpoint(
     sys.argv[1], Recipe.of({STEPS}), windows, sys.argv[2], progress=lambda part: print(part, flush=True)
 )
 """
 
 
-def test_a_process_killed_at_random_moments_comes_to_the_same_bytes(
-    demo_folder: Path, tmp_path: Path, warm: Any
-) -> None:
-    script = tmp_path / "compress.py"
-    script.write_text(CHILD)
+def child(*given: Path) -> subprocess.Popen[str]:
+    """A process that compresses, and that has just begun to."""
+    process = subprocess.Popen([sys.executable, "-c", CHILD, *given], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "begun\n"
+    return process
+
+
+def test_a_process_killed_at_random_moments_comes_to_the_same_bytes(demo_folder: Path, tmp_path: Path) -> None:
+    whole = child(demo_folder, tmp_path / "whole")
     begun = time.monotonic()
-    assert len(warm.run(script, demo_folder, tmp_path / "whole").stdout.split()) == 6
+    assert len(whole.communicate()[0].split()) == 6
     takes, told, kills = time.monotonic() - begun, list[str](), 0
     for _ in range(4):
-        ended = warm.run(script, demo_folder, tmp_path / "out", seconds=random.uniform(0.001, takes / 2))
-        told += ended.stdout.split()
-        kills += ended.returncode == -signal.SIGALRM
+        process = child(demo_folder, tmp_path / "out")
+        time.sleep(random.uniform(0, takes / 2))
+        process.kill()
+        told += process.communicate()[0].split()
+        kills += process.returncode == -signal.SIGKILL
     if not (tmp_path / "out").exists():
-        told += warm.run(script, demo_folder, tmp_path / "out").stdout.split()
+        windows = torch.randint(2048, (32, 64), generator=torch.Generator().manual_seed(5))
+        compress_checkpoint(
+            demo_folder, Recipe.of(STEPS), windows, tmp_path / "out", progress=lambda part: told.append(str(part))
+        )
     assert kills > 0
     assert sorted(told) == sorted(set(told))  # no part that was there was made again
     assert hashes(tmp_path / "out") == hashes(tmp_path / "whole")

@@ -1,8 +1,11 @@
 """Each mistake is one line on the error stream and exit code 2, and leaves nothing behind."""
 
 import json
+import resource
 import shutil
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -235,20 +238,18 @@ def test_a_port_in_use_is_one_line(run: Run, module: Path, tmp_path: Path) -> No
         refused(run("serve", module, "--port", port), str(port), tmp_path, before)
 
 
-SMALL_FILES = """
-import resource
-from lissom.cli import main
-
-resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # no file may grow further, as on a disk that is full
-main()
-"""
+def small_files() -> None:
+    """No file may grow beyond 100 kB, as on a disk that is full."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 
 
-def test_a_full_disk_is_one_line(tiny: Tiny, recipe: Path, tmp_path: Path, warm: Any) -> None:
-    (tmp_path / "main.py").write_text(SMALL_FILES)
+def test_a_full_disk_is_one_line(tiny: Tiny, recipe: Path, tmp_path: Path, root: Path) -> None:
     before = set(tmp_path.rglob("*"))
-    words = ("compress", tiny("llama"), "--recipe", recipe, "--out", tmp_path / "out")
-    ended = warm.run(tmp_path / "main.py", *words)
+    command = [sys.executable, "-c", "from lissom.cli import main; main()", "compress", str(tiny("llama"))]
+    ended = subprocess.run(
+        [*command, "--recipe", str(recipe), "--out", str(tmp_path / "out")],
+        cwd=root, preexec_fn=small_files, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
     done = SimpleNamespace(code=ended.returncode, out=ended.stdout, error=ended.stderr)
     refused(done, "cannot be written", tmp_path, before)
 

@@ -38,9 +38,9 @@ def folder(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def together(folder: Path, team: Callable[..., list[str]]) -> dict[str, list[float]]:
+def together(folder: Path, torchrun: Callable[..., list[str]]) -> dict[str, list[float]]:
     """How two workers learned, case by case."""
-    found: dict[str, list[float]] = json.loads(team(2, SCRIPT, folder)[-1])
+    found: dict[str, list[float]] = json.loads(torchrun(2, SCRIPT, folder)[-1])
     return found
 
 

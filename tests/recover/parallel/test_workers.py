@@ -73,12 +73,12 @@ def test_a_worker_that_dies_is_replaced_and_all_go_on(
 
 
 def test_what_one_layout_has_begun_another_goes_on_with(
-    places: Places, alone: list[float], tmp_path: Path, team: Run
+    places: Places, alone: list[float], tmp_path: Path, torchrun: Run
 ) -> None:
-    team(4, SCRIPT, *places, tmp_path / "out", "--layout", "pipeline=2,tensor=2", "--stop", 4)
+    torchrun(4, SCRIPT, *places, tmp_path / "out", "--layout", "pipeline=2,tensor=2", "--stop", 4)
     assert not (tmp_path / "out").exists()
     shutil.copytree(tmp_path / ".out.recover", tmp_path / ".single.recover")
-    team(2, SCRIPT, *places, tmp_path / "out", "--layout", "shard=2")
+    torchrun(2, SCRIPT, *places, tmp_path / "out", "--layout", "shard=2")
     assert losses(tmp_path / "out") == pytest.approx(alone, rel=NEAR)
     learned(*places, tmp_path / "single")
     assert losses(tmp_path / "single") == pytest.approx(alone, rel=NEAR)
