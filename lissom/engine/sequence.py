@@ -58,6 +58,8 @@ class Sampling:
         _within("top_p", self.top_p, 0, 1)
         _within("top_k", self.top_k, 0, None)
         _within("min_p", self.min_p, 0, 1)
+        if self.max_tokens is not None:
+            _within("max_tokens", self.max_tokens, 0, None)
         _within("min_tokens", self.min_tokens, 0, self.max_tokens)
         _within("repetition_penalty", self.repetition_penalty, 0.01, 100)
         _within("presence_penalty", self.presence_penalty, -2, 2)
@@ -66,8 +68,6 @@ class Sampling:
             _within(f"logit_bias of token {token}", bias, -100, 100)
         if self.seed is not None:
             _within("seed", self.seed, 0, None)
-        if self.max_tokens is not None:
-            _within("max_tokens", self.max_tokens, 0, None)
         for name in ("logprobs", "prompt_logprobs"):
             if (alternatives := getattr(self, name)) is not None:
                 _within(name, alternatives, 0, None)

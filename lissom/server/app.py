@@ -101,7 +101,9 @@ class Application:
     @asynccontextmanager
     async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:
         await self.models.start()
-        async with administered(self.models, self._admin), AsyncExitStack() as at_last:
+        async with AsyncExitStack() as at_last:
+            at_last.push_async_callback(self.models.stop)  # also where something after them cannot begin
+            await at_last.enter_async_context(administered(self.models, self._admin))
             if self._rpc is not None:
                 from lissom.server.rpc import answering
 
@@ -109,7 +111,6 @@ class Application:
                     answering(self._rpc, self.models, self._keys, self._limits, _version())
                 )
             yield
-        await self.models.stop()
 
     async def _live(self) -> Response:
         return say(200, {"live": True})

@@ -96,8 +96,10 @@ class Models:
             await start(new)
             try:
                 await new.try_out()
-            except (HTTPException, LissomError) as error:
+            except BaseException as error:
                 await stop(new)
+                if not isinstance(error, HTTPException | LissomError):
+                    raise
                 why = error.detail if isinstance(error, HTTPException) else error
                 raise DataError(f"serve: {service.name} does not answer: {why}") from error
             old = self.every.get(service.name)

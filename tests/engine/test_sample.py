@@ -171,7 +171,7 @@ def test_asking_for_no_alternatives_still_gives_the_log_probability() -> None:
         ("presence_penalty", 2.5),
         ("frequency_penalty", -2.5),
         ("seed", -1),
-        ("max_tokens", 0),
+        ("max_tokens", -1),
         ("min_tokens", -1),
         ("logprobs", -1),
     ],

@@ -56,7 +56,11 @@ def read_text(text: str) -> Any:
     front = text.lstrip()
     if front.startswith("---"):
         front = front.removeprefix("---").partition("\n---")[0]
-    return yaml.load(front, Loader=Tagged)
+    reader = Tagged(front)
+    try:
+        return reader.get_single_data()
+    finally:
+        reader.dispose()
 
 
 def modifiers(given: Mapping[str, Any]) -> list[Asked]:
