@@ -46,6 +46,7 @@ class Models:
         self.languages: dict[str, Language] = {}
         self.modules: dict[str, Inference] = {}
         self._limits, self._metrics = limits, metrics
+        self._ending = False
         self._leaving: dict[asyncio.Task[None], Model] = {}
         self._one_by_one = asyncio.Lock()
         hosts = [one if isinstance(one, Host) else host_of(one) for one in services]
@@ -73,10 +74,8 @@ class Models:
 
     async def stop(self) -> None:
         """Stop now."""
-        leaving = tuple(self._leaving)
-        for task in leaving:
-            task.cancel()
-        await asyncio.gather(*leaving, return_exceptions=True)
+        self._ending = True
+        await asyncio.gather(*self._leaving, return_exceptions=True)
         for one in self.every.values():
             await stop(one)
 
@@ -134,11 +133,9 @@ class Models:
         task.add_done_callback(self._leaving.pop)
 
     async def _left(self, old: Model) -> None:
-        try:
-            while old.asked:
-                await asyncio.sleep(MOMENT)
-        finally:
-            await stop(old)
+        while old.asked and not self._ending:
+            await asyncio.sleep(MOMENT)
+        await stop(old)
 
     def _roll_back(self, old: Model) -> bool:
         """Let the other model, which has seen the traffic, take the place of this one; False if that has been taken."""
