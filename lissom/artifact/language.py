@@ -94,9 +94,11 @@ def compress_checkpoint(
         pieces, told = conduct(checkpoint, recipe, windows, max_ram, kept, group)
         if writes(group):
             write(journal, checkpoint, recipe, pieces, told, entropy_coding, progress)
-            journal.become(out)
         else:
             deque(pieces, maxlen=0)
+        wait(group)  # the others may still have to read what was kept
+        if writes(group):
+            journal.become(out)
     wait(group)
     return out
 
