@@ -13,7 +13,7 @@ CPU_WHEELS = https://download.pytorch.org/whl/cpu
 
 help:
 	@echo 'make demo           optimize a classifier and a language model, serve the result, ask it for a story'
-	@echo 'make test           run every test'
+	@echo 'make test           run every test but those of the documents'
 	@echo 'make test-documents run every snippet of the README and of the tutorials, as a reader would'
 	@echo 'make test-native    the tests of the kernels in C, watched by AddressSanitizer and UBSan'
 	@echo 'make test-gpu       the tests of the kernels in Triton: on a GPU, or in the interpreter of Triton, which it installs'

@@ -103,7 +103,7 @@ def workers() -> Iterator[Workers]:
         # torchrun starts workers anew with the store that has the addresses of those that died
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         store = dist.PrefixStore(f"attempt {attempt}", store)  # type: ignore[attr-defined]
-        dist.init_process_group("nccl" if gpu else "gloo", store=store, rank=rank, world_size=count)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", store=store, rank=rank, world_size=count)
     try:
         yield Workers(dist.group.WORLD, device)
     finally:
