@@ -116,9 +116,9 @@ static ptrdiff_t work_of(const Task *task, const Attention *a) {
     return pairs / task->pieces * (a->heads / a->groups) * a->size * 8;
 }
 
-/* What attends, piece by piece: whole sequences where that shares out evenly, else spans of them. `size` is the floats of what
-   a token's heads have seen. */
-static Queries *listed(const Pass *pass, ptrdiff_t size, Task *task) {
+/* What attends, piece by piece: whole sequences where their `groups` share out evenly, else spans of them. `size` is the floats
+   of what a token's heads have seen. */
+static Queries *listed(const Pass *pass, ptrdiff_t groups, ptrdiff_t size, Task *task) {
     ptrdiff_t pieces = 0, spans = 0, room = 0, longest = 0, all = 0;
     for (const Part *p = pass->part; p < pass->part + pass->parts; p++) {
         const ptrdiff_t length = p->place + p->count, most = p->count < TOKENS ? p->count : TOKENS;
@@ -126,7 +126,7 @@ static Queries *listed(const Pass *pass, ptrdiff_t size, Task *task) {
         longest = length > longest ? length : longest;
         task->most = most > task->most ? most : task->most;
     }
-    const int few = pieces == pass->parts, cut = few && longest > SPAN && longest > all / (2 * task->threads);
+    const int few = pieces == pass->parts, cut = few && longest > SPAN && longest * FEW * task->threads > all * groups;
     Queries *made = malloc(sizeof(Queries) * (size_t)(cut ? spans : pieces) + sizeof(float) * (size_t)(cut ? room * size : 0) + 64);
     if (!made) return NULL;
     Queries *next = made;
@@ -140,13 +140,15 @@ static Queries *listed(const Pass *pass, ptrdiff_t size, Task *task) {
 }
 
 Queries *lissom_queries(const Operation *o, const Operation *end, Task *task) {
-    ptrdiff_t size = 0;
+    ptrdiff_t size = 0, groups = 0;
     for (; o < end; o++) {
+        const Attention *a = o->what;
         const ptrdiff_t room = room_for(o, task->pass), seen = seen_by(o);
         task->room = room > task->room ? room : task->room;
         size = seen > size ? seen : size;
+        if (o->code == ATTENTION && (!groups || a->groups < groups)) groups = a->groups;
     }
-    return listed(task->pass, size, task);
+    return listed(task->pass, groups, size, task);
 }
 
 void lissom_attend(const Attention *a, Task *task, Machine on) {
