@@ -10,18 +10,21 @@ tokens, than the owner himself then has waiting, since the engine lets owners ta
 
 Both rates are measured as the server runs, the latest counting most; until something has been measured nothing is
 refused on their account. A sequence that has begun lately may still run for as long as one takes: the wait is what is
-to be expected, not a bound.
+to be expected. By how much first tokens came later than that is measured too: so much sooner must one be expected that
+is taken, so that all but one in a hundred come in time.
 """
 
 import math
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from fastapi import HTTPException
 
 KEPT = 0.9  # of what was known stays when something new is measured
+LATEST, SURE = 256, 0.99  # first tokens that tell how late others come, and the share of them that keeps the promise
+MOST_SLACK = 0.5  # of the promise: some must be taken, for how late they come to be seen anew
 
 
 @dataclass(slots=True, kw_only=True)
@@ -47,6 +50,7 @@ class Waiting:
     tokens: int
     owner: str
     priority: int
+    expected: float  # when its first token is to come; never where nothing is known
 
 
 class Admission:
@@ -58,6 +62,7 @@ class Admission:
         self._serving = Rate()  # sequences
         self._unread: dict[object, Waiting] = {}  # those whose first token has not come
         self._begun: dict[object, float] = {}  # when the first token of those came that have not ended
+        self._late = deque[float](maxlen=LATEST)  # seconds by which first tokens came later than expected
 
     def wait(self, tokens: int, owner: str = "", priority: int = 0) -> float:
         """Seconds until the first token of a sequence with a prompt of so many tokens, if it came now."""
@@ -72,6 +77,11 @@ class Admission:
         turns = self._serving.time(max(number + len(self._begun) - self._places, 0)) / self._places
         return turns + self._reading.time(read)
 
+    def slack(self) -> float:
+        """Seconds by which one may come later than expected."""
+        late = sorted(self._late)[math.ceil(SURE * len(self._late)) - 1] if self._late else 0.0
+        return min(max(late, 0.0), MOST_SLACK * self._promise)
+
     def check(self, tokens: int, owner: str = "", priority: int = 0, timeout: float = math.inf) -> None:
         """See that a first token can come in the time that is promised, and in that which the client has.
 
@@ -80,19 +90,23 @@ class Admission:
         Raises:
             HTTPException: 429, and when to try again.
         """
-        late = self.wait(tokens, owner, priority) - min(self._promise, timeout)
+        late = self.wait(tokens, owner, priority) - min(self._promise - self.slack(), timeout)
         if late > 0 and (self._unread or self._begun):
             again = {"Retry-After": str(math.ceil(late))}
             raise HTTPException(429, f"too many tokens wait; try again in {again['Retry-After']} seconds", again)
 
     def enter(self, sequence: object, tokens: int, owner: str = "", priority: int = 0) -> None:
         """A sequence has been handed to the engine."""
-        self._unread[sequence] = Waiting(tokens=tokens, owner=owner, priority=priority)
+        known = self._reading.done and self._serving.done
+        expected = self._clock() + self.wait(tokens, owner, priority) if known else math.inf
+        self._unread[sequence] = Waiting(tokens=tokens, owner=owner, priority=priority, expected=expected)
 
     def begin(self, sequence: object) -> None:
         """Its first token has come."""
-        if self._unread.pop(sequence, None) is not None:
-            self._begun[sequence] = self._clock()
+        if (one := self._unread.pop(sequence, None)) is not None:
+            self._begun[sequence] = now = self._clock()
+            if one.expected < math.inf:
+                self._late.append(now - one.expected)
 
     def end(self, sequence: object) -> None:
         """It has ended by itself."""

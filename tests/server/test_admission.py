@@ -72,6 +72,27 @@ def test_what_would_be_late_is_told_when_to_come_back() -> None:
     assert (caught.value.status_code, caught.value.headers) == (429, {"Retry-After": "4"})
 
 
+def test_how_late_first_tokens_came_is_taken_off_what_is_promised() -> None:
+    admission, clock = measured(64, 10.0, read=100.0, serve=4.0)
+    admission.enter("running", 0)
+    for late in range(100):  # 0, 0.03, ... 2.97 seconds more than the one that is expected
+        admission.enter(late, 100)
+        clock.now += 1.0 + 0.03 * late
+        admission.begin(late)
+        admission.leave(late)
+    assert admission.slack() == pytest.approx(0.03 * 98)
+    admission.check(706)
+    with pytest.raises(HTTPException, match="429"):
+        admission.check(707)
+    admission.enter("never", 100)
+    clock.now += 1000.0
+    admission.begin("never")
+    admission.enter("ever", 100)
+    clock.now += 1000.0
+    admission.begin("ever")
+    assert admission.slack() == 5.0  # half of what is promised, at most
+
+
 @given(st.lists(st.tuples(st.floats(1, 1e4), st.floats(1e-3, 10)), min_size=1))
 def test_a_rate_lies_between_those_that_were_seen(seen: list[tuple[float, float]]) -> None:
     rate = Rate()
