@@ -26,7 +26,8 @@ UNCOMPRESSED = "16 bits and a DSP for each product, to compare with; it becomes 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FormSpeed:
-    """A layer in a form: what runs it, its bits a weight, and the milliseconds of a call, both measured or costed.
+    """A layer in a form: what runs it, its bits a weight as they are there, and the milliseconds of a call, measured or
+    costed.
 
     `area` is its share of a chip that is made for it; `refused` says why it does not run there as it is.
     """
