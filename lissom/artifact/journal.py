@@ -71,7 +71,7 @@ class Journal:
         return cls(folder, io.BytesIO())
 
     @classmethod
-    def seen(cls, folder: Path, asked: Mapping[str, str]) -> Self | None:
+    def seen(cls, folder: Path, asked: Mapping[str, str]) -> "Journal | None":
         """The same, where it was begun for this; None where it is not seen, as on another machine, or is another's."""
         head = folder / HEAD
         return cls.of_another(folder) if head.is_file() and read_json(head) == asked else None
