@@ -45,7 +45,7 @@ class Threads(Workers):
     def mean(self, total: float, weight: float) -> float:
         """The totals of all over the weights of all."""
         both = self.meeting.all(self.rank, (total, weight)).values()
-        return sum(one for one, _ in both) / sum(one for _, one in both)
+        return float(sum(one for one, _ in both) / sum(one for _, one in both))
 
     def told(self, kept: Kept | None, rank: int = 0) -> Kept | None:
         """What the one of this rank has."""

@@ -135,9 +135,9 @@ def test_what_cannot_be_served_leaves_all_as_it_was(both: tuple[httpx.Client, ht
 
 
 def test_a_model_is_loaded_as_it_would_be_at_the_start(tmp_path: Path) -> None:
-    asked = {"name": "net", "folder": "f", "max_batch": 3, "cache": "int8", "target": "cuda", "speculate": "off"}
-    more = {"max_tokens_in_cache": 64, "max_delay_ms": 2.0, "uncertified": True}
-    assert service_of(LoadRequest(**asked, **more)) == FolderService(**asked, **more)  # type: ignore[arg-type]
+    asked: dict[str, Any] = {"name": "net", "folder": "f", "max_batch": 3, "cache": "int8", "target": "cuda"}
+    more: dict[str, Any] = {"speculate": "off", "max_tokens_in_cache": 64, "max_delay_ms": 2.0, "uncertified": True}
+    assert service_of(LoadRequest(**asked, **more)) == FolderService(**asked, **more)
     assert {field.name for field in fields(FolderService)} <= LoadRequest.model_fields.keys()
     found = service_of(LoadRequest(**asked, shadow="g", share=0.5, max_disagreement=0.2, rollback=False)).shadow
     other = FolderService(name="net", folder="g", target="cuda")
