@@ -98,7 +98,10 @@ TITLE = """# For TPUs
 tokens each, as bytes and work of one chip (`python benchmarks/tpu.py --write docs/tpu.md`). Integers of 4 and 8 bits
 are arguments of 4 and 8 bits, and what is temporary is far less than the weights would be in bfloat16 (2357 MiB): they
 are decoded as they are multiplied. 256 MiB of bfloat16 beside integers are keys and values. `accessed` counts what is
-copied within a chip again. No program was run on a TPU: how long they take there, nobody has seen."""
+copied within a chip again. No program was run on a TPU: how long they take there, nobody has seen.
+
+A mixture of experts (Qwen3's) is one program too: every expert is given every token, and what those say that were not
+chosen counts nothing. So it multiplies as often as it has experts, and reads all of them at every step."""
 
 
 def main() -> None:

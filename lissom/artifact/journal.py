@@ -70,6 +70,12 @@ class Journal:
         """The journal that another process works in, only to be read."""
         return cls(folder, io.BytesIO())
 
+    @classmethod
+    def seen(cls, folder: Path, asked: Mapping[str, str]) -> "Journal | None":
+        """The same, where it was begun for this; None where it is not seen, as on another machine, or is another's."""
+        head = folder / HEAD
+        return cls.of_another(folder) if head.is_file() and read_json(head) == asked else None
+
     def _begin(self, asked: Mapping[str, str]) -> None:
         head = self.folder / HEAD
         if not (head.is_file() and self.files.is_dir()):  # new, or what is left of one that is finished

@@ -127,7 +127,11 @@ def plan(
     length: Length = 512,
     new: Annotated[int, typer.Option(help="with --for serve: tokens made for each prompt", min=1)] = 256,
     bits: Annotated[
-        float | None, typer.Option(help="of a weight in the blocks; by default as stored, or as the config says")
+        float | None,
+        typer.Option(
+            help="of a weight in the blocks; by default as stored, or as the config says; recovery on cpu is timed "
+            "with 2 to 8"
+        ),
     ] = None,
     efficiency: Annotated[
         float | None, typer.Option(help="the share of a device's peak that products get; else it is assumed")

@@ -124,7 +124,8 @@ def plan_devices(
         batch: windows of a step, or of all calibration, or sequences at once, of all devices together; by default 16,
             or as many as there are devices.
         length: tokens of a window, or of a prompt; `new` are made for each that is served.
-        bits: of a weight in the blocks, instead of what the folder's files have.
+        bits: of a weight in the blocks, instead of what the folder's files have; where recovery is timed, of the
+            integers that learn.
         efficiency: the share of its peak that products get, instead of what is assumed.
         train, optimizer, gradients, checkpointing, original: of recovery, as `Recovery` has them.
         seconds: to time the pieces of this machine's processor for, about.
@@ -204,7 +205,7 @@ def measured_for(
         train=given.train,
         optimizer=given.optimizer,
         gradients=given.gradients,
-        bits=bits,
+        bits=bits if isinstance(job, Recovery) else None,  # of the others it is what is read that is so wide
         seconds=seconds,
     )
 

@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import save_file
 
 from lissom.artifact.manifest import MANIFEST
-from lissom.errors import ModelError
+from lissom.errors import ModelError, RecipeError
 from lissom.files import read_json
 from lissom.hardware.machine import cores, memory_bytes
 from lissom.models.checkpoint import find, read_config, skeleton
@@ -35,6 +35,7 @@ MOST = 4096  # tokens of a piece; beyond them its time is taken to grow as it di
 BLOCKS = 2  # that are run one after the other, so that caches do not hold what they would not in a whole model
 WORKED = " worked"  # the end of the name of what a process has worked, of a piece that waits for others
 BITS = 4  # of the format that is timed where the model is not compressed
+FEWEST, WIDEST = 2, 8  # bits of such formats
 Line = tuple[tuple[float, float], ...]  # points (x, seconds), joined
 
 
@@ -186,6 +187,7 @@ def measure(
 
     Raises:
         ModelError: the processes that time could not.
+        RecipeError: the bits cannot be timed.
     """
     folder = Path(model) if (Path(model) / "config.json").is_file() else find(model)
     asked = asked_of(folder, shapes, batch, length, train, optimizer, gradients, bits, seconds)
@@ -208,7 +210,7 @@ def asked_of(
     """What the workers are asked, as JSON holds it."""
     return {
         "artifact": str(folder) if (folder / MANIFEST).is_file() else None,
-        "bits": round(bits) if bits is not None and 2 <= bits <= 8 else BITS,
+        "bits": width_of(folder, bits),
         "windows": [2**n for n in range(batch.bit_length()) if n == 0 or 2**n * length <= MOST],
         "length": length,
         "vocabulary": shapes.vocabulary,
@@ -217,6 +219,24 @@ def asked_of(
         "gradients": gradients,
         "seconds": seconds,
     }
+
+
+def width_of(folder: Path, bits: float | None) -> int:
+    """The bits of the numbers that learn, where the folder does not say their formats.
+
+    Raises:
+        RecipeError: it does, or nothing of so many bits learns.
+    """
+    if bits is None:
+        return BITS
+    if (folder / MANIFEST).is_file():
+        raise RecipeError(f"bits: {folder} says its own formats, and those are timed; leave bits out")
+    if bits < FEWEST or round(bits) > WIDEST:
+        raise RecipeError(
+            f"bits: {bits:g} cannot be timed on this machine: integers of {FEWEST} to {WIDEST} bits learn; give one "
+            "of those, or the folder of a model that is compressed otherwise"
+        )
+    return round(bits)
 
 
 def device_of(told: Mapping[str, Any], found: Measured, shapes: Shapes, length: int, count: int) -> Device:

@@ -37,7 +37,7 @@ from lissom.recover.loop import Curve
 from lissom.recover.memory import Memory
 from lissom.recover.model import ALL, AS_SAID, begin_near, learnable, lesson_of, recovered, whole
 from lissom.recover.parallel.layout import Layout
-from lissom.recover.parallel.workers import started, workers
+from lissom.recover.parallel.workers import Workers, started, workers
 from lissom.recover.race import Contender, race
 from lissom.recover.training import STAGES, Training
 from lissom.types import Recipe
@@ -79,7 +79,8 @@ def recover_folder(
     Who is stopped makes the same call again, and goes on at the last look, to the same result unless it is time that
     ends it: how far it has come is in a hidden folder beside `out` until that appears. What the folder's certificate
     says is not true of what has learned: it is left out. Where torchrun has started several processes, each calls this
-    and learns from its share of every batch; the first one writes. What gradients in few bits still owe is not kept.
+    and learns from its share of every batch; the first one writes. Of an original that is remembered each asks its
+    share, and reads what all have asked. What gradients in few bits still owe is not kept.
 
     Args:
         folder: what lissom wrote; a language model or a module.
@@ -123,11 +124,7 @@ def recover_folder(
         student = begun(opened, training, model).to(team.device)
         reading = partial(read_original, original, model, team.device)
         fed = feed(data, batch=training.batch, held=held, seed=training.seed)
-        if training.top_k and team.count > 1:
-            raise RecipeError(
-                "recover: what the original says is remembered by one worker only; leave out top_k, or start one"
-            )
-        memory = Memory(training.top_k, journal)
+        memory = remembering(training, place if journal is None else journal, asked, team)
         lesson = lesson_of(training, fed, None if original is None else reading, memory, progress)
         if original is not None:
             begin_near(student, reading())
@@ -226,6 +223,12 @@ def read_original(folder: str | Path | None, model: nn.Module | None, device: to
     """The original; on a processor its matrices of 16 bits stay as they are stored."""
     assert folder is not None
     return open_folder(folder, base=copy.deepcopy(model), narrow=device.type == "cpu").model.to(device)
+
+
+def remembering(training: Training, kept: Journal | Path, asked: Mapping[str, str], team: Workers) -> Memory:
+    """What the original says, in the first worker's journal, which the others read where they see it."""
+    team.wait()  # until that one has begun it
+    return Memory(training.top_k, kept if isinstance(kept, Journal) else Journal.seen(kept, asked), team)
 
 
 class Kept:

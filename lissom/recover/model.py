@@ -70,10 +70,11 @@ def recover_model(
     """
     student = unfreeze(apart(copy.deepcopy(model)))
     fed = feed(data, batch=training.batch, held=held, seed=training.seed)
-    lesson = lesson_of(training, fed, None if original is None else lambda: original, Memory(training.top_k))
     if original is not None:
         begin_near(student, original)
     with workers() as team:
+        memory = Memory(training.top_k, team=team)
+        lesson = lesson_of(training, fed, None if original is None else lambda: original, memory)
         if team.count > 1:
             student.to(team.device)
         with learnable(student):

@@ -20,6 +20,7 @@ from torch import nn
 from lissom.errors import DataError
 from lissom.export.fpga import alone
 from lissom.export.fpga import project as fpga
+from lissom.export.fpga.circuit import DENSE
 from lissom.export.tpu import alone as tpu_alone
 from lissom.export.tpu import folder as tpu
 from lissom.formats import Dense, LowRank, Sum, Turned, Weight
@@ -70,6 +71,18 @@ def costs_of(target: Target) -> Cost:
     if target.compiled:
         return partial(compiled, target.device, sheet)
     return partial(roofline, target.kind, sheet)
+
+
+def bits_of(target: Target, given: Layer) -> float:
+    """The bits of a weight that are costed: as the target holds it, which may be more or fewer than are stored.
+
+    Raises:
+        DataError: the form becomes another there.
+    """
+    if target.kind == "fpga":
+        return DENSE if given.weight is None else given.weight.bits_per_weight
+    o, i = weight_of(given.layer).shape
+    return 8 * sum(one.nbytes for one in pieces(target.kind, given)) / (o * i)
 
 
 def circuit(part: alone.Part, given: Layer) -> Parts:

@@ -14,18 +14,20 @@ from lissom.estimate import Estimate
 from lissom.formats import Dense, Weight, wrap
 from lissom.hardware import Target, interleave
 from lissom.hardware.ways import way_of
-from lissom.search.costs import AREA, LATENCY, Layer, costs_of
+from lissom.search.costs import AREA, LATENCY, Layer, bits_of, costs_of
 from lissom.search.forms import forms_of
 from lissom.search.loads import Use
 
 SIZES = {"fpga": 64}  # outputs and inputs of the layer; a circuit has a multiplier for each weight
 SIZE, CALL = 1024, "call"
+WIDTH = 2  # bytes of a number of the model whose layers are costed
 UNCOMPRESSED = "16 bits and a DSP for each product, to compare with; it becomes 8 bits"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FormSpeed:
-    """A layer in a form: what runs it, its bits a weight, and the milliseconds of a call, measured or costed.
+    """A layer in a form: what runs it, its bits a weight as they are there, and the milliseconds of a call, measured or
+    costed.
 
     `area` is its share of a chip that is made for it; `refused` says why it does not run there as it is.
     """
@@ -79,12 +81,13 @@ def costed(target: Target, layer: nn.Module, form: str, weight: Weight, rows: in
     """One form, of a model in 16 bits."""
     held = None if isinstance(weight, Dense) else weight
     kernel = UNCOMPRESSED if held is None and target.kind == "fpga" else kernel_of(target, weight)
-    told: dict[str, Any] = {"form": form, "kernel": kernel, "bits": weight.bits_per_weight}
+    told: dict[str, Any] = {"form": form, "kernel": kernel}
+    given = Layer(layer=layer, weight=held, width=WIDTH, load={CALL: [Use(rows=rows)]})
     try:
-        parts = costs_of(target)(Layer(layer=layer, weight=held, width=2, load={CALL: [Use(rows=rows)]}))
+        parts, bits = costs_of(target)(given), bits_of(target, given)
     except DataError as error:
-        return FormSpeed(**told, refused=str(error))
-    return FormSpeed(**told, latency=parts.get(LATENCY, parts.get(CALL)), area=parts.get(AREA))
+        return FormSpeed(**told, bits=weight.bits_per_weight, refused=str(error))
+    return FormSpeed(**told, bits=bits, latency=parts.get(LATENCY, parts.get(CALL)), area=parts.get(AREA))
 
 
 def kernel_of(target: Target, weight: Weight) -> str:

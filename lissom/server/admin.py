@@ -8,6 +8,7 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -18,24 +19,51 @@ from pydantic import Field
 from lissom.errors import DataError
 from lissom.server.failures import install, say
 from lissom.server.models import Models
-from lissom.server.service import FolderService
+from lissom.server.service import BUDGET, FolderService, Shadow
 from lissom.server.wire import Name, Wire
 
 OWNER = 0o600
 
 
 class LoadRequest(Wire):
-    """POST /models: the model of a folder, under a name; in the place of the one of that name, if there is one."""
+    """POST /models: the model of a folder, under a name; in the place of the one of that name, if there is one.
+
+    The rest are the options of a model at the start (`FolderService`, `Shadow`), by the same names.
+    """
 
     name: Annotated[str, Field(min_length=1, max_length=256)]
     folder: Annotated[str, Field(min_length=1, max_length=4096)]
     max_batch: Annotated[int, Field(ge=1, le=1024)] = 16
     max_tokens_in_cache: Annotated[int, Field(ge=16, le=2**30)] = 16_384
     cache: Name = "auto"
+    target: Name = "cpu"
     draft: Annotated[str, Field(min_length=1, max_length=4096)] | None = None
     speculate: Name = "auto"
     max_delay_ms: Annotated[float, Field(ge=0, le=10_000)] = 0.0
     uncertified: bool = False
+    shadow: Annotated[str, Field(min_length=1, max_length=4096)] | None = None
+    share: Annotated[float, Field(gt=0, le=1)] = 0.05
+    max_disagreement: Annotated[float, Field(ge=0, le=1)] = BUDGET.max_drop
+    rollback: bool = True
+
+
+WATCHED = {"share", "max_disagreement", "rollback"}  # of a shadow
+
+
+def service_of(asked: LoadRequest) -> FolderService:
+    """What is to be served, as `lissom serve` makes it of its options.
+
+    Raises:
+        DataError: something is said of a shadow, and there is none.
+    """
+    own = asked.model_dump(exclude={*WATCHED, "shadow"})
+    if asked.shadow is None:
+        if alone := sorted(WATCHED & asked.model_fields_set):
+            raise DataError(f"{alone[0]} is of a shadow; give that as shadow, its folder, or leave {alone[0]} out")
+        return FolderService(**own)
+    other = FolderService(folder=asked.shadow, name=asked.name, target=asked.target, uncertified=asked.uncertified)
+    budget = replace(BUDGET, max_drop=asked.max_disagreement)
+    return FolderService(**own, shadow=Shadow(service=other, share=asked.share, budget=budget, rollback=asked.rollback))
 
 
 def application(models: Models) -> FastAPI:
@@ -50,7 +78,7 @@ def application(models: Models) -> FastAPI:
 
     @app.post("/models")
     async def load(asked: LoadRequest) -> Response:
-        await models.load(FolderService(**asked.model_dump()))
+        await models.load(service_of(asked))
         return say(200, {"name": asked.name, "loaded": True})
 
     @app.delete("/models/{name:path}")

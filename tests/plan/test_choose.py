@@ -12,10 +12,11 @@ import torch
 from transformers import AutoConfig
 
 import lissom
+from lissom.artifact.manifest import MANIFEST
 from lissom.errors import RecipeError
 from lissom.plan import DEVICES, Shapes, plan_devices
 from lissom.plan.device import read_link
-from lissom.plan.measured import Measured, at, line
+from lissom.plan.measured import Measured, at, line, width_of
 from lissom.plan.reading import read_shapes
 
 Tiny = Callable[..., Path]
@@ -144,6 +145,19 @@ def test_what_cannot_be_is_refused(asked: dict[str, Any], message: str) -> None:
 def test_links_are_written_in_bytes_or_bits() -> None:
     assert read_link("50GB/s").bytes_per_s == read_link("400 Gb/s").bytes_per_s == read_link("400Gbps").bytes_per_s
     assert read_link("1.5TB/s").bytes_per_s == 1.5e12
+
+
+def test_only_bits_that_learn_are_timed_on_this_machine(demo_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "small").mkdir()
+    for name, text in (("config.json", (demo_folder / "config.json").read_text()), (MANIFEST, "{}")):
+        (tmp_path / "small" / name).write_text(text)
+    for bits in (16, 1.5, 9):
+        with pytest.raises(RecipeError, match=f"{bits:g} cannot be timed on this machine: integers of 2 to 8 bits"):
+            plan_devices(demo_folder, devices=2, bits=bits)
+    with pytest.raises(RecipeError, match="small says its own formats, and those are timed; leave bits out"):
+        plan_devices(tmp_path / "small", devices=2, bits=4)
+    assert [width_of(demo_folder, bits) for bits in (None, 2, 3.25, 8.25)] == [4, 2, 3, 8]
+    assert width_of(tmp_path / "small", None) == 4
 
 
 def test_points_are_joined_and_go_on_as_they_went() -> None:

@@ -7,6 +7,8 @@ from lissom.hardware import target_named
 from lissom.search.forms import ORIGINAL, SAFE
 from lissom.search.speeds import speeds
 
+COSTED = ("cuda:h200", "tpu:v5e", "fpga:xc7z020clg400-1")
+
 
 def test_here_it_is_measured() -> None:
     found = {form.form: form for form in speeds(target_named("cpu"), size=64, rounds=6)}
@@ -22,6 +24,14 @@ def test_elsewhere_it_is_costed_or_refused() -> None:
     assert found[SAFE].latency < found[ORIGINAL].latency  # type: ignore[operator]
     assert found["shared 4 bits"].latency is None
     assert "would become 8 bits in groups of 32" in found["shared 4 bits"].refused
+
+
+def test_the_bits_that_are_shown_are_those_that_are_costed() -> None:
+    found = {name: {form.form: form.bits for form in speeds(target_named(name), size=64)} for name in COSTED}
+    assert [bits[ORIGINAL] for bits in found.values()] == [16, 16, 16]
+    assert 4 < found["tpu:v5e"]["3 bits"] == found["tpu:v5e"]["4 bits"] < 5  # integers of 4 bits hold both
+    assert 3 < found["cuda:h200"]["3 bits"] < 4 < found["cuda:h200"]["4 bits"] < 5
+    assert found["tpu:v5e"]["shared 4 bits"] == found["cuda:h200"]["shared 4 bits"]  # it is refused there
 
 
 def test_of_a_circuit_the_area_is_told() -> None:

@@ -8,6 +8,7 @@ import stat
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ import torch
 
 import lissom
 from lissom.errors import DataError
-from lissom.server import LanguageService, TensorService, create_app, serve
+from lissom.server import FolderService, LanguageService, Shadow, TensorService, create_app, serve
+from lissom.server.admin import LoadRequest, service_of
+from lissom.types import Budget
 
 PATIENCE = 60  # seconds until a test gives up; no result depends on it
 LONG: dict[str, Any] = {"model": "stories", "prompt": "Once", "max_tokens": 400, "ignore_eos": True, "stream": True}
@@ -129,6 +132,45 @@ def test_what_cannot_be_served_leaves_all_as_it_was(both: tuple[httpx.Client, ht
     assert (answer.status_code, str(tmp_path) in answer.json()["error"]["message"]) == (400, True)
     assert owner.post("/models", json={"name": "stories"}).status_code == 400
     assert client.post("/v1/completions", json={**LONG, "stream": False, "max_tokens": 2}).status_code == 200
+
+
+def test_a_model_is_loaded_as_it_would_be_at_the_start(tmp_path: Path) -> None:
+    asked: dict[str, Any] = {"name": "net", "folder": "f", "max_batch": 3, "cache": "int8", "target": "cuda"}
+    more: dict[str, Any] = {"speculate": "off", "max_tokens_in_cache": 64, "max_delay_ms": 2.0, "uncertified": True}
+    assert service_of(LoadRequest(**asked, **more)) == FolderService(**asked, **more)
+    assert {field.name for field in fields(FolderService)} <= LoadRequest.model_fields.keys()
+    found = service_of(LoadRequest(**asked, shadow="g", share=0.5, max_disagreement=0.2, rollback=False)).shadow
+    other = FolderService(name="net", folder="g", target="cuda")
+    budget = Budget(max_drop=0.2, confidence=0.99)
+    assert found == Shadow(service=other, share=0.5, budget=budget, rollback=False)
+    assert service_of(LoadRequest(**asked, shadow="g")).shadow == Shadow(service=other)
+
+
+def test_a_shadow_is_loaded_with_its_model(both: tuple[httpx.Client, httpx.Client], tmp_path: Path) -> None:
+    client, owner = both
+    asked = {"name": "net", "folder": str(linear(tmp_path / "one", 1)), "target": "cpu"}
+    assert owner.post("/models", json={**asked, "shadow": str(linear(tmp_path / "two", 2)), "share": 1}).is_success
+    assert client.get("/evidence").json()["net"]["shadow"]["compared"] == 0
+    assert infer(client).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"target": "gpu"}, "target: 'gpu' is not on this machine; possible here: cpu"),
+        ({"max_batch": 0}, "max_batch: "),
+        ({"share": 0.5}, "share is of a shadow; give that as shadow, its folder, or leave share out"),
+        ({"targets": "cpu"}, "unknown field 'targets'"),
+    ],
+)
+def test_options_that_cannot_be_are_refused_by_name(
+    both: tuple[httpx.Client, httpx.Client], tmp_path: Path, wrong: dict[str, Any], told: str
+) -> None:
+    owner, folder = both[1], linear(tmp_path / "net", 1)
+    answer = owner.post("/models", json={"name": "other", "folder": str(folder), **wrong})
+    assert answer.status_code == 400
+    assert told in answer.json()["error"]["message"]
+    assert owner.get("/models").json()["models"].keys() == {"stories"}
 
 
 def test_a_model_that_does_not_answer_is_not_taken(model: Any, tokenizer: Any) -> None:

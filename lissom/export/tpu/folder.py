@@ -9,7 +9,8 @@ The folder has
 - `report.json`, which says of each program what goes in, the bytes and the work of one chip, and how far what comes out
   is from what the model says.
 
-A language model computes in bfloat16, as TPUs multiply, another module in the type that it has.
+A language model computes in bfloat16, as TPUs multiply, another module in the type that it has. Of a mixture every
+expert is given every token, and what those say that were not chosen counts nothing: what runs must not hang on numbers.
 """
 
 import json
@@ -33,6 +34,7 @@ from lissom.export.tpu.plain import NARROW, WIDE, Integers, Plain, PlainLayer, V
 from lissom.export.tpu.steps import Steps, inputs_of
 from lissom.formats import CompressedEmbedding, Dense, Weight
 from lissom.models import compressible
+from lissom.models.experts import apart, unchosen
 from lissom.models.families import Family, family_of
 from lissom.models.layers import weight_of
 from lissom.statistics import Moments
@@ -81,7 +83,7 @@ def nearest(weight: Weight, layer: nn.Module) -> Weight:
 
 def programs(given: Given, taken: Mapping[str, Weight]) -> dict[str, tuple[nn.Module, dict[str, Any]]]:
     """Each program's name, with the module to lower and inputs for it; the weights of all are the same."""
-    model = given.changed(taken)
+    model = unchosen(apart(given.changed(taken)))
     if given.config is None:
         return {"module": (make_plain(model, torch.float32), examples(given))}
     model = make_plain(model, torch.bfloat16)

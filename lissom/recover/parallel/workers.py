@@ -62,7 +62,7 @@ class Workers:
         for name, (kind, shape) in shapes.items():
             own = tensors[name] if mine else torch.empty(shape, dtype=getattr(torch, kind))
             sent = own.detach().to(self.device).contiguous()
-            dist.broadcast(sent, rank, self.group)
+            dist.broadcast(sent.flatten().view(torch.uint8), rank, self.group)  # as bytes: not every type is sent
             found[name] = sent.cpu()
         return (record, found) if there else None
 

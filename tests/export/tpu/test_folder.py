@@ -72,6 +72,23 @@ def test_a_language_model_goes_on_as_it_does_here(language: Path, tmp_path: Path
     assert float((p.exp() * (p - q)).sum(-1).mean()) < 0.01
 
 
+@compiler
+def test_of_a_mixture_every_expert_is_given_every_token(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    from lissom import Recipe, compress_checkpoint
+
+    steps = [{"layers": "*.experts.*", "technique": "rtn", "bits": 4, "group": 16}]
+    nothing = torch.empty(0, 8, dtype=torch.long)
+    small = compress_checkpoint(tiny("qwen3_moe", blocks=1), Recipe.of(steps), nothing, tmp_path / "small")
+    done = export_folder(small, "tpu", tmp_path / "out", topology="v5e-4")
+    experts = [one for one in done.layers if ".experts." in one.layer]
+    assert {one.form for one in experts} == {"int4, groups of 16"}
+    told = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert sum(".experts." in name for name in told["int4"]) == len(experts) == 9
+    for name in ("prompt", "step"):
+        assert told["programs"][name]["compiled"]["arguments"]["s4"] > 0
+        assert told["programs"][name]["numerics"]["kl"] < 0.01
+
+
 class Digits(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -87,6 +87,15 @@ def test_what_one_layout_has_begun_another_goes_on_with(
     assert written[0].keys() == written[1].keys()
 
 
+def test_what_the_original_said_is_remembered_for_all(places: Places, tmp_path: Path, torchrun: Run) -> None:
+    torchrun(2, SCRIPT, *places, tmp_path / "both", "--layout", "data=2", "--top-k", 8)
+    learned(*places, tmp_path / "single", top_k=8)
+    both, single = losses(tmp_path / "both"), losses(tmp_path / "single")
+    assert single[-1] < 0.99 * single[0]
+    assert both == pytest.approx(single, rel=NEAR)
+    assert not list(tmp_path.glob(".*"))
+
+
 def test_alone_nothing_is_asked_of_anybody() -> None:
     assert ALONE.first
     assert ALONE.mean(6.0, 3.0) == 2
