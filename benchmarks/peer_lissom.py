@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from turns import time_batches
 
 from lissom.artifact import open_folder
+from lissom.resident import give_back, settle
 
 if TYPE_CHECKING:
     from lissom.engine import Engine
@@ -27,9 +28,11 @@ def main(folder: str, batches: str, prompt: str, new: str, cache: str) -> None:
     from lissom.engine.bench import engine, once, step_bytes
     from lissom.engine.lower import lower
 
+    settle()
     model: Any = lower(opened.model)
     gc.freeze()
     gc.enable()
+    give_back()
 
     @lru_cache(maxsize=1)
     def running(size: int) -> "Engine":
