@@ -22,9 +22,10 @@ def settle() -> None:
     """
     give_back()
     if sys.platform == "linux":
+        advise = ctypes.CDLL(None).madvise
         with suppress(OSError):  # not everywhere may a process look at itself
             for begin, end in untouched(MAPS.read_text(encoding="utf-8").splitlines()):
-                madvise(begin, end - begin)
+                advise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), mmap.MADV_DONTNEED)
 
 
 def give_back() -> None:
@@ -49,8 +50,3 @@ def untouched(maps: Iterable[str]) -> Iterator[tuple[int, int]]:
             place = (int(begin, 16), int(end, 16)) if file and rest[0] in READ_ONLY else (0, 0)
         elif first == "Anonymous:" and rest[0] == "0" and place[1]:
             yield place
-
-
-def madvise(begin: int, nbytes: int) -> None:
-    """Tell the system that some pages are not needed now."""
-    ctypes.CDLL(None).madvise(ctypes.c_void_p(begin), ctypes.c_size_t(nbytes), mmap.MADV_DONTNEED)

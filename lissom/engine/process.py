@@ -13,7 +13,7 @@ from typing import Any
 from lissom.engine.link import Link
 from lissom.engine.logs import TOLD, begin
 from lissom.errors import ArtifactError, DataError, LissomError
-from lissom.resident import give_back, settle
+from lissom.resident import settle
 
 
 def main(descriptor: str) -> None:
@@ -32,7 +32,7 @@ def main(descriptor: str) -> None:
         return
     gc.freeze()  # what has been loaded stays: to look through it for garbage would take a fifth of a second
     gc.enable()
-    give_back()
+    settle()
     link.send(greeting)
     host.run()
 
