@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from turns import time_batches
 
 from lissom.artifact import open_folder
+from lissom.resident import settle
 
 if TYPE_CHECKING:
     from lissom.engine import Engine
@@ -27,13 +28,17 @@ def main(folder: str, batches: str, prompt: str, new: str, cache: str) -> None:
     from lissom.engine.bench import engine, once, step_bytes
     from lissom.engine.lower import lower
 
+    settle()
     model: Any = lower(opened.model)
-    gc.freeze()
-    gc.enable()
 
     @lru_cache(maxsize=1)
     def running(size: int) -> "Engine":
         return engine(model, opened.tokenizer, size, int(prompt), int(new), cache=cache)
+
+    running(1)  # which is the first that is asked
+    gc.freeze()
+    gc.enable()
+    settle()
 
     def timed(size: int, more: int) -> list[float]:
         seconds = once(running(size), size, int(prompt), more)

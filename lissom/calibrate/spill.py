@@ -5,10 +5,8 @@ The file has no name: it is gone when nobody uses it any more, also if the progr
 Shapes: n windows, t tokens, h hidden.
 """
 
-import ctypes
 import mmap
 import os
-import sys
 import tempfile
 import weakref
 from collections.abc import Iterable
@@ -77,11 +75,3 @@ def joined(lots: Iterable[Float[Tensor, "b ..."]], count: int, spill: Spill | No
         if spill is not None:
             spill.forget()
     return found
-
-
-def give_back() -> None:
-    """Return to the system what is free already; glibc keeps it, in holes that the next block does not quite fit."""
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # not in every C library
-        if trim is not None:
-            trim(0)

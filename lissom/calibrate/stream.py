@@ -21,10 +21,11 @@ from torch import Tensor, nn
 
 from lissom.calibrate.gradients import E, Heard, end_loss, hear, outputs
 from lissom.calibrate.observe import check_flow
-from lissom.calibrate.spill import Spill, give_back, joined
+from lissom.calibrate.spill import Spill, joined
 from lissom.formats import matrix_of
 from lissom.models import Checkpoint, compressible
 from lissom.models.families import at, put
+from lissom.resident import give_back
 from lissom.statistics import multiplies_bfloat16
 
 if TYPE_CHECKING:

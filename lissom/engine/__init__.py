@@ -2,8 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from lissom.engine.grammar import Grammar
-from lissom.engine.sequence import Choice, Finish, Sampling, Sequence
+from lissom.engine.sequence import Choice, Finish, Grammar, Sampling, Sequence
 
 if TYPE_CHECKING:
     from lissom.engine.engine import Engine

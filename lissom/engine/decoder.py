@@ -40,6 +40,7 @@ from lissom.models.families import at, family_of
 from lissom.models.form import LanguageModel
 
 ROWS = 512  # tokens of a pass; what is between the layers of so many stays near the processor
+PASSING = "what one part of a block makes and reads"  # in the same columns as that of the part before
 CACHES = {"float": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
 
 
@@ -80,15 +81,16 @@ class Decoder:
         """Of the last one only its keys and values are wanted of every token, and the rest where logits are."""
         four = bool(self._family.behind)  # norms: before and behind both parts
         before = block.pre_feedforward_layernorm if four else block.post_attention_layernorm
+        fed = None if hasattr(block.mlp, "experts") else self._gate(block.mlp)  # first: it is wider, and room is shared
         mixed = self._attend(block.self_attn, self._normed(block.input_layernorm, stream, width))
         if last:
             self._program.pick((stream, width), (mixed.at, mixed.width))
         self._add(block.self_attn.o_proj, mixed, stream, block.post_attention_layernorm if four else None)
         source = self._normed(before, stream, width)
-        if hasattr(block.mlp, "experts"):
+        if fed is None:
             self._ask(block, source, stream)
         else:
-            products, gate = self._gate(block.mlp)
+            products, gate = fed
             self._program.linear(source, *products)
             self._add(block.mlp.down_proj, gate, stream, block.post_feedforward_layernorm if four else None)
 
@@ -115,17 +117,17 @@ class Decoder:
             made = outputs(attention.qkv_proj)
             values = self._config.num_key_value_heads * size
             queries = made - 2 * values
-            query = self._program.shared("query", made)
+            query = self._program.shared(PASSING, made + queries)
             key, value = query.after(queries), query.after(queries + values)
             program.linear(source, Product(attention.qkv_proj, query))
         else:
             queries, values = outputs(attention.q_proj), outputs(attention.k_proj)
-            query = self._program.shared("query", queries + 2 * values)
+            query = self._program.shared(PASSING, 2 * queries + 2 * values)
             key, value = query.after(queries), query.after(queries + values)
             layers = (attention.q_proj, attention.k_proj, attention.v_proj)
             program.linear(source, *(Product(layer, to) for layer, to in zip(layers, (query, key, value), strict=True)))
         norms = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
-        mixed = self._program.shared("mixed", queries)
+        mixed = value.after(values)
         what = Attention(
             query=query,
             key=key,
@@ -151,7 +153,7 @@ class Decoder:
             raise ModelError(f"engine: activation {name!r} runs in PyTorch only")
         fused = hasattr(mlp, "gate_up_proj")
         width = outputs(mlp.gate_up_proj) // 2 if fused else outputs(mlp.up_proj)
-        gate = self._program.shared("gate", 2 * width)
+        gate = self._program.shared(PASSING, 2 * width)
         up = gate.after(width)
         products = (
             [Product(mlp.gate_up_proj, gate)] if fused else [Product(mlp.gate_proj, gate), Product(mlp.up_proj, up)]

@@ -7,38 +7,19 @@ Shapes: v vocabulary.
 
 from collections.abc import Collection
 from copy import copy
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from jaxtyping import Bool
 
+from lissom.engine.sequence import Grammar
 from lissom.errors import DataError
+from lissom.resident import give_back
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
-KINDS = ("json", "regex", "grammar", "choice")
 BLANKS = " ?"  # between the parts of JSON; some models would write them for ever
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Grammar:
-    """What a text must be.
-
-    `text` is a JSON schema ("json"), a regular expression ("regex"), a grammar as Lark or GBNF write them ("grammar"),
-    or a JSON list of the possible texts ("choice").
-
-    Raises:
-        DataError: a kind that there is not.
-    """
-
-    kind: str
-    text: str
-
-    def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise DataError(f"grammar: {self.kind!r} is no kind of grammar; choose {', '.join(KINDS)}")
 
 
 class Constraint:
@@ -79,9 +60,11 @@ def spelling(tokenizer: Any, vocabulary: int, end: Collection[int]) -> "LLTokeni
 
     ends = [token for token in sorted(end) if token < len(tokenizer)]
     try:
-        return LLTokenizer(unpadded(copy(tokenizer.backend_tokenizer)).to_str(), n_vocab=vocabulary, eos_token=ends)
+        made = LLTokenizer(unpadded(copy(tokenizer.backend_tokenizer)).to_str(), n_vocab=vocabulary, eos_token=ends)
     except (AttributeError, ValueError) as error:  # a tokenizer without a backend is written in Python
         raise DataError(f"grammar: the tokenizer cannot be used: {error}; leave the grammar out") from error
+    give_back()  # the vocabulary was written down and read again
+    return made
 
 
 def constrain(grammar: Grammar, words: "LLTokenizer") -> Constraint:

@@ -12,8 +12,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
-from lissom.engine.grammar import Grammar
-from lissom.engine.sequence import Sampling
+from lissom.engine.sequence import Grammar, Sampling
 
 LENGTHS = struct.Struct(">IQ")
 

@@ -32,17 +32,14 @@ def lower(model: nn.Module) -> nn.Module:
     """
     lowered = WeakIdKeyDictionary()  # a layer in several places is lowered once; then its own memory is let go of
     tables = WeakIdKeyDictionary()  # by the matrix that they hold
-    for name in frozen(model, CompressedLinear | CompressedConv):
+    for name in tables_first(model):
         layer: Any = model.get_submodule(name)
         if layer not in lowered:
-            lowered[layer] = fitting(layer) or layer
+            own = isinstance(layer, CompressedEmbedding)
+            lowered[layer] = (looking_up(layer, tables.get(layer.matrix)) if own else fitting(layer)) or layer
         put(model, name, lowered[layer])
         if isinstance(lowered[layer], KernelLinear):
             tables[layer.matrix] = lowered[layer]
-    for name in frozen(model, CompressedEmbedding):
-        layer = model.get_submodule(name)
-        table = tables.get(layer.matrix) or panel_layer(layer) or masked_layer(layer)
-        put(model, name, KernelEmbedding(table, scale_of(layer)) if table else layer)
     return native_images(native_encoders(fold_norms(model)))
 
 
@@ -69,6 +66,25 @@ def fitting(layer: CompressedLinear | CompressedConv) -> nn.Module | None:
     return (
         whole or low_rank_layer(layer, panel_layer) or sum_layer(layer, panel_layer) or turned_layer(layer, panel_layer)
     )
+
+
+def looking_up(layer: CompressedEmbedding, table: KernelLinear | None) -> KernelEmbedding | None:
+    """The embedding on its matrix as a kernel reads it, which another layer may hold already, or None."""
+    held = table or panel_layer(layer) or masked_layer(layer)
+    return KernelEmbedding(held, scale_of(layer)) if held else None
+
+
+def tables_first(model: nn.Module) -> list[str]:
+    """The names of all that is lowered: heads that are embeddings too, embeddings, and the rest from its end.
+
+    What is lowered lies in memory twice for a moment. These, and a head of its own, are the largest by far, and when
+    they come first the file of no other has been read yet.
+    """
+    embeddings = frozen(model, CompressedEmbedding)
+    held = {model.get_submodule(name).matrix for name in embeddings}
+    rest = frozen(model, CompressedLinear | CompressedConv)[::-1]
+    shared = [name for name in rest if model.get_submodule(name).matrix in held]
+    return [*shared, *embeddings, *(name for name in rest if name not in shared)]
 
 
 def frozen(model: nn.Module, kind: type[CompressedLayer] | UnionType) -> list[str]:

@@ -13,6 +13,7 @@ from typing import Any
 from lissom.engine.link import Link
 from lissom.engine.logs import TOLD, begin
 from lissom.errors import ArtifactError, DataError, LissomError
+from lissom.resident import settle
 
 
 def main(descriptor: str) -> None:
@@ -31,6 +32,7 @@ def main(descriptor: str) -> None:
         return
     gc.freeze()  # what has been loaded stays: to look through it for garbage would take a fifth of a second
     gc.enable()
+    settle()
     link.send(greeting)
     host.run()
 
@@ -52,6 +54,7 @@ def opened(link: Link, folder: str, *, target: str, uncertified: bool, **how: An
     if fault and not uncertified:
         raise ArtifactError(f"{folder} is not served: {fault}; choose another, or serve it all the same: --uncertified")
     place = check_target(target)
+    settle()  # all that was needed once, to import, goes before what stays comes
     model: Any = lower(placed(found.model, place))
     # when the server has gone there is nothing to save, and an engine that stands still would never see it
     leave = partial(os._exit, 0)

@@ -77,8 +77,9 @@ class Program:
         self._logits = torch.empty(0, 0)
 
     def matrix(self, width: int) -> Columns:
-        """A new matrix of floats."""
-        return Columns(self._hold(torch.zeros(self.rows, width)))
+        """A new matrix of floats; rows that no pass has been long enough for take no memory."""
+        room = untouched(self.rows * width * torch.float32.itemsize)
+        return Columns(self._hold(room.view(torch.float32).view(self.rows, width)))
 
     def shared(self, name: str, width: int) -> Columns:
         """A matrix for what is read at once, which layers share; made anew where one needs it wider."""

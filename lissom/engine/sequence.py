@@ -2,15 +2,37 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import numpy as np
-
-from lissom.engine.grammar import Constraint, Grammar
 from lissom.engine.text import Detokenizer
 from lissom.errors import DataError
 
+if TYPE_CHECKING:  # NumPy is in the way of a server, which only says what it wants
+    import numpy as np
+
+    from lissom.engine.grammar import Constraint
+
 Finish = Literal["stop", "length", "cancelled"]
+KINDS = ("json", "regex", "grammar", "choice")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grammar:
+    """What a text must be.
+
+    `text` is a JSON schema ("json"), a regular expression ("regex"), a grammar as Lark or GBNF write them ("grammar"),
+    or a JSON list of the possible texts ("choice").
+
+    Raises:
+        DataError: a kind that there is not.
+    """
+
+    kind: str
+    text: str
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise DataError(f"grammar: {self.kind!r} is no kind of grammar; choose {', '.join(KINDS)}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,11 +136,11 @@ class Sequence:
     sampling: Sampling
     limit: int
     detokenizer: Detokenizer
-    random: np.random.Generator
+    random: "np.random.Generator"
     owner: str = ""
     priority: int = 0
     begun: bool = False
-    constraint: Constraint | None = None
+    constraint: "Constraint | None" = None
     generated: list[int] = field(default_factory=list)
     choices: list[Choice] = field(default_factory=list)
     read: list[Choice] = field(default_factory=list)

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer as Backend
 
+from lissom.resident import give_back
+
 if TYPE_CHECKING:
     from jinja2 import Template
     from transformers import PreTrainedTokenizerBase
@@ -38,7 +40,9 @@ class Tokenizer:
     @classmethod
     def read(cls, folder: Path, told: Mapping[str, Any]) -> "Tokenizer":
         """From the folder of which `tokenizer_of` told."""
-        return cls(unpadded(Backend.from_file(str(folder / told["file"]))), told)
+        backend = unpadded(Backend.from_file(str(folder / told["file"])))
+        give_back()  # what the file was parsed into takes as much as the tokenizer does
+        return cls(backend, told)
 
     def __len__(self) -> int:
         return self.backend_tokenizer.get_vocab_size()

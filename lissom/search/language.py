@@ -16,7 +16,6 @@ from lissom.artifact.fingerprint import of_model
 from lissom.artifact.language import write_pieces
 from lissom.artifact.manifest import building
 from lissom.calibrate import Batch
-from lissom.calibrate.spill import give_back
 from lissom.compress.stream import assembled, layer_names
 from lissom.engine.bench import engine, once
 from lissom.engine.lower import lower, placed
@@ -27,6 +26,7 @@ from lissom.hardware.bench import Answer
 from lissom.hardware.measure import once_ms
 from lissom.models import Checkpoint, compressible, weight_of
 from lissom.progress import Tell
+from lissom.resident import give_back
 from lissom.search.bank import Bank, Choice
 from lissom.search.fill import TOKENS, fill_cache, fill_from_checkpoint
 from lissom.search.forms import CACHE, HELD, ORIGINAL, forms_of, kind_of, units_of_checkpoint

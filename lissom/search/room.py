@@ -19,7 +19,6 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from lissom.calibrate.spill import give_back
 from lissom.compress.ram import parts, resident, told
 from lissom.errors import DataError
 from lissom.evaluate import Metric
@@ -27,6 +26,7 @@ from lissom.formats.dense import WIDENED
 from lissom.hardware.machine import cores
 from lissom.models import Checkpoint
 from lissom.progress import Progress, Tell
+from lissom.resident import give_back
 from lissom.search.foresee import rooms_back
 from lissom.search.forms import CACHE
 from lissom.search.latency import EACH

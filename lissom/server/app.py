@@ -16,6 +16,7 @@ from fastapi import FastAPI, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from lissom.errors import DataError
+from lissom.resident import settle
 from lissom.server import embeddings, inference, messages, openai, page, responses, tokens
 from lissom.server.admin import administered, bound
 from lissom.server.failures import install, say
@@ -216,6 +217,7 @@ def serve(
         )
         listener.listen(BACKLOG)
         shown = f"[{host}]" if ":" in host else host
+        settle()
         with _quiet_signals():
             announce(f"http{'s' if tls else ''}://{shown}:{listener.getsockname()[1]}")
             _Server(config, app).run(sockets=[listener])

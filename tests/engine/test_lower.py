@@ -13,7 +13,7 @@ from lissom.compress import compress_model, quantize_model
 from lissom.engine.kernels.layer import KernelEmbedding
 from lissom.engine.kernels.masked import MaskedLinear
 from lissom.engine.kernels.panels import PanelLinear
-from lissom.engine.lower import fitting, lower, placed
+from lissom.engine.lower import fitting, lower, placed, tables_first
 from lissom.errors import LissomError
 from lissom.formats import CompressedConv, CompressedLinear, freeze
 
@@ -92,6 +92,16 @@ def test_a_layer_in_two_places_is_lowered_once() -> None:
     lowered: Any = lower(freeze(quantize_model(nn.Sequential(layer, nn.ReLU(), layer))))
     assert type(lowered[0]) is PanelLinear
     assert lowered[0] is lowered[2]
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_what_is_large_is_lowered_before_the_rest_is_read(tied: bool) -> None:
+    model: Any = nn.Sequential(
+        nn.Embedding(37, 32), nn.Linear(32, 32), nn.Linear(32, 32), nn.Linear(32, 37, bias=False)
+    )
+    if tied:
+        model[3].weight = model[0].weight
+    assert tables_first(freeze(quantize_model(model))) == (["3", "0", "2", "1"] if tied else ["0", "3", "2", "1"])
 
 
 def test_a_layer_is_let_go_of_before_the_next_is_lowered(monkeypatch: pytest.MonkeyPatch) -> None:

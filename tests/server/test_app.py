@@ -35,6 +35,11 @@ serve([service], port=int(port), limits=Limits(grace_seconds=float(grace)), anno
 print("stopped", flush=True)
 """
 
+ALONE = """
+import sys, lissom.cli, lissom.models.tokenizer, lissom.server.app
+print([name for name in ("torch", "numpy", "jaxtyping", "transformers") if name in sys.modules])
+"""
+
 
 @pytest.fixture
 def stories(model: Any, tokenizer: Any) -> LanguageService:
@@ -307,3 +312,8 @@ def test_the_more_urgent_is_answered_first(start: Any, stories: LanguageService)
         for thread in threads:
             thread.join()
     assert ended == [0, 1, 2, 3]
+
+
+def test_a_server_imports_nothing_that_only_engines_need() -> None:
+    done = subprocess.run([sys.executable, "-c", ALONE], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "[]", done.stderr
