@@ -1,4 +1,4 @@
-"""Hours of mixed traffic: whether a server fails less often, answers sooner or holds more as time goes on.
+"""Hours of mixed traffic: whether a server fails more often, answers later or holds more as time goes on.
 
     python benchmarks/soak.py MODEL [--seconds 7200] [--clients 4] [--pause 0.5] [--write FILE]
 
@@ -162,7 +162,7 @@ async def said(client: httpx.AsyncClient) -> str:
 
 
 def slope(tenths: list[Tenth]) -> tuple[float, float, float]:
-    """MB an hour by which memory rises, and the ends of its interval of 95 %: of samples that are taken for independent."""
+    """MB an hour by which memory rises, and the ends of its interval of 95 %, as if samples were independent."""
     samples = [one for tenth in tenths for one in tenth.memory]
     found = theilslopes([held for _, held in samples], [hours for hours, _ in samples])
     return float(found.slope), float(found.low_slope), float(found.high_slope)

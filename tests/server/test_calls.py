@@ -1,16 +1,21 @@
 """Grammars of texts that call tools: what they take, and that no call is read which a strict tool forbids."""
 
+import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import anthropic
+import openai
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer
 
 from lissom.engine.grammar import constrain, spelling
 from lissom.models.tokenizer import Tokenizer as Words
+from lissom.server import LanguageService, create_app
 from lissom.server.calls import may_call
 from lissom.server.tools import DIALECTS, Dialect, Tools, read, tools_of
 
@@ -137,3 +142,107 @@ def test_no_call_is_read_that_a_strict_tool_forbids(
     begun = (dialect.opens and dialect.opens in text) or (dialect.bare and text.lstrip().startswith(dialect.bare))
     if not begun and not whole:
         assert taken
+
+
+PLACE = {
+    "type": "object",
+    "properties": {"city": {"enum": ["Rome", "Oslo"]}, "days": {"type": "integer", "minimum": 1, "maximum": 9}},
+    "required": ["city", "days"],
+    "additionalProperties": False,
+}
+SAID: list[Any] = [{"role": "user", "content": "Once upon a time"}]
+EAGER = {"qwen": 2, "mistral": 61, "llama": 93}  # the token that each writes wherever it may: <tool_call>, [ and {
+
+
+def weather(*, strict: bool) -> Any:
+    """A tool."""
+    return {"type": "function", "function": {"name": "weather", "parameters": PLACE, "strict": strict}}
+
+
+def held(arguments: str) -> bool:
+    """Whether these are arguments of the tool."""
+    given = json.loads(arguments)
+    return given.keys() == {"city", "days"} and given["city"] in {"Rome", "Oslo"} and 1 <= given["days"] <= 9
+
+
+def leaning(model: Any, token: int) -> Any:
+    """A model that writes that token wherever it may."""
+    one = copy.deepcopy(model)
+    one.lm_head.bias = torch.nn.Parameter(1000.0 * torch.nn.functional.one_hot(torch.tensor(token), 2048))
+    return one
+
+
+def worded(tokenizer: Any, dialect: Dialect) -> Words:
+    """A tokenizer that knows tools, and whose third token opens calls as Qwen's does."""
+    told = {"eos_token_id": END, "chat_template": f"{{# tools {dialect.mark} #}}{{{{ messages[0].content }}}}"}
+    parts = json.loads(tokenizer.backend_tokenizer.to_str().replace('"<pad>"', '"<tool_call>"'))
+    parts["added_tokens"][2]["special"] = False
+    return Words(Tokenizer.from_str(json.dumps(parts)), {**told, "special_tokens": {}})
+
+
+@pytest.fixture(scope="module")
+def client(start: Any, model: Any, tokenizer: Any) -> Iterator[openai.OpenAI]:
+    """Models that call tools wherever they may, and one that does not."""
+    words = [worded(tokenizer, one) for one in DIALECTS]
+    services = [
+        LanguageService(model=leaning(model, token), tokenizer=one, name=name)
+        for (name, token), one in zip(EAGER.items(), words, strict=True)
+    ]
+    calm = LanguageService(model=model, tokenizer=words[0], name="calm")
+    with (
+        start(create_app([*services, calm])) as url,
+        openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as one,
+    ):
+        yield one
+
+
+@pytest.mark.parametrize("name", EAGER)
+def test_a_call_that_the_model_begins_is_held_where_its_tool_is_strict(client: openai.OpenAI, name: str) -> None:
+    asked: dict[str, Any] = {"model": name, "messages": SAID, "temperature": 0}
+    loose = client.chat.completions.create(tools=[weather(strict=False)], max_tokens=9, **asked).choices[0]
+    assert (loose.finish_reason, loose.message.tool_calls) == ("length", None)
+    once: dict[str, Any] = {**asked, "tools": [weather(strict=True)], "parallel_tool_calls": False, "max_tokens": 200}
+    with client.chat.completions.stream(tool_choice="auto", **once) as stream:
+        streamed = stream.get_final_completion().choices[0]
+    for one in (client.chat.completions.create(**once).choices[0], streamed):
+        (call,) = one.message.tool_calls or []
+        assert (one.finish_reason, one.message.content) == ("tool_calls", None)
+        assert call.type == "function"
+        assert held(call.function.arguments)
+
+
+def test_strict_tools_leave_text_as_it_is(client: openai.OpenAI) -> None:
+    asked: dict[str, Any] = {"model": "calm", "messages": SAID, "temperature": 0, "max_tokens": 12}
+    answers = [client.chat.completions.create(tools=[weather(strict=one)], **asked) for one in (True, False)]
+    texts = [answer.choices[0].message.content for answer in answers]
+    assert texts[0] == texts[1] != ""
+
+
+def test_responses_hold_what_the_model_begins(client: openai.OpenAI) -> None:
+    tool: Any = {"type": "function", "name": "weather", "parameters": PLACE, "strict": True}
+    asked: dict[str, Any] = {
+        "model": "qwen",
+        "input": SAID,
+        "tools": [tool],
+        "temperature": 0,
+        "max_output_tokens": 200,
+    }
+    (item,) = client.responses.create(parallel_tool_calls=False, **asked).output
+    assert item.type == "function_call"
+    assert held(item.arguments)
+    several = [one for one in client.responses.create(**asked).output if one.type == "function_call"]
+    assert len(several) > 1
+    assert all(held(one.arguments) for one in several)
+
+
+def test_messages_hold_what_the_model_begins(client: openai.OpenAI) -> None:
+    tool: Any = {"name": "weather", "input_schema": PLACE, "strict": True}
+    once: Any = {"type": "auto", "disable_parallel_tool_use": True}
+    url = str(client.base_url).removesuffix("/v1/")
+    with anthropic.Anthropic(base_url=url, api_key="none", max_retries=0) as other:
+        answer = other.messages.create(
+            model="qwen", messages=SAID, tools=[tool], tool_choice=once, max_tokens=200, temperature=0
+        )
+    (used,) = answer.content
+    assert (answer.stop_reason, used.type) == ("tool_use", "tool_use")
+    assert held(json.dumps(used.input))

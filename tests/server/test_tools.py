@@ -10,12 +10,9 @@ import anthropic
 import httpx
 import openai
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer
 
-from lissom.models.tokenizer import Tokenizer as Words
 from lissom.server import LanguageService, create_app
 from lissom.server.messages import Said
 from lissom.server.responses import Reply
@@ -90,32 +87,14 @@ def test_of_several_templates_the_one_for_tools_counts() -> None:
     assert tools_of(SimpleNamespace(chat_template=several), {"f": {}}).dialect is DIALECTS[0]
 
 
-def leaning(model: Any, token: int) -> Any:
-    """A model that would always write the same token."""
-    one = copy.deepcopy(model)
-    one.lm_head.bias = torch.nn.Parameter(1000.0 * torch.nn.functional.one_hot(torch.tensor(token), 2048))
-    return one
-
-
-def calling(tokenizer: Any) -> Words:
-    """A tokenizer whose third token opens calls."""
-    spelled = tokenizer.backend_tokenizer.to_str().replace('"<pad>"', '"<tool_call>"')
-    parts = json.loads(spelled)
-    parts["added_tokens"][2]["special"] = False
-    told = {"eos_token_id": 1, "chat_template": TEMPLATE.replace("MARK", "<tool_call>"), "special_tokens": {}}
-    return Words(Tokenizer.from_str(json.dumps(parts)), told)
-
-
 @pytest.fixture(scope="module")
 def client(start: Any, model: Any, tokenizer: Any) -> Iterator[openai.OpenAI]:
-    """One model under three names, each with a chat template of another family; one whose template has no tools; and
-    one that calls tools whenever it may."""
+    """One model under three names, each with a chat template of another family; and one whose template has no tools."""
     services = []
     for name, dialect in zip((*NAMES, "mute"), (*DIALECTS, Dialect(mark="")), strict=True):
         taught = copy.deepcopy(tokenizer)
         taught.chat_template = TEMPLATE.replace("MARK", dialect.mark)
         services.append(LanguageService(model=model, tokenizer=taught, name=name))
-    services.append(LanguageService(model=leaning(model, 2), tokenizer=calling(tokenizer), name="eager"))
     with start(create_app(services)) as url, openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as one:
         yield one
 
@@ -202,49 +181,6 @@ def test_strict_tools_are_held_to_their_schemas_where_a_call_is_certain(client: 
     answered = client.responses.create(tool_choice="required", parallel_tool_calls=False, **again)
     assert [one.type for one in answered.output] == ["function_call"]
     assert [one.strict for one in answered.tools] == [True, True]  # type: ignore[union-attr]
-
-
-BEGINS: dict[str, dict[str, float]] = {"eager": {}, "mistral": {"61": 100}, "llama": {"93": 100}}  # [ and {
-
-
-@pytest.mark.parametrize("name", BEGINS)
-def test_strict_tools_are_held_to_their_schemas_where_the_model_begins_a_call(client: openai.OpenAI, name: str) -> None:
-    strict: list[Any] = [{**one, "function": {**one["function"], "strict": True}} for one in (WEATHER, CLOCK)]
-    asked: dict[str, Any] = {"model": name, "messages": SAID, "temperature": 0, "logit_bias": BEGINS[name]}
-    free = client.chat.completions.create(tools=[WEATHER, CLOCK], max_tokens=9, **asked).choices[0]
-    assert (free.finish_reason, free.message.tool_calls) == ("length", None)
-    held: dict[str, Any] = {**asked, "tools": strict, "parallel_tool_calls": False, "max_tokens": 200}
-    for choice in (openai.omit, "auto"):
-        answer = client.chat.completions.create(tool_choice=choice, **held).choices[0]  # type: ignore[arg-type]
-        with client.chat.completions.stream(tool_choice=choice, **held) as stream:
-            streamed = stream.get_final_completion().choices[0]
-        for one in (answer, streamed):
-            (call,) = one.message.tool_calls or []
-            given = json.loads(call.function.arguments)  # type: ignore[union-attr]
-            assert (one.finish_reason, one.message.content) == ("tool_calls", None)
-            assert given == {} or (given["city"] in {"Rome", "Oslo"} and 1 <= given["days"] <= 9)
-
-
-def test_strict_tools_leave_text_as_it_is(client: openai.OpenAI) -> None:
-    asked: dict[str, Any] = {"model": "qwen", "messages": SAID, "temperature": 0, "max_tokens": 12}
-    plain, held = (client.chat.completions.create(tools=[tool], **asked).choices[0] for tool in (CLOCK, HELD))
-    assert plain.message.content == held.message.content != ""
-
-
-def test_other_apis_hold_strict_tools_too(client: openai.OpenAI, anthropics: anthropic.Anthropic) -> None:
-    tools: list[Any] = [{**RESPONSE_TOOLS[0], "strict": True}]
-    asked: dict[str, Any] = {"model": "eager", "input": SAID, "tools": tools, "max_output_tokens": 200}
-    (item,) = client.responses.create(temperature=0, parallel_tool_calls=False, **asked).output
-    assert item.type == "function_call"
-    assert json.loads(item.arguments)["city"] in {"Rome", "Oslo"}
-    several = client.responses.create(temperature=0, **asked).output
-    assert {one.type for one in several[:-1]} == {"function_call"}
-    told: dict[str, Any] = {"model": "eager", "messages": SAID, "tools": [{**MESSAGE_TOOLS[0], "strict": True}]}
-    once: Any = {"type": "auto", "disable_parallel_tool_use": True}
-    message = anthropics.messages.create(tool_choice=once, max_tokens=200, temperature=0, **told)
-    (used,) = message.content
-    assert (message.stop_reason, used.type) == ("tool_use", "tool_use")
-    assert used.input["city"] in {"Rome", "Oslo"}
 
 
 MESSAGE_TOOLS: list[Any] = [
