@@ -34,12 +34,12 @@ def may_call(tools: Tools, *, single: bool = False) -> Grammar | None:
 
 def text_with_calls(tools: Tools, *, single: bool) -> list[str]:
     """Text, and calls wherever they are opened; a single one ends it."""
-    marks = (tools.dialect.opens, tools.dialect.closes)
-    said = either("TEXT", [token for text, token in tools.shown.items() if text not in marks])
-    call = f"({either('begun', token_of(tools, marks[0]))}) called"
+    opens = tools.dialect.opens
+    said = either("TEXT", [token for text, token in tools.shown.items() if text != opens])
+    call = f"({either('begun', token_of(tools, opens))}) called"
     return [
         f"start: ({said})* ({call})?" if single else f"start: ({said} | {call})*",
-        f"begun[lazy]: ANY {json.dumps(marks[0])}",
+        f"begun[lazy]: ANY {json.dumps(opens)}",
         r"ANY: /(.|\n)*/",
         r"TEXT: /(.|\n)+/",
     ]

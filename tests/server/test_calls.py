@@ -9,7 +9,7 @@ import anthropic
 import openai
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer
 
@@ -84,7 +84,7 @@ def encoded(words: Tokenizer, family: int, text: str) -> list[int]:
         (0, f"<tool_call>\n{RIGHT.replace('f', 'h')}\n</tool_call>", False),
         (1, "", True),
         (1, " \n", True),
-        (1, "So [1], or <tool_call>", True),
+        (1, "So [1], or {2}", True),
         (1, "[1]", False),
         (1, f"[TOOL_CALLS] [{RIGHT}, {RIGHT}]", True),
         (1, f"[TOOL_CALLS][{RIGHT}, {WRONG}]", False),
@@ -126,6 +126,7 @@ MARKS = ["<tool_call>", "</tool_call>", "[TOOL_CALLS]", "<|python_tag|>", "<thin
 WRITTEN = [*MARKS, " ", "\n", "so", RIGHT, WRONG, f"[{RIGHT}", f", {WRONG}]", f"<tool_call>\n{RIGHT}\n</tool_call>"]
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(WRITTEN), max_size=6), st.sampled_from([0, 1, 2]), st.booleans())
 def test_no_call_is_read_that_a_strict_tool_forbids(
     takes: Takes, spelled: Tokenizer, marked: Tokenizer, pieces: list[str], family: int, whole: bool
