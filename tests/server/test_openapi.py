@@ -16,7 +16,8 @@ from lissom.server import TensorService, create_app
 
 CASES = 200
 BROKEN = ('"type": "server_error"', '"type": "api_error"')  # in an event of a stream, where the status has been sent
-LIKELY = {"model": "stories", "max_tokens": 2, "max_completion_tokens": 2, "max_output_tokens": 2}  # the rest at random
+SAID = {"messages": [{"role": "user", "content": "Once"}]}
+LIKELY = {**SAID, "model": "stories", "max_tokens": 2, "max_completion_tokens": 2, "max_output_tokens": 2}
 LEAVES = st.none() | st.booleans() | st.integers(-5, 5) | st.text(max_size=3)
 JSON = st.recursive(
     LEAVES, lambda one: st.lists(one, max_size=2) | st.dictionaries(st.text(max_size=3), one, max_size=2)
