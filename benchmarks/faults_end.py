@@ -97,9 +97,11 @@ def full_disk(model: Path) -> Outcome:
         words = ["serve", f"model={model}", "--port", str(port), "--log", "json", "--admin", str(admin)]
         with Path("/dev/full").open("w") as full:
             server = subprocess.Popen([sys.executable, "-c", FULL, *words], stdout=full, stderr=full)
-        tally = Tally()
+        tally, rows = Tally(), dict[str, str]()
         try:
             rows = asyncio.run(served_on(f"http://127.0.0.1:{port}", admin, server, str(model), tally))
+        except (httpx.HTTPError, NotReady) as error:
+            tally.count(f"{type(error).__name__}: {error}")
         finally:
             server.terminate()
         code = ended(server)
@@ -130,11 +132,15 @@ async def served_on(url: str, admin: Path, server: "subprocess.Popen[Any]", mode
     return {"engines replaced": "1", "models loaded": "1" if told.status_code == 200 else "0"}
 
 
+class NotReady(Exception):
+    """A server that does not answer."""
+
+
 async def ready(client: httpx.AsyncClient, server: "subprocess.Popen[Any]") -> None:
     """Wait until a server answers.
 
     Raises:
-        RuntimeError: it does not, or has ended.
+        NotReady: it does not, or has ended.
     """
     until = time.monotonic() + PATIENCE_S
     while server.poll() is None and time.monotonic() < until:
@@ -142,7 +148,7 @@ async def ready(client: httpx.AsyncClient, server: "subprocess.Popen[Any]") -> N
             if (await client.get("/health/ready")).status_code == 200:
                 return
         await asyncio.sleep(0.1)
-    raise RuntimeError(f"the server is not ready; it ended with {server.poll()}")
+    raise NotReady(f"the server is not ready; it ended with {server.poll()}")
 
 
 def key_more(file: Path) -> str:
