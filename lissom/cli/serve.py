@@ -1,7 +1,7 @@
 """The verbs that serve models, and say to whom."""
 
 import tomllib
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -168,8 +168,14 @@ def serve(
             tls=None if tls_certificate is None or tls_key is None else (tls_certificate, tls_key),
             admin=admin,
             grpc_port=grpc_port,
-            announce=lambda url: print(f"{called} at {url}", flush=True),
+            announce=lambda url: tell(f"{called} at {url}"),
         )
+
+
+def tell(line: str) -> None:
+    """A line for whoever reads; a server goes on where there is nobody, or no room for it on a full disk."""
+    with suppress(OSError):
+        print(line, flush=True)
 
 
 def show_foreseen(services: "list[FolderService]") -> None:

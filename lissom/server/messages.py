@@ -13,14 +13,15 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from lissom.engine import Sampling
+from lissom.engine import Grammar, Sampling
 from lissom.errors import DataError
 from lissom.server.answers import event
+from lissom.server.calls import may_call, must_call
 from lissom.server.failures import messages_error, say
 from lissom.server.language import Ask, Language, Languages, served
-from lissom.server.messages_wire import CountRequest, MessagesRequest
+from lissom.server.messages_wire import CountRequest, MessagesRequest, ToolChoice
 from lissom.server.openai import grammar_of
-from lissom.server.tools import Call, Reader, Tools, check_strict, read, tools_of
+from lissom.server.tools import Call, Reader, Tools, read, tools_of
 from lissom.server.worker import Piece
 
 REASONS = {"length": "max_tokens", "stop": "end_turn"}
@@ -160,18 +161,15 @@ def message(language: Language, asked: MessagesRequest) -> Ask:
     """What POST /v1/messages asks for.
 
     Raises:
-        DataError: tools, of which the model knows none; strict ones that need not be called; or two ways to say what
-            the text must be.
+        DataError: tools, of which the model knows none; or two ways to say what the text must be.
     """
     wanted = grammar_of(asked.output_config.format if asked.output_config else None)
     schemas = {tool.name: tool.input_schema for tool in asked.offered}
-    tools = tools_of(language.tokenizer.chat_template, schemas) if schemas else None
-    choice = asked.tool_choice if tools else None
-    single = choice is not None and bool(choice.disable_parallel_tool_use)
-    called = tools.must(choice.name, single=single) if tools and choice and choice.type in ("any", "tool") else None
-    check_strict((tool.name for tool in asked.offered if tool.strict), called)
+    strict = [tool.name for tool in asked.offered if tool.strict]
+    tools = tools_of(language.tokenizer, schemas, strict) if schemas else None
+    called, single = called_for(tools, asked.tool_choice)
     if called and wanted:
-        raise DataError("tool_choice and output_config: both say what the text must be; give one")
+        raise DataError("tool_choice or strict tools and output_config: both say what the text must be; give one")
     sampling = Sampling(
         temperature=1.0 if asked.temperature is None else float(asked.temperature),
         top_p=1.0 if asked.top_p is None else float(asked.top_p),
@@ -186,6 +184,16 @@ def message(language: Language, asked: MessagesRequest) -> Ask:
         write=lambda _, prompts: Said(model=language.name, prompt_tokens=sum(map(len, prompts)), tools=tools),
         stream=asked.stream,
     )
+
+
+def called_for(tools: Tools | None, choice: ToolChoice | None) -> tuple[Grammar | None, bool]:
+    """What makes sure that tools are called, or strict ones rightly; and whether there may be a single call."""
+    if tools is None:
+        return None, False
+    single = choice is not None and bool(choice.disable_parallel_tool_use)
+    if choice is None or choice.type == "auto":
+        return may_call(tools, single=single), single
+    return must_call(tools, choice.name, single=single), single
 
 
 def used(call: Call) -> dict[str, Any]:

@@ -10,15 +10,15 @@ from fastapi import APIRouter, Request, Response
 from lissom.engine import Grammar, Sampling
 from lissom.errors import DataError
 from lissom.server.answers import Calling, Chat, Choices, Completion, Shape
+from lissom.server.calls import may_call, must_call
 from lissom.server.failures import say, unknown_model
 from lissom.server.language import Ask, Language, Languages, Prompts, served
-from lissom.server.tools import Tools, check_strict, tools_of
+from lissom.server.tools import ANYTHING, Tools, tools_of
 from lissom.server.wire import ChatRequest, CompletionRequest, Format, Generation, Message, NamedTool, Written
 
 if TYPE_CHECKING:
     from lissom.server.modules import Inference
 
-ANYTHING = {"type": "object"}
 COMPLETION_TOKENS = 16  # the API's own default for completions; a chat goes on to the end of the context
 
 
@@ -78,18 +78,17 @@ def chat(language: Language, asked: ChatRequest) -> Ask:
     """What POST /v1/chat/completions asks for.
 
     Raises:
-        DataError: tools, of which the model knows none; strict ones that need not be called; or two ways to say what
-            the text must be.
+        DataError: tools, of which the model knows none; or two ways to say what the text must be.
     """
     logprobs = (asked.top_logprobs or 0) if asked.logprobs else None
     functions = {one.name: one.parameters or ANYTHING for one in asked.functions}
-    tools = tools_of(language.tokenizer.chat_template, functions) if functions else None
+    strict = [one.name for one in asked.functions if one.strict]
+    tools = tools_of(language.tokenizer, functions, strict) if functions else None
     shown = [tool.shown for tool in asked.tools or () if tools]
     single = asked.parallel_tool_calls is False
     called = called_for(tools, asked, single=single)
-    check_strict((one.name for one in asked.functions if one.strict), called)
     if called and (asked.response_format or asked.structured_outputs):
-        raise DataError("tool_choice and response_format: both say what the text must be; give one")
+        raise DataError("tool_choice or strict tools and response_format: both say what the text must be; give one")
     return Ask(
         encode=lambda: [chat_tokens(language, asked.messages, asked, shown)],
         sampling=sampling_of(
@@ -115,11 +114,13 @@ def how_of(asked: Generation) -> dict[str, Any]:
 
 
 def called_for(tools: Tools | None, asked: ChatRequest, *, single: bool) -> Grammar | None:
-    """What makes sure that tools are called, where that is asked for."""
-    if tools is None or asked.tool_choice in (None, "auto"):
+    """What makes sure that tools are called, where that is asked for; else that strict ones are called rightly."""
+    if tools is None:
         return None
+    if asked.tool_choice in (None, "auto"):
+        return may_call(tools, single=single)
     only = asked.tool_choice.function.name if isinstance(asked.tool_choice, NamedTool) else None
-    return tools.must(only, single=single)
+    return must_call(tools, only, single=single)
 
 
 def chat_tokens(

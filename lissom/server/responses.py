@@ -15,11 +15,12 @@ from fastapi import APIRouter, Request, Response
 from lissom.engine import Sampling
 from lissom.errors import DataError
 from lissom.server.answers import PING, event
+from lissom.server.calls import may_call, must_call
 from lissom.server.failures import openai_error
 from lissom.server.language import Ask, Language, Languages, Prompts, served
-from lissom.server.openai import ANYTHING, grammar_of
+from lissom.server.openai import grammar_of
 from lissom.server.responses_wire import ResponsesRequest, ResponseToolName
-from lissom.server.tools import Call, Reader, Tools, check_strict, tools_of
+from lissom.server.tools import ANYTHING, Call, Reader, Tools, tools_of
 from lissom.server.wire import PlainFormat, Wire
 from lissom.server.worker import Piece
 
@@ -212,18 +213,20 @@ def response(language: Language, asked: ResponsesRequest) -> Ask:
     """What POST /v1/responses asks for.
 
     Raises:
-        DataError: tools, of which the model knows none; strict ones that need not be called; or two ways to say what
-            the text must be.
+        DataError: tools, of which the model knows none; or two ways to say what the text must be.
     """
     wanted = grammar_of(asked.text.format if asked.text else None)
     schemas = {tool.name: tool.parameters or ANYTHING for tool in asked.offered}
-    tools = tools_of(language.tokenizer.chat_template, schemas) if schemas else None
+    strict = [tool.name for tool in asked.offered if tool.strict]
+    tools = tools_of(language.tokenizer, schemas, strict) if schemas else None
     single, choice = asked.parallel_tool_calls is False, asked.tool_choice
     only = choice.name if isinstance(choice, ResponseToolName) else None
-    called = tools.must(only, single=single) if tools and (only or choice == "required") else None
-    check_strict((tool.name for tool in asked.offered if tool.strict), called)
+    called = None
+    if tools:
+        certain = only or choice == "required"
+        called = must_call(tools, only, single=single) if certain else may_call(tools, single=single)
     if called and wanted:
-        raise DataError("tool_choice and text.format: both say what the text must be; give one")
+        raise DataError("tool_choice or strict tools and text.format: both say what the text must be; give one")
     sampling = Sampling(
         temperature=1.0 if asked.temperature is None else float(asked.temperature),
         top_p=1.0 if asked.top_p is None else float(asked.top_p),

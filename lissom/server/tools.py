@@ -1,4 +1,4 @@
-"""Tools: how a family of models writes calls down, how they are read from its text, and how one is made sure of.
+"""Tools: how a family of models writes calls down, and how they are read from its text.
 
 The chat template tells the family, for it shows the model how calls are written: Qwen and Hermes write each as JSON
 between <tool_call> and </tool_call>, Mistral all of them as a list behind [TOOL_CALLS], Llama 3 one as JSON and nothing
@@ -6,16 +6,16 @@ else. What only looks like a call, or calls what is no tool, stays text.
 """
 
 import json
+import re
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from lissom.engine import Grammar
 from lissom.errors import DataError
 
-MOST = 8  # calls that are made sure of
-BLANKS = {"whitespace_pattern": " ?"}  # between the parts of JSON that is made sure of
+ANYTHING = {"type": "object"}
+BRACKETS = re.compile("<.*>", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,10 +52,17 @@ class Call:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tools:
-    """The tools that a model may call: the schemas of their arguments by name, and how it writes calls."""
+    """The tools that a model may call: the schemas of their arguments by name, and how it writes calls.
+
+    Those that are `strict` are held to their schemas also where they are called as the model likes. Some tokens are no
+    text to a grammar: `shown` are those that are read in a text nevertheless, `hidden` those that are left out of it.
+    """
 
     dialect: Dialect
     schemas: Mapping[str, Mapping[str, Any]]
+    strict: Collection[str] = ()
+    shown: Mapping[str, int] = field(default_factory=dict)
+    hidden: Sequence[int] = ()
 
     def calls(self, body: str) -> list[Call]:
         """The calls that stand between what opens and closes them; none where it is anything else."""
@@ -86,45 +93,6 @@ class Tools:
             raise DataError("tools: the model calls several at once, in a list; they cannot be had one by one")
         return (self.dialect.closes,) if self.dialect.closes else ()
 
-    def must(self, only: str | None = None, *, single: bool = False) -> Grammar:
-        """A text that is nothing but calls, of which there are some, or a single one, or one of the only tool given."""
-        names = [name for name in self.schemas if only in (None, name)]
-        one = "\n".join(
-            f"tool{k}: %json {json.dumps(self.written(name, self.schemas[name]))}" for k, name in enumerate(names)
-        )
-        either = " | ".join(f"tool{k}" for k in range(len(names)))
-        opens, closes = json.dumps(self.dialect.opens), json.dumps(self.dialect.closes)
-        begin, between, end = "", "", ""
-        if self.dialect.listed:
-            begin, between, end = f'{opens} "["', '", "', '"]"'
-        elif self.dialect.closes:
-            begin, between, end = f'{opens} "\\n"', f'"\\n" {closes} "\\n" {opens} "\\n"', f'"\\n" {closes}'
-        more = f"({between} call){{0,{MOST - 1}}}" if between and only is None and not single else ""
-        start = f"{begin} call {more} {end}"
-        return Grammar(kind="grammar", text=f"start: {start}\ncall: {either}\n{one}")
-
-    def written(self, name: str, schema: Mapping[str, Any]) -> dict[str, Any]:
-        """The schema of a call."""
-        inside = {key: value for key, value in schema.items() if key != "$defs"}
-        keys = {"name": {"const": name}, self.dialect.arguments: inside}
-        shared = {"$defs": schema["$defs"]} if "$defs" in schema else {}
-        whole = {"type": "object", "properties": keys, "required": list(keys), "additionalProperties": False}
-        return {**whole, **shared, "x-guidance": BLANKS}
-
-
-def check_strict(strict: Iterable[str], called: Grammar | None) -> None:
-    """See that the tools of these names can be held to their schemas: what is called as the model likes is not.
-
-    Raises:
-        DataError: they cannot.
-    """
-    name = next(iter(strict), None)
-    if name is not None and called is None:
-        raise DataError(
-            f"tools: {name!r} is strict, which holds where a call is certain; let tool_choice ask for one, or leave "
-            "strict out"
-        )
-
 
 def refused(constant: str) -> None:
     """What JSON does not know, such as NaN.
@@ -135,18 +103,25 @@ def refused(constant: str) -> None:
     raise ValueError(constant)
 
 
-def tools_of(template: str | Mapping[str, str] | None, schemas: Mapping[str, Mapping[str, Any]]) -> Tools:
-    """The tools of a model with such a chat template; of several by name, with the one for tools.
+def tools_of(tokenizer: Any, schemas: Mapping[str, Mapping[str, Any]], strict: Collection[str] = ()) -> Tools:
+    """The tools of a model with such a tokenizer; of several chat templates by name, as the one for tools says.
 
     Raises:
         DataError: the template knows no tools, or writes calls in a way that is not read here.
     """
+    template = tokenizer.chat_template
     if isinstance(template, Mapping):
         template = template.get("tool_use", template.get("default"))
     dialect = next((one for one in DIALECTS if template and "tools" in template and one.mark in template), None)
     if dialect is None:
         raise DataError("tools: the model's chat template knows none that can be read here; leave them out")
-    return Tools(dialect=dialect, schemas=schemas)
+    backend = getattr(tokenizer, "backend_tokenizer", None)  # one written in Python knows no grammars: see spelling
+    added = {} if backend is None else backend.get_added_tokens_decoder()
+    hidden = [token for token, word in added.items() if word.special]
+    # Others in such brackets are special to llguidance all the same: so are <tool_call> and <think> of Qwen.
+    marks = {word.content: token for token, word in added.items() if BRACKETS.fullmatch(word.content)}
+    shown = {text: token for text, token in marks.items() if token not in hidden}
+    return Tools(dialect=dialect, schemas=schemas, strict=strict, shown=shown, hidden=hidden)
 
 
 @dataclass(slots=True, kw_only=True)

@@ -1,6 +1,7 @@
 """What `lissom serve` takes, from where, and what it tells."""
 
 import configparser
+import errno
 import json
 import re
 import subprocess
@@ -18,7 +19,7 @@ from typer.testing import CliRunner
 import lissom
 from lissom.artifact.tensors import payload
 from lissom.cli import app
-from lissom.cli.serve import KV_CACHES, SPECULATE
+from lissom.cli.serve import KV_CACHES, SPECULATE, tell
 from lissom.engine.cache import AUTO, STORES
 from lissom.engine.speculate import NEVER, WHERE_IT_PAYS
 from lissom.errors import DataError
@@ -68,6 +69,21 @@ def test_options_may_stand_in_a_file_or_in_the_environment(
         file.write_text(content)
         with pytest.raises(DataError, match=message):
             run.invoke(app, ["serve", "--config", str(file), "model"], catch_exceptions=False)
+
+
+def test_a_server_goes_on_where_nobody_can_be_told_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = list[str]()
+
+    class Full:
+        """Standard output on a full disk."""
+
+        def write(self, text: str) -> None:
+            told.append(text)
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(sys, "stdout", Full())
+    tell("it is here")
+    assert told == ["it is here"]
 
 
 class Unstarted:
