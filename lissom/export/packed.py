@@ -6,8 +6,10 @@ points; one whose input becomes integers too is stored as int8. The config names
 transformers reads any number of bits, but zero points only of layers that it packs itself (5.24 with compressed-tensors
 0.20): a grid that is not symmetric lies in a symmetric one with a bit more. vLLM and SGLang have kernels for 4 and 8
 bits, in which fewer are exact as well; for zero points only those of 4 bits are on every GPU, and 8 bits hold such a
-grid too. They run as one what makes queries, keys and values, and gates and what they let through, which then need one
-scheme. vLLM's build for processors multiplies integers of 4 bits, and those of 8 whose inputs become integers too: what
+grid too. They run as one what makes queries, keys and values, and gates and what they grid too. They run as one what makes queries, keys and values, gates and what they let through, and all experts of a
+block, which then need one scheme. vLLM's build for processors multiplies integers of 4 bits, and those of 8 whose
+inputs become integers too: what else is written for GPUs, and counted in the report.
+vLLM's build for processors multiplies integers of 4 bits, and those of 8 whose inputs become integers too: what
 else is written for GPUs, and counted in the report.
 
 Shapes: o outputs, i inputs, g groups of a row.
@@ -42,18 +44,19 @@ COPIED = ("tokenizer*", "special_tokens_map.json", "chat_template*", "generation
 class Reader:
     """How many bits a runtime reads, in symmetric grids and in others.
 
-    What is packed has rows of a multiple of `whole` inputs. `on_processors` are the bits that it multiplies there too,
-    None where that is no matter.
+    What is packed has rows of a multiple of `whole` inputs. With `experts` all those of a block are run as one.
+    `on_processors` are the bits that it multiplies there too, None where that is no matter.
     """
 
     symmetric: tuple[int, ...]
     others: tuple[int, ...]
     whole: int = 1
+    experts: bool = False
     on_processors: tuple[int, ...] | None = None
 
 
 ANY = Reader(symmetric=(2, 3, 4, 5, 6, 7, 8), others=())
-KERNELS = Reader(symmetric=(4, 8), others=(4,), whole=32)
+KERNELS = Reader(symmetric=(4, 8), others=(4,), whole=32, experts=True)
 VLLM = replace(KERNELS, on_processors=(4,))
 
 
@@ -125,11 +128,15 @@ def nearest(weight: Weight, layer: nn.Module) -> Weight:
     return rtn(Dense(values=dense), Moments.blank(i, dense.device), bits=8, group=SIZES[-1], clip=False)
 
 
-def siblings(given: Given) -> Iterator[list[str]]:
+def siblings(reader: Reader, given: Given) -> Iterator[list[str]]:
     """Layers that a runtime makes one of."""
     family = family_of(given.config.model_type)
     for block, part in at(given.model, family.blocks).named_children():
-        for names in (family.heads, *(neurons for neurons, _ in family.feeds(part))):
+        feeds = family.feeds(part)
+        makers = [neurons for neurons, _ in feeds]
+        if reader.experts and len(feeds) > 1:
+            makers = [tuple(name for neurons, sums in feeds for name in (*neurons, sums))]
+        for names in (family.heads, *makers):
             found = [f"{family.blocks}.{block}.{name}" for name in names]
             yield [name for name in found if name in given.weights]
 
@@ -140,7 +147,7 @@ def together(reader: Reader, given: Given, taken: dict[str, Weight]) -> dict[str
     So is one that no scheme holds in rows as long as those of the widest block.
     """
     found = {name: weight if fills(reader, given, name, weight) else floats(weight) for name, weight in taken.items()}
-    for names in siblings(given):
+    for names in siblings(reader, given):
         if any(isinstance(found[name], Dense) for name in names):
             found |= {name: floats(found[name]) for name in names}
     return found
@@ -163,7 +170,7 @@ def floats(weight: Weight) -> Dense:
 def alike(reader: Reader, schemes: Mapping[str, Scheme], given: Given) -> dict[str, Scheme]:
     """Those that are run as one in the scheme that holds all of them; of more bits a symmetric one does."""
     found = dict(schemes)
-    for names in siblings(given):
+    for names in siblings(reader, given):
         there = [name for name in names if name in schemes]
         own = [schemes[name] for name in there]
         if len(set(own)) > 1:

@@ -183,3 +183,17 @@ def test_what_processors_do_not_run_is_counted(demo_folder: Path, tmp_path: Path
     done = export_folder(folder, "vllm", tmp_path / "out")
     assert done.report == {"refused": {"layers that it runs on a GPU only": 7}}
     assert not export_folder(folder, "sglang", tmp_path / "other").report
+
+
+def test_all_experts_of_a_block_have_one_scheme(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    from lissom import Recipe, compress_checkpoint
+
+    steps = [
+        {"layers": "*.mlp.*", "technique": "rtn", "bits": 4, "group": 32},
+        {"layers": "*.experts.1.down_proj", "technique": "rtn", "bits": 8},
+    ]
+    folder = compress_checkpoint(tiny("qwen3_moe"), Recipe.of(steps), torch.randint(3, 2000, (2, 16)), tmp_path / "in")
+    forms = {one.layer: one.form for one in export_folder(folder, "vllm", tmp_path / "out").layers}
+    experts = {form for name, form in forms.items() if ".experts." in name}
+    assert experts == {"int8, groups of 32"}
+    assert forms["model.layers.1.mlp.up_proj"] == "int4, groups of 32"
