@@ -5,12 +5,10 @@ points; one whose input becomes integers too is stored as int8. The config names
 
 transformers reads any number of bits, but zero points only of layers that it packs itself (5.24 with compressed-tensors
 0.20): a grid that is not symmetric lies in a symmetric one with a bit more. vLLM and SGLang have kernels for 4 and 8
-bits, in which fewer are exact as well; for zero points only those of 4 bits are on every GPU, and 8 bits hold such a
-grid too. They run as one what makes queries, keys and values, and gates and what they grid too. They run as one what makes queries, keys and values, gates and what they let through, and all experts of a
-block, which then need one scheme. vLLM's build for processors multiplies integers of 4 bits, and those of 8 whose
-inputs become integers too: what else is written for GPUs, and counted in the report.
-vLLM's build for processors multiplies integers of 4 bits, and those of 8 whose inputs become integers too: what
-else is written for GPUs, and counted in the report.
+bits, in which fewer are exact as well; zero points of 4 bits are read by every GPU's, and what has more bits lies in a
+symmetric grid of 8. They run as one what makes queries, keys and values, gates and what they let through, and all
+experts of a block, which then need one scheme. vLLM's build for processors multiplies integers of 4 bits, and those of
+8 whose inputs become integers too: what else is written is for GPUs, and counted in the report.
 
 Shapes: o outputs, i inputs, g groups of a row.
 """
