@@ -1,6 +1,7 @@
 """An artifact in the runtimes that it is handed to, beside lissom: what they say, what it weighs, how long it takes."""
 
 import os
+import re
 import shutil
 import statistics
 import sys
@@ -37,6 +38,7 @@ RUNTIMES = {  # by the name of the export
     "executorch": "executorch",
     "torch": "torch",
 }
+FOLDERS = re.compile(r"""(?<![\w.])/[^\s"']*/""")  # those of a machine, which say nothing elsewhere
 Row = dict[str, Any]
 
 
@@ -94,7 +96,7 @@ def known(steps: Iterator[Facts]) -> Facts:
         notes.append(str(error))
     except (Exception, Ended) as error:  # of an export or a runtime of any kind
         notes.append(failure(error))
-    return facts | {"note": "; ".join(filter(None, notes))}
+    return facts | {"note": FOLDERS.sub("…/", "; ".join(filter(None, notes)))}
 
 
 def steps(case: Case, to: str, own: np.ndarray, places: Places) -> Iterator[Facts]:
