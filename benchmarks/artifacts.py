@@ -107,10 +107,12 @@ class Case:
 
 def outputs(model: nn.Module, inputs: Sequence[Tensor]) -> np.ndarray:
     """What a model says of examples, in float32."""
-    lots = [tuple(part[at : at + BATCH] for part in inputs) for at in range(0, len(inputs[0]), BATCH)]
-    with torch.inference_mode():
-        said = [call(model, lot) for lot in lots]
-    return np.concatenate([getattr(one, "logits", one).float().numpy() for one in said])
+    found = list[np.ndarray]()
+    for at in range(0, len(inputs[0]), BATCH):
+        with torch.inference_mode():
+            one = call(model, tuple(part[at : at + BATCH] for part in inputs))
+        found.append(np.array(getattr(one, "logits", one).float()))
+    return np.concatenate(found)
 
 
 def cases(name: str, work: Path, shared: Path) -> Iterator[Case]:
@@ -152,9 +154,10 @@ def language(name: str, source: Path, windows: Any, work: Path) -> Iterator[Case
 def modules(name: str, subject: Subject, model: nn.Module, work: Path) -> Iterator[Case]:
     """A module in each recipe."""
     *inputs, labels = tensors(each(subject.data, lambda part: part[-EXAMPLES:]))
+    classes = subject.by.name == "accuracy"
 
     def worth(said: np.ndarray) -> float:
-        if subject.by.name == "accuracy":
+        if classes:
             return float((said.argmax(1) == labels.numpy()).mean())
         return float(correlation(said, labels.numpy()))
 
@@ -173,8 +176,8 @@ def modules(name: str, subject: Subject, model: nn.Module, work: Path) -> Iterat
             inputs=inputs,
             worth=worth,
             metric=subject.by.name,
-            logits=subject.by.name == "accuracy",
-            to=[to for to, target in TARGETS.items() if not target.language],
+            logits=classes,
+            to=[to for to, target in TARGETS.items() if not target.language and (to != "fpga" or classes)],
             options={"fpga": {"data": (*inputs, labels), "calibration": tensors(seen)[0]}},
         )
 
