@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from threading import Timer
 from typing import Any
@@ -64,7 +65,7 @@ def measured(case: Case, exports: Sequence[str], places: Places) -> Iterator[Row
 
 def ours(case: Case, own: np.ndarray) -> Iterator[Row]:
     """Rows of lissom's engine, and of a language model in the 16 bits of other runtimes."""
-    row = {"artifact": case.title, "to": "", "runtime": f"lissom {lissom.__version__}", "metric": case.metric}
+    row = {"artifact": case.title, "to": "", "runtime": f"lissom {version('lissom')}", "metric": case.metric}
     row |= {"bytes": case.nbytes}
     yield row | known(by_engine(case, own))
     if case.model is None:
