@@ -195,5 +195,5 @@ def test_all_experts_of_a_block_have_one_scheme(tiny: Callable[..., Path], tmp_p
     folder = compress_checkpoint(tiny("qwen3_moe"), Recipe.of(steps), torch.randint(3, 2000, (2, 16)), tmp_path / "in")
     forms = {one.layer: one.form for one in export_folder(folder, "vllm", tmp_path / "out").layers}
     experts = {form for name, form in forms.items() if ".experts." in name}
-    assert experts == {"int8, groups of 32"}
-    assert forms["model.layers.1.mlp.up_proj"] == "int4, groups of 32"
+    assert experts == {"int8, a scale for each row"}
+    assert forms["model.layers.1.mlp.up_proj"] == "int4, a scale for each row"
