@@ -9,13 +9,18 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
 TURN_S = 0.3
+PATIENCE_S = 10  # with a process that is to end
 
 Arrays = list[np.ndarray]
+
+
+class Ended(SystemExit):
+    """What was asked has ended without an answer."""
 
 
 class Peer:
@@ -48,8 +53,23 @@ class Peer:
         """The next line."""
         line = self.answers.readline()
         if not line:
-            raise SystemExit(f"{self.process.args[1]} failed:\n{self.log.read_text(encoding='utf-8')[-3000:]}")
+            said = self.log.read_text(encoding="utf-8", errors="replace")[-3000:]
+            raise Ended(f"{self.process.args[1]} failed with status {self.process.wait()}:\n{said}")
         return json.loads(line)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *what: object) -> None:
+        """There are no more questions; what does not end by itself then is ended."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        try:
+            self.process.wait(PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.answers.close()
 
 
 def answer_all(pipe: str, versions: dict[str, str], answer: Callable[..., Any]) -> None:
@@ -58,6 +78,12 @@ def answer_all(pipe: str, versions: dict[str, str], answer: Callable[..., Any]) 
         print(json.dumps(versions), file=answers, flush=True)
         for line in sys.stdin:
             print(json.dumps(answer(*json.loads(line))), file=answers, flush=True)
+
+
+def failure(error: BaseException) -> str:
+    """An error in one line: its kind, and the last of what it says."""
+    said = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {said[-1] if said else 'it says nothing'}"[:300]
 
 
 def turn(run: Callable[[], object]) -> float:

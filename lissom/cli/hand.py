@@ -93,8 +93,9 @@ def tell(done: "Export", json_lines: bool) -> None:
 
 def measured(report: Mapping[str, Any]) -> dict[str, Any]:
     """What there is to say in a line each of a report."""
-    parts = {"simulated ": "comparison", "estimated ": "total", "uncompressed ": "uncompressed", "": "lowered"}
-    return {f"{whose}{name}": value for whose, part in parts.items() for name, value in report.get(part, {}).items()}
+    parts = {"comparison": "simulated ", "total": "estimated ", "uncompressed": "uncompressed "}
+    parts |= {"lowered": "", "refused": ""}
+    return {f"{whose}{name}": value for part, whose in parts.items() for name, value in report.get(part, {}).items()}
 
 
 def verify(

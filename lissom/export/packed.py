@@ -5,8 +5,10 @@ points; one whose input becomes integers too is stored as int8. The config names
 
 transformers reads any number of bits, but zero points only of layers that it packs itself (5.24 with compressed-tensors
 0.20): a grid that is not symmetric lies in a symmetric one with a bit more. vLLM and SGLang have kernels for 4 and 8
-bits, in which fewer are exact as well. They run as one what makes queries, keys and values, and gates and what they let
-through, which then need one scheme.
+bits, in which fewer are exact as well; zero points of 4 bits are read by every GPU's, and what has more bits lies in a
+symmetric grid of 8. They run as one what makes queries, keys and values, gates and what they let through, and all
+experts of a block, which then need one scheme. vLLM's build for processors multiplies integers of 4 bits, and those of
+8 whose inputs become integers too: what else is written is for GPUs, and counted in the report.
 
 Shapes: o outputs, i inputs, g groups of a row.
 """
@@ -14,7 +16,7 @@ Shapes: o outputs, i inputs, g groups of a row.
 import json
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +40,22 @@ COPIED = ("tokenizer*", "special_tokens_map.json", "chat_template*", "generation
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reader:
-    """How many bits a runtime reads, in symmetric grids and in others."""
+    """How many bits a runtime reads, in symmetric grids and in others.
+
+    What is packed has rows of a multiple of `whole` inputs. With `experts` all those of a block are run as one.
+    `on_processors` are the bits that it multiplies there too, None where that is no matter.
+    """
 
     symmetric: tuple[int, ...]
     others: tuple[int, ...]
+    whole: int = 1
+    experts: bool = False
+    on_processors: tuple[int, ...] | None = None
 
 
 ANY = Reader(symmetric=(2, 3, 4, 5, 6, 7, 8), others=())
-KERNELS = Reader(symmetric=(4, 8), others=(4, 8))
+KERNELS = Reader(symmetric=(4, 8), others=(4,), whole=32, experts=True)
+VLLM = replace(KERNELS, on_processors=(4,))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +89,8 @@ def scheme_of(weight: Weight, reader: Reader, sizes: tuple[int, ...] | None = No
         half = 2 ** (bits - 1)
         if bits in reader.symmetric and grid.within(-half, half - 1) and (bits == 8 or not inputs):
             return Scheme(bits=bits, size=size, symmetric=True, inputs=inputs)
-        if bits in reader.others and grid.bits <= bits:
+        words = len(grid.codes) % (32 // bits) == 0  # where rows are run as one, so are the words of their zero points
+        if bits in reader.others and grid.bits <= bits and words and not inputs:
             return Scheme(bits=bits, size=size, symmetric=False)
     return None
 
@@ -115,11 +126,15 @@ def nearest(weight: Weight, layer: nn.Module) -> Weight:
     return rtn(Dense(values=dense), Moments.blank(i, dense.device), bits=8, group=SIZES[-1], clip=False)
 
 
-def siblings(given: Given) -> Iterator[list[str]]:
+def siblings(reader: Reader, given: Given) -> Iterator[list[str]]:
     """Layers that a runtime makes one of."""
     family = family_of(given.config.model_type)
     for block, part in at(given.model, family.blocks).named_children():
-        for names in (family.heads, *(neurons for neurons, _ in family.feeds(part))):
+        feeds = family.feeds(part)
+        makers = [neurons for neurons, _ in feeds]
+        if reader.experts and len(feeds) > 1:
+            makers = [tuple(name for neurons, sums in feeds for name in (*neurons, sums))]
+        for names in (family.heads, *makers):
             found = [f"{family.blocks}.{block}.{name}" for name in names]
             yield [name for name in found if name in given.weights]
 
@@ -130,7 +145,7 @@ def together(reader: Reader, given: Given, taken: dict[str, Weight]) -> dict[str
     So is one that no scheme holds in rows as long as those of the widest block.
     """
     found = {name: weight if fills(reader, given, name, weight) else floats(weight) for name, weight in taken.items()}
-    for names in siblings(given):
+    for names in siblings(reader, given):
         if any(isinstance(found[name], Dense) for name in names):
             found |= {name: floats(found[name]) for name in names}
     return found
@@ -138,7 +153,11 @@ def together(reader: Reader, given: Given, taken: dict[str, Weight]) -> dict[str
 
 def fills(reader: Reader, given: Given, name: str, weight: Weight) -> bool:
     """Whether a weight is held in a matrix as wide as the widest block's."""
-    return isinstance(weight, Dense) or scheme_of(weight, reader, given.sizes[f"{name}.weight"]) is not None
+    if isinstance(weight, Dense):
+        return True
+    sizes = given.sizes[f"{name}.weight"]
+    scheme = scheme_of(weight, reader, sizes)
+    return scheme is not None and (scheme.inputs or sizes[1] % reader.whole == 0)
 
 
 def floats(weight: Weight) -> Dense:
@@ -146,17 +165,18 @@ def floats(weight: Weight) -> Dense:
     return weight if isinstance(weight, Dense) else Dense(values=weight.dense().bfloat16())
 
 
-def alike(schemes: Mapping[str, Scheme], given: Given) -> dict[str, Scheme]:
-    """Those that are run as one in the scheme that holds all of them."""
+def alike(reader: Reader, schemes: Mapping[str, Scheme], given: Given) -> dict[str, Scheme]:
+    """Those that are run as one in the scheme that holds all of them; of more bits a symmetric one does."""
     found = dict(schemes)
-    for names in siblings(given):
+    for names in siblings(reader, given):
         there = [name for name in names if name in schemes]
         own = [schemes[name] for name in there]
         if len(set(own)) > 1:
+            bits = max(scheme.bits for scheme in own)
             joined = Scheme(
-                bits=max(scheme.bits for scheme in own),
+                bits=bits,
                 size=min((scheme.size for scheme in own if scheme.size), default=0),
-                symmetric=all(scheme.symmetric for scheme in own),
+                symmetric=bits not in reader.others or all(scheme.symmetric for scheme in own),
                 inputs=all(scheme.inputs for scheme in own),
             )
             found |= dict.fromkeys(there, joined)
@@ -167,7 +187,7 @@ def schemes_of(reader: Reader, given: Given, taken: Mapping[str, Weight]) -> dic
     """The scheme of each matrix of integers, as it is written."""
     packed = {name: weight for name, weight in taken.items() if not isinstance(weight, Dense)}
     own = {name: scheme_of(weight, reader, given.sizes[f"{name}.weight"]) for name, weight in packed.items()}
-    return alike({name: scheme for name, scheme in own.items() if scheme is not None}, given)
+    return alike(reader, {name: scheme for name, scheme in own.items() if scheme is not None}, given)
 
 
 def forms(reader: Reader, given: Given, taken: Mapping[str, Weight]) -> dict[str, Form]:
@@ -185,18 +205,19 @@ def written(name: str, grid: Grid, scheme: Scheme) -> dict[str, Tensor]:
     found = {f"{name}.weight_scale": scale.half()}
     if scheme.inputs:
         return found | {f"{name}.weight": grid.codes.to(torch.int8)}
+    half = 2 ** (scheme.bits - 1)
     zero = grid.zero if scheme.size == 0 else grid.zero.repeat_interleave(grid.group // scheme.size, 1)
-    lowest = torch.full_like(zero, 2 ** (scheme.bits - 1)) if scheme.symmetric else zero
+    lowest = torch.full_like(zero, half) if scheme.symmetric or grid.within(-half, half - 1) else zero
     codes = grid.codes + lowest.repeat_interleave(grid.codes.shape[1] // lowest.shape[1], 1)
     found[f"{name}.weight_packed"] = pack(codes.to(torch.uint8), scheme.bits)
     found[f"{name}.weight_shape"] = torch.tensor(grid.codes.shape)
     if not scheme.symmetric:
-        found[f"{name}.weight_zero_point"] = pack(zero.T.contiguous().to(torch.uint8), scheme.bits).T.contiguous()
+        found[f"{name}.weight_zero_point"] = pack(lowest.T.contiguous().to(torch.uint8), scheme.bits).T.contiguous()
     return found
 
 
-def write(reader: Reader, given: Given, taken: Mapping[str, Weight], out: Path) -> None:
-    """A folder of Hugging Face whose config says how its matrices are written.
+def write(reader: Reader, given: Given, taken: Mapping[str, Weight], out: Path) -> dict[str, Any]:
+    """A folder of Hugging Face whose config says how its matrices are written; what comes back is what only GPUs run.
 
     Raises:
         ArtifactError: the name is taken, or the disk is full.
@@ -222,6 +243,13 @@ def write(reader: Reader, given: Given, taken: Mapping[str, Weight], out: Path) 
         for pattern in COPIED:
             for file in given.folder.glob(pattern):
                 shutil.copyfile(file, folder / file.name)
+    return {} if reader.on_processors is None else for_gpus(reader.on_processors, schemes)
+
+
+def for_gpus(on_processors: tuple[int, ...], schemes: Mapping[str, Scheme]) -> dict[str, Any]:
+    """How many matrices are in a form that the runtime does not multiply without a GPU, where there are such."""
+    away = sum(scheme.bits not in on_processors and not scheme.inputs for scheme in schemes.values())
+    return {"refused": {"layers that it runs on a GPU only": away}} if away else {}
 
 
 def told(schemes: Mapping[str, Scheme], given: Given) -> dict[str, Any]:

@@ -58,7 +58,7 @@ TARGETS: dict[str, Target] = {
         language=True,
     ),
     "transformers": folder_for(packed.ANY),
-    "vllm": folder_for(packed.KERNELS),
+    "vllm": folder_for(packed.VLLM),
     "sglang": folder_for(packed.KERNELS),
     "tpu": Target(holds=tpu.holds, nearest=tpu.nearest, write=tpu.write, options=("topology",)),
     "fpga": Target(holds=fpga.holds, nearest=fpga.nearest, write=fpga.write, measures=True, options=fpga.OPTIONS),

@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lissom.artifact import open_folder
 from lissom.export.grid import grid_of
-from lissom.export.packed import ANY, KERNELS, Scheme, holds, scheme_of, written
+from lissom.export.handover import Given
+from lissom.export.packed import ANY, KERNELS, Scheme, alike, holds, scheme_of, written
 from lissom.export.targets import export_folder
 
 LAYER = nn.Linear(1, 1)
@@ -25,6 +26,8 @@ READ = {  # by transformers, and by the kernels of vLLM and SGLang
     "4 bits, rows": (Scheme(bits=4, size=0, symmetric=True), Scheme(bits=4, size=0, symmetric=True)),
     "ternary": (Scheme(bits=2, size=0, symmetric=True), Scheme(bits=4, size=0, symmetric=True)),
     "8 bits, inputs": (Scheme(bits=8, size=0, symmetric=True, inputs=True),) * 2,
+    "5 bits, zeros": (Scheme(bits=6, size=32, symmetric=True), Scheme(bits=8, size=32, symmetric=True)),
+    "8 bits, zeros": (None, None),
     "4 bits, 16": (None, None),
     "codebook": (None, None),
 }
@@ -37,6 +40,21 @@ def test_the_scheme_that_holds_a_weight(weight: Callable[..., Any], form: str) -
     assert (holds(ANY, one, LAYER) is None) == (READ[form][0] is None)
 
 
+def read_back(found: dict[str, torch.Tensor], name: str, scheme: Scheme) -> torch.Tensor:
+    """The matrix that was written, by the package that the layout is named after."""
+    scale = found[f"{name}.weight_scale"].float()
+    if scheme.inputs:
+        codes = found[f"{name}.weight"].float()
+    else:
+        shape = torch.Size(found[f"{name}.weight_shape"].tolist())
+        codes = unpack_from_int32(found[f"{name}.weight_packed"], scheme.bits, shape).float()
+    if not scheme.symmetric:
+        room = torch.Size(scale.shape)
+        zero = unpack_from_int32(found[f"{name}.weight_zero_point"], scheme.bits, room, packed_dim=0).float()
+        codes -= zero.repeat_interleave(shape[1] // room[1], 1)
+    return codes * scale.repeat_interleave(codes.shape[1] // scale.shape[1], 1)
+
+
 @pytest.mark.parametrize("form", [form for form, (scheme, _) in READ.items() if scheme])
 @pytest.mark.parametrize("reader", [ANY, KERNELS], ids=["any", "kernels"])
 def test_what_is_written_is_read_as_it_was(weight: Callable[..., Any], form: str, reader: Any) -> None:
@@ -44,18 +62,7 @@ def test_what_is_written_is_read_as_it_was(weight: Callable[..., Any], form: str
     scheme, grid = scheme_of(one, reader), grid_of(one)
     assert scheme is not None
     assert grid is not None
-    found = written("it", grid, scheme)
-    scale = found["it.weight_scale"].float()
-    if scheme.inputs:
-        codes = found["it.weight"].float()
-    else:
-        shape = torch.Size(found["it.weight_shape"].tolist())
-        codes = unpack_from_int32(found["it.weight_packed"], scheme.bits, shape).float()
-    if not scheme.symmetric:
-        room = torch.Size(scale.shape)
-        zero = unpack_from_int32(found["it.weight_zero_point"], scheme.bits, room, packed_dim=0).float()
-        codes -= zero.repeat_interleave(shape[1] // room[1], 1)
-    assert torch.allclose(codes * scale.repeat_interleave(codes.shape[1] // scale.shape[1], 1), one.dense(), rtol=1e-3)
+    assert torch.allclose(read_back(written("it", grid, scheme), "it", scheme), one.dense(), rtol=1e-3)
 
 
 @pytest.mark.parametrize("which", ["mixed", "uneven"])
@@ -124,5 +131,69 @@ def test_what_is_run_as_one_has_one_scheme(demo_folder: Path, tmp_path: Path) ->
     assert len({groups[f"{block}.self_attn.{name}"] for name in ("q_proj", "k_proj", "v_proj")}) == 1
     assert {one.layer: one.form for one in done.layers}[f"{block}.self_attn.q_proj"] == "int8, groups of 32"
     weights = told["config_groups"][groups[f"{block}.self_attn.q_proj"]]["weights"]
-    assert (weights["num_bits"], weights["group_size"], weights["symmetric"]) == (8, 32, False)
+    assert (weights["num_bits"], weights["group_size"], weights["symmetric"]) == (8, 32, True)
     assert {f"{block}.mlp.up_proj", f"{block}.mlp.gate_proj", "lm_head"} <= set(told["ignore"])  # the gate is in floats
+
+
+def test_zero_points_that_would_share_a_word_with_other_rows_are_none(weight: Callable[..., Any]) -> None:
+    odd = weight("4 bits, zeros", o=20)
+    assert scheme_of(odd, KERNELS) == Scheme(bits=8, size=32, symmetric=True)
+    assert scheme_of(odd, KERNELS, (24, 256)) == Scheme(bits=4, size=32, symmetric=False)
+
+
+def test_a_symmetric_grid_beside_one_that_is_not_has_zero_points_too(
+    weight: Callable[..., Any], demo_folder: Path
+) -> None:
+    given, block = Given.of(demo_folder), "model.layers.0.self_attn"
+    weights = {f"{block}.{name}_proj": weight(form) for name, form in (("q", "ternary"), ("k", "4 bits, zeros"))}
+    own = {name: scheme_of(one, KERNELS) for name, one in weights.items()}
+    joined = alike(KERNELS, {name: scheme for name, scheme in own.items() if scheme is not None}, given)
+    assert set(joined.values()) == {Scheme(bits=4, size=32, symmetric=False)}
+    for name, one in weights.items():
+        grid = grid_of(one)
+        assert grid is not None
+        found = written(name, grid, joined[name])
+        assert torch.allclose(read_back(found, name, joined[name]), one.dense(), rtol=1e-3)
+
+
+def test_rows_that_fill_no_words_stay_in_floats(demo_folder: Path, tmp_path: Path) -> None:
+    from lissom import Recipe, compress_checkpoint
+
+    narrower = {"layers": "model.layers.*.mlp.*", "technique": "channels", "sparsity": 0.3}
+    steps = [narrower, {"layers": "model.layers.*.mlp.*", "technique": "rtn", "bits": 4}]
+    folder = compress_checkpoint(demo_folder, Recipe.of(steps), torch.randint(3, 2000, (2, 16)), tmp_path / "in")
+    wide = open_folder(folder).model.config.intermediate_size
+    assert wide % 32
+    done = export_folder(folder, "vllm", tmp_path / "out")
+    forms = {one.layer.rpartition(".")[2]: one.form for one in done.layers if ".mlp." in one.layer}
+    assert forms == {"gate_proj": forms["up_proj"], "up_proj": "int4, a scale for each row", "down_proj": "bfloat16"}
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["intermediate_size"] == wide
+
+
+def test_what_processors_do_not_run_is_counted(demo_folder: Path, tmp_path: Path) -> None:
+    from lissom import Recipe, compress_checkpoint
+
+    steps = [
+        {"layers": "model.layers.0.*", "technique": "rtn", "bits": 8},
+        {"layers": "model.layers.1.*", "technique": "dynamic"},
+        {"layers": "model.layers.2.*", "technique": "rtn", "bits": 4, "group": 32},
+    ]
+    folder = compress_checkpoint(demo_folder, Recipe.of(steps), torch.randint(3, 2000, (1, 16)), tmp_path / "in")
+    done = export_folder(folder, "vllm", tmp_path / "out")
+    assert done.report == {"refused": {"layers that it runs on a GPU only": 7}}
+    assert not export_folder(folder, "sglang", tmp_path / "other").report
+
+
+def test_all_experts_of_a_block_have_one_scheme(tiny: Callable[..., Path], tmp_path: Path) -> None:
+    from lissom import Recipe, compress_checkpoint
+
+    steps = [
+        {"layers": "*.mlp.*", "technique": "rtn", "bits": 4, "group": 32},
+        {"layers": "*.experts.1.down_proj", "technique": "rtn", "bits": 8},
+    ]
+    folder = compress_checkpoint(tiny("qwen3_moe"), Recipe.of(steps), torch.randint(3, 2000, (2, 16)), tmp_path / "in")
+    forms = {one.layer: one.form for one in export_folder(folder, "vllm", tmp_path / "out").layers}
+    experts = {form for name, form in forms.items() if ".experts." in name}
+    assert experts == {"int8, a scale for each row"}
+    assert forms["model.layers.1.mlp.up_proj"] == "int4, a scale for each row"

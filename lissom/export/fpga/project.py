@@ -11,6 +11,7 @@ The folder: `hls`, the project, ready for Vitis HLS; `model.qonnx.onnx`; `report
 import contextlib
 import io
 import json
+import re
 import shutil
 import warnings
 from collections.abc import Mapping
@@ -219,11 +220,15 @@ def project(network: Network, folder: Path, part: str, clock_ns: float, reuse: i
 
 
 def tidy(folder: Path) -> None:
-    """Take out of a project the compiled library, and the name of the folder that it was made in."""
+    """Take out of a project the compiled library, the name of the folder that it was made in, and the network.
+
+    hls4ml writes the network into its settings as an object of Python, with which it does not read them again.
+    """
     for file in folder.rglob("*.so"):
         file.unlink()
     config = folder / "hls4ml_config.yml"
-    config.write_text(config.read_text(encoding="utf-8").replace(str(folder), "."), encoding="utf-8")
+    text = re.sub(r"^OnnxModel:.*\n(?: .*\n)*", "", config.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    config.write_text(text.replace(str(folder), "."), encoding="utf-8")
 
 
 def used(built: Any, name: str) -> int:

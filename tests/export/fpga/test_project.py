@@ -35,7 +35,7 @@ class TestSimulated:
     pytestmark = needs
 
     def test_the_simulation_is_what_was_defined(self, tmp_path: Path) -> None:
-        pytest.importorskip("hls4ml", reason="hls4ml is not installed")
+        hls4ml = pytest.importorskip("hls4ml", reason="hls4ml is not installed")
         data = (torch.randn(40, 1, 6, 6), torch.randint(3, (40,)))
         done = export_folder(built(tmp_path), "fpga", tmp_path / "out", data=data, bits=10)
         assert done.report is not None
@@ -50,6 +50,8 @@ class TestSimulated:
         texts = [file.read_bytes() for file in (tmp_path / "out").rglob("*") if file.is_file()]
         assert not any(str(tmp_path).encode() in text for text in texts)
         assert fpga.PART.encode() in b"".join(texts)
+        (again,) = hls4ml.converters.link_existing_project(tmp_path / "out" / "hls").get_output_variables()
+        assert again.size() == 3
 
     def test_what_is_wrong_is_told_and_nothing_is_written(self, tmp_path: Path) -> None:
         pytest.importorskip("hls4ml", reason="hls4ml is not installed")
