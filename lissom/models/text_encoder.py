@@ -49,8 +49,13 @@ class TextEncoder(nn.Module):
         self.model = model
         self.pooling, self.normalize, self.longest, self.tokenizer = pooling, normalize, longest, tokenizer
 
-    def forward(self, input_ids: Int[Tensor, "n t"], attention_mask: Int[Tensor, "n t"]) -> Float[Tensor, "n h"]:
-        """The vectors of texts; `attention_mask` is 1 for tokens and 0 for what fills up behind them."""
+    def forward(self, input_ids: Int[Tensor, "*n t"], attention_mask: Int[Tensor, "*n t"]) -> Float[Tensor, "*n h"]:
+        """The vectors of texts, which may come in groups, such as pairs; `attention_mask` is 1 for tokens and 0 for
+        what fills up behind them.
+        """
+        if input_ids.dim() > 2:
+            found: Tensor = self(input_ids.flatten(0, -2), attention_mask.flatten(0, -2))
+            return found.unflatten(0, input_ids.shape[:-1])
         hidden = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
         if self.pooling == "mean":
