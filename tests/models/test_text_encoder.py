@@ -1,5 +1,6 @@
 """Text encoders: what a folder says of them, and that they say what transformers says."""
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -60,6 +61,9 @@ def test_a_compressed_encoder_needs_no_code_and_keeps_its_tokenizer(text_encoder
     source = text_encoder()
     encoder = open_folder(source).model
     assert isinstance(encoder, TextEncoder)
+    copied = copy.deepcopy(encoder)
+    assert copied.tokenizer is encoder.tokenizer
+    assert copied.model is not encoder.model
     recipe = [{"layers": "*", "technique": "rtn", "bits": 8}]
     inputs = batch(encoder.tokenizer)
     seen = dict(zip(("input_ids", "attention_mask"), inputs, strict=True))
