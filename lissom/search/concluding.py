@@ -88,7 +88,11 @@ def leaders(passed: Sequence[Judged], terms: Terms) -> dict[str, Judged]:
     """
     if not passed:
         return {}
-    wanted = {SMALLEST: {"size": 1.0}, FASTEST: {"latency": 1.0}, CHEAPEST: terms.weights}
+    wanted: dict[str, Mapping[str, float]] = {
+        SMALLEST: {"size": 1.0},
+        FASTEST: {"latency": 1.0},
+        CHEAPEST: terms.weights,
+    }
     near = {told: may_lead(passed, weights) for told, weights in wanted.items()}
     paid = by_all_turns(list({one.tried.point.name: one for own in near.values() for one in own}.values()), terms)
     return {told: min(near[told], key=partial(paid, weights)) for told, weights in wanted.items()}

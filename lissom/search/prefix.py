@@ -111,7 +111,7 @@ class Prefix:
     def let(self, changed: nn.Module) -> None:
         """Give a copy of the module, with these layers in another form, what is remembered, until they are called."""
         for name, part in changed.named_modules():
-            part.forward = partial(self._given, name in self.layers, part.forward)  # type: ignore[method-assign]
+            part.forward = partial(self._given, name in self.layers, part.forward)
 
     def _given(self, reached: bool, forward: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
         self.active = self.active and not reached
