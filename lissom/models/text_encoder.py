@@ -62,8 +62,9 @@ class TextEncoder(nn.Module):
         what fills up behind them.
         """
         if input_ids.dim() > 2:
-            found: Tensor = self(input_ids.flatten(0, -2), attention_mask.flatten(0, -2))
-            return found.unflatten(0, input_ids.shape[:-1])
+            flat: Tensor = self(input_ids.flatten(0, -2), attention_mask.flatten(0, -2))
+            grouped: Tensor = flat.unflatten(0, input_ids.shape[:-1])
+            return grouped
         hidden = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
         if self.pooling == "mean":

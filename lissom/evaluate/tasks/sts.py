@@ -64,10 +64,10 @@ def read_for(file: Path, encoder: TextEncoder) -> Pairs:
         DataError: it cannot be read, a line is no pair, or a sentence has no tokens or more than the encoder takes.
     """
     pairs = rated(file)
-    texts = [list(encoder.tokenizer.encode(sentence)) for pair in pairs for sentence in pair[:2]]
-    for place, text in enumerate(texts):
+    sentences = [sentence for first, second, _ in pairs for sentence in (first, second)]
+    texts = [list(encoder.tokenizer.encode(sentence)) for sentence in sentences]
+    for sentence, text in zip(sentences, texts, strict=True):
         if not 0 < len(text) <= encoder.longest:
-            sentence = pairs[place // 2][place % 2]
             raise DataError(f"{file}: {sentence[:40]!r} has {len(text)} tokens; possible are 1 to {encoder.longest}")
     ids, mask = torch.zeros(2, len(texts), max(map(len, texts)), dtype=torch.long)
     for row, text in enumerate(texts):
