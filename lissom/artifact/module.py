@@ -69,7 +69,7 @@ def save(
             content["architecture"] = architecture
         if isinstance(frozen, TextEncoder):
             content |= described_encoder(frozen, building_folder)
-        if example is not None:
+        elif example is not None:
             content["signature"] = signature_of(frozen, example)
         if example is not None and architecture is None and not isinstance(frozen, TextEncoder):
             described = {name: describe(layer) for name, layer in compressed(frozen).items()}

@@ -27,6 +27,9 @@ def show_result(result: "Result") -> None:
         console.print(f"{name} could not be compared: {reason}", markup=False)
     for form, reason in result.refused.items():
         console.print(f"{form}: not on {result.target}, {reason}", markup=False, highlight=False)
+    if result.smallest and result.fastest:
+        ends = f"the smallest is {result.smallest.point.name}, the fastest {result.fastest.point.name}"
+        console.print(f"of those that are certified {ends}", markup=False, highlight=False)
     console.print(f"\n{result.certificate or 'no candidate stayed inside the budget on the data for choosing'}")
 
 

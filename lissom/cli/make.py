@@ -75,7 +75,7 @@ def optimize(
     confidence: Confidence = "95%",
     task: Task = None,
     task_data: Annotated[
-        Path | None, typer.Option(help="the file of --task, which is scored; DATA, a text, calibrates then")
+        Path | None, typer.Option(help="the file of --task, which is scored; DATA calibrates then")
     ] = None,
     clusters: Clusters = None,
     target: Annotated[
@@ -116,7 +116,7 @@ def optimize(
     with working(json_lines) as tell:
         tell(Progress(stage="read", text=model))
         bound = None if max_ram is None else size("max-ram", max_ram)
-        subject, examples = read_subject(model, data, length, windows)
+        subject, examples = read_subject(model, data, length, windows, task)
         scored, kind = read_scored(subject, task, task_data)
         budgets = read_budgets(budget, kind, task, confidence, relative)
         check_free(out)
@@ -169,6 +169,7 @@ def recut(
     Exit code 1 if it was certified and did not pass.
     """
     from lissom.artifact.manifest import check_free
+    from lissom.cli.pairs import is_encoder
     from lissom.cli.read import is_module, read_module
     from lissom.search import recut as cut
 
@@ -176,7 +177,8 @@ def recut(
     check_free(out)
     lots, scored, kind = read_again(original, data, length, windows, task, task_data)
     budgets = read_budgets(budget, kind, task, confidence, relative) if budget else None
-    module, example = read_module(original) if original and is_module(original) else (None, None)
+    given = original and (is_module(original) or is_encoder(original))
+    module, example = read_module(original) if original and given else (None, None)
     found = cut(
         work or bank_with(model),
         out,

@@ -6,7 +6,13 @@ from typing import Annotated
 import typer
 
 Model = Annotated[str, typer.Argument(help="folder of a model (Hugging Face or lissom), or a hub name")]
-Data = Annotated[Path, typer.Option(help="a text (UTF-8) for language models; else .npz with arrays x and y")]
+Data = Annotated[
+    Path,
+    typer.Option(
+        help="a text (UTF-8) for language models; for text encoders (--task sts) pairs of sentences with scores, .csv, "
+        ".tsv or .jsonl; else .npz with arrays x and y"
+    ),
+]
 Lot = Annotated[Path | None, typer.Option(help="as for optimize; of --task its file, of lm-eval's it may be left out")]
 Out = Annotated[Path, typer.Option(help="the folder to make; it must not exist")]
 Length = Annotated[int, typer.Option(help="tokens of a window", min=2)]
@@ -23,7 +29,9 @@ Drops = Annotated[
 ]
 Relative = Annotated[bool, typer.Option(help="drops are shares of the original's own score")]
 Confidence = Annotated[str, typer.Option(help="how sure the certificate is")]
-Tokenizer = Annotated[str | None, typer.Option(help="folder of the tokenizer, for --task sts with sentences")]
+Tokenizer = Annotated[
+    str | None, typer.Option(help="folder of the tokenizer, for --task sts with a model that has none")
+]
 Clusters = Annotated[
     Path | None,
     typer.Option(help="an .npy file with an integer for each example that is scored: those of one belong together"),

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from lissom.cli.pairs import TASK as SENTENCES
+from lissom.cli.pairs import is_encoder, pairs_for, read_pairs, tokens_for
 from lissom.cli.show import notes
 from lissom.errors import DataError, RecipeError
 from lissom.files import read_text
@@ -109,9 +111,10 @@ def read_lot(
     """
     from lissom.evaluate import metric
     from lissom.evaluate.tasks import TASKS
+    from lissom.models.text_encoder import TextEncoder
 
-    if task == "sts" and opened.tokenizer is None and file is not None:
-        return drawn(sentence_pairs(file, opened, tokenizer), most), TASKS[task].metric
+    if isinstance(opened.model, TextEncoder) or (task == SENTENCES and opened.tokenizer is None):
+        return drawn(read_pairs(file, opened, task, tokenizer), most), TASKS[SENTENCES].metric
     if task is not None:
         examples, kind = read_task(task, file, opened.tokenizer, opened.folder)
         return drawn(examples, most), kind
@@ -135,7 +138,7 @@ def read_task(
 
     found = None if task.startswith(PREFIX) else find(task)
     if tokenizer is None:
-        raise DataError(f"--task {task}: {folder} is no language model; leave it out")
+        raise DataError(f"--task {task}: {folder} is no language model, nor a text encoder for sts; leave it out")
     if found is None:
         return harness(task.removeprefix(PREFIX), tokenizer, file)
     if file is None:
@@ -143,30 +146,6 @@ def read_task(
             f"--{option}: give examples of {task}; only tasks of lm-eval (--task {PREFIX}hellaswag) bring their own"
         )
     return found.read(file, tokenizer), found.metric
-
-
-def sentence_pairs(file: Path, opened: "Opened", tokenizer: str | None) -> Any:
-    """Pairs of sentences for an encoder: from a .csv file and the folder of a tokenizer, or tokenized already.
-
-    Raises:
-        DataError: there is no tokenizer, the file cannot be read, or the model takes another number of tokens.
-    """
-    from lissom.evaluate.tasks import sts
-    from lissom.models.checkpoint import read_tokenizer
-
-    inputs = opened.signature["inputs"] if opened.signature else []
-    takes = next((given["shape"][1] for given in inputs if given["name"] == "input_ids"), None)
-    if file.suffix != ".npz":
-        if tokenizer is None:
-            raise DataError(
-                f"--task sts: {opened.folder} has no tokenizer; name the folder of one by --tokenizer, or give an .npz "
-                "file with arrays input_ids and attention_mask [pairs, 2, tokens] and labels [pairs]"
-            )
-        return sts.read(file, read_tokenizer(Path(tokenizer)), takes)
-    pairs = sts.read_tokens(file)
-    if takes not in (None, pairs["input_ids"].shape[2]):
-        raise DataError(f"{file}: sentences of {pairs['input_ids'].shape[2]} tokens, and the model takes {takes}")
-    return pairs
 
 
 def drawn(examples: Any, most: int) -> Any:
@@ -180,13 +159,18 @@ def drawn(examples: Any, most: int) -> Any:
     return each(examples, lambda part: part[order])
 
 
-def read_subject(model: str, data: Path, length: int, windows: int) -> tuple[Any, Any]:
-    """What to optimize, and the examples: a module with arrays, or a language model with windows of a text."""
+def read_subject(model: str, data: Path, length: int, windows: int, task: str | None = None) -> tuple[Any, Any]:
+    """What to optimize, and the examples: a module with arrays, a text encoder with pairs of sentences, or a language
+    model with windows of a text.
+    """
     from lissom.artifact import open_folder
     from lissom.models import Checkpoint
+    from lissom.models.text_encoder import TextEncoder
 
-    if is_module(model):
+    if is_module(model) or is_encoder(model):
         opened = open_folder(model)
+        if isinstance(opened.model, TextEncoder):
+            return opened.model, read_pairs(data, opened, task)
         return opened.model, read_arrays(data, opened.signature)
     return model, text_windows(data, Checkpoint(model).tokenizer(), length)[:windows]
 
@@ -216,7 +200,7 @@ def read_again(
         return None, None, find(task).metric if task else default
     if original is None:
         raise DataError("--data: name by --original the model that optimize was given, too")
-    subject, examples = read_subject(original, data, length, windows)
+    subject, examples = read_subject(original, data, length, windows, task)
     return examples, *read_scored(subject, task, file)
 
 
@@ -227,8 +211,12 @@ def read_scored(subject: Any, task: str | None, file: Path | None) -> tuple[Any,
         DataError: a file is given and no task, there is no such task, or the model is none for it.
     """
     from lissom.evaluate import METRICS
+    from lissom.evaluate.tasks import TASKS
     from lissom.models import Checkpoint
+    from lissom.models.text_encoder import TextEncoder
 
+    if isinstance(subject, TextEncoder):
+        return None if file is None else pairs_for(file, subject, "the encoder"), TASKS[SENTENCES].metric
     language = isinstance(subject, str)
     if task is not None:
         tokenizer = Checkpoint(subject).tokenizer() if language else None
@@ -265,8 +253,11 @@ def read_budgets(
 def read_module(model: str) -> tuple[Any, Any]:
     """The module of a folder, and a batch that it takes."""
     from lissom.artifact import open_folder
+    from lissom.models.text_encoder import TextEncoder
 
     opened = open_folder(model)
+    if isinstance(opened.model, TextEncoder):
+        return opened.model, tokens_for(opened.model)
     return opened.model, example_of(opened.signature, model)
 
 

@@ -84,6 +84,8 @@ def outcome(result: "Result") -> dict[str, Any]:
         "verdict": result.verdict,
         "certificate": plain(result.certificate),
         "chosen": plain(result.best.point) if result.best else None,
+        "smallest": result.smallest.point.name if result.smallest else None,
+        "fastest": result.fastest.point.name if result.fastest else None,
         "points": [plain(point) for point in result.points],
         "failed": dict(result.failed),
         "refused": dict(result.refused),

@@ -6,6 +6,7 @@ parts, of which the second makes one vector of those of the tokens, and a third 
 Shapes: n texts, t tokens of each with padding, h hidden.
 """
 
+import copy
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -49,8 +50,21 @@ class TextEncoder(nn.Module):
         self.model = model
         self.pooling, self.normalize, self.longest, self.tokenizer = pooling, normalize, longest, tokenizer
 
-    def forward(self, input_ids: Int[Tensor, "n t"], attention_mask: Int[Tensor, "n t"]) -> Float[Tensor, "n h"]:
-        """The vectors of texts; `attention_mask` is 1 for tokens and 0 for what fills up behind them."""
+    def __deepcopy__(self, memo: dict[int, Any]) -> "TextEncoder":
+        """Another with the same tokenizer, which nobody changes, and which is slow to copy."""
+        memo[id(self.tokenizer)] = self.tokenizer
+        found = memo[id(self)] = type(self).__new__(type(self))
+        found.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return found
+
+    def forward(self, input_ids: Int[Tensor, "*n t"], attention_mask: Int[Tensor, "*n t"]) -> Float[Tensor, "*n h"]:
+        """The vectors of texts, which may come in groups, such as pairs; `attention_mask` is 1 for tokens and 0 for
+        what fills up behind them.
+        """
+        if input_ids.dim() > 2:
+            flat: Tensor = self(input_ids.flatten(0, -2), attention_mask.flatten(0, -2))
+            grouped: Tensor = flat.unflatten(0, input_ids.shape[:-1])
+            return grouped
         hidden = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
         if self.pooling == "mean":

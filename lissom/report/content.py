@@ -10,7 +10,7 @@ from lissom.types import Budget, Recipe
 
 # Why a candidate was not chosen, where it has no note of its own.
 REASONS = {
-    "PASS": "certified too, but larger",
+    "PASS": "certified too, but not the cheapest",
     "FAIL": "certified to break the budget",
     "NEED MORE": "not decided by the examples there are",
     "": "not certified",

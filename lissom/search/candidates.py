@@ -208,12 +208,14 @@ def measured_in(subject: Subject, bank: Bank, variants: Mapping[str, Sequence[st
         changed = {unit: form for unit in base if part.kinds[unit] == kind and form in bank.options[unit]}
         return part.assemble(bank, {**base, **changed}, "").timed()
 
-    run = part.assemble(bank, base, "").timed()
-    found = measured(run, variants, counts, made, tell, part.share)
+    def again() -> Run:
+        return part.assemble(bank, base, "").timed()
+
+    found = measured(again, variants, counts, made, tell, part.share)
     if part is subject:
         return found
     whole = subject.assemble(bank, dict.fromkeys(subject.units, SAFE), "").timed()
-    pace = paces(run, whole)
+    pace = paces(again(), whole)
     return replace(found, base={name: ms * pace[name] for name, ms in found.base.items()})
 
 

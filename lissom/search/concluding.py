@@ -1,8 +1,9 @@
-"""The end of a search: certificates from the safest candidate to the boldest, and the cheapest that passed."""
+"""The end of a search: certificates from the safest candidate to the boldest, and who of those that passed leads."""
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,17 @@ from lissom.hardware import describe
 from lissom.progress import FrontierPoint, Progress
 from lissom.search import trying
 from lissom.search.candidates import Pool
-from lissom.search.choosing import UNIFORM
+from lissom.search.choosing import HARDLY
 from lissom.search.joint import times
-from lissom.search.latency import by_turns
+from lissom.search.latency import Parts, by_turns
 from lissom.search.margins import margins
 from lissom.search.parity import check_parity
 from lissom.search.result import Candidate, Point, Result
 from lissom.search.split import Split
 from lissom.search.subject import Subject
-from lissom.search.trying import Terms, Tried, cost, noted, standing, worth_certifying
+from lissom.search.trying import Terms, Tried, cost, noted, standing, values, worth_certifying
 
+SMALLEST, FASTEST, CHEAPEST = "smallest", "fastest", "cheapest"  # of those that are certified
 TURNS = 3  # times as many rounds for those that passed: they may differ by less than what tells them from the original
 
 
@@ -38,12 +40,14 @@ class Judged:
 
 
 def concluded(subject: Subject, pool: Pool, lots: Split, terms: Terms) -> Result:
-    """Certificates, the frontier with verdicts and reasons, and the cheapest candidate that passed."""
+    """Certificates, the frontier with verdicts and reasons, and the cheapest, smallest and fastest that passed."""
     judged = certified(subject, worth_certifying(pool.tried, margins_of(pool.tried, terms.budgets)), lots, terms)
     verdicts = {one.tried.point.name: one.certificate.verdict for one in judged}
-    points = [pool.tried[0].before, *(noted(one, pool.tried, verdicts) for one in pool.tried)]
-    passed = cheapest_first([one for one in judged if one.certificate.verdict == "PASS"], terms)
-    shown = passed[0] if passed else judged[0] if judged else None
+    leading = leaders([one for one in judged if one.certificate.verdict == "PASS"], terms)
+    names = {told: one.tried.point.name for told, one in leading.items()}
+    points = [pool.tried[0].before, *(noted(one, pool.tried, verdicts, names) for one in pool.tried)]
+    best = leading.get(CHEAPEST)
+    shown = best or (judged[0] if judged else None)
     pool.remember(verdicts)
     budgets = {kind.name: budget for kind, budget in terms.budgets.items()}
     report = {
@@ -53,14 +57,17 @@ def concluded(subject: Subject, pool: Pool, lots: Split, terms: Terms) -> Result
         "machine": plain(describe()),
         "points": [plain(point) for point in points],
     }
+    found = {told: candidate(one, report, points, lots.outputs) for told, one in leading.items()}
     return Result(
         points=points,
-        best=candidate(passed[0], report, points, lots.outputs) if passed else None,
+        best=found.get(CHEAPEST),
+        smallest=found.get(SMALLEST),
+        fastest=found.get(FASTEST),
         certificate=shown.certificate if shown else None,
         budgets=budgets,
         target=terms.target,
         failed=pool.failed,
-        layers=pool.layers(passed[0].tried.point.name) if passed else (),
+        layers=pool.layers(best.tried.point.name) if best else (),
         steps=pool.steps,
         how=terms.how,
         refused=pool.refused,
@@ -73,27 +80,58 @@ def margins_of(tried: Sequence[Tried], budgets: Budgets) -> list[float]:
     return margins(budgets, *told)
 
 
-def cheapest_first(passed: Sequence[Judged], terms: Terms) -> list[Judged]:
-    """Those that passed, first the one that is cheapest as measured: the best, and those of one form, by turns."""
-    ordered = sorted(passed, key=lambda one: one.tried.cost)
-    if len(passed) < 2 or set(terms.weights) == {"size"}:
-        return ordered
-    last = {one.tried.point.name: one for n, one in enumerate(ordered) if n < 3 or one.tried.point.name in UNIFORM}
-    terms.progress(Progress(stage="time", text="those that passed, by turns"))
-    first = next(iter(last))
-    run, ratios = last[first].tried.trial.timed(), {first: 1.0}
-    for name in (name for name in last if name != first):  # two at a time, for all together may be large
-        rounds = by_turns({first: run, name: last[name].tried.trial.timed()}, TURNS * trying.ROUNDS)
-        own, others = (measured_cost(last[who].tried, rounds[who], terms) for who in (name, first))
-        ratios[name] = own / others
-    best = last[min(ratios, key=lambda name: ratios[name])]
-    return [best, *(one for one in ordered if one is not best)]
+def leaders(passed: Sequence[Judged], terms: Terms) -> dict[str, Judged]:
+    """Of those that passed the smallest, the fastest, and the one that is cheapest by what is preferred.
+
+    All of them are certified, whichever is taken. Those that may be the fastest or the cheapest are timed by turns,
+    unless time counts for nothing; then the fastest is told by what was measured beside the original.
+    """
+    if not passed:
+        return {}
+    wanted: dict[str, Mapping[str, float]] = {
+        SMALLEST: {"size": 1.0},
+        FASTEST: {"latency": 1.0},
+        CHEAPEST: terms.weights,
+    }
+    near = {told: may_lead(passed, weights) for told, weights in wanted.items()}
+    paid = by_all_turns(list({one.tried.point.name: one for own in near.values() for one in own}.values()), terms)
+    return {told: min(near[told], key=partial(paid, weights)) for told, weights in wanted.items()}
 
 
-def measured_cost(tried: Tried, rounds: Sequence[Mapping[str, float]], terms: Terms) -> float:
+def may_lead(passed: Sequence[Judged], weights: Mapping[str, float]) -> list[Judged]:
+    """Those that may be the cheapest by some weights in truth: all that were measured to be hardly dearer."""
+    costs = [measured_cost(one.tried, [values(one.tried.point)], weights) for one in passed]
+    more = 1.0 if set(weights) == {"size"} else HARDLY
+    return [one for one, own in zip(passed, costs, strict=True) if own <= more * min(costs)]
+
+
+def by_all_turns(near: Sequence[Judged], terms: Terms) -> Callable[[Mapping[str, float], Judged], float]:
+    """What candidates cost by some weights: each timed by turns with the first, or else beside the original."""
+    spent: dict[str, tuple[Sequence[Parts], Sequence[Parts]]] = {}
+    first = near[0]
+    if len(near) > 1 and set(terms.weights) != {"size"}:
+        terms.progress(Progress(stage="time", text="those that passed, by turns"))
+        run = first.tried.trial.timed()
+        for one in near[1:]:  # two at a time, for all together may be large
+            name = one.tried.point.name
+            rounds = by_turns({"": run, name: one.tried.trial.timed()}, TURNS * trying.ROUNDS)
+            spent[name] = rounds[name], rounds[""]
+
+    def paid(weights: Mapping[str, float], one: Judged) -> float:
+        if not spent:
+            return measured_cost(one.tried, [values(one.tried.point)], weights)
+        if one is first:
+            return 1.0
+        own, others = spent[one.tried.point.name]
+        return measured_cost(one.tried, own, weights) / measured_cost(first.tried, others, weights)
+
+    return paid
+
+
+def measured_cost(tried: Tried, rounds: Sequence[Parts], weights: Mapping[str, float]) -> float:
     """What a candidate costs by what it took in some rounds."""
     parts = {part: statistics.median(spent[part] for spent in rounds) for part in rounds[0]}
-    return cost({"size": float(tried.point.nbytes), **times(parts)}, tried.before, terms.weights)
+    return cost({"size": float(tried.point.nbytes), **times(parts)}, tried.before, weights)
 
 
 def certified(subject: Subject, queue: Sequence[Tried], lots: Split, terms: Terms) -> list[Judged]:

@@ -7,6 +7,7 @@ Shapes: n windows, t tokens.
 """
 
 import copy
+from collections.abc import Collection, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -26,6 +27,7 @@ from lissom.progress import Progress, Tell
 from lissom.search.bank import Bank
 from lissom.search.foresee import streamed
 from lissom.search.forms import CACHE, HELD
+from lissom.search.prefix import Prefix
 from lissom.search.sensitivity import Option, Steps, kinds_of
 from lissom.search.yardstick import Yardstick
 
@@ -41,23 +43,37 @@ def fill_from_module(bank: Bank, model: nn.Module, data: Batch, yardstick: Yards
     kinds = {layer: kinds_of([bank.forms[layer][form] for form in forms]) for layer, forms in missing.items()}
     seen = look(model, {layer: layers[layer] for layer in kinds}, kinds, data) if kinds else {}
     for done, (unit, own) in enumerate(bank.units.items(), 1):
+        made: dict[str, dict[str, Weight]] = {}
         for form in bank.forms[unit]:
             if not any(form in missing.get(layer, ()) for layer in own):
                 continue
             try:
-                made = in_form(bank, unit, form, layers, seen)
+                made[form] = in_form(bank, unit, form, layers, seen)
             except RecipeError as refusal:
                 for layer in own:
                     bank.refuse(layer, form, refusal)
-                continue
-            changed = twin(model)
-            replace(changed, made, compressible(changed), trainable=False)
-            kl = yardstick.distance(changed) / len(own) if bank.forms[unit][form] else 0.0
-            for layer, weight in made.items():
-                nbytes = 0 if layer != unit and weight is made[unit] else weight.nbytes
-                option = Option(steps=bank.forms[layer][form], nbytes=nbytes, error=0.0, kl=kl)
+        far = dict.fromkeys(made, 0.0)
+        changing = {form: weights for form, weights in made.items() if bank.forms[unit][form]}
+        far |= zip(changing, apart_by(model, own, list(changing.values()), yardstick), strict=True)
+        for form, weights in made.items():
+            for layer, weight in weights.items():
+                nbytes = 0 if layer != unit and weight is weights[unit] else weight.nbytes
+                option = Option(steps=bank.forms[layer][form], nbytes=nbytes, error=0.0, kl=far[form] / len(own))
                 bank.keep(layer, form, option, weight)
         tell(Progress(stage="calibrate", text=unit, done=done, total=len(bank.units)))
+
+
+def apart_by(
+    model: nn.Module, layers: Collection[str], forms: Sequence[Mapping[str, Weight]], yardstick: Yardstick
+) -> list[float]:
+    """How far a module is from the original with some layers in each of several forms; what comes before is shared."""
+    if not forms:
+        return []
+    prefix, changed = Prefix(model, layers), [twin(model) for _ in forms]
+    for one, weights in zip(changed, forms, strict=True):
+        replace(one, weights, compressible(one), trainable=False)
+        prefix.let(one)
+    return yardstick.distances(changed, prefix)
 
 
 @torch.no_grad()

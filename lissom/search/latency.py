@@ -5,7 +5,10 @@ with all layers of one kind in another form, by turns with the same model as it 
 
     T(choice) = T(base) + Σ_units Δ(kind of unit, form)          Δ = median of paired differences / units of the kind
 
-and the base has every layer in the safe form. Of a large language model the differences are taken in its first blocks,
+and the base has every layer in the safe form. Two models of the same are not equally fast, by a percent or so: it
+hangs on where in memory each of them lies. What the one base is slower or faster than others would be in every
+difference, and in a choice as many times as there are kinds; so the base is made anew for each kind, and the median of
+what that seems to add is taken off. Of a large language model the differences are taken in its first blocks,
 which are enough to tell (`shallow.py`), and only the base is timed as a whole. The table is kept in a file named by the
 machine, the code, and the shapes, so that a second search of such a model on such a machine measures nothing anew, and
 decides equally. A machine is not equally fast at all times, so what is foreseen of a choice is its share of the
@@ -104,34 +107,52 @@ def by_turns(
 
 
 def measured(
-    base: Run,
+    base: Callable[[], Run],
     variants: Mapping[str, Sequence[str]],
     counts: Mapping[str, float],
     made: Callable[[str, str], Run],
     tell: Tell,
     share: float = 1.0,
 ) -> Latencies:
-    """The table: `variants` are the forms of each kind beside the base's, `made` the model with a kind in a form.
+    """The table: `variants` are the forms of each kind beside the base's, `made` gives the model with a kind in a form.
 
     `counts` are the units of each kind; less than one, where the base has a part of it. Where the base is a `share` of
-    a model, differences count as many times more, and are to be known so much better.
+    a model, differences count as many times more, and are to be known so much better. For each kind the base is made
+    anew as well, and what that seems to add is taken off from all differences.
     """
     bases: list[Parts] = []
-    added: dict[str, dict[str, Parts]] = {}
-    total = sum(map(len, variants.values()))
+    apart: dict[str, dict[str, Parts]] = {}
+    again: list[Parts] = []
+    total, first = sum(map(len, variants.values())), base()
     for kind, forms in variants.items():
-        own = added.setdefault(kind, {})
+        own = apart.setdefault(kind, {})
         for form in forms:
-            done = sum(map(len, added.values()))
+            done = sum(map(len, apart.values()))
             tell(Progress(stage="latency", text=f"{kind}: {form}", done=done, total=total))
-            pairs = until_known(base, made(kind, form), WELL * share)
-            bases += [before for before, _ in pairs]
-            own[form] = {
-                part: statistics.median(after[part] - before[part] for before, after in pairs) / counts[kind]
-                for part in pairs[0][0]
-            }
-    bases = bases or by_turns({"base": base})["base"]
-    return Latencies(base={part: statistics.median(b[part] for b in bases) for part in bases[0]}, added=added)
+            own[form] = difference(first, made(kind, form), WELL * share, bases)
+        if forms:
+            again.append(difference(first, base(), WELL * share, bases))
+    bases = bases or by_turns({"base": first})["base"]
+    nothing = medians(again or [dict.fromkeys(bases[0], 0.0)])
+    added = {
+        kind: {
+            form: {part: (ms - nothing[part]) / counts[kind] for part, ms in one.items()} for form, one in own.items()
+        }
+        for kind, own in apart.items()
+    }
+    return Latencies(base=medians(bases), added=added)
+
+
+def difference(base: Run, variant: Run, well: float, bases: list[Parts]) -> Parts:
+    """What a variant takes more than the base; the base's rounds are put to those that are known."""
+    pairs = until_known(base, variant, well)
+    bases += [before for before, _ in pairs]
+    return medians([{part: after[part] - ms for part, ms in before.items()} for before, after in pairs])
+
+
+def medians(rounds: Sequence[Parts]) -> Parts:
+    """The median of each part."""
+    return {part: statistics.median(spent[part] for spent in rounds) for part in rounds[0]}
 
 
 def until_known(base: Run, variant: Run, well: float = WELL) -> list[tuple[Parts, Parts]]:

@@ -11,9 +11,10 @@ closeness to the original (by KL divergence), are certified on examples of their
 until one does not pass; first the one that is expected to be farthest inside the budget, by the data for choosing
 (`margins.py`). Testing in an order fixed beforehand and stopping at the first that fails keeps the chance of any false
 pass at 1 - confidence (fixed-sequence testing; Angelopoulos et al., Learn then Test, 2021, arXiv:2110.01052, section
-3.2): that many candidates were tried costs nothing. The cheapest that passed is chosen. Of several metrics each
-is tested at the full confidence, and all must pass: a model that breaks some budget is passed only if that very one is
-passed falsely (an intersection-union test; Berger, Technometrics 1982).
+3.2): that many candidates were tried costs nothing, and of those that passed any may be taken: the cheapest is chosen,
+and the smallest and the fastest are told beside it. Of several metrics each is tested at the full confidence, and all
+must pass: a model that breaks some budget is passed only if that very one is passed falsely (an intersection-union
+test; Berger, Technometrics 1982).
 """
 
 import tempfile

@@ -91,7 +91,9 @@ class Result:
     """The frontier and what was chosen on it.
 
     `points` begins with the original. `best` is None where nothing was certified; `certificate` is then that of the
-    first candidate that was not, or None where no candidate looked good enough to be certified. `failed` names the
+    first candidate that was not, or None where no candidate looked good enough to be certified. `smallest` and
+    `fastest` are those of all that are certified, which `best` is the cheapest of by what was preferred: they were
+    tested in one order fixed beforehand, so that whichever is taken is certified all the same. `failed` names the
     candidates that could not be compared, and why. `layers` says where the best one's loss comes from, `steps` what
     each form of each kind of layer was seen to save, those that were undone among them. `budgets` has that of each
     metric by its name. `how` says where times come from: measured on the target, or costed where it is not here;
@@ -108,6 +110,8 @@ class Result:
     steps: Sequence[StepRow] = ()
     how: str = MEASURED
     refused: Mapping[str, str] = field(default_factory=dict)
+    smallest: Candidate | None = None
+    fastest: Candidate | None = None
 
     @property
     def measured(self) -> bool:

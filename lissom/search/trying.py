@@ -165,11 +165,13 @@ def beats(one: Tried, other: Tried) -> bool:
     return ours != theirs and ours[0] <= theirs[0] and ours[1] <= theirs[1]
 
 
-def noted(one: Tried, tried: Sequence[Tried], verdicts: Mapping[str, str]) -> Point:
-    """The point with its verdict, and why it was not certified where it was not."""
+def noted(one: Tried, tried: Sequence[Tried], verdicts: Mapping[str, str], leading: Mapping[str, str]) -> Point:
+    """The point with its verdict and whether it is `leading` in something, or why it was not certified."""
     point = one.point
     if point.name in verdicts:
-        return replace(point, verdict=verdicts[point.name])
+        best = [f"the {what}" for what, name in leading.items() if name == point.name]
+        note = f"{' and '.join(best)} of those that are certified" if best else ""
+        return replace(point, verdict=verdicts[point.name], note=note)
     if one.broken:
         return replace(point, note=one.broken)
     if one.cost >= 1:

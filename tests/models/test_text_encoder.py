@@ -1,5 +1,6 @@
 """Text encoders: what a folder says of them, and that they say what transformers says."""
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -47,10 +48,22 @@ def test_vectors_are_what_the_folder_says(text_encoder: Any, pooling: str, norma
             torch.testing.assert_close(vector, expected / expected.norm() if normalize else expected)
 
 
+def test_texts_may_come_in_pairs(text_encoder: Any) -> None:
+    encoder = open_folder(text_encoder()).model
+    tokens, mask = batch(encoder.tokenizer)
+    with torch.no_grad():
+        found = encoder(torch.stack([tokens, tokens.flip(0)]), torch.stack([mask, mask.flip(0)]))
+        expected = encoder(tokens, mask)
+    torch.testing.assert_close(found, torch.stack([expected, expected.flip(0)]))
+
+
 def test_a_compressed_encoder_needs_no_code_and_keeps_its_tokenizer(text_encoder: Any, tmp_path: Path) -> None:
     source = text_encoder()
     encoder = open_folder(source).model
     assert isinstance(encoder, TextEncoder)
+    copied = copy.deepcopy(encoder)
+    assert copied.tokenizer is encoder.tokenizer
+    assert copied.model is not encoder.model
     recipe = [{"layers": "*", "technique": "rtn", "bits": 8}]
     inputs = batch(encoder.tokenizer)
     seen = dict(zip(("input_ids", "attention_mask"), inputs, strict=True))

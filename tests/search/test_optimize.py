@@ -23,7 +23,7 @@ from lissom.evaluate.tasks.continuation import LIKELIEST, encode
 from lissom.files import plain
 from lissom.progress import Progress
 from lissom.search import Result, concluding, optimize, trying
-from lissom.search.concluding import certified
+from lissom.search.concluding import Judged, certified, leaders
 from lissom.search.module import ModuleSubject
 from lissom.search.split import split
 from lissom.search.subject import Trial
@@ -48,6 +48,11 @@ def test_the_smallest_that_passed_is_chosen(result: Result) -> None:
     passed = [point for point in result.points if point.verdict == "PASS"]
     assert result.best.point in passed
     assert result.best.point.nbytes == min(point.nbytes for point in passed)
+    assert result.smallest is not None
+    assert result.fastest is not None
+    assert result.smallest.point == result.best.point
+    assert result.fastest.point in passed
+    assert result.best.point.note.startswith("the smallest and the ")
 
 
 def test_the_points_begin_with_the_original_and_say_why_one_was_not_taken(result: Result) -> None:
@@ -237,6 +242,39 @@ def test_those_that_another_beats_are_not_certified_and_the_surest_comes_first(r
     assert beats(safe, beaten)
     assert not beats(safe, safe)
     assert not beats(bold, safe)
+
+
+def passed(result: Result, name: str, nbytes: int, beside: float, ms: float) -> Judged:
+    """A candidate that passed, of so many bytes: the milliseconds beside the original, and those of its turns."""
+    assert result.certificate is not None
+    one = tried(result, name, 0.5, 0.1)
+    latency = dataclasses.replace(one.point.latency, value=beside)
+    trial = dataclasses.replace(one.trial, timed=lambda: lambda: {"call": ms})
+    point = dataclasses.replace(one.point, nbytes=nbytes, latency=latency)
+    return Judged(tried=dataclasses.replace(one, trial=trial, point=point), certificate=result.certificate)
+
+
+def test_of_those_that_passed_the_fastest_is_the_fastest_and_the_smallest_the_smallest(
+    result: Result, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever was preferred and foreseen: the surest of them, tested first, may be slow."""
+    monkeypatch.setattr(trying, "ROUNDS", 3)
+    told: list[Progress] = []
+    given = {"by": metric("accuracy"), "target": "cpu", "progress": told.append}
+
+    def names(**weights: float) -> list[str]:
+        found = leaders(queue, Terms(budgets={}, weights=weights, **given))  # type: ignore[arg-type]
+        return [found[what].tried.point.name for what in ("smallest", "fastest", "cheapest")]
+
+    queue = [
+        passed(result, *one) for one in (("sure", 90, 9, 9), ("small", 40, 8, 8), ("a", 60, 5, 5.2), ("b", 64, 5.2, 5))
+    ]
+    assert names(size=1) == ["small", "a", "small"]  # nothing is timed again
+    assert told == []
+    assert names(latency=1) == ["small", "b", "b"]
+    assert [str(event) for event in told] == ["those that passed, by turns"]
+    assert names(size=1, latency=1) == ["small", "b", "a"]
+    assert leaders([], Terms(budgets={}, weights={"size": 1}, **given)) == {}  # type: ignore[arg-type]
 
 
 def test_certifying_stops_at_the_first_that_does_not_pass(

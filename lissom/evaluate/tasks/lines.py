@@ -8,8 +8,8 @@ from typing import Any
 from lissom.errors import DataError
 from lissom.files import read_text
 
-Fields = Mapping[str, type]  # str, int, or list: of texts
-SAID = {str: "a text", int: "a whole number", list: "a list of texts"}
+Fields = Mapping[str, type]  # str, int, float, or list: of texts
+SAID = {str: "a text", int: "a whole number", float: "a number", list: "a list of texts"}
 
 
 def objects(file: Path, fields: Fields) -> list[dict[str, Any]]:
@@ -53,4 +53,4 @@ def fits(value: Any, kind: type) -> bool:
     """Whether a value is of a field's kind."""
     if kind is list:
         return isinstance(value, list) and all(isinstance(each, str) for each in value)
-    return type(value) is kind
+    return type(value) is kind or (kind is float and type(value) is int)

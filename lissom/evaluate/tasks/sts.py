@@ -1,8 +1,9 @@
 """STS: do an encoder's similarities of sentence pairs rank them as people do? Spearman's correlation.
 
-Cer et al., SemEval 2017, arXiv:1708.00055: a .csv file of sentence, sentence, and what people say, from 0 to 5. They
-are read as by Reimers and Gurevych, arXiv:1908.10084: the mean of the last hidden states, or what a model makes of a
-sentence itself, and the cosine of both.
+Cer et al., SemEval 2017, arXiv:1708.00055: a .csv or .tsv file of sentence, sentence, and what people say, from 0 to 5,
+or a .jsonl file of objects with these as sentence1, sentence2 and score. They are read as by Reimers and Gurevych,
+arXiv:1908.10084: the mean of the last hidden states, or what a model makes of a sentence itself, and the cosine of
+both.
 
 A correlation of ranks is no mean of what each pair scores, but nearly one: with F and G the ranks as fractions, ties at
 their middle, it is ρ = C / √(V_F V_G), C = E[(F - ½)(G - ½)], V = E[(F - ½)²], and a pair (x, y) adds to it
@@ -19,6 +20,7 @@ Shapes: n pairs, t tokens of a sentence, h hidden width.
 """
 
 import csv
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,10 +34,14 @@ from lissom.calibrate import Batch
 from lissom.errors import DataError
 from lissom.estimate import Array
 from lissom.evaluate.metric import Metric
+from lissom.evaluate.tasks.lines import objects
 from lissom.files import read_text
+from lissom.models.text_encoder import TextEncoder
 
 Pairs = dict[str, Tensor]  # input_ids and attention_mask (n, 2, t), labels (n)
 TOKENS = ("input_ids", "attention_mask")
+NAMES = ("sentence1", "sentence2", "score")
+FIELDS = dict(zip(NAMES, (str, str, float), strict=True))
 
 
 def read(file: Path, tokenizer: Any, tokens: int | None = None) -> Pairs:
@@ -44,17 +50,82 @@ def read(file: Path, tokenizer: Any, tokens: int | None = None) -> Pairs:
     Raises:
         DataError: it cannot be read, or a line is no pair.
     """
-    lines = [line for line in csv.reader(read_text(file).splitlines()) if line]
-    try:
-        said = torch.tensor([float(like) for _, _, like in lines])
-    except ValueError as error:
-        raise DataError(f"{file}: each line needs two sentences and a number ({error})") from None
-    sentences = [sentence for line in lines for sentence in line[:2]]
-    if not sentences:
-        raise DataError(f"{file}: no pairs of sentences are in it")
+    pairs = rated(file)
+    sentences = [sentence for pair in pairs for sentence in pair[:2]]
     filled = True if tokens is None else "max_length"
     found = tokenizer(sentences, padding=filled, truncation=True, max_length=tokens, return_tensors="pt")
-    return {name: found[name].unflatten(0, (-1, 2)) for name in TOKENS} | {"labels": said}
+    return {name: found[name].unflatten(0, (-1, 2)) for name in TOKENS} | {"labels": labels(pairs)}
+
+
+def read_for(file: Path, encoder: TextEncoder) -> Pairs:
+    """The pairs of a file as a text encoder's own tokenizer reads them.
+
+    Raises:
+        DataError: it cannot be read, a line is no pair, or a sentence has no tokens or more than the encoder takes.
+    """
+    pairs = rated(file)
+    sentences = [sentence for first, second, _ in pairs for sentence in (first, second)]
+    texts = [list(encoder.tokenizer.encode(sentence)) for sentence in sentences]
+    for sentence, text in zip(sentences, texts, strict=True):
+        if not 0 < len(text) <= encoder.longest:
+            raise DataError(f"{file}: {sentence[:40]!r} has {len(text)} tokens; possible are 1 to {encoder.longest}")
+    ids, mask = torch.zeros(2, len(texts), max(map(len, texts)), dtype=torch.long)
+    for row, text in enumerate(texts):
+        ids[row, : len(text)], mask[row, : len(text)] = torch.tensor(text), 1
+    found = dict(zip(TOKENS, (ids, mask), strict=True))
+    return {name: part.unflatten(0, (-1, 2)) for name, part in found.items()} | {"labels": labels(pairs)}
+
+
+def rated(file: Path) -> list[tuple[str, str, float]]:
+    """The pairs of a file; of texts with commas or, in a .tsv file, tabs a first line of names is none.
+
+    Raises:
+        DataError: it cannot be read, a line is no pair, or there is none.
+    """
+    if file.suffix == ".jsonl":
+        found = [(one[NAMES[0]], one[NAMES[1]], float(one[NAMES[2]])) for one in objects(file, FIELDS)]
+    else:
+        found = [pair_of(line, file) for line in table(file)]
+    wrong = next((pair for pair in found if not math.isfinite(pair[2])), None)
+    if wrong is not None:
+        raise DataError(f"{file}: {wrong[2]} is said of {wrong[0][:40]!r}; give numbers that are finite")
+    if not found:
+        raise DataError(f"{file}: no pairs of sentences are in it")
+    return found
+
+
+def table(file: Path) -> list[list[str]]:
+    """The lines of a .csv or .tsv file, but for empty ones and a first one of names.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    # In a .tsv file, as benchmarks distribute them, a quotation mark is one.
+    form: Any = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if file.suffix == ".tsv" else {}
+    try:
+        lines = [line for line in csv.reader(read_text(file).splitlines(), **form) if line]
+    except csv.Error as error:
+        raise DataError(f"{file} cannot be read as a table: {error}") from None
+    named = lines and [word.strip().lower() for word in lines[0]] == list(NAMES)
+    return lines[1:] if named else lines
+
+
+def pair_of(line: list[str], file: Path) -> tuple[str, str, float]:
+    """A pair, of a line of a table.
+
+    Raises:
+        DataError: it is none.
+    """
+    try:
+        first, second, said = line
+        return first, second, float(said)
+    except ValueError as error:
+        raise DataError(f"{file}: each line needs two sentences and a number ({error}): {str(line)[:80]}") from None
+
+
+def labels(pairs: list[tuple[str, str, float]]) -> Float[Tensor, " n"]:
+    """What people say of pairs."""
+    return torch.tensor([said for _, _, said in pairs])
 
 
 def read_tokens(file: Path) -> Pairs:

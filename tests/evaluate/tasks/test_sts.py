@@ -1,3 +1,4 @@
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,7 +9,9 @@ from torch import nn
 
 from lissom.errors import DataError
 from lissom.estimate import certify, mean_estimate
-from lissom.evaluate.tasks.sts import SPEARMAN, read, read_tokens, similarity, spearman
+from lissom.evaluate.tasks.sts import SPEARMAN, read, read_for, read_tokens, similarity, spearman
+from lissom.evaluate.tasks.sts import rated as rated_pairs
+from lissom.models.text_encoder import TextEncoder
 from lissom.types import Budget
 
 
@@ -131,6 +134,53 @@ def test_a_file_of_pairs(tmp_path):
     file.write_text("A man.,4.5\n")
     with pytest.raises(DataError, match="two sentences and a number"):
         read(file, tokenizer)
+
+
+ROWS = [("A man, a plan.", 'A "canal".', 4.5), ("A dog.", "The cat.", 0.0)]
+
+
+def test_pairs_come_with_commas_with_tabs_or_as_objects(tmp_path):
+    csv, tsv, lines = (tmp_path / f"pairs.{kind}" for kind in ("csv", "tsv", "jsonl"))
+    csv.write_text('Sentence1, sentence2,score\n"A man, a plan.","A ""canal"".",4.5\nA dog.,The cat.,0\n')
+    tsv.write_text("\n".join("\t".join(map(str, row)) for row in ROWS))
+    names = ("sentence1", "sentence2", "score")
+    lines.write_text("\n".join(json.dumps(dict(zip(names, row, strict=True))) for row in ROWS))
+    for file in (csv, tsv, lines):
+        assert rated_pairs(file) == ROWS
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("pairs.csv", "sentence1,sentence2,score\n", "no pairs of sentences are in it"),
+        ("pairs.tsv", "a dog\ta cat\n", "two sentences and a number"),
+        ("pairs.csv", "a dog,a cat,high\n", r"two sentences and a number .*'high'"),
+        ("pairs.csv", "a dog,a cat,nan\n", "nan is said of 'a dog'; give numbers that are finite"),
+        ("pairs.jsonl", '{"sentence1": "a dog", "sentence2": "a cat"}', "has no 'score'"),
+        ("pairs.jsonl", '{"sentence1": "a", "sentence2": "b", "score": "1"}', "'1' where a number is needed"),
+        ("pairs.jsonl", '{"sentence1": "a", "sentence2": "b", "score": true}', "True where a number is needed"),
+    ],
+)
+def test_what_is_no_pair_is_said(tmp_path, name, content, message):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(DataError, match=message):
+        rated_pairs(tmp_path / name)
+
+
+def test_an_encoder_reads_pairs_by_its_own_tokenizer(tmp_path):
+    """As transformers reads them, with zeros behind their ends."""
+    (tmp_path / "pairs.csv").write_text("One,two three,1\nfour five six,seven,2\n")
+    words = ["one", "two three", "four five six", "seven"]
+    tokenizer = SimpleNamespace(encode=lambda text: [1, *(3 for _ in text.split())])
+    encoder = TextEncoder(nn.Identity(), longest=4, tokenizer=tokenizer)
+    found = read_for(tmp_path / "pairs.csv", encoder)
+    expected = [[1] + [3] * len(text.split()) + [0] * (3 - len(text.split())) for text in words]
+    assert found["input_ids"].flatten(0, 1).tolist() == expected
+    assert torch.equal(found["attention_mask"], (found["input_ids"] > 0).long())
+    assert found["labels"].tolist() == [1, 2]
+    encoder.longest = 3
+    with pytest.raises(DataError, match="'four five six' has 4 tokens; possible are 1 to 3"):
+        read_for(tmp_path / "pairs.csv", encoder)
 
 
 def test_pairs_all_alike_have_no_ranks():
