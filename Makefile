@@ -14,7 +14,7 @@ CPU_WHEELS = https://download.pytorch.org/whl/cpu
 help:
 	@echo 'make demo           optimize a classifier and a language model, serve the result, ask it for a story'
 	@echo 'make test           run every test but those of the documents'
-	@echo 'make test-documents run every snippet of the README and of the tutorials, as a reader would'
+	@echo 'make test-documents run every snippet of the README and of the tutorials, and the examples'
 	@echo 'make test-native    the tests of the kernels in C, watched by AddressSanitizer and UBSan'
 	@echo 'make test-gpu       the tests of the kernels in Triton: on a GPU, or in the interpreter of Triton, which it installs'
 	@echo 'make lint           ruff, mypy --strict, the order of the rooms, and the documentation'
@@ -31,10 +31,10 @@ demo: $(READY)
 	$(BIN)/python examples/demo.py
 
 test: $(READY)
-	$(BIN)/python -m pytest --ignore=tests/test_documents.py
+	$(BIN)/python -m pytest --ignore=tests/test_documents.py --ignore=tests/test_examples.py
 
 test-documents: $(READY)
-	$(BIN)/python -m pytest tests/test_documents.py
+	$(BIN)/python -m pytest tests/test_documents.py tests/test_examples.py
 
 test-native: $(READY)
 	$(CC) -std=c11 -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -ffp-contract=off -fPIC -shared -pthread \
