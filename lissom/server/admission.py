@@ -11,7 +11,7 @@ tokens, than the owner himself then has waiting, since the engine lets owners ta
 Both rates are measured as the server runs, the latest counting most; until something has been measured nothing is
 refused on their account. A sequence that has begun lately may still run for as long as one takes: the wait is what is
 to be expected. By how much first tokens came later than that is measured too: so much sooner must one be expected that
-is taken, so that all but one in a hundred come in time.
+is taken, so that by what was seen lately all but one in a hundred come in time.
 """
 
 import math
