@@ -85,6 +85,13 @@ def test_what_was_written_stays(mapped: tuple[mmap.mmap, int], protected: bool) 
     assert made[mmap.PAGESIZE] == ord("b")
 
 
-def test_a_process_that_may_not_look_at_itself_goes_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@linux
+def test_a_process_that_may_not_look_at_itself_keeps_all(
+    mapped: tuple[mmap.mmap, int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    made, address = mapped
+    protect(address)
+    assert made[:] == b"a" * SIZE
     monkeypatch.setattr("lissom.resident.MAPS", tmp_path / "absent")
     settle()
+    assert resident(address) == SIZE // 1024

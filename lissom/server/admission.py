@@ -11,7 +11,8 @@ tokens, than the owner himself then has waiting, since the engine lets owners ta
 Both rates are measured as the server runs, the latest counting most; until something has been measured nothing is
 refused on their account. A sequence that has begun lately may still run for as long as one takes: the wait is what is
 to be expected. By how much first tokens came later than that is measured too: so much sooner must one be expected that
-is taken, so that by what was seen lately all but one in a hundred come in time.
+is taken, so that by what was seen lately all but one in a hundred come in time. Until enough have come it is a fifth of
+what is promised, at least: the first queue would be late as a whole, before anything is known of it.
 """
 
 import math
@@ -24,7 +25,7 @@ from fastapi import HTTPException
 
 KEPT = 0.9  # of what was known stays when something new is measured
 LATEST, SURE = 256, 0.99  # first tokens that tell how late others come, and the share of them that keeps the promise
-MOST_SLACK = 0.5  # of the promise: some must be taken, for how late they come to be seen anew
+FIRST_SLACK, MOST_SLACK = 0.2, 0.5  # of the promise; more would take too few for how late they come to be seen anew
 
 
 @dataclass(slots=True, kw_only=True)
@@ -80,7 +81,8 @@ class Admission:
     def slack(self) -> float:
         """Seconds by which one may come later than expected."""
         late = sorted(self._late)[math.ceil(SURE * len(self._late)) - 1] if self._late else 0.0
-        return min(max(late, 0.0), MOST_SLACK * self._promise)
+        least = FIRST_SLACK * self._promise if len(self._late) < LATEST else 0.0
+        return min(max(late, least), MOST_SLACK * self._promise)
 
     def check(self, tokens: int, owner: str = "", priority: int = 0, timeout: float = math.inf) -> None:
         """See that a first token can come in the time that is promised, and in that which the client has.
