@@ -5,9 +5,9 @@
     comparing      candidate + logits + 2 logits of a window        one model at a time, some rows of it in float32
     timing         the engine of the original + candidate           by turns
 
-each beside the program. The original stays as it is stored, mapped into memory. A candidate takes as much as the
-original, or where that is more `OPENED` bytes a weight while it is opened, what is stored and what kernels make of it;
-in an engine, which lets go of what is stored as it goes, `SERVED`.
+each beside the program, and what runs a model beside its weights. The original stays as it is stored, mapped into
+memory. A candidate takes as much as the original, or where that is more `OPENED` bytes a weight while it is opened, what
+is stored and what kernels make of it; in an engine, which lets go of what is stored as it goes, `SERVED`.
 A metric between two models needs both at once. A bound that does not hold at first is met by fewer tokens at a time.
 
 The time is that of one core of a processor with AVX2, shared out among those there are: of another it may be half.
@@ -37,7 +37,7 @@ from lissom.search.split import Split
 FLOAT = 4  # bytes
 OPENED, SERVED = 2.1, 1.5  # bytes a weight of a candidate while it is opened; of 8 bits an engine was seen to take 1.4
 LATER = 100_000_000  # bytes of the program that it takes once all is imported
-ENGINE = 16_000_000  # bytes of what an engine has beside weights
+ENGINE = 16_000_000  # bytes of what runs a model beside its weights
 FORM, PRODUCTS, BACK, WRITTEN = 0.3e-6, 6e10, 8, 1e-8  # s a weight and form; operations/s; 2 a weight; s a weight
 COMPARED = 20  # choices
 
@@ -131,7 +131,7 @@ def foreseen(
             phases={
                 "calibrating": calibrating,
                 "putting a candidate together": program + stored + ENGINE + 2 * largest,
-                "comparing": program + candidate + both * stored + said,
+                "comparing": program + candidate + ENGINE + both * stored + said,
                 "timing a candidate beside the original": program + stored + served + 2 * ENGINE,
             },
             tokens=tokens,

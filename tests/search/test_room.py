@@ -117,7 +117,7 @@ def test_each_phase_stays_below_what_is_foreseen(tmp_path: Path, demo_folder: Pa
     assert set(found) == {"comparing", "putting a candidate together", "timing"}
     for phase, (peak, bound) in found.items():
         assert peak <= bound, phase
-    program = found["comparing"][1] - int(room.OPENED * weights) - 3 * 16 * 4 * 120_000 - 4 * WIDENED
+    program = found["comparing"][1] - int(room.OPENED * weights) - room.ENGINE - 3 * 16 * 4 * 120_000 - 4 * WIDENED
     assert found["comparing"][0] < program + 4 * weights
 
 
@@ -133,10 +133,10 @@ def test_fewer_tokens_then_no_way(tiny: Callable[..., Path], monkeypatch: pytest
     ways = list(foreseen(checkpoint, forms, 1, lots, [kind], None))
     assert [way.tokens for way in ways] == [64, 32] == lots_of(64, 32)
     candidate, logits = max(stored, int(room.OPENED * weights)), 4 * 2048
-    assert ways[1].phases["comparing"] == 1000 + candidate + (32 + 2 * 32) * logits + 4 * WIDENED
+    assert ways[1].phases["comparing"] == 1000 + candidate + room.ENGINE + (32 + 2 * 32) * logits + 4 * WIDENED
     assert ways[1].phases["timing a candidate beside the original"] == 1000 + stored + candidate + 2 * room.ENGINE
     between = list(foreseen(checkpoint, forms, 1, lots, [dataclasses.replace(metric("kl"), tokens=32)], None))
-    assert between[0].phases["comparing"] == 1000 + candidate + stored + 4 * 32 * logits + 4 * WIDENED
+    assert between[0].phases["comparing"] == 1000 + candidate + room.ENGINE + stored + 4 * 32 * logits + 4 * WIDENED
     said: list[Progress] = []
 
     def asked(bound: int | None) -> int | None:
