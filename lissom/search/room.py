@@ -6,8 +6,8 @@
     timing         the engine of the original + candidate           by turns
 
 each beside the program, and what runs a model beside its weights. The original stays as it is stored, mapped into
-memory. A candidate takes as much as the original, or where that is more `OPENED` bytes a weight while it is opened, what
-is stored and what kernels make of it; in an engine, which lets go of what is stored as it goes, `SERVED`.
+memory. A candidate takes as much as the original, or where that is more `OPENED` bytes a weight while it is opened,
+what is stored and what kernels make of it; in an engine, which lets go of what is stored as it goes, `SERVED`.
 A metric between two models needs both at once. A bound that does not hold at first is met by fewer tokens at a time.
 
 The time is that of one core of a processor with AVX2, shared out among those there are: of another it may be half.
