@@ -1,8 +1,8 @@
 """What engine.py sets side by side: each takes a checkpoint, makes of it what it runs, once, and times itself.
 
 A contestant answers, for numbers of sequences at once, the seconds of reading all prompts and of writing `NEW` tokens
-more of each, the seconds from the start of its process to the first token of a first prompt ("first"), and the most
-bytes of memory that the process had ("peak").
+more of each, the seconds from the start of its process to the first token of a first prompt ("first"), the most bytes
+of memory that the process had ("peak"), and what the largest had of all that it started, itself too ("largest").
 """
 
 import argparse
@@ -24,6 +24,9 @@ from cost import SHAPE
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import lissom
+from lissom.artifact import open_folder
+from lissom.engine.bench import step_bytes
+from lissom.engine.lower import lower
 
 HERE = Path(__file__).parent
 PROMPT, NEW, THREADS = 512, 32, os.cpu_count() or 1
@@ -103,9 +106,22 @@ def beside(model: Path, name: str) -> Path:
 
 
 def ours(model: Path, name: str) -> Run:
-    """The engine of lissom."""
-    cache = name.partition(CACHE)[2] or "auto"
-    return process(sys.executable, "peer_lissom.py", compressed(model, form(name)), cache)
+    """The engine of lissom; it tells also how many bytes a step of writing reads."""
+    cache, folder = name.partition(CACHE)[2] or "auto", compressed(model, form(name))
+    alone, weights = process(sys.executable, "peer_lissom.py", folder, cache), weights_of_a_step(folder)
+
+    def run(sizes: list[int]) -> Timed:
+        told = alone(sizes)
+        counted = {str(size): [*told[str(size)][:2], told[str(size)][2] + weights] for size in sizes}
+        return {**told, **counted}
+
+    return run
+
+
+def weights_of_a_step(folder: Path) -> int:
+    """Bytes of weights that a step reads, as kernels hold them."""
+    model: Any = lower(open_folder(folder, bare=True).model)
+    return step_bytes(model)
 
 
 def form(name: str) -> str:
@@ -165,7 +181,7 @@ def batched_bench(programs: Path, file: Path, flags: Sequence[str] = ()) -> Run:
         row = r"^\|\s*\d+ \|\s*\d+ \|\s*(\d+) \|\s*\d+ \|\s*([\d.]+) \|\s*[\d.]+ \|\s*([\d.]+) "
         said, peak = bench(sizes, NEW)
         times = {size: [float(read), float(write)] for size, read, write in re.findall(row, said, re.M)}
-        return {"first": first, "peak": peak, **times}
+        return {"first": first, "peak": peak, "largest": peak, **times}
 
     return run
 
@@ -197,7 +213,7 @@ def process(python: Path | str, script: str, folder: Path, *more: str) -> Run:
 
     def run(sizes: list[int]) -> Timed:
         done = ran([python, HERE / script, folder, ",".join(map(str, sizes)), PROMPT, NEW, *more])
-        return {**json.loads(done.stdout.splitlines()[-1]), "peak": done.peak}
+        return {**json.loads(done.stdout.splitlines()[-1]), "largest": done.peak}
 
     return run
 

@@ -172,11 +172,12 @@ def nbytes(folder: Path) -> int:
 
 def beginnings(found: dict[str, list[Timed]], alone: dict[str, list[Timed]]) -> Table:
     """From the start of a process to its first token after a prompt; the most memory of those with one sequence."""
-    shown = titled("", "", "s from the start of a process to its first token", "GB resident at most, one sequence")
+    memory = ("GB resident at most, one sequence", "the largest of all that it starts")
+    shown = titled("", "", "s from the start of a process to its first token", *memory)
     for name, rounds in found.items():
         first = spread(median_estimate([each["first"] for each in rounds]), 2)
-        peaks = [each["peak"] / 1e9 for each in alone.get(name, [])]
-        shown.add_row(name, first, spread(median_estimate(peaks), 2) if peaks else "")
+        peaks = [[each[which] / 1e9 for each in alone.get(name, [])] for which in ("peak", "largest")]
+        shown.add_row(name, first, *(spread(median_estimate(each), 2) if each else "" for each in peaks))
     return shown
 
 

@@ -3,37 +3,43 @@
     python peer_lissom.py FOLDER BATCHES PROMPT NEW CACHE
 
 Prints one JSON line (turns.py); the seconds of a step that reads all prompts and gives each its first token, and of the
-steps after it; and the bytes that one of these reads, weights and keys and values, in the middle of them.
+steps after it; and the bytes of keys and values that one of these reads, in the middle of them.
 """
 
 import gc
+import random
 import sys
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+import time
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
 
 from turns import time_batches
 
-from lissom.artifact import open_folder
+from lissom.engine.build import built
+from lissom.engine.engine import Engine
+from lissom.engine.pages import PAGE, pages_for
+from lissom.engine.sequence import Sampling
+from lissom.models.tokenizer import Tokenizer
 from lissom.resident import settle
-
-if TYPE_CHECKING:
-    from lissom.engine import Engine
 
 
 def main(folder: str, batches: str, prompt: str, new: str, cache: str) -> None:
-    """All batches, each by an engine of its own."""
+    """All batches, each by an engine of its own, with pages for the largest."""
     gc.disable()
-    opened = open_folder(folder, bare=True)
-
-    from lissom.engine.bench import engine, once, step_bytes
-    from lissom.engine.lower import lower
-
-    settle()
-    model: Any = lower(opened.model)
+    most = max(map(int, batches.split(",")))
+    pages = pages_for(most * (int(prompt) + int(new) + 2 * PAGE))
+    found = built([folder], cache=cache, pages=pages, uncertified=True)
+    if found is None:
+        model, tokenizer = with_torch(folder)
+    else:
+        ((model, told),) = found
+        tokenizer = Tokenizer.read(Path(folder), told["tokenizer"])
 
     @lru_cache(maxsize=1)
-    def running(size: int) -> "Engine":
-        return engine(model, opened.tokenizer, size, int(prompt), int(new), cache=cache)
+    def running(size: int) -> Engine:
+        how: dict[str, Any] = {"max_tokens_in_cache": pages * PAGE, "max_batch": size, "cache": cache}
+        return Engine(model, tokenizer, prefill_chunk=size * int(prompt), speculate="off", **how)
 
     running(1)  # which is the first that is asked
     gc.freeze()
@@ -42,10 +48,34 @@ def main(folder: str, batches: str, prompt: str, new: str, cache: str) -> None:
 
     def timed(size: int, more: int) -> list[float]:
         seconds = once(running(size), size, int(prompt), more)
-        context = size * (int(prompt) + more / 2)
-        return [*seconds, step_bytes(model) + context * running(size).token_bytes]
+        return [*seconds, size * (int(prompt) + more / 2) * running(size).token_bytes]
 
     time_batches(timed, batches, int(new))
+
+
+def with_torch(folder: str) -> tuple[Any, Any]:
+    """The model and the tokenizer of a folder that needs PyTorch."""
+    from lissom.artifact import open_folder
+
+    opened = open_folder(folder, bare=True)
+
+    from lissom.engine.lower import lower
+
+    settle()
+    return lower(opened.model), opened.tokenizer
+
+
+def once(running: Engine, sequences: int, prompt: int, new: int) -> tuple[float, float]:
+    """Seconds of the step that reads all prompts and gives each its first token, and of `new` steps after it."""
+    draw = partial(random.randrange, running.vocabulary)
+    for _ in range(sequences):
+        running.add([draw() for _ in range(prompt)], Sampling(temperature=0, max_tokens=new + 1, ignore_eos=True))
+    begun = time.perf_counter()
+    running.step()
+    middle = time.perf_counter()
+    for _ in range(new):
+        running.step()
+    return middle - begun, time.perf_counter() - middle
 
 
 main(*sys.argv[1:])

@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from lissom.hardware import Limits
     from lissom.server import FolderService
 
-# Bytes of the server's process, and of each model's beside the model (docs/log.md, 2026-11-29).
-SERVER, ENGINE = 90_000_000, 250_000_000
+# Bytes of the process of the server, and of that of each model beside it, with PyTorch and without (docs/log.md).
+SERVER, ENGINE, ALONE = 90_000_000, 250_000_000, 60_000_000
 WIDTHS = {"float": 4.0, "bfloat16": 2.0, "int8": 1.0, "int4": 0.5}  # bytes of a number in the cache, without scales
 SCALES = {"int8": 2.0, "int4": 4.0}  # bytes of them for each token and head
 
@@ -33,6 +33,7 @@ def foreseen(service: "FolderService", can: "Limits") -> dict[str, Any]:
     """Of one model: bytes of its weights, of its cache and of all, and tokens a second of one sequence at most."""
     from lissom.artifact import MANIFEST
     from lissom.artifact.tensors import payload
+    from lissom.engine.build import alone  # puts it together with PyTorch, which is gone when keys and values come
     from lissom.models.checkpoint import find
     from lissom.models.text_encoder import is_text_encoder
 
@@ -53,7 +54,7 @@ def foreseen(service: "FolderService", can: "Limits") -> dict[str, Any]:
         "model": service.name,
         "weights": weights,
         "cache": cache,
-        "bytes": ENGINE + weights + cache,
+        "bytes": weights + (max(ENGINE, ALONE + cache) if alone(folder, service.cache) else ENGINE + cache),
         "written": 1e9 * can.read_all.value / (weights - table),
         "read": 1e9 * can.int8.value / (2 * shapes.blocks * shapes.active_weights),
     }

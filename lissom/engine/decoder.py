@@ -1,4 +1,4 @@
-"""A decoder language model as a program, and the runner that runs it: what runner.py does in PyTorch, in C.
+"""A decoder language model as a program: what runner.py does in PyTorch, in C.
 
     h = embedding[token]
     h += o(attention(q(norm h), k(norm h), v(norm h)))       in each block
@@ -6,19 +6,15 @@
     logits = head(norm h)
 
 Gemma norms what is added as well, and bounds scores and logits. Blocks may differ in width, heads and formats.
-
-Shapes: r tokens after which the logits are wanted, v vocabulary.
 """
 
-from collections.abc import Iterator, Sequence
-from itertools import accumulate
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from lissom.engine.kernels import native
+from lissom.engine.native_runner import NativeRunner
 from lissom.engine.operations import (
     GATES,
     Angles,
@@ -26,15 +22,14 @@ from lissom.engine.operations import (
     Columns,
     Expert,
     Kind,
-    Part,
     Product,
     Router,
     Source,
     outputs,
 )
+from lissom.engine.passes import Passes
 from lissom.engine.program import Program
 from lissom.engine.runner import check
-from lissom.engine.schedule import Slice
 from lissom.errors import ModelError
 from lissom.models.families import at, family_of
 from lissom.models.form import LanguageModel
@@ -61,7 +56,7 @@ class Decoder:
         self._program = Program(ROWS, kernel or native.kernels()[-1], model.dtype)
         self._angles = self._every_angle()
 
-    def program(self) -> Program:
+    def program(self) -> Passes:
         """All of it."""
         model, family = self._model, self._family
         embedding, norm = at(model, family.embedding), at(model, family.norm)
@@ -221,48 +216,3 @@ def native_runner(model: LanguageModel, *, pages: int, cache: str) -> "NativeRun
         return NativeRunner(Decoder(model, pages=pages, cache=cache).program())
     except ModelError:
         return None
-
-
-class NativeRunner:
-    """Runs a decoder language model over a paged cache, as a program."""
-
-    def __init__(self, program: Program) -> None:
-        self._program = program
-
-    @property
-    def cache_bytes(self) -> int:
-        """Bytes of the cache of all layers."""
-        return self._program.cache_bytes
-
-    def forward(self, slices: Sequence[Slice]) -> Float[Tensor, "r v"]:
-        """Run the slices; return the logits after the last known token of each sequence and after each guess."""
-        passes = list(cut(slices, self._program.rows))
-        if len(passes) == 1:
-            return self._run(passes[0])
-        return torch.cat([self._run(pieces).clone() for pieces in passes])
-
-    def _run(self, pieces: Sequence[Slice]) -> Float[Tensor, "r v"]:
-        firsts = accumulate((piece.count for piece in pieces), initial=0)
-        picked = [first + at for first, piece in zip(firsts, pieces, strict=False) for at in piece.wanted]
-        return torch.from_numpy(self._program.run([part_of(piece) for piece in pieces], picked))
-
-
-def part_of(piece: Slice) -> Part:
-    """A slice as a program is given it."""
-    tokens = piece.sequence.tokens(piece.start, piece.start + piece.count)
-    return Part(tokens, piece.start, piece.sequence.pages)
-
-
-def cut(slices: Sequence[Slice], rows: int) -> Iterator[list[Slice]]:
-    """The slices in order, in passes of at most so many tokens."""
-    taken, room = list[Slice](), rows
-    for piece in slices:
-        start, left = piece.start, piece.count
-        while left:
-            if not room:
-                yield taken
-                taken, room = [], rows
-            count = min(left, room)
-            taken.append(Slice(sequence=piece.sequence, start=start, count=count))
-            start, left, room = start + count, left - count, room - count
-    yield taken

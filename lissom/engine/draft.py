@@ -6,19 +6,22 @@ keeps accounts twice. The draft may be behind; what it has not seen it reads whe
 
 from collections.abc import Callable, Mapping
 from itertools import takewhile
+from typing import TYPE_CHECKING
 
 from lissom.engine.costs import Line
-from lissom.engine.decoder import NativeRunner
 from lissom.engine.pages import PAGE
-from lissom.engine.runner import Runner
 from lissom.engine.schedule import Slice
 from lissom.engine.sequence import Sequence
+
+if TYPE_CHECKING:
+    from lissom.engine.native_runner import NativeRunner
+    from lissom.engine.runner import Runner
 
 
 class Draft:
     """Guesses the most probable tokens of its model, for many sequences in each pass."""
 
-    def __init__(self, runner: Runner | NativeRunner, *, chunk: int, clock: Callable[[], float]) -> None:
+    def __init__(self, runner: "Runner | NativeRunner", *, chunk: int, clock: Callable[[], float]) -> None:
         self.line = Line()  # what a pass costs
         self._runner = runner
         self._chunk = chunk
@@ -49,7 +52,7 @@ class Draft:
     def _run(self, slices: list[Slice]) -> list[int]:
         """One pass; the most probable token after each sequence that it completes."""
         begun = self._clock()
-        logits = self._runner.forward(slices).cpu().numpy()
+        logits = self._runner.forward(slices)
         tokens = [int(row.argmax()) for row in logits]
         rows = sum(piece.count for piece in slices)
         if rows <= 2 * len(slices):  # more where there was something to be read first

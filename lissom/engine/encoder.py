@@ -159,7 +159,7 @@ class Blocks:
         for layer in layers:
             self._attend(layer.attention)
             self._feed(layer)
-        self._program.finish()
+        self._passes = self._program.finish()
 
     def numbers(self, *indices: Int[Tensor, "*r"]) -> list[Int32[np.ndarray, " r"]]:
         """Tokens, places and types as the program reads them.
@@ -175,7 +175,7 @@ class Blocks:
 
     def run(self, counts: Sequence[int], *numbers: Int32[np.ndarray, " r"]) -> Float[Tensor, "r h"]:
         """Sequences of so many tokens each, one after the other; what is given is overwritten by the next pass."""
-        self._program.encode(counts, *numbers)
+        self._passes.encode(counts, *numbers)
         return self._stream.matrix[: sum(counts)]
 
     def _embed(self, tables: Any) -> None:

@@ -14,23 +14,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lissom.engine.cache import AUTO, kind_of_cache
-from lissom.engine.decoder import NativeRunner, native_runner
 from lissom.engine.draft import Draft
 from lissom.engine.grammar import constrain, spelling
-from lissom.engine.graphs import recording
+from lissom.engine.image import Ready
+from lissom.engine.native_runner import NativeRunner
 from lissom.engine.pages import PAGE, Pages, pages_for
-from lissom.engine.runner import Runner
 from lissom.engine.sample import among, choose
 from lissom.engine.schedule import Schedule
 from lissom.engine.sequence import Sampling, Sequence
 from lissom.engine.speculate import MODES, NEVER, WHERE_IT_PAYS, Speculation
 from lissom.engine.text import Detokenizer
 from lissom.errors import DataError
-from lissom.models.form import Bare, LanguageModel
 
 if TYPE_CHECKING:
     from llguidance import LLTokenizer
+
+    from lissom.engine.runner import Runner
+    from lissom.models.form import LanguageModel
 
 
 class Engine:
@@ -55,14 +55,14 @@ class Engine:
 
     def __init__(
         self,
-        model: LanguageModel,
+        model: "LanguageModel | Ready",
         tokenizer: Any,
         *,
         max_tokens_in_cache: int,
         max_batch: int = 16,
         prefill_chunk: int = 512,
-        cache: str = AUTO,
-        draft: LanguageModel | None = None,
+        cache: str = "auto",
+        draft: "LanguageModel | Ready | None" = None,
         speculate: str = WHERE_IT_PAYS,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
@@ -140,7 +140,7 @@ class Engine:
         if not slices:
             return []
         begun = self._clock()
-        logits = iter(self._runner.forward(slices).cpu().numpy())
+        logits = iter(self._runner.forward(slices))
         spent = self._clock() - begun
         if read := sum(piece.count for piece in slices if piece.start < len(piece.sequence.prompt) - 1):
             self.read_tokens += read
@@ -219,8 +219,18 @@ class Engine:
         return room if sampling.max_tokens is None else new
 
 
-def _runner(model: LanguageModel, pages: int, cache: str) -> Runner | NativeRunner:
+def _runner(model: "LanguageModel | Ready", pages: int, cache: str) -> "Runner | NativeRunner":
     """The fastest there is for the model."""
+    if isinstance(model, Ready):
+        assert model.pages == pages, "it was put together for another number of pages"
+        return NativeRunner(model.passes)
+
+    from lissom.engine.cache import kind_of_cache
+    from lissom.engine.decoder import native_runner
+    from lissom.engine.graphs import recording
+    from lissom.engine.runner import Runner
+    from lissom.models.form import Bare
+
     kind = kind_of_cache(cache, model.config)
     if fast := native_runner(model, pages=pages, cache=kind):
         return fast
@@ -228,7 +238,7 @@ def _runner(model: LanguageModel, pages: int, cache: str) -> Runner | NativeRunn
     return Runner(whole, pages=pages, cache=kind, record=recording(whole))
 
 
-def _check(model: LanguageModel, draft: LanguageModel | None, speculate: str) -> None:
+def _check(model: "LanguageModel | Ready", draft: "LanguageModel | Ready | None", speculate: str) -> None:
     if speculate not in MODES:
         raise DataError(f"engine: speculate={speculate!r} is not possible; choose {', '.join(MODES)}")
     if draft is None:
@@ -242,7 +252,7 @@ def _check(model: LanguageModel, draft: LanguageModel | None, speculate: str) ->
         )
 
 
-def _end_tokens(model: LanguageModel, tokenizer: Any) -> frozenset[int]:
+def _end_tokens(model: "LanguageModel | Ready", tokenizer: Any) -> frozenset[int]:
     """Every token that ends a text, as the generation config and the tokenizer declare them."""
     declared = getattr(model.generation_config, "eos_token_id", None)
     listed = declared if isinstance(declared, list) else [declared]

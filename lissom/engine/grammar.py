@@ -10,13 +10,13 @@ from copy import copy
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from jaxtyping import Bool
 
 from lissom.engine.sequence import Grammar
 from lissom.errors import DataError
 from lissom.resident import give_back
 
 if TYPE_CHECKING:
+    from jaxtyping import Bool
     from llguidance import LLMatcher, LLTokenizer
 
 BLANKS = " ?"  # between the parts of JSON; some models would write them for ever
@@ -29,7 +29,7 @@ class Constraint:
         self._matcher = matcher
         self._vocabulary = vocabulary
 
-    def allowed(self) -> Bool[np.ndarray, " v"]:
+    def allowed(self) -> "Bool[np.ndarray, ' v']":
         """The tokens that may come next; an end token where the text may end."""
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         return np.unpackbits(bits, count=self._vocabulary, bitorder="little").view(np.bool_)

@@ -3,16 +3,18 @@
 A frame is two lengths, of 4 and 8 bytes, a JSON object of the first length, and bytes of the second.
 """
 
-import asyncio
 import json
 import socket
 import struct
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lissom.engine.sequence import Grammar, Sampling
+
+if TYPE_CHECKING:
+    import asyncio
 
 LENGTHS = struct.Struct(">IQ")
 
@@ -65,12 +67,12 @@ class Link:
         self._end.close()
 
 
-async def receive(reader: asyncio.StreamReader) -> Frame | None:
+async def receive(reader: "asyncio.StreamReader") -> Frame | None:
     """The next frame, for an event loop; None when the other end has gone."""
     try:
         length, size = LENGTHS.unpack(await reader.readexactly(LENGTHS.size))
         return json.loads(await reader.readexactly(length)), await reader.readexactly(size)
-    except (asyncio.IncompleteReadError, ConnectionError):
+    except (EOFError, ConnectionError):
         return None
 
 

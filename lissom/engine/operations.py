@@ -139,15 +139,6 @@ class Router:
     whole: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
-    """Consecutive tokens of one sequence: their numbers, the position of the first, and the pages of the sequence."""
-
-    tokens: Sequence[int]
-    place: int
-    pages: Sequence[int]
-
-
 def plainly(product: Product) -> Product:
     """A product that the library computes as one.
 

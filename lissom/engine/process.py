@@ -1,19 +1,28 @@
 """A process for the model of a folder: `python -m lissom.engine.process FD`, with one end of a link as a descriptor.
 
-The first frame in says what to open; the first one out is a greeting, or the error that kept it from being opened.
+The first frame in says what to open; the first one out is a greeting, or the error that kept it from being opened. A
+language model of ours that runs on the kernels in C is put together by another process (build.py), and this one stays
+without PyTorch.
 """
 
 import gc
 import os
 import socket
 import sys
+from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+from lissom.engine.build import built, vouch
 from lissom.engine.link import Link
 from lissom.engine.logs import TOLD, begin
-from lissom.errors import ArtifactError, DataError, LissomError
+from lissom.engine.pages import pages_for
+from lissom.errors import DataError, LissomError
 from lissom.resident import settle
+
+# when the server has gone there is nothing to save, and an engine that stands still would never see it
+LEAVE = partial(os._exit, 0)
 
 
 def main(descriptor: str) -> None:
@@ -43,67 +52,70 @@ def opened(link: Link, folder: str, *, target: str, uncertified: bool, **how: An
     Raises:
         LissomError: there is no model in the folder, none that can be served, or one whose certificate does not hold.
     """
-    from lissom.artifact import objection, open_folder
+    told = {"cache": how["cache"], "pages": pages_for(how["max_tokens_in_cache"]), "uncertified": uncertified}
+    folders = [folder] if how["draft"] is None else [folder, how["draft"]]
+    found = built(folders, **told) if target == "cpu" else None
+    if found is None:
+        return with_torch(link, folder, target=target, uncertified=uncertified, **how)
+
+    from lissom.models.tokenizer import Tokenizer
+
+    (model, said), *drafts = found
+    tokenizer = Tokenizer.read(Path(folder), said["tokenizer"])
+    return language(link, model, tokenizer, said["evidence"], drafts[0][0] if drafts else None, **how)
+
+
+def with_torch(link: Link, folder: str, *, target: str, uncertified: bool, **how: Any) -> tuple[Any, dict[str, Any]]:
+    """What runs a model that needs PyTorch.
+
+    Raises:
+        LissomError: as `opened`.
+    """
+    from lissom.artifact import open_folder
 
     found = open_folder(folder, bare=target == "cpu")  # first, since it checks the files while PyTorch is imported
 
     from lissom.engine.lower import lower, placed
     from lissom.hardware.target import check_target
 
-    fault = objection(found.manifest.get("certificate"))
-    if fault and not uncertified:
-        raise ArtifactError(f"{folder} is not served: {fault}; choose another, or serve it all the same: --uncertified")
+    vouch(folder, found.manifest, uncertified=uncertified)
     place = check_target(target)
     settle()  # all that was needed once, to import, goes before what stays comes
     model: Any = lower(placed(found.model, place))
-    # when the server has gone there is nothing to save, and an engine that stands still would never see it
-    leave = partial(os._exit, 0)
     if found.tokenizer is not None:
-        from lissom.engine.host import Host, greeting
-
-        engine = engine_of(model, found.tokenizer, found.cache, place=place, **how)
-        return Host(engine, link, leave=leave), {**greeting(engine), "evidence": found.evidence}
+        guesses = None if how["draft"] is None else open_folder(how["draft"], bare=place.type == "cpu")
+        if guesses is not None and guesses.tokenizer is None:
+            raise DataError(f"--draft {how['draft']} is no language model; give a compressed copy of the one served")
+        draft = None if guesses is None else lower(placed(guesses.model, place))
+        how = how if how["cache"] != "auto" else {**how, "cache": found.cache}  # as it was certified
+        return language(link, model, found.tokenizer, found.evidence, draft, **how)
     if how["draft"] is not None:
         raise DataError(f"--draft guesses the tokens of a language model, which {folder} is not; leave it out")
     if found.signature is None:
         raise DataError(f"{folder} does not say what goes in and out; save it with example=a batch to serve it")
 
-    from lissom.engine.modules import ModuleHost
-    from lissom.engine.modules import greeting as greeting_of
+    from lissom.engine.modules import ModuleHost, greeting
 
-    host = ModuleHost(model, found.signature, link, place=place, leave=leave)
-    return host, {**greeting_of(model, found.signature), "evidence": found.evidence}
+    host = ModuleHost(model, found.signature, link, place=place, leave=LEAVE)
+    return host, {**greeting(model, found.signature), "evidence": found.evidence}
 
 
-def engine_of(
+def language(
+    link: Link,
     model: Any,
     tokenizer: Any,
-    certified: str,
+    evidence: Mapping[str, Any],
+    guesses: Any,
     *,
-    place: Any,
-    cache: str,
     draft: str | None,
-    speculate: str,
-    max_tokens_in_cache: int,
-    max_batch: int,
-) -> Any:
-    """The engine of a language model; its cache is as it was `certified` unless told otherwise."""
-    from lissom.artifact import open_folder
+    **how: Any,
+) -> tuple[Any, dict[str, Any]]:
+    """What runs a language model, with one that guesses for it, or None; and its greeting."""
     from lissom.engine.engine import Engine
-    from lissom.engine.lower import lower, placed
+    from lissom.engine.host import Host, greeting
 
-    guesses = None if draft is None else open_folder(draft, bare=place.type == "cpu")
-    if guesses is not None and guesses.tokenizer is None:
-        raise DataError(f"--draft {draft} is no language model; give a compressed copy of the one that is served")
-    return Engine(
-        model,
-        tokenizer,
-        max_tokens_in_cache=max_tokens_in_cache,
-        max_batch=max_batch,
-        cache=certified if cache == "auto" else cache,
-        draft=None if guesses is None else lower(placed(guesses.model, place)),  # type: ignore[arg-type]
-        speculate=speculate,
-    )
+    engine = Engine(model, tokenizer, draft=guesses, **how)
+    return Host(engine, link, leave=LEAVE), {**greeting(engine), "evidence": evidence}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A model as a program: operations on rows of floats that are put together once, and run in C for each pass (step.c).
+"""A model as a program: operations on rows of floats that are put together once, and run in C by passes (step.c).
 
 What lies between two layers (a norm, a gate, a residual) is done where the next one makes or the last one writes its
 numbers, so that a block of a decoder is five operations.
@@ -6,19 +6,17 @@ numbers, so that a block of a decoder is five operations.
 
 import ctypes
 from collections.abc import Sequence
-from itertools import accumulate
-from typing import TypeVar
+from typing import Any, TypeVar
 
-import numpy as np
 import torch
-from jaxtyping import Float, Int32, UInt8
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from lissom.engine.kernels import native
 from lissom.engine.kernels.layer import KernelEmbedding
 from lissom.engine.kernels.lowrank import LowRankLinear
 from lissom.engine.kernels.masked import MaskedLinear
-from lissom.engine.kernels.native import structs
+from lissom.engine.kernels.native import calls, structs
 from lissom.engine.kernels.panels import PanelLinear
 from lissom.engine.kernels.signs import SignsLinear
 from lissom.engine.kernels.sum import SumLinear
@@ -32,7 +30,6 @@ from lissom.engine.operations import (
     Columns,
     Expert,
     Kind,
-    Part,
     Product,
     Router,
     Source,
@@ -40,16 +37,15 @@ from lissom.engine.operations import (
     outputs,
     plainly,
 )
-from lissom.engine.pages import PAGE
-from lissom.errors import LissomError, ModelError
+from lissom.engine.passes import Block, How, Memory, Passes, untouched
+from lissom.errors import ModelError
 from lissom.formats import scale_of
 
-T = TypeVar("T")
-LINE = 64
+S = TypeVar("S", bound="ctypes.Structure | ctypes.Array[Any]")
 
 
 class Program:
-    """Operations are appended, `finish` makes the room that they share, and then it runs: at most `rows` tokens.
+    """Operations are appended, and `finish` makes the room that they share, for passes of at most `rows` tokens.
 
     The tensors of the model are read where they lie: it must stay as it is. Layers of bfloat16 in a model of that
     `dtype` round their inputs to it, as in PyTorch; all others read floats. Between operators of PyTorch, whose threads
@@ -63,7 +59,7 @@ class Program:
         self._dtype = dtype
         self.rows, self._kernel, self._threads = rows, native.KERNELS.index(kernel), torch.get_num_threads()
         self._beside_torch = beside_torch
-        self._held: list[object] = []  # what the library is given the addresses of
+        self._memory = Memory()
         self._operations: list[structs.COperation] = []
         self._roundings: list[list[structs.CRounding]] = []  # the first of each operation, the second, ...
         self._made: list[
@@ -72,25 +68,19 @@ class Program:
         self._narrow: list[structs.CLinear] = []  # and who needs all rows in bfloat16
         self._ends: list[structs.CProduct | structs.CBound] = []  # who is told where the logits go
         self._shared: dict[str, Columns] = {}
-        self._caches: list[Tensor] = []
+        self._cache_bytes = 0
         self._vocabulary = 0
-        self._logits = torch.empty(0, 0)
 
     def matrix(self, width: int) -> Columns:
         """A new matrix of floats; rows that no pass has been long enough for take no memory."""
-        room = untouched(self.rows * width * torch.float32.itemsize)
-        return Columns(self._hold(room.view(torch.float32).view(self.rows, width)))
+        room = torch.from_numpy(untouched(self.rows * width * torch.float32.itemsize))
+        return Columns(self._room(room.view(torch.float32).view(self.rows, width)))
 
     def shared(self, name: str, width: int) -> Columns:
         """A matrix for what is read at once, which layers share; made anew where one needs it wider."""
         if name not in self._shared or self._shared[name].matrix.shape[1] < width:
             self._shared[name] = self.matrix(width)
         return self._shared[name]
-
-    @property
-    def cache_bytes(self) -> int:
-        """Bytes of keys and values."""
-        return sum(pages.nbytes for pages in self._caches)
 
     def embed(self, table: nn.Module, to: Columns, by: By = By.TOKEN) -> None:
         """Rows of an embedding."""
@@ -104,8 +94,8 @@ class Program:
 
     def angles(self, angles: Angles) -> structs.CRotary:
         """The angles of each pass, made once for all layers that turn by them."""
-        frequency = self._hold(angles.frequency.float().contiguous())
-        cosine, sine = (self._hold(torch.zeros(self.rows, len(frequency))) for _ in range(2))
+        frequency = self._data(angles.frequency.float().contiguous())
+        cosine, sine = (self._room(torch.zeros(self.rows, len(frequency))) for _ in range(2))
         made = structs.CRotary(address(frequency), address(cosine), address(sine), len(frequency), angles.scale)
         self._append(Code.ROTARY, made)
         return made
@@ -133,8 +123,8 @@ class Program:
     def head(self, source: Source, layer: nn.Module, cap: float | None) -> None:
         """The logits of all rows, kept within ±cap."""
         self._vocabulary = outputs(layer)
-        self._logits = torch.empty(0, self._vocabulary)
-        linear = self._linear(source, [plainly(Product(layer, Columns(self._logits)))])
+        none = torch.empty(0, self._vocabulary)  # a pass makes room for as many rows as it needs
+        linear = self._linear(source, [plainly(Product(layer, Columns(none)))])
         self._ends.append(structs.CProduct.from_address(linear.products))
         if cap is not None:
             bound = structs.CBound(width=self._vocabulary, cap=cap)
@@ -149,11 +139,11 @@ class Program:
             *(self._floats(norm) for norm in (what.query_norm, what.key_norm)),
             None if angles is None else ctypes.addressof(angles),
             None,
-            *(what.window, native.TYPES[dtype]),
+            *(what.window, calls.TYPES[dtype]),
             *(what.eps, what.scale, what.cap),
         )
-        self._caches.append(untouched(pages * native.page_bytes(made)))
-        made.pages = address(self._caches[-1])
+        cache = torch.from_numpy(untouched(pages * native.page_bytes(made)))
+        made.pages, self._cache_bytes = address(self._room(cache)), self._cache_bytes + cache.nbytes
         self._append(Code.ATTENTION, made)
 
     def whole(self, what: Whole) -> None:
@@ -170,7 +160,7 @@ class Program:
             self._fill(gate, source, [plainly(one) for one in expert.products])
             self._fill(sum_, expert.between, [plainly(Product(expert.layer, said))])
         weights = self.shared(f"weights of {len(experts)}", len(experts))
-        asked = self._hold(torch.zeros(self.rows, dtype=torch.int32))
+        asked = self._room(torch.zeros(self.rows, dtype=torch.int32))
         made = structs.CExperts(
             *(ctypes.addressof(self._hold(part)) for part in (gates, sums)),
             address(scores.matrix),
@@ -181,90 +171,34 @@ class Program:
         )
         self._append(Code.EXPERTS, made)
 
-    def finish(self) -> "Program":
-        """Make the room that operations share."""
+    def finish(self) -> Passes:
+        """Make the room that operations share; what runs the program."""
         for same in self._roundings:
             sizes = [(rounding.width, rounding.width // rounding.block) for rounding in same]
             width, blocks = (max(size) for size in zip(*sizes, strict=True))
             codes = torch.empty(self.rows * width + 64, dtype=torch.int8)
             scales, sums = (torch.empty(self.rows * blocks + 64) for _ in range(2))
             for rounding in same:
-                rounding.x, rounding.xs, rounding.xt = (address(self._hold(part)) for part in (codes, scales, sums))
+                rounding.x, rounding.xs, rounding.xt = (address(self._room(part)) for part in (codes, scales, sums))
                 rounding.room, rounding.blocks = width, blocks
         rows = max((rows for _, rows, _ in self._made), default=0)
         wide = max((width for *_, width in self._made), default=0)
-        room = self._hold(torch.empty(rows, wide))
+        room = self._room(torch.empty(rows, wide))
         for made, *_ in self._made:
             made.made, made.room = address(room), wide
-        narrow = self._hold(torch.empty(self.rows if self._narrow else 0, wide, dtype=torch.bfloat16))
+        narrow = self._room(torch.empty(self.rows if self._narrow else 0, wide, dtype=torch.bfloat16))
         for linear in self._narrow:
             linear.narrow = address(narrow)
-        self._all = (structs.COperation * len(self._operations))(*self._operations)
-        return self
-
-    def run(self, parts: Sequence[Part], picked: Sequence[int]) -> Float[np.ndarray, "r v"]:
-        """One pass over at most `rows` tokens: the logits of those that are picked, which the next pass overwrites.
-
-        They are picked in their order.
-        """
-        self._tell(len(picked))
-        counts = [len(part.tokens) for part in parts]
-        tokens = integers([token for part in parts for token in part.tokens])
-        places = np.concatenate(
-            [
-                np.arange(part.place, part.place + count, dtype=np.int32)
-                for part, count in zip(parts, counts, strict=True)
-            ]
+        operations = self._hold((structs.COperation * len(self._operations))(*self._operations))
+        how = How(
+            rows=self.rows,
+            vocabulary=self._vocabulary,
+            cache_bytes=self._cache_bytes,
+            kernel=self._kernel,
+            threads=self._threads,
+            beside_torch=self._beside_torch,
         )
-        pages = [integers(part.pages) for part in parts]
-        rows = np.repeat(np.arange(len(parts)), counts)
-        own = [page[places[rows == at] // PAGE] for at, page in enumerate(pages)]
-        slots = np.concatenate(own) * PAGE + places % PAGE
-        first = np.cumsum([0, *counts])
-        listed = (structs.CPart * len(parts))(
-            *(
-                structs.CPart(int(first[at]), counts[at], part.place, pages[at].ctypes.data)
-                for at, part in enumerate(parts)
-            )
-        )
-        wanted = integers(picked)
-        self._step(len(parts), listed, tokens=tokens, places=places, slots=slots, picked=wanted)
-        return self._logits[: len(picked)].numpy()
-
-    def encode(
-        self,
-        counts: Sequence[int],
-        tokens: Int32[np.ndarray, " r"],
-        places: Int32[np.ndarray, " r"],
-        types: Int32[np.ndarray, " r"],
-    ) -> None:
-        """One pass over sequences of so many tokens each, of which nothing is kept; all indices are contiguous."""
-        first = accumulate(counts, initial=0)
-        listed = (structs.CPart * len(counts))(*map(structs.CPart, first, counts))
-        self._step(len(counts), listed, tokens=tokens, places=places, types=types)
-
-    def _step(self, count: int, parts: "ctypes.Array[structs.CPart]", **given: np.ndarray) -> None:
-        """One pass over so many parts, given arrays of indices."""
-        opened = native.library()
-        assert opened is not None
-        told = structs.CPass(rows=len(given["tokens"]), parts=count, part=ctypes.addressof(parts))
-        told.picks = len(given["picked"]) if "picked" in given else 0
-        for name, array in given.items():
-            setattr(told, name, array.ctypes.data)
-        how = (self._kernel, self._threads, self._beside_torch)
-        if opened.lissom_step(self._all, len(self._all), ctypes.addressof(told), *how):
-            raise LissomError(f"engine: no memory for a pass of {told.rows} tokens; use smaller chunks")
-
-    def _tell(self, count: int) -> None:
-        """Room for so many rows of logits."""
-        if count <= len(self._logits):
-            return
-        self._logits = torch.empty(count, self._vocabulary)
-        for end in self._ends:
-            if isinstance(end, structs.CProduct):
-                end.to = Columns(self._logits).given()
-            else:
-                end.at = address(self._logits)
+        return Passes(operations, self._ends, how, self._memory)
 
     def _linear(self, source: Source, products: Sequence[Product]) -> structs.CLinear:
         linear = structs.CLinear()
@@ -282,7 +216,8 @@ class Program:
             self._roundings[at].append(rounding)
         made = (structs.CProduct * len(products))(*(self._product(product, layouts) for product in products))
         linear.source = self._source(source)
-        linear.roundings, linear.products = (ctypes.addressof(self._hold(part)) for part in (roundings, made))
+        linear.roundings = ctypes.addressof(self._hold(roundings)) if layouts else None
+        linear.products = ctypes.addressof(self._hold(made))
         linear.rounding_count, linear.product_count = len(layouts), len(products)
         read = {self._read_as(product.layer) for product in products if isinstance(product.layer, DENSE)}
         self._made.append((linear, self.rows if torch.float32 in read else self._threads, source.width))
@@ -327,25 +262,25 @@ class Program:
 
     def _floats(self, values: Float[Tensor, " n"] | None) -> int | None:
         """Where they are, as floats."""
-        return None if values is None else address(self._hold(values.detach().float().contiguous()))
+        return None if values is None else address(self._data(values.detach().float().contiguous()))
 
     def _panels(self, layer: PanelLinear) -> int:
-        self._hold(layer)
+        self._buffers(layer)
         return ctypes.addressof(self._hold(structs.CPanels.from_buffer_copy(layer.given().panels)))
 
     def _read_as(self, layer: nn.Module) -> torch.dtype:
         """The type in which a dense layer reads its inputs."""
         weight = layer.values if isinstance(layer, MaskedLinear) else layer.weight
-        return native.read_as(weight.dtype, self._dtype)  # type: ignore[arg-type]
+        return calls.read_as(weight.dtype, self._dtype)  # type: ignore[arg-type]
 
     def _dense(self, layer: nn.Module) -> int:
         if isinstance(layer, MaskedLinear):
-            self._hold(layer)
+            self._buffers(layer)
             return ctypes.addressof(self._hold(layer.given(self._read_as(layer))))
         weight, bias = layer.weight, getattr(layer, "bias", None)
         if (
             not isinstance(weight, Tensor)
-            or weight.dtype not in native.TYPES
+            or weight.dtype not in calls.TYPES
             or not weight.is_contiguous()
             or weight.device.type != "cpu"
         ):
@@ -353,17 +288,33 @@ class Program:
                 f"engine: a {type(layer).__name__} whose weight is {type(weight).__name__} runs in PyTorch only"
             )
         given = structs.CDense(
-            *(address(self._hold(weight)), self._floats(bias), None, None),
-            *(*weight.shape, *(native.TYPES[dtype] for dtype in (weight.dtype, self._read_as(layer)))),
+            *(address(self._data(weight)), self._floats(bias), None, None),
+            *(*weight.shape, *(calls.TYPES[dtype] for dtype in (weight.dtype, self._read_as(layer)))),
         )
         return ctypes.addressof(self._hold(given))
 
     def _append(self, code: Code, what: ctypes.Structure) -> None:
         self._operations.append(structs.COperation(code, ctypes.addressof(self._hold(what))))
 
-    def _hold(self, what: T) -> T:
-        self._held.append(what)
+    def _hold(self, what: S) -> S:
+        """Operations point to a struct, or to several."""
+        self._memory.structs.append(what)
         return what
+
+    def _data(self, tensor: Tensor) -> Tensor:
+        """Operations read a tensor."""
+        self._memory.data.append(Block(address(tensor), tensor.nbytes, tensor))
+        return tensor
+
+    def _room(self, tensor: Tensor) -> Tensor:
+        """Operations write to a tensor what is needed no longer than a pass; or pages, zeros as they begin."""
+        self._memory.rooms.append(Block(address(tensor), tensor.nbytes, tensor))
+        return tensor
+
+    def _buffers(self, layer: nn.Module) -> None:
+        """Operations read what a layer holds."""
+        for part in layer.buffers():
+            self._data(part)
 
 
 def rounding_of(layer: PanelLinear) -> tuple[tuple[int, ...], int, int]:
@@ -371,17 +322,6 @@ def rounding_of(layer: PanelLinear) -> tuple[tuple[int, ...], int, int]:
     return layer.layout, layer.block, layer.width
 
 
-def untouched(count: int) -> UInt8[Tensor, " n"]:
-    """Zeros that take no memory until they are written to, aligned as the processor reads."""
-    whole = torch.from_numpy(np.zeros(count + LINE, dtype=np.uint8))
-    return whole[-whole.data_ptr() % LINE :][:count]
-
-
 def address(tensor: Tensor) -> int:
     """Where its numbers begin."""
     return tensor.data_ptr()
-
-
-def integers(values: Sequence[int]) -> np.ndarray:
-    """As the library reads them."""
-    return np.array(values, dtype=np.int32)

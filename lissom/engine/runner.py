@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -63,8 +64,11 @@ class Runner:
         """Bytes of the cache of all layers that have written."""
         return self._cache.nbytes * self._pages // (self._pages + 1)
 
-    def forward(self, slices: Sequence[Slice]) -> Float[Tensor, "r v"]:
+    def forward(self, slices: Sequence[Slice]) -> Float[np.ndarray, "r v"]:
         """Run the slices; return the logits after the last known token of each sequence and after each guess."""
+        return self._logits(slices).cpu().numpy()
+
+    def _logits(self, slices: Sequence[Slice]) -> Float[Tensor, "r v"]:
         if self._steps is None or any(piece.count > 1 or len(piece.wanted) != 1 for piece in slices):
             return self._ragged_pass(slices)
         tokens = [piece.sequence.tokens(piece.start, piece.start + 1)[0] for piece in slices]

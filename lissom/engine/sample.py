@@ -4,25 +4,28 @@ Shapes: v vocabulary.
 """
 
 from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
 
 from lissom.engine.sequence import Choice, Sampling
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int
 
 COLDEST = 1e-30  # a temperature below it would be 0 in single precision
 MOST = 1024  # tokens that are nearly always enough for a nucleus
 
 
 def choose(
-    logits: Float[np.ndarray, " v"],
+    logits: "Float[np.ndarray, ' v']",
     sampling: Sampling,
     random: np.random.Generator,
     *,
     prompt: Sequence[int] = (),
     generated: Sequence[int] = (),
     banned: Collection[int] = (),
-    allowed: Bool[np.ndarray, " v"] | None = None,
+    allowed: "Bool[np.ndarray, ' v'] | None" = None,
 ) -> Choice:
     """The next token, its log-probability and the best alternatives; only `allowed` tokens, never `banned` ones.
 
@@ -35,7 +38,7 @@ def choose(
     return among(logits, token, sampling.logprobs)
 
 
-def among(logits: Float[np.ndarray, " v"], token: int, alternatives: int) -> Choice:
+def among(logits: "Float[np.ndarray, ' v']", token: int, alternatives: int) -> Choice:
     """A token with its log-probability, and those of so many alternatives, the best first."""
     logprobs = log_softmax(logits)
     best = _largest(logprobs, alternatives)
@@ -43,13 +46,13 @@ def among(logits: Float[np.ndarray, " v"], token: int, alternatives: int) -> Cho
     return Choice(token=token, logprob=float(logprobs[token]), top=tuple((int(i), float(logprobs[i])) for i in best))
 
 
-def log_softmax(logits: Float[np.ndarray, " v"]) -> Float[np.ndarray, " v"]:
+def log_softmax(logits: "Float[np.ndarray, ' v']") -> "Float[np.ndarray, ' v']":
     """log p_i = z_i - log Σ exp z_j, in double precision."""
     shifted = logits.astype(np.float64) - logits.max()
     return np.asarray(shifted - np.log(np.exp(shifted).sum()))
 
 
-def nucleus(weights: Float[np.ndarray, " k"], top_p: float) -> Float[np.ndarray, " k"]:
+def nucleus(weights: "Float[np.ndarray, ' k']", top_p: float) -> "Float[np.ndarray, ' k']":
     """The fewest weights whose sum reaches top_p of all (Holtzman et al. 2020, arXiv:1904.09751), 0 for the rest."""
     wanted, size = top_p * weights.sum(), min(MOST, len(weights))
     best = np.partition(weights, -size)[-size:]
@@ -61,13 +64,13 @@ def nucleus(weights: Float[np.ndarray, " k"], top_p: float) -> Float[np.ndarray,
 
 
 def _scores(
-    logits: Float[np.ndarray, " v"],
+    logits: "Float[np.ndarray, ' v']",
     sampling: Sampling,
     prompt: Sequence[int],
     generated: Sequence[int],
     banned: Collection[int],
-    allowed: Bool[np.ndarray, " v"] | None,
-) -> Float[np.ndarray, " v"]:
+    allowed: "Bool[np.ndarray, ' v'] | None",
+) -> "Float[np.ndarray, ' v']":
     """The logits after penalties, biases and bans; the logits themselves where there are none.
 
     repetition_penalty r: z / r where z > 0, else z r, for each token seen (Keskar et al. 2019, arXiv:1909.05858);
@@ -88,7 +91,7 @@ def _scores(
     return scores if allowed is None else np.where(allowed, scores, -np.inf)
 
 
-def _draw(logits: Float[np.ndarray, " v"], sampling: Sampling, random: np.random.Generator) -> int:
+def _draw(logits: "Float[np.ndarray, ' v']", sampling: Sampling, random: np.random.Generator) -> int:
     """One draw by inverting the cumulative distribution over the tokens that the filters leave, in their order."""
     tokens = _largest(logits, sampling.top_k) if sampling.top_k else None
     cumulative = _weights(logits if tokens is None else logits[tokens], sampling).cumsum()
@@ -96,7 +99,7 @@ def _draw(logits: Float[np.ndarray, " v"], sampling: Sampling, random: np.random
     return int(place if tokens is None else tokens[place])
 
 
-def _weights(logits: Float[np.ndarray, " k"], sampling: Sampling) -> Float[np.ndarray, " k"]:
+def _weights(logits: "Float[np.ndarray, ' k']", sampling: Sampling) -> "Float[np.ndarray, ' k']":
     """What each token weighs beside the most probable one; those that top_p and min_p drop weigh nothing.
 
     min_p keeps those at least that fraction of the largest (Nguyen et al. 2024, arXiv:2407.01082).
@@ -109,7 +112,7 @@ def _weights(logits: Float[np.ndarray, " k"], sampling: Sampling) -> Float[np.nd
     return weights
 
 
-def _largest(values: Float[np.ndarray, " v"], k: int) -> Int[np.ndarray, " k"]:
+def _largest(values: "Float[np.ndarray, ' v']", k: int) -> "Int[np.ndarray, ' k']":
     """Indices of the k largest values, in their order; of equal ones the first."""
     k = min(k, len(values))
     border = np.partition(values, -k)[-k] if k else np.inf

@@ -143,7 +143,7 @@ def logits(model: Any, kind: str, tokens: list[int], prompt: int) -> Tensor:
     found: list[Tensor] = []
     while prompt + len(found) < len(tokens):
         slices: list[Slice] = schedule.plan()
-        out = runner.forward(slices)
+        out = torch.from_numpy(runner.forward(slices))
         for piece in slices:
             piece.sequence.cached += piece.count
         if any(piece.completes for piece in slices):

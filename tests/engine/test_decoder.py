@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from lissom.compress import compress_model
 from lissom.engine import Engine
-from lissom.engine.decoder import CACHES, ROWS, Decoder, NativeRunner, cut, native_runner
+from lissom.engine.decoder import CACHES, ROWS, Decoder, native_runner
 from lissom.engine.kernels import native
 from lissom.engine.kernels.layer import KernelEmbedding
 from lissom.engine.kernels.lowrank import LowRankLinear
@@ -20,6 +20,7 @@ from lissom.engine.kernels.signs import SignsLinear
 from lissom.engine.kernels.sum import SumLinear
 from lissom.engine.kernels.turned import TurnedLinear
 from lissom.engine.lower import lower
+from lissom.engine.native_runner import NativeRunner, cut
 from lissom.engine.pages import Pages
 from lissom.engine.runner import FAMILIES, Runner
 from lissom.engine.schedule import Slice
@@ -59,7 +60,7 @@ def read(runner: Any, prompts: list[list[int]], chunk: int, total: int = 40) -> 
     while any(one.pending for one in held):
         running = [one for one in held if one.pending]
         slices = [Slice(sequence=one, start=one.cached, count=min(chunk, one.pending)) for one in running]
-        logits = iter(runner.forward(slices).clone())
+        logits = iter(torch.from_numpy(runner.forward(slices)).clone())
         for piece in slices:
             piece.sequence.cached += piece.count
             if piece.completes:

@@ -67,7 +67,7 @@ def difference(model: Any, lengths: list[int], vocabulary: int, steps: int, **ho
     worst = 0.0
     for _ in range(steps):
         slices = schedule.plan()
-        logits = runner.forward(slices)
+        logits = torch.from_numpy(runner.forward(slices))
         complete = [piece for piece in slices if piece.completes]
         for piece in slices:
             piece.sequence.cached += piece.count

@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from lissom.engine.kernels import native
+from lissom.engine.kernels.native import calls
 from lissom.engine.kernels.native.structs import CConv
 from lissom.engine.kernels.panels import LANES, MOST, Grid, PanelLinear, by_output, grid_of
 from lissom.errors import LissomError
@@ -88,7 +89,7 @@ class PanelConv(nn.Module):
         shape, geometry = self._plan
         y = torch.empty(shape, memory_format=torch.channels_last if last else torch.contiguous_format)
         images = images if last else images.contiguous()
-        native.conv(self.panels.given(), geometry, self.runs, images, y.shape[:-3].numel(), y, kernel)
+        calls.conv(self.panels.given(), geometry, self.runs, images, y.shape[:-3].numel(), y, kernel)
         return y.to(x.dtype)
 
     def _planned(self, x: Float[Tensor, "*n c h w"], last: bool) -> tuple[tuple[int, ...], bytes]:

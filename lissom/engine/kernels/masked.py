@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
-from lissom.engine.kernels import native
 from lissom.engine.kernels.layer import KernelLinear
+from lissom.engine.kernels.native import calls
 from lissom.engine.kernels.native.structs import CDense
 from lissom.formats import CompressedLayer, Masked
 from lissom.formats.plane import from_bitmask
@@ -26,7 +26,7 @@ from lissom.formats.plane import from_bitmask
 def masked_layer(layer: CompressedLayer) -> "MaskedLinear | None":
     """The layer on this kernel, or None where its weight has no mask, or is not on the CPU."""
     weight = layer.weight
-    if not isinstance(weight, Masked) or weight.values.device.type != "cpu" or weight.values.dtype not in native.TYPES:
+    if not isinstance(weight, Masked) or weight.values.device.type != "cpu" or weight.values.dtype not in calls.TYPES:
         return None
     return MaskedLinear(weight, layer.bias)
 
@@ -49,11 +49,11 @@ class MaskedLinear(KernelLinear):
 
     def read(self, x: Float[Tensor, "n i"]) -> Float[Tensor, "n i"]:
         """Inputs as the kernel reads them."""
-        return x.to(native.read_as(self.values.dtype, x.dtype))
+        return x.to(calls.read_as(self.values.dtype, x.dtype))
 
     def multiply(self, rows: Float[Tensor, "n i"], kernel: str) -> Float[Tensor, "n o"]:
         """Rows times what was kept, and the bias."""
-        return native.dense(self.given(rows.dtype), rows, kernel)
+        return calls.dense(self.given(rows.dtype), rows, kernel)
 
     def look_up(self, which: Int[Tensor, " n"]) -> Float[Tensor, "n i"]:
         """Some rows of the matrix."""
@@ -67,7 +67,7 @@ class MaskedLinear(KernelLinear):
         """What the library is given, for inputs of a type."""
         bias = None if self.bias is None else self.bias.data_ptr()
         places = (self.values.data_ptr(), bias, self.mask.data_ptr(), self.starts.data_ptr())
-        return CDense(*places, *self.shape, *(native.TYPES[dtype] for dtype in (self.values.dtype, inputs)))
+        return CDense(*places, *self.shape, *(calls.TYPES[dtype] for dtype in (self.values.dtype, inputs)))
 
     def definition(self, x: Float[Tensor, "*n i"]) -> Float[Tensor, "*n o"]:
         """What the kernel computes, in PyTorch."""

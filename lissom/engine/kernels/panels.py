@@ -23,6 +23,7 @@ from torch import Tensor
 
 from lissom.engine.kernels import native
 from lissom.engine.kernels.layer import KernelLinear
+from lissom.engine.kernels.native import calls
 from lissom.formats import (
     Affine,
     Binary,
@@ -178,12 +179,12 @@ class PanelLinear(KernelLinear):
             return packed(spaced(grid.codes, self.group, self.wide), grid.bits)
         size = (-(-self.shape[0] // LANES), self.width // CHUNK, grid.bits * LANES * CHUNK // 8)
         panels = torch.empty(size, dtype=torch.uint8)
-        native.pack(grid.codes.words, grid.codes.bits, self.layout, grid.bits, panels)
+        calls.pack(grid.codes.words, grid.codes.bits, self.layout, grid.bits, panels)
         return panels
 
     def multiply(self, rows: Float[Tensor, "n i"], kernel: str) -> Float[Tensor, "n o"]:
         """Rows times panels, and the bias."""
-        return native.linear(self.given(), rows, self.shape[0], kernel)
+        return calls.linear(self.given(), rows, self.shape[0], kernel)
 
     @property
     def layout(self) -> tuple[int, int, int, int]:
@@ -237,7 +238,7 @@ class PanelLinear(KernelLinear):
     def look_up(self, which: Int[Tensor, " n"]) -> Float[Tensor, "n i"]:
         """Some rows of the weight."""
         if native.kernels():
-            return native.panel_rows(self.given(), which, self.shape[1])
+            return calls.panel_rows(self.given(), which, self.shape[1])
         return self.panels(which // LANES)[torch.arange(len(which)) * LANES + which % LANES]
 
     def panels(self, which: slice | Int[Tensor, " p"]) -> Float[Tensor, "o i"]:

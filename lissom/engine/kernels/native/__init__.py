@@ -1,6 +1,6 @@
 """The kernels in C: built with the package, chosen when they are first asked for by what the processor can do.
 
-Without a compiler at installation there are none.
+Without a compiler at installation there are none. Nothing here needs PyTorch; what tensors are given to is in calls.py.
 """
 
 import ctypes
@@ -11,13 +11,8 @@ from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-from torch import Tensor
+from lissom.engine.kernels.native.structs import POINTER, SIZE, CAttention, CLayout, CPanels
 
-from lissom.engine.kernels.native.structs import POINTER, SIZE, CAttention, CDense, CLayout, CPanels
-from lissom.errors import LissomError
-
-TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3}  # as step.h counts them
 # As native.c counts them; the last that runs is the best.
 KERNELS = ("portable", "avx2", "avxvnni", "avx512", "avx512bf16")
 INSTEAD = "LISSOM_NATIVE"  # the environment may name another build of the library, such as one that checks itself
@@ -36,12 +31,16 @@ ARGUMENTS = {  # of the functions of the library, as they are declared in C
 }
 
 
+def built() -> str | None:
+    """The file of the library, or None where none was built."""
+    usual = [Path(__file__).with_name(f"_native{suffix}") for suffix in EXTENSION_SUFFIXES]
+    return os.environ.get(INSTEAD) or next((str(path) for path in usual if path.exists()), None)
+
+
 @cache
 def library() -> ctypes.CDLL | None:
-    """The library, or None where none was built."""
-    built = [Path(__file__).with_name(f"_native{suffix}") for suffix in EXTENSION_SUFFIXES]
-    given = os.environ.get(INSTEAD)
-    found = given or next((str(path) for path in built if path.exists()), None)
+    """The library, or None where none was built; where PyTorch is used, it is imported before."""
+    found = built()
     if found is None:
         return None
     opened = ctypes.CDLL(found)
@@ -77,87 +76,8 @@ class Given(NamedTuple):
         return cls(bytes(CPanels(*panels)), bytes(CLayout(*layout)))
 
 
-def panel_rows(layer: Given, index: Tensor, width: int) -> Tensor:
-    """Some rows of panels, decoded: (n, width)."""
-    opened = library()
-    assert opened is not None
-    made = torch.empty(len(index), width)
-    which = index.to(torch.long).contiguous()
-    opened.lissom_rows(*layer, which.data_ptr(), len(index), made.data_ptr())
-    return made
-
-
-def dense(layer: CDense, rows: Tensor, kernel: str) -> Tensor:
-    """Rows (n, inputs) of the type that the matrix reads, contiguous, times it, dense or masked: (n, outputs)."""
-    opened = library()
-    assert opened is not None
-    y = torch.empty(rows.shape[0], layer.outputs)
-    number, threads = KERNELS.index(kernel), torch.get_num_threads()
-    if len(rows):
-        opened.lissom_dense(ctypes.addressof(layer), rows.data_ptr(), y.data_ptr(), len(rows), number, threads)
-    return y
-
-
-def read_as(weights: torch.dtype, inputs: torch.dtype) -> torch.dtype:
-    """The type in which a dense or masked matrix reads inputs: float32, or bfloat16 where both are of that."""
-    return torch.bfloat16 if weights == inputs == torch.bfloat16 else torch.float32
-
-
 def page_bytes(attention: CAttention) -> int:
     """Bytes of one page of keys and values."""
     opened = library()
     assert opened is not None
     return int(opened.lissom_page_bytes(ctypes.addressof(attention)))
-
-
-def pack(words: Tensor, bits: int, layout: tuple[int, ...], to_bits: int, panels: Tensor) -> None:
-    """Rows of a plane's words (o, w), of codes of so many bits, into panels of codes of `to_bits`.
-
-    Raises:
-        LissomError: there is too little memory for it.
-    """
-    opened = library()
-    assert opened is not None
-    rows = words.contiguous()
-    given = (rows.data_ptr(), rows.shape[0], rows.shape[1] * rows.itemsize, bits)
-    layout_of = CLayout(*layout)
-    if opened.lissom_pack(*given, ctypes.addressof(layout_of), to_bits, panels.data_ptr(), torch.get_num_threads()):
-        raise LissomError(f"kernels: no memory for panels of {rows.shape[0]} outputs")
-
-
-def linear(layer: Given, rows: Tensor, outputs: int, kernel: str) -> Tensor:
-    """Rows (n, inputs) of float32, contiguous, times panels: (n, outputs), by torch's number of threads.
-
-    Raises:
-        LissomError: there is too little memory for it.
-    """
-    opened = library()
-    assert opened is not None
-    n = rows.shape[0]
-    y = torch.empty(n, outputs)
-    if n and opened.lissom_linear(
-        *layer, rows.data_ptr(), y.data_ptr(), n, KERNELS.index(kernel), torch.get_num_threads()
-    ):
-        raise LissomError(f"kernels: no memory for {n} rows of {rows.shape[1]} inputs; use smaller batches")
-    return y
-
-
-def conv(layer: Given, geometry: bytes, runs: Tensor, x: Tensor, images: int, y: Tensor, kernel: str) -> None:
-    """Images of float32 into y, both contiguous or both with their channels last, as `geometry`, a CConv, says.
-
-    Raises:
-        LissomError: there is too little memory for it.
-    """
-    opened = library()
-    assert opened is not None
-    if y.numel() and opened.lissom_conv(
-        layer.panels,
-        geometry,
-        runs.data_ptr(),
-        x.data_ptr(),
-        y.data_ptr(),
-        images,
-        KERNELS.index(kernel),
-        torch.get_num_threads(),
-    ):
-        raise LissomError(f"kernels: no memory for {images} images; use smaller batches")
