@@ -1,6 +1,6 @@
 """Verbs that measure: a model's quality, its speed, this machine."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -82,24 +82,28 @@ def bench(
     batch: Annotated[str, typer.Option(help="sequences at once, such as 1,4,16")] = "1",
     json_lines: Json = False,
 ) -> None:
-    """Measure speed: loading, memory, latency or tokens per second beside this machine's limits; medians."""
+    """Measure speed: loading, memory, latency or tokens per second beside this machine's limits; medians.
+
+    A language model is loaded as it is served: by a process of its own, whose memory is that after one answer.
+    """
     import time
 
     from lissom.artifact import open_folder
     from lissom.engine.bench import bench_engine
     from lissom.engine.lower import lower
     from lissom.hardware import bench_module, limits, peak_memory
+    from lissom.server.trial import trial
 
     sizes = counts(batch)
     begun = time.perf_counter()
     opened = open_folder(model, bare=True)
     running = lower(opened.model)
-    loading = {"load_ms": round(1000 * (time.perf_counter() - begun))}
     if opened.tokenizer is None:
+        taken: dict[str, Any] = {"load_ms": round(1000 * (time.perf_counter() - begun)), "peak_bytes": peak_memory()}
         speed = bench_module(running, example_of(opened.signature, model))
         figures = {"latency_ms": speed.latency_ms, "examples_per_s": speed.examples_per_s}
     else:
-        can = limits(0.3)
+        taken, can = trial(model, prompt, new), limits(0.3)
         sized = {"batches": sizes, "prompt": prompt, "new": new}
         served = bench_engine(running, opened.tokenizer, can, cache=opened.cache, **sized)  # type: ignore[arg-type]
         figures = {
@@ -108,7 +112,7 @@ def bench(
             for name in one.__dataclass_fields__
             if name != "sequences"
         }
-    show(figures, json_lines, {**loading, "peak_bytes": peak_memory()})
+    show(figures, json_lines, taken)
 
 
 def counts(listed: str) -> list[int]:
