@@ -16,8 +16,9 @@ from typing import Any
 
 from turns import time_batches
 
-from lissom.engine.build import built
+from lissom.engine.build import build, empty
 from lissom.engine.engine import Engine
+from lissom.engine.image import read
 from lissom.engine.pages import PAGE, pages_for
 from lissom.engine.sequence import Sampling
 from lissom.models.tokenizer import Tokenizer
@@ -29,12 +30,12 @@ def main(folder: str, batches: str, prompt: str, new: str, cache: str) -> None:
     gc.disable()
     most = max(map(int, batches.split(",")))
     pages = pages_for(most * (int(prompt) + int(new) + 2 * PAGE))
-    found = built([folder], cache=cache, pages=pages, uncertified=True)
-    if found is None:
-        model, tokenizer = with_torch(folder)
+    (file,) = empty(1)
+    if build([folder], [file], cache=cache, pages=pages, uncertified=True):
+        model, told = read(file)
+        tokenizer: Any = Tokenizer.read(Path(folder), told["tokenizer"])
     else:
-        ((model, told),) = found
-        tokenizer = Tokenizer.read(Path(folder), told["tokenizer"])
+        model, tokenizer = with_torch(folder)
 
     @lru_cache(maxsize=1)
     def running(size: int) -> Engine:

@@ -6,6 +6,7 @@ a program asks another one for it, over a link, gets it as a file in memory (ima
     python -m lissom.engine.build FD
 
 The first frame in says which folders to read, and for each a descriptor of a file to write to. One frame comes out.
+Who keeps the files can start another engine from them, which needs nobody to put it together.
 """
 
 import gc
@@ -17,7 +18,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -30,37 +31,35 @@ from lissom.errors import ArtifactError, LissomError, ModelError
 from lissom.files import read_json
 
 if TYPE_CHECKING:
-    from lissom.engine.image import Ready
+    pass
 
 log = logging.getLogger("lissom.engine")
 
 CACHES = ("auto", "float", "bfloat16", "int8")  # that programs write to
 
 
-def built(
-    folders: Sequence[str | Path], *, cache: str, pages: int, uncertified: bool
-) -> "list[tuple[Ready, dict[str, Any]]] | None":
-    """The models of some folders, and what is told of each: its evidence and its tokenizer.
-
-    None where that takes PyTorch: of what is no language model of ours, or has layers, or keys and values, that no
-    kernel knows; and where there is no room for files.
+def build(
+    folders: Sequence[str | Path], files: Sequence[BinaryIO], *, cache: str, pages: int, uncertified: bool
+) -> bool:
+    """Have the models of some folders written to files.
 
     Args:
         folders: that of the model, and that of one which drafts for it, if any, of which no certificate is asked.
+        files: one of `empty` for each.
         cache: as `put_together` takes it, like the rest.
         pages: of each.
         uncertified: of the first.
 
+    Returns:
+        Whether they are written. What is no language model of ours, or has layers, or keys and values, that no kernel
+        knows, takes PyTorch; and there may be no room for it.
+
     Raises:
         LissomError: what is wrong with a folder.
     """
-    if not all(alone(Path(folder), cache) for folder in folders):
-        return None
+    if len(files) < len(folders) or not all(alone(Path(folder), cache) for folder in folders):
+        return False
     with ExitStack() as at_last:
-        try:
-            files = [at_last.enter_context(empty()) for _ in folders]
-        except OSError:
-            return None
         ours, theirs = socket.socketpair()
         at_last.callback(theirs.close)
         link = Link(ours)
@@ -75,7 +74,7 @@ def built(
         ]
         link.send({"asked": asked})
 
-        from lissom.engine.image import read  # beside what the other one imports
+        import lissom.engine.image  # noqa: F401  # while the other one imports more
 
         frame = link.receive()
         if frame is None:
@@ -84,7 +83,7 @@ def built(
         said, _ = frame
         if "error" in said:
             raise getattr(errors, said["error"])(said["message"])
-        return None if said["instead"] else [read(file) for file in files]
+        return bool(said["written"])
 
 
 def alone(folder: Path, cache: str) -> bool:
@@ -95,12 +94,13 @@ def alone(folder: Path, cache: str) -> bool:
     return told and kind in CACHES and native.built() is not None
 
 
-def empty() -> BinaryIO:
-    """A file that has no name, in memory where the system has such files; not buffered."""
-    try:
-        return os.fdopen(os.memfd_create("lissom"), "r+b", buffering=0)
-    except (AttributeError, OSError):  # Linux has them, and may forbid them
-        return tempfile.TemporaryFile(buffering=0)
+def empty(count: int) -> list[BinaryIO]:
+    """Files that have no name, in memory where the system has such files, not buffered; none where there is no room."""
+    with suppress(AttributeError, OSError):  # Linux has files in memory, and may forbid them
+        return [os.fdopen(os.memfd_create("lissom"), "r+b", buffering=0) for _ in range(count)]
+    with suppress(OSError):
+        return [tempfile.TemporaryFile(buffering=0) for _ in range(count)]
+    return []
 
 
 def put_together(folder: str, descriptor: int, *, cache: str, pages: int, uncertified: bool) -> bool:
@@ -167,7 +167,7 @@ def main(descriptor: str) -> None:
     threading.Thread(target=lambda: (link.receive(), os._exit(0)), name="who asked", daemon=True).start()
     try:
         every = [put_together(**asked) for asked in frame[0]["asked"]]
-        link.send({"instead": not all(every)})
+        link.send({"written": all(every)})
     except LissomError as error:
         link.send({"error": type(error).__name__, "message": str(error)})
     os._exit(0)  # to take PyTorch apart would keep a core from the first prompt

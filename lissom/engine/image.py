@@ -74,7 +74,7 @@ class Places:
 
 
 def write(file: BinaryIO, model: Ready, told: Mapping[str, Any]) -> None:
-    """Write a model, and what else is to be told of it, into an empty file that is not buffered.
+    """Write a model, and what else is to be told of it, into a file that is not buffered; what was in it is gone.
 
     Its memory is given back as it is written, unless somebody else has it too: its program cannot run any more.
     """
@@ -103,6 +103,8 @@ def write(file: BinaryIO, model: Ready, told: Mapping[str, Any]) -> None:
         "told": told,
     }
     text = json.dumps(head).encode()
+    file.seek(0)
+    file.truncate()
     put(file, [len(text).to_bytes(8, "little"), text, body, table])
     begin = boundary(file.tell())
     waiting = [(place.offset, place.block) for place in places.of(DATA)][::-1]

@@ -9,12 +9,13 @@ import gc
 import os
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lissom.engine.build import built, vouch
+from lissom.engine.build import build, vouch
 from lissom.engine.link import Link
 from lissom.engine.logs import TOLD, begin
 from lissom.engine.pages import pages_for
@@ -46,23 +47,37 @@ def main(descriptor: str) -> None:
     host.run()
 
 
-def opened(link: Link, folder: str, *, target: str, uncertified: bool, **how: Any) -> tuple[Any, dict[str, Any]]:
-    """What runs the model of a folder, and its greeting.
+def opened(
+    link: Link, folder: str, *, target: str, uncertified: bool, files: Sequence[int], whole: bool, **how: Any
+) -> tuple[Any, dict[str, Any]]:
+    """What runs the model of a folder, and its greeting, which says whether it is in the files.
+
+    Args:
+        link: to who asks it.
+        folder: of the model.
+        target: where it runs.
+        uncertified: whether it may be one whose certificate does not hold.
+        files: descriptors of files to write the model to, and the one that drafts for it.
+        whole: whether it has been written to them before.
+        how: the rest of what an engine is told.
 
     Raises:
         LissomError: there is no model in the folder, none that can be served, or one whose certificate does not hold.
     """
     told = {"cache": how["cache"], "pages": pages_for(how["max_tokens_in_cache"]), "uncertified": uncertified}
     folders = [folder] if how["draft"] is None else [folder, how["draft"]]
-    found = built(folders, **told) if target == "cpu" else None
-    if found is None:
-        return with_torch(link, folder, target=target, uncertified=uncertified, **how)
+    with ExitStack() as at_last:
+        images = [at_last.enter_context(os.fdopen(file, "r+b", buffering=0)) for file in files]
+        if not (whole or (target == "cpu" and build(folders, images, **told))):
+            return with_torch(link, folder, target=target, uncertified=uncertified, **how)
 
-    from lissom.models.tokenizer import Tokenizer
+        from lissom.engine.image import read
+        from lissom.models.tokenizer import Tokenizer
 
-    (model, said), *drafts = found
+        (model, said), *drafts = [read(image) for image, _ in zip(images, folders, strict=False)]
     tokenizer = Tokenizer.read(Path(folder), said["tokenizer"])
-    return language(link, model, tokenizer, said["evidence"], drafts[0][0] if drafts else None, **how)
+    host, greeting = language(link, model, tokenizer, said["evidence"], drafts[0][0] if drafts else None, **how)
+    return host, {**greeting, "whole": True}
 
 
 def with_torch(link: Link, folder: str, *, target: str, uncertified: bool, **how: Any) -> tuple[Any, dict[str, Any]]:

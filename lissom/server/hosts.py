@@ -11,9 +11,10 @@ import threading
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, BinaryIO, Protocol, runtime_checkable
 
 from lissom import errors
+from lissom.engine.build import empty
 from lissom.engine.link import Link
 from lissom.errors import ModelError
 from lissom.server.service import FolderService, LanguageService, Service, TensorService
@@ -122,13 +123,18 @@ def module(service: TensorService, link: Link) -> tuple[Any, Greeting]:
 
 
 class InProcess:
-    """Runs the engine of a folder, from the moment that it is made, so that several can be read side by side."""
+    """Runs the engine of a folder, from the moment that it is made, so that several can be read side by side.
+
+    What has been put together once stays in files in memory, from which an engine that takes the place of another
+    starts in a moment.
+    """
 
     again = True
 
     def __init__(self, service: FolderService) -> None:
         self.service = service
         self._process: subprocess.Popen[bytes] | None = None
+        self._files, self._whole = list[BinaryIO](), False
         self._link = self._start()
 
     def open(self) -> tuple[socket.socket, Greeting]:
@@ -146,6 +152,9 @@ class InProcess:
         if "error" in said:
             self.close()
             raise getattr(errors, said["error"])(said["message"])
+        self._whole = said.get("whole", False)
+        if not self._whole:
+            self._forget()
         return self._link.release(), said
 
     def kill(self) -> None:
@@ -159,19 +168,27 @@ class InProcess:
         """Give it up."""
         self.kill()
         self._link.close()
+        self._forget()
 
     def memory(self) -> int | None:
         """That of the process, while there is one."""
         return None if self._process is None else resident(self._process.pid)
 
+    def _forget(self) -> None:
+        for file in self._files:
+            file.close()
+        self._files, self._whole = [], False
+
     def _start(self) -> Link:
+        self._files = self._files or empty(1 if self.service.draft is None else 2)
+        descriptors = [file.fileno() for file in self._files]
         with ExitStack() as at_last:
             ours, theirs = socket.socketpair()
             at_last.callback(theirs.close)
             command = [sys.executable, "-m", "lissom.engine.process", str(theirs.fileno())]
             # a session of its own: a key pressed to stop the server must not stop what it still needs
             self._process = subprocess.Popen(
-                command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, start_new_session=True
+                command, pass_fds=[theirs.fileno(), *descriptors], stdin=subprocess.DEVNULL, start_new_session=True
             )
         link = Link(ours)
         service = self.service
@@ -184,6 +201,8 @@ class InProcess:
             "uncertified": service.uncertified,
             "max_tokens_in_cache": service.max_tokens_in_cache,
             "max_batch": service.max_batch,
+            "files": descriptors,
+            "whole": self._whole,
         }
         link.send(asked)
         return link

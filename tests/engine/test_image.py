@@ -4,10 +4,11 @@ import gc
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from ctypes import Structure, c_int, c_void_p, sizeof
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from lissom.artifact import compress_checkpoint
 from lissom.compress import compress_model
-from lissom.engine.build import built, empty
+from lissom.engine.build import build, empty
 from lissom.engine.decoder import CACHES
 from lissom.engine.engine import Engine
 from lissom.engine.image import Ready, pointers_of, read, write
@@ -36,13 +37,16 @@ PROMPTS = [tokens(50), tokens(3)]
 RUN = """
 import json, sys
 from pathlib import Path
-from lissom.engine.build import built
+from lissom.engine.build import build, empty
 from lissom.engine.engine import Engine
 from lissom.engine.sequence import Sampling
 from lissom.models.tokenizer import Tokenizer
 
 folders, asked = sys.argv[2:], json.loads(sys.argv[1])
-(model, told), *drafts = built(folders, pages=16, uncertified=False, cache=asked["cache"])
+files = empty(len(folders))
+assert build(folders, files, pages=16, uncertified=False, cache=asked["cache"])
+from lissom.engine.image import read
+(model, told), *drafts = map(read, files)
 tokenizer = Tokenizer.read(Path(folders[0]), told["tokenizer"])
 draft = drafts[0][0] if drafts else None
 engine = Engine(model, tokenizer, max_tokens_in_cache=256, draft=draft, speculate=asked["speculate"])
@@ -56,7 +60,9 @@ def again(made: NativeRunner) -> NativeRunner:
     """The same runner, from a file."""
     config = SimpleNamespace(vocab_size=7, max_position_embeddings=9)
     model = Ready(passes=made.passes, pages=40, config=config, generation_config=SimpleNamespace(eos_token_id=[1, 2]))
-    with empty() as file:
+    (file,) = empty(1)
+    with file:
+        file.write(b"something else")
         write(file, model, {"so": "it is"})
         found, told = read(file)
     assert told == {"so": "it is"}
@@ -141,17 +147,24 @@ def test_a_process_without_pytorch_writes_the_same(
     assert found == {"generated": wanted.generated, "heavy": [], "told": ["evidence", "tokenizer"]}
 
 
-def test_what_is_wrong_with_a_folder_is_said_by_who_asked(folders: list[Path], tmp_path: Path) -> None:
+@pytest.fixture
+def file() -> Iterator[BinaryIO]:
+    with empty(1)[0] as one:
+        yield one
+
+
+def test_what_is_wrong_with_a_folder_is_said_by_who_asked(folders: list[Path], tmp_path: Path, file: BinaryIO) -> None:
     damaged = tmp_path / "damaged"
     damaged.mkdir()
-    for file in folders[1].iterdir():
-        (damaged / file.name).write_bytes(file.read_bytes())
+    for part in folders[1].iterdir():
+        (damaged / part.name).write_bytes(part.read_bytes())
     victim = next(damaged.glob("*.safetensors"))
     victim.write_bytes(victim.read_bytes()[:-1] + b"!")
     with pytest.raises(ArtifactError, match=victim.name):
-        built([damaged], cache="auto", pages=16, uncertified=False)
+        build([damaged], [file], cache="auto", pages=16, uncertified=False)
 
 
-def test_what_needs_pytorch_is_left_to_it(folders: list[Path], demo_folder: Path) -> None:
-    assert built([demo_folder], cache="auto", pages=16, uncertified=False) is None  # no folder of ours
-    assert built([folders[0]], cache="int4", pages=16, uncertified=False) is None  # keys and values without a kernel
+def test_what_needs_pytorch_is_left_to_it(folders: list[Path], demo_folder: Path, file: BinaryIO) -> None:
+    assert not build([demo_folder], [file], cache="auto", pages=16, uncertified=False)  # no folder of ours
+    assert not build([folders[0]], [file], cache="int4", pages=16, uncertified=False)  # a cache without a kernel
+    assert not build([folders[0]], [], cache="auto", pages=16, uncertified=False)  # no room for a file

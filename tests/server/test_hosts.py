@@ -19,8 +19,10 @@ import torch
 import lissom
 from lissom.artifact import annotate
 from lissom.artifact.manifest import write_manifest
+from lissom.engine.kernels import native
 from lissom.errors import ArtifactError, DataError, LissomError, ModelError
 from lissom.server import FolderService, Limits, create_app, serve
+from lissom.server.hosts import InProcess
 
 PATIENCE = 60  # seconds until a test gives up; no result depends on it
 LONG: dict[str, Any] = {"model": "small", "prompt": "Once", "max_tokens": 900, "ignore_eos": True}
@@ -130,6 +132,26 @@ def test_an_engine_that_ends_or_stands_still_is_replaced(client: httpx.Client, e
     answer = client.post("/v1/completions", json={**LONG, "max_tokens": 3})
     assert (answer.status_code, answer.json()["usage"]["completion_tokens"]) == (200, 3)
     assert 'lissom_engine_restarts_total{model_name="small"} 1' in client.get("/metrics").text
+
+
+@pytest.mark.skipif(not native.kernels(), reason="the kernels in C were not built: there was no compiler")
+def test_who_takes_the_place_of_an_engine_finds_the_model_put_together(folder: Path, tmp_path: Path) -> None:
+    copied = shutil.copytree(folder, tmp_path / "copied")
+    host = InProcess(FolderService(folder=copied, name="small"))
+    try:
+        first, greeting = host.open()
+        first.close()
+        for file in copied.glob("*.safetensors"):
+            file.unlink()
+        host.kill()
+        again, told = host.open()
+        again.close()
+        assert told == greeting
+        host.close()  # now it is forgotten
+        with pytest.raises(ArtifactError, match="is missing"):
+            host.open()
+    finally:
+        host.close()
 
 
 def test_what_the_engine_refuses_is_told_as_the_clients_fault(client: httpx.Client) -> None:
