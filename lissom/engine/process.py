@@ -48,28 +48,37 @@ def main(descriptor: str) -> None:
 
 
 def opened(
-    link: Link, folder: str, *, target: str, uncertified: bool, files: Sequence[int], whole: bool, **how: Any
+    link: Link,
+    folder: str,
+    *,
+    draft: str | None,
+    target: str,
+    uncertified: bool,
+    files: Sequence[int],
+    whole: bool,
+    **how: Any,
 ) -> tuple[Any, dict[str, Any]]:
     """What runs the model of a folder, and its greeting, which says whether it is in the files.
 
     Args:
         link: to who asks it.
         folder: of the model.
+        draft: that of one which guesses for it, if any.
         target: where it runs.
         uncertified: whether it may be one whose certificate does not hold.
-        files: descriptors of files to write the model to, and the one that drafts for it.
-        whole: whether it has been written to them before.
+        files: descriptors of files to write both to.
+        whole: whether they have been written to them before.
         how: the rest of what an engine is told.
 
     Raises:
         LissomError: there is no model in the folder, none that can be served, or one whose certificate does not hold.
     """
     told = {"cache": how["cache"], "pages": pages_for(how["max_tokens_in_cache"]), "uncertified": uncertified}
-    folders = [folder] if how["draft"] is None else [folder, how["draft"]]
+    folders = [folder] if draft is None else [folder, draft]
     with ExitStack() as at_last:
         images = [at_last.enter_context(os.fdopen(file, "r+b", buffering=0)) for file in files]
         if not (whole or (target == "cpu" and build(folders, images, **told))):
-            return with_torch(link, folder, target=target, uncertified=uncertified, **how)
+            return with_torch(link, folder, draft=draft, target=target, uncertified=uncertified, **how)
 
         from lissom.engine.image import read
         from lissom.models.tokenizer import Tokenizer
@@ -80,7 +89,9 @@ def opened(
     return host, {**greeting, "whole": True}
 
 
-def with_torch(link: Link, folder: str, *, target: str, uncertified: bool, **how: Any) -> tuple[Any, dict[str, Any]]:
+def with_torch(
+    link: Link, folder: str, *, draft: str | None, target: str, uncertified: bool, **how: Any
+) -> tuple[Any, dict[str, Any]]:
     """What runs a model that needs PyTorch.
 
     Raises:
@@ -98,13 +109,13 @@ def with_torch(link: Link, folder: str, *, target: str, uncertified: bool, **how
     settle()  # all that was needed once, to import, goes before what stays comes
     model: Any = lower(placed(found.model, place))
     if found.tokenizer is not None:
-        guesses = None if how["draft"] is None else open_folder(how["draft"], bare=place.type == "cpu")
+        guesses = None if draft is None else open_folder(draft, bare=place.type == "cpu")
         if guesses is not None and guesses.tokenizer is None:
-            raise DataError(f"--draft {how['draft']} is no language model; give a compressed copy of the one served")
-        draft = None if guesses is None else lower(placed(guesses.model, place))
+            raise DataError(f"--draft {draft} is no language model; give a compressed copy of the one that is served")
+        guess = None if guesses is None else lower(placed(guesses.model, place))
         how = how if how["cache"] != "auto" else {**how, "cache": found.cache}  # as it was certified
-        return language(link, model, found.tokenizer, found.evidence, draft, **how)
-    if how["draft"] is not None:
+        return language(link, model, found.tokenizer, found.evidence, guess, **how)
+    if draft is not None:
         raise DataError(f"--draft guesses the tokens of a language model, which {folder} is not; leave it out")
     if found.signature is None:
         raise DataError(f"{folder} does not say what goes in and out; save it with example=a batch to serve it")
@@ -116,20 +127,13 @@ def with_torch(link: Link, folder: str, *, target: str, uncertified: bool, **how
 
 
 def language(
-    link: Link,
-    model: Any,
-    tokenizer: Any,
-    evidence: Mapping[str, Any],
-    guesses: Any,
-    *,
-    draft: str | None,
-    **how: Any,
+    link: Link, model: Any, tokenizer: Any, evidence: Mapping[str, Any], guess: Any, **how: Any
 ) -> tuple[Any, dict[str, Any]]:
     """What runs a language model, with one that guesses for it, or None; and its greeting."""
     from lissom.engine.engine import Engine
     from lissom.engine.host import Host, greeting
 
-    engine = Engine(model, tokenizer, draft=guesses, **how)
+    engine = Engine(model, tokenizer, draft=guess, **how)
     return Host(engine, link, leave=LEAVE), {**greeting(engine), "evidence": evidence}
 
 
