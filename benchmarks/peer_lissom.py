@@ -7,10 +7,8 @@ steps after it; and the bytes of keys and values that one of these reads, in the
 """
 
 import gc
-import random
 import sys
-import time
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,7 @@ from lissom.engine.build import build, empty
 from lissom.engine.engine import Engine
 from lissom.engine.image import read
 from lissom.engine.pages import PAGE, pages_for
-from lissom.engine.sequence import Sampling
+from lissom.engine.turn import once
 from lissom.models.tokenizer import Tokenizer
 from lissom.resident import settle
 
@@ -64,19 +62,6 @@ def with_torch(folder: str) -> tuple[Any, Any]:
 
     settle()
     return lower(opened.model), opened.tokenizer
-
-
-def once(running: Engine, sequences: int, prompt: int, new: int) -> tuple[float, float]:
-    """Seconds of the step that reads all prompts and gives each its first token, and of `new` steps after it."""
-    draw = partial(random.randrange, running.vocabulary)
-    for _ in range(sequences):
-        running.add([draw() for _ in range(prompt)], Sampling(temperature=0, max_tokens=new + 1, ignore_eos=True))
-    begun = time.perf_counter()
-    running.step()
-    middle = time.perf_counter()
-    for _ in range(new):
-        running.step()
-    return middle - begun, time.perf_counter() - middle
 
 
 main(*sys.argv[1:])

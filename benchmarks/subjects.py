@@ -26,8 +26,9 @@ from lissom.artifact import open_folder
 from lissom.calibrate import Batch, call, token_windows
 from lissom.calibrate.data import each
 from lissom.compress.memory import quantizing
-from lissom.engine.bench import engine, once
+from lissom.engine.bench import engine
 from lissom.engine.lower import lower
+from lissom.engine.turn import once
 from lissom.evaluate import Metric, compare, metric
 from lissom.evaluate.tasks.sts import spearman
 from lissom.models import compressible

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from lissom.hardware import Limits
     from lissom.server import FolderService
 
+# Without PyTorch: another process has it while it puts the model together, before keys and values come.
 # Bytes of the process of the server, and of that of each model beside it, with PyTorch and without (docs/log.md).
 SERVER, ENGINE, ALONE = 90_000_000, 250_000_000, 60_000_000
 WIDTHS = {"float": 4.0, "bfloat16": 2.0, "int8": 1.0, "int4": 0.5}  # bytes of a number in the cache, without scales
@@ -33,7 +34,7 @@ def foreseen(service: "FolderService", can: "Limits") -> dict[str, Any]:
     """Of one model: bytes of its weights, of its cache and of all, and tokens a second of one sequence at most."""
     from lissom.artifact import MANIFEST
     from lissom.artifact.tensors import payload
-    from lissom.engine.build import alone  # puts it together with PyTorch, which is gone when keys and values come
+    from lissom.engine.build import alone
     from lissom.models.checkpoint import find
     from lissom.models.text_encoder import is_text_encoder
 

@@ -4,20 +4,18 @@ A token that is written needs all weights read once, for however many sequences 
 token that is read needs two operations a weight: multiplying integers is the limit of that.
 """
 
-import time
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
 from lissom.engine.cache import AUTO
 from lissom.engine.engine import Engine
 from lissom.engine.kernels.layer import KernelEmbedding, KernelLinear
 from lissom.engine.pages import PAGE
-from lissom.engine.sequence import Sampling
 from lissom.engine.speculate import NEVER
+from lissom.engine.turn import once
 from lissom.errors import DataError
 from lissom.estimate import Estimate, median_estimate
 from lissom.formats import CompressedEmbedding, CompressedLayer
@@ -96,19 +94,6 @@ def engine(model: LanguageModel, tokenizer: Any, sequences: int, prompt: int, ne
         cache=cache,
         speculate=NEVER,  # so that a step is a token
     )
-
-
-def once(running: Engine, sequences: int, prompt: int, new: int) -> tuple[float, float]:
-    """Seconds of the step that reads all prompts and gives each its first token, and of `new` steps after it."""
-    sampling = Sampling(temperature=0, max_tokens=new + 1, ignore_eos=True)
-    for tokens in torch.randint(running.vocabulary, (sequences, prompt)).tolist():
-        running.add(tokens, sampling)
-    begun = time.perf_counter()
-    running.step()
-    middle = time.perf_counter()
-    for _ in range(new):
-        running.step()
-    return middle - begun, time.perf_counter() - middle
 
 
 def multiplying(model: nn.Module) -> list[nn.Module]:

@@ -20,7 +20,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 from lissom import errors
 from lissom.artifact.evidence import objection
@@ -29,9 +29,6 @@ from lissom.engine.kernels import native
 from lissom.engine.link import Link
 from lissom.errors import ArtifactError, LissomError, ModelError
 from lissom.files import read_json
-
-if TYPE_CHECKING:
-    pass
 
 log = logging.getLogger("lissom.engine")
 

@@ -3,7 +3,7 @@
     a length of 8 bytes, JSON of that length    structs    a table of pointers    data, from where a page begins
 
 A pointer is written down as one of three kinds of places (passes.py) and how far into it; where these are is known to
-who reads the file. Rooms are not in it, only how much they take. It is for the version that wrote it: no disk holds it.
+who reads the file. Rooms are not in it, only how much they take. It is for the version that wrote it alone.
 """
 
 import ctypes

@@ -17,8 +17,9 @@ from lissom.artifact.language import write_pieces
 from lissom.artifact.manifest import building
 from lissom.calibrate import Batch
 from lissom.compress.stream import assembled, layer_names
-from lissom.engine.bench import engine, once
+from lissom.engine.bench import engine
 from lissom.engine.lower import lower, placed
+from lissom.engine.turn import once
 from lissom.errors import DataError
 from lissom.evaluate import Metric
 from lissom.formats import Weight

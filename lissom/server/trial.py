@@ -2,11 +2,13 @@
 
 import random
 import time
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 from lissom.engine.link import Link, said_of
+from lissom.engine.pages import PAGE
 from lissom.engine.sequence import Sampling
-from lissom.errors import ModelError
+from lissom.errors import DataError, ModelError
 from lissom.server.hosts import InProcess
 from lissom.server.service import FolderService
 
@@ -26,31 +28,34 @@ def trial(folder: str | Path, prompt: int, new: int) -> dict[str, int | None]:
         LissomError: there is no language model in it, or none that has room for so many tokens.
     """
     begun = time.perf_counter()
-    host = InProcess(FolderService(folder=folder, name="trial", uncertified=True, speculate="off"))
-    try:
+    room = prompt + new + 2 * PAGE
+    host = InProcess(
+        FolderService(folder=folder, name="trial", uncertified=True, speculate="off", max_tokens_in_cache=room)
+    )
+    with ExitStack() as at_last:
+        at_last.callback(host.close)
         end, greeting = host.open()
         loaded = time.perf_counter() - begun
-        link = Link(end)
+        link = at_last.enter_context(closing(Link(end)))
         tokens = [random.randrange(greeting["vocabulary"]) for _ in range(prompt)]
         sampling = said_of(Sampling(temperature=0, max_tokens=new, ignore_eos=True))
         link.send({"begin": 0, "prompts": [tokens], "samplings": [sampling], "owner": "", "priority": 0})
         while not answered(link):
             pass
         return {"load_ms": round(1000 * loaded), "resident_bytes": host.memory()}
-    finally:
-        host.close()
 
 
 def answered(link: Link) -> bool:
     """Whether the answer is complete with the next frame.
 
     Raises:
-        ModelError: it has been refused, or the process has ended.
+        DataError: it has been refused.
+        ModelError: the process has ended.
     """
     frame = link.receive()
     if frame is None:
         raise ModelError("bench: the process of the engine ended; what it wrote says why")
     said, _ = frame
     if said["refused"]:
-        raise ModelError(said["refused"][0][1])
+        raise DataError(said["refused"][0][1])
     return any(news["finish"] for news in said["news"])

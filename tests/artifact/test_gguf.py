@@ -57,8 +57,9 @@ def test_every_family_says_what_it_said(family: str, demo_folder: Path, tmp_path
 
 
 def test_an_engine_serves_it(demo_folder: Path, tmp_path: Path) -> None:
-    from lissom.engine.bench import engine, once
+    from lissom.engine.bench import engine
     from lissom.engine.lower import lower
+    from lissom.engine.turn import once
 
     export_folder(demo_folder, "gguf", tmp_path / "it.gguf")
     opened = open_folder(tmp_path / "it.gguf", bare=True)

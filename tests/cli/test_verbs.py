@@ -50,6 +50,8 @@ def test_compress_evaluate_and_bench(
     rates = {name: figure for name, figure in bench.items() if isinstance(figure, dict)}
     assert {name.partition(", ")[2] for name in rates} == {"1 at once", "3 at once"}
     assert all(figure["value"] > 0 for figure in rates.values())
+    long = run("bench", out, "--prompt", 10**6)
+    assert (long.code, "exceed the context" in long.error) == (2, True)
     wrong = run("bench", out, "--batch", "1,0")
     assert (wrong.code, wrong.error.count("\n")) == (2, 1)
     assert "such as 1,4,16" in wrong.error

@@ -7,8 +7,9 @@ from torch import nn
 
 from lissom.compress import compress_model
 from lissom.engine import Engine
-from lissom.engine.bench import bench_engine, engine, once, step_bytes, weights
+from lissom.engine.bench import bench_engine, engine, step_bytes, weights
 from lissom.engine.lower import lower
+from lissom.engine.turn import once
 from lissom.errors import DataError
 from lissom.formats import freeze
 from lissom.hardware import Limits, limits

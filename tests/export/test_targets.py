@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from lissom.artifact import open_folder
-from lissom.engine.bench import engine, once
+from lissom.engine.bench import engine
 from lissom.engine.lower import lower
+from lissom.engine.turn import once
 from lissom.export.targets import export_folder
 
 
