@@ -34,6 +34,7 @@ from lissom.types import Recipe
 
 LOT = 64  # examples of a step of learning
 TIMED = 16  # examples of the batch whose forward pass is timed
+TOLD = 256  # examples that tell how far each form of a layer is; 128 misjudge more than they save (docs/log.md)
 
 
 class ModuleSubject(Subject):
@@ -86,7 +87,8 @@ class ModuleSubject(Subject):
 
     def fill(self, bank: Bank, calibration: Batch, kind: Metric, max_ram: int | None, tell: Tell) -> None:
         """From one pass over the data, and one over a part of it for each form of each unit."""
-        yardstick = Yardstick(self.original, (), (), (calibration, kind))
+        few = each(calibration, lambda part: part[:TOLD])
+        yardstick = Yardstick(self.original, (), (), (few, kind))
         fill_from_module(bank, apart(copy.deepcopy(self.original)), calibration, yardstick, tell)
 
     def compress(self, recipe: Recipe, calibration: Batch) -> Trial:
