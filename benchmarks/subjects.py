@@ -173,8 +173,10 @@ class Pairs(nn.Module):
         self.sentences = sentences
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """The cosine of each pair [n], of tokens [n, 2, t]."""
-        vectors = self.sentences(input_ids.flatten(0, 1), attention_mask.flatten(0, 1))
+        """The cosine of each pair [n], of tokens [n, 2, t]; what is padding in all of them is left out."""
+        used = attention_mask.flatten(0, 1)
+        longest = int(used.sum(1).max())
+        vectors = self.sentences(input_ids.flatten(0, 1)[:, :longest], used[:, :longest])
         return vectors.unflatten(0, (-1, 2)).prod(1).sum(-1)
 
 

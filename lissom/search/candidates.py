@@ -17,6 +17,7 @@ from lissom.search.forms import CACHE, SAFE
 from lissom.search.forms import ORIGINAL as NOTHING
 from lissom.search.joint import Problem, times
 from lissom.search.latency import Latencies, Parts, Run, known, measured, paces
+from lissom.search.narrow import narrowed
 from lissom.search.paying import paying
 from lissom.search.recover import recovered
 from lissom.search.recut import remember
@@ -106,10 +107,14 @@ def joint(subject: Subject, journal: Journal, lots: Split, max_ram: int | None, 
         tried.append(timed(subject, trial, one, terms, {"summary": f"{summary(bank, one.choice)}; distilled"}))
         choices[one.name] = one.choice
         learned.append((one, trial))
+    time_counts = terms.measured and set(terms.weights) != {"size"}
+    for one, trial in narrowed(choosing) if time_counts else ():
+        tried.append(timed(subject, trial, one, terms, {"summary": "channels gone; distilled"}))
+        learned.append((one, trial))
     return Pool(
         tried=tried,
         steps=choosing.steps,
-        layers=lambda name: layer_rows(subject, bank, choices[name]),
+        layers=lambda name: layer_rows(subject, bank, choices.get(name, {})),
         remember=lambda verdicts: remember(bank, choosing, verdicts, subject, terms.target, learned),
         refused=by_form(refused, bank, subject.kinds),
     )

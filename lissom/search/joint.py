@@ -52,11 +52,15 @@ def weights_of(prefer: Prefer, parts: Collection[str]) -> dict[str, float]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """The forms of each unit, with what each costs and how far it moves the predictions."""
+    """The forms of each unit, with what each costs and how far it moves the predictions.
+
+    `always` is what any choice costs: the time of the base, beside which that of the forms is told.
+    """
 
     forms: Mapping[str, Sequence[str]]
     costs: Mapping[str, Sequence[float]]
     kls: Mapping[str, Sequence[float]]
+    always: float = 0.0
 
     @classmethod
     def of(
@@ -80,6 +84,7 @@ class Problem:
             forms=forms,
             costs={unit: [cost(unit, form) for form in own] for unit, own in forms.items()},
             kls={unit: [bank.options[unit][form].kl for form in own] for unit, own in forms.items()},
+            always=sum(weight for part, weight in weights.items() if part != "size"),
         )
 
     def without(self, kinds: Mapping[str, str], banned: Collection[tuple[str, str]]) -> "Problem":
@@ -90,6 +95,7 @@ class Problem:
             forms={unit: [self.forms[unit][k] for k in places] for unit, places in kept.items()},
             costs={unit: [self.costs[unit][k] for k in places] for unit, places in kept.items()},
             kls={unit: [self.kls[unit][k] for k in places] for unit, places in kept.items()},
+            always=self.always,
         )
 
     def allows(self, choice: Choice) -> bool:
@@ -110,7 +116,7 @@ class Problem:
 
     def cost(self, choice: Choice) -> float:
         """The cost of a choice."""
-        return sum(self.costs[unit][self.forms[unit].index(form)] for unit, form in choice.items())
+        return self.always + sum(self.costs[unit][self.forms[unit].index(form)] for unit, form in choice.items())
 
     def kl(self, choice: Choice, scale: Mapping[str, float]) -> float:
         """The distance of a choice, foreseen."""

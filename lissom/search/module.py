@@ -16,6 +16,7 @@ from lissom.calibrate import Batch, call
 from lissom.calibrate.data import device_of, each
 from lissom.compress import compress_model
 from lissom.engine.lower import lower
+from lissom.errors import RecipeError
 from lissom.evaluate import Metric
 from lissom.evaluate.examples import pieces, tensors
 from lissom.formats import Dense, freeze
@@ -24,6 +25,7 @@ from lissom.models import compressible, replace, weight_of
 from lissom.models.experts import apart
 from lissom.progress import Tell
 from lissom.search.bank import Bank, Choice
+from lissom.search.channels import allocate_channels
 from lissom.search.fill import fill_from_module
 from lissom.search.forms import Steps, forms_of, kind_of, units_of_module
 from lissom.search.latency import Run
@@ -103,6 +105,14 @@ class ModuleSubject(Subject):
         """A compressed copy; where it learns, from a few examples at a time."""
         lots = list(pieces(calibration, LOT, self.model))
         return freeze(compress_model(self.model, lots, steps=recipe.steps)).eval()
+
+    def narrower(self, share: float, calibration: Batch) -> Steps:
+        """Fewer of the channels that nothing but layers reads."""
+        lots = list(pieces(calibration, LOT, self.model))
+        try:
+            return tuple(allocate_channels(self.model, lots, sparsity=share))
+        except RecipeError:
+            return ()
 
     def reopened(self, folder: Path, recipe: Recipe) -> Trial:
         """A copy of the original with what is in the folder."""

@@ -13,11 +13,12 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from lissom.artifact.fingerprint import of_json
 from lissom.errors import DataError
 from lissom.files import plain
 from lissom.progress import Progress
-from lissom.search.bank import Bank, Choice
-from lissom.search.choosing import POINTS, SMALL, Choosing, Seen, digest, unused
+from lissom.search.bank import Choice
+from lissom.search.choosing import POINTS, SMALL, Choosing, Seen, unused
 from lissom.search.margins import half, limit
 from lissom.search.subject import Trial
 from lissom.types import Recipe, Step
@@ -71,7 +72,7 @@ def recovered(choosing: Choosing) -> Iterator[tuple[Seen, Trial]]:
         name = unused(f"{choosing.name(choice)}, distilled", names)
         names.add(name)
         try:
-            seen, trial = learned(choosing, choice, name)
+            seen, trial = learned(choosing, learning(choosing.bank.recipe(choice, name)), choice)
         except DataError:  # it went astray
             change = STEP[0]
         else:
@@ -85,8 +86,8 @@ def earlier(choosing: Choosing, enough: float) -> list[Choice]:
 
     None that learned for this one: a search that goes on after it was cut short decides as if it had not been.
     """
-    records = (choosing.bank.record(name) for name in choosing.bank.journal.names() if name.startswith(LEARNED))
-    choices = [record["choice"] for record in records if record["budgets"] != budgets_asked(choosing)]
+    records = [choosing.bank.record(name) for name in choosing.bank.journal.names() if name.startswith(LEARNED)]
+    choices = [own["choice"] for own in records if own["choice"] and own["budgets"] != budgets_asked(choosing)]
     problem, scale = choosing.problem, choosing.scale
     known = [one for one in choices if problem.allows(one) and problem.cost(one) < enough]
     return sorted(known, key=lambda one: problem.kl(one, scale))
@@ -118,32 +119,31 @@ def further(choosing: Choosing, seen: Seen) -> float:
     return min(max(min(found), STEP[0]), STEP[1])
 
 
-def learned(choosing: Choosing, choice: Choice, name: str) -> tuple[Seen, Trial]:
-    """A choice that has learned, now or in an earlier search.
+def learned(choosing: Choosing, recipe: Recipe, choice: Choice) -> tuple[Seen, Trial]:
+    """A recipe that learns, and the choice that it makes, if it makes one; from now or from an earlier search.
 
     Raises:
-        DataError: it says nothing that can be compared.
+        DataError: what it makes says nothing that can be compared.
     """
-    subject, key = choosing.subject, learned_key(choice)
-    recipe = learning(choosing.bank, choice, name)
+    subject, key = choosing.subject, learned_key(recipe, choice)
 
     def learn(folder: Path) -> None:
-        choosing.tell(Progress(stage="recover", text=f"{name}: learn"))
+        choosing.tell(Progress(stage="recover", text=f"{recipe.name}: learn"))
         subject.compress_into(folder, recipe, choosing.lots.calibration, choice)
 
     record = {"choice": dict(choice), "budgets": budgets_asked(choosing)}
     trial = subject.reopened(choosing.bank.folder(key, record, learn), recipe)
-    return choosing.compared(key, name, choice, lambda: trial), trial
+    return choosing.compared(key, recipe.name, choice, lambda: trial), trial
 
 
-def learning(bank: Bank, choice: Choice, name: str) -> Recipe:
-    """The steps that make a choice, and the one that learns."""
-    return Recipe(name=name, steps=(*bank.recipe(choice, name).steps, LEARN))
+def learning(recipe: Recipe) -> Recipe:
+    """A recipe, and the step that learns."""
+    return Recipe(name=recipe.name, steps=(*recipe.steps, LEARN))
 
 
-def learned_key(choice: Choice) -> str:
-    """The name of what a choice has learned, in the bank."""
-    return f"{LEARNED}{digest(choice)}"
+def learned_key(recipe: Recipe, choice: Choice) -> str:
+    """The name of what a recipe made, in the bank; the choice tells what is of no layer."""
+    return f"{LEARNED}{of_json([[step.as_dict() for step in recipe.steps], dict(choice)])[:24]}"
 
 
 def budgets_asked(choosing: Choosing) -> dict[str, Any]:

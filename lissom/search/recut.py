@@ -23,11 +23,11 @@ from lissom.search.forms import CACHE
 from lissom.search.language import LanguageSubject
 from lissom.search.margins import limit
 from lissom.search.module import ModuleSubject
-from lissom.search.recover import budgets_asked, learned_key, learning
+from lissom.search.recover import budgets_asked, learned_key
 from lissom.search.sensitivity import Option
 from lissom.search.split import split
 from lissom.search.subject import Subject, Trial
-from lissom.types import Budget
+from lissom.types import Budget, Recipe
 
 FRONTIER = "frontier for "  # how the names of its records in the bank begin; the target follows
 
@@ -76,7 +76,9 @@ def remember(
     head["budgets"] = budgets_asked(choosing)
     head["rows"] = subject.rows
     head["refused"] = refused_by_unit(subject, bank)
-    head["learned"] = [{**point(one), "nbytes": trial.nbytes} for one, trial in learned]
+    head["learned"] = [
+        {**point(one), "nbytes": trial.nbytes, "recipe": trial.recipe.as_dict()} for one, trial in learned
+    ]
     bank.journal.keep(f"{FRONTIER}{target}", {**head, "scale": dict(choosing.scale), "points": points})
 
 
@@ -206,8 +208,8 @@ def chosen(
 
 def learned_trial(subject: Subject, bank: Bank, point: Mapping[str, Any]) -> Trial:
     """A point that has learned in the search."""
-    folder = bank.journal.place(learned_key(point["choice"]))
-    return subject.reopened(folder, learning(bank, point["choice"], point["name"]))
+    recipe = Recipe.of(point["recipe"])
+    return subject.reopened(bank.journal.place(learned_key(recipe, point["choice"])), recipe)
 
 
 def kept(held: Mapping[str, Any], drops: Mapping[str, float], budgets: Budgets) -> bool:

@@ -87,6 +87,10 @@ class Subject(ABC):
     def compress(self, recipe: Recipe, calibration: Batch) -> Trial:
         """Compress it by a recipe."""
 
+    def narrower(self, share: float, calibration: Batch) -> Steps:
+        """The steps that take channels away, and so much of all multiplications; none where none can be taken."""
+        return ()
+
     @abstractmethod
     def compress_into(self, folder: Path, recipe: Recipe, calibration: Batch, choice: Choice) -> None:
         """Compress it by a recipe into a new folder; the choice says what is of no layer."""

@@ -22,7 +22,7 @@ from lissom.search.module import ModuleSubject
 from lissom.search.recover import further, recovered
 from lissom.search.split import split
 from lissom.search.subject import Trial
-from lissom.types import Budget
+from lissom.types import Budget, Recipe
 
 
 def test_what_was_too_bold_comes_closer(
@@ -86,15 +86,16 @@ def test_how_bold_it_may_be_is_found_from_what_was_tried(
         kl=lambda n, scale: n,
     )
     best = Mock(spec=Seen, choice=1.0, distance=SimpleNamespace(value=1.0))
-    journal = SimpleNamespace(names=list)
-    around = {"problem": problem, "subject": SimpleNamespace(weights=1), "scale": {}, "bank": Mock(journal=journal)}
+    bank = Mock(journal=SimpleNamespace(names=list))
+    bank.recipe = lambda choice, name: Recipe(name=name)
+    around = {"problem": problem, "subject": SimpleNamespace(weights=1), "scale": {}, "bank": bank}
     budgets = {metric("accuracy"): Budget(max_drop=limit / 100)}
     choosing = Mock(spec=Choosing, seen=[best], inside=lambda one: True, budgets=budgets, **around)
     choosing.name = str
     monkeypatch.setattr(recover, "WORTH", 0.0)
     tried: list[float] = []
 
-    def learned(choosing: Any, choice: float, name: str) -> tuple[Any, Any]:
+    def learned(choosing: Any, recipe: Any, choice: float) -> tuple[Any, Any]:
         tried.append(choice)
         if choice == limit == 8.0:
             raise DataError("outputs: some are no numbers")

@@ -109,7 +109,9 @@ def test_what_has_learned_is_taken_where_it_is_better(
         with closing(Journal(copied)) as journal:
             held, bank = journal.read(NAME), Bank(journal, subject.units, subject.forms)
             point = {**held["points"][0], "name": "learned", "kl": 0.125, "drops": {"accuracy": drop}}
-            recipe, key = learning(bank, point["choice"], "learned"), learned_key(point["choice"])
+            recipe = learning(bank.recipe(point["choice"], "learned"))
+            point |= {"recipe": recipe.as_dict()}
+            key = learned_key(recipe, point["choice"])
             folder = bank.folder(key, {}, lambda new: subject.compress_into(new, recipe, examples, point["choice"]))
             journal.keep(NAME, {**held, "learned": [{**point, "nbytes": 100}]})  # less than can be put together
             return point | {"folder": folder, "nbytes": subject.reopened(folder, recipe).nbytes}
