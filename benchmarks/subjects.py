@@ -173,16 +173,16 @@ class Pairs(nn.Module):
         self.sentences = sentences
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """The cosine of each pair [n], of tokens [n, 2, t]; what is padding in all of them is left out."""
-        used = attention_mask.flatten(0, 1)
-        longest = int(used.sum(1).max())
-        vectors = self.sentences(input_ids.flatten(0, 1)[:, :longest], used[:, :longest])
+        """The cosine of each pair [n], of tokens [n, 2, t]."""
+        vectors = self.sentences(input_ids.flatten(0, 1), attention_mask.flatten(0, 1))
         return vectors.unflatten(0, (-1, 2)).prod(1).sum(-1)
 
 
 def against_people(model: nn.Module, batch: Any) -> Tensor:
-    """The cosine of each pair, and what people said [n, 2]."""
-    return torch.stack([call(model, batch), batch["labels"]], dim=1)
+    """The cosine of each pair, and what people said [n, 2]; what is padding in all of them is left out."""
+    longest = int(batch["attention_mask"].sum(-1).max())
+    tokens = {name: batch[name][..., :longest] for name in ("input_ids", "attention_mask")}
+    return torch.stack([call(model, tokens), batch["labels"]], dim=1)
 
 
 SPEARMAN = Metric(

@@ -3,7 +3,8 @@
 Each layer is made in every form that it may take, from one pass over the data (`bank.py`); how long each form takes is
 measured in the model, on the target (`latency.py`), or costed where that is not here (`costed.py`); the frontier of all
 choices is solved for (`joint.py`), corrected by choices that were measured as a whole, and improved from there
-(`choosing.py`, `local.py`). Or the candidates are recipes of the user's own.
+(`choosing.py`, `local.py`). Bolder choices of small models learn (`recover.py`), with fewer channels where time counts
+(`narrow.py`). Or the candidates are recipes of the user's own.
 
 What a candidate costs is its bytes times its time (or as is preferred), each as a ratio to the original's; one that
 costs no less than the original is dropped. Those that look good enough, and that no other beats in both cost and
