@@ -1,8 +1,22 @@
-"""A small classifier that has learned something, and its examples."""
+"""A small classifier that has learned something, its examples, and a search over it that has chosen nothing yet."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
+
+from lissom.artifact.journal import Journal
+from lissom.evaluate import metric
+from lissom.progress import quiet
+from lissom.search.bank import Bank
+from lissom.search.choosing import Choosing
+from lissom.search.joint import Problem
+from lissom.search.latency import Latencies
+from lissom.search.module import ModuleSubject
+from lissom.search.split import split
+from lissom.types import Budget
 
 
 @pytest.fixture(scope="package")
@@ -25,3 +39,25 @@ def classifier(examples: tuple[Tensor, Tensor]) -> nn.Module:
         nn.functional.cross_entropy(model(x), y).backward()
         optimizer.step()
     return model.eval()
+
+
+@pytest.fixture
+def choosing_for(
+    classifier: nn.Module, examples: tuple[Tensor, Tensor], tmp_path: Path
+) -> Iterator[Callable[[str, float], Choosing]]:
+    """A search that counts one part of the cost, within a budget; they share a bank, and no form is faster."""
+    kind = metric("accuracy")
+    lots = split(examples, {kind: Budget()})
+    subject = ModuleSubject(classifier, lots.calibration, torch.device("cpu"))
+    with Journal.open(tmp_path / "bank", {}) as journal:
+        bank = Bank(journal, subject.units, subject.forms)
+        subject.fill(bank, lots.calibration, kind, None, quiet)
+        none: dict[str, dict[str, dict[str, float]]] = {own: {} for own in subject.kinds.values()}
+        table = Latencies(base={"call": 1.0}, added=none)
+
+        def choosing(part: str, drop: float) -> Choosing:
+            problem = Problem.of(bank, subject.kinds, table, {part: 1})
+            budgets = {kind: Budget(max_drop=drop)}
+            return Choosing(subject, bank, problem, lots, budgets, kind, lambda choice: (), quiet)
+
+        yield choosing

@@ -1,55 +1,42 @@
 """Structure in a search: models with fewer channels learn, where nothing else is faster."""
 
+from collections.abc import Callable
 from typing import Any
 from unittest.mock import Mock
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lissom.artifact.journal import Journal
 from lissom.errors import DataError
 from lissom.estimate import Estimate
 from lissom.evaluate import metric
-from lissom.progress import quiet
 from lissom.search import narrow
-from lissom.search.bank import Bank
 from lissom.search.choosing import Choosing, Seen
 from lissom.search.joint import Problem
-from lissom.search.latency import Latencies
-from lissom.search.module import ModuleSubject
 from lissom.search.narrow import narrowed
-from lissom.search.split import split
 from lissom.types import Budget, Recipe, Step
 
 
 def test_channels_go_and_what_is_left_learns(
-    classifier: nn.Module, examples: tuple[Tensor, Tensor], tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+    choosing_for: Callable[[str, float], Choosing], examples: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    budget, kind = Budget(max_drop=0.05), metric("accuracy")
-    lots = split(examples, {kind: budget})
-    subject = ModuleSubject(classifier, lots.calibration, torch.device("cpu"))
-    with Journal.open(tmp_path / "bank", {}) as journal:
-        bank = Bank(journal, subject.units, subject.forms)
-        subject.fill(bank, lots.calibration, kind, None, quiet)
-        none: dict[str, dict[str, dict[str, float]]] = {own: {} for own in subject.kinds.values()}
-        problem = Problem.of(bank, subject.kinds, Latencies(base={"call": 1.0}, added=none), {"latency": 1})
-        choosing = Choosing(subject, bank, problem, lots, {kind: budget}, kind, lambda choice: (), quiet)
-        assert list(narrowed(choosing)) == []  # nothing is known yet to begin from
-        choosing.measured(dict.fromkeys(bank.units, "8 bits"), "8 bits")
-        found = list(narrowed(choosing))
-        assert 2 <= len(found) <= 3
-        for seen, trial in found:
-            assert seen.name.endswith(" narrower, distilled")
-            assert trial.recipe.steps[-1].technique == "distil"
-            assert all(weight.spec()["bits"] == 8 for weight in trial.weights().values())
-        first, second = (trial.weights()["0"].shape[0] for _, trial in found[:2])
-        assert (first, 64 - first) == (56, 8)  # an eighth
-        assert second < first
-        monkeypatch.setattr(subject, "compress_into", None)  # what was learned is there
-        for (seen, trial), (again, other) in zip(found, narrowed(choosing), strict=True):
-            assert again == seen
-            assert torch.equal(other.open()(examples[0]), trial.open()(examples[0]))
+    choosing = choosing_for("latency", 0.05)
+    assert list(narrowed(choosing)) == []  # nothing is known yet to begin from
+    choosing.measured(dict.fromkeys(choosing.bank.units, "8 bits"), "8 bits")
+    found = list(narrowed(choosing))
+    assert 2 <= len(found) <= 3
+    for seen, trial in found:
+        assert seen.name.endswith(" narrower, distilled")
+        assert trial.recipe.steps[-1].technique == "distil"
+        assert all(weight.spec()["bits"] == 8 for weight in trial.weights().values())
+    first, second = (trial.weights()["0"].shape[0] for _, trial in found[:2])
+    assert (first, 64 - first) == (56, 8)  # an eighth
+    assert second < first
+    monkeypatch.setattr(choosing.subject, "compress_into", None)  # what was learned is there
+    for (seen, trial), (again, other) in zip(found, narrowed(choosing), strict=True):
+        assert again == seen
+        assert torch.equal(other.open()(examples[0]), trial.open()(examples[0]))
 
 
 @pytest.mark.parametrize(

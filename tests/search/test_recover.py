@@ -1,67 +1,52 @@
 """Recovery: bolder choices learn, and are compared like any other."""
 
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lissom.artifact.journal import Journal
 from lissom.errors import DataError
 from lissom.estimate import Estimate
 from lissom.evaluate import metric
-from lissom.progress import quiet
 from lissom.search import recover
-from lissom.search.bank import Bank
 from lissom.search.choosing import Choosing, Seen, digest
-from lissom.search.joint import Problem
-from lissom.search.latency import Latencies
-from lissom.search.module import ModuleSubject
 from lissom.search.recover import further, recovered
-from lissom.search.split import split
 from lissom.search.subject import Trial
 from lissom.types import Budget, Recipe
 
 
 def test_what_was_too_bold_comes_closer(
-    classifier: nn.Module, examples: tuple[Tensor, Tensor], tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+    choosing_for: Callable[[str, float], Choosing], examples: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    budget, kind = Budget(max_drop=0.02), metric("accuracy")
-    lots = split(examples, {kind: budget})
-    subject = ModuleSubject(classifier, lots.calibration, torch.device("cpu"))
-    with Journal.open(tmp_path / "bank", {}) as journal:
-        bank = Bank(journal, subject.units, subject.forms)
-        subject.fill(bank, lots.calibration, kind, None, quiet)
-        none: dict[str, dict[str, dict[str, float]]] = {own: {} for own in subject.kinds.values()}
-        table = Latencies(base={"call": 1.0}, added=none)
-        problem = Problem.of(bank, subject.kinds, table, {"size": 1})
-        choosing = Choosing(subject, bank, problem, lots, {kind: budget}, kind, lambda choice: (), quiet)
-        points = problem.frontier(40, {})
-        choosing.measured(points[len(points) // 2])
-        (best,) = choosing.seen
-        found = list(recovered(choosing))
-        assert found
-        for seen, trial in found:
-            assert seen.name.endswith(", distilled")
-            assert trial.recipe.steps[-1].technique == "distil"
-            assert problem.cost(seen.choice) < problem.cost(best.choice)
-            untrained = choosing.distance(seen.choice)
-            assert seen.distance.value <= 1.05 * untrained + 1e-9
-        monkeypatch.setattr(subject, "compress_into", None)  # what was learned is there
-        for (seen, trial), (again, other) in zip(found, recovered(choosing), strict=True):
-            assert again == seen
-            assert (other.nbytes, other.recipe) == (trial.nbytes, trial.recipe)
-            assert torch.equal(other.open()(examples[0]), trial.open()(examples[0]))
-        other = Choosing(subject, bank, problem, lots, {kind: Budget(max_drop=0.05)}, kind, lambda choice: (), quiet)
-        other.measured(best.choice)
-        (best,) = other.seen
-        known = [seen.choice for seen, _ in recovered(other)]  # learned under the other budget, and not anew
-        assert {digest(seen.choice) for seen, _ in found} <= set(map(digest, known))
-        assert len({seen.name for seen, _ in recovered(other)}) == len(known)
-        choosing.subject = SimpleNamespace(weights=10**9)  # type: ignore[assignment]
-        assert list(recovered(choosing)) == []
+    choosing = choosing_for("size", 0.02)
+    problem = choosing.problem
+    points = problem.frontier(40, {})
+    choosing.measured(points[len(points) // 2])
+    (best,) = choosing.seen
+    found = list(recovered(choosing))
+    assert found
+    for seen, trial in found:
+        assert seen.name.endswith(", distilled")
+        assert trial.recipe.steps[-1].technique == "distil"
+        assert problem.cost(seen.choice) < problem.cost(best.choice)
+        untrained = choosing.distance(seen.choice)
+        assert seen.distance.value <= 1.05 * untrained + 1e-9
+    monkeypatch.setattr(choosing.subject, "compress_into", None)  # what was learned is there
+    for (seen, trial), (again, same) in zip(found, recovered(choosing), strict=True):
+        assert again == seen
+        assert (same.nbytes, same.recipe) == (trial.nbytes, trial.recipe)
+        assert torch.equal(same.open()(examples[0]), trial.open()(examples[0]))
+    other = choosing_for("size", 0.05)
+    other.measured(best.choice)
+    known = [seen.choice for seen, _ in recovered(other)]  # learned under the other budget, and not anew
+    assert {digest(seen.choice) for seen, _ in found} <= set(map(digest, known))
+    assert len({seen.name for seen, _ in recovered(other)}) == len(known)
+    choosing.subject = SimpleNamespace(weights=10**9)  # type: ignore[assignment]
+    assert list(recovered(choosing)) == []
 
 
 @pytest.mark.parametrize(
