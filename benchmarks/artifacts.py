@@ -22,6 +22,7 @@ from lissom.models import compressible
 from lissom.types import Recipe
 
 WINDOWS, PLACES, EXAMPLES = 8, 128, 512  # of a language model, of its windows where few are asked, of other modules
+CALIBRATION = 256  # examples
 LENGTH = 512  # tokens of a window
 FEW = ("gguf", "vllm", "sglang", "tpu")  # exports of language models whose runtimes are asked for few places
 BATCH = 16  # examples at once
@@ -76,7 +77,7 @@ MODELS: dict[str, Callable[[Path], Subject]] = {
 class Case:
     """An artifact: how it is opened here, examples for it, what their outputs are worth, and where it can go.
 
-    `options` are those of an export, by its name.
+    `names` are those of the inputs, where there are several; `options` are those of an export, by its name.
     """
 
     model_name: str
@@ -88,6 +89,7 @@ class Case:
     metric: str
     logits: bool
     to: Sequence[str]
+    names: Sequence[str] = ()
     options: Mapping[str, Facts] = field(default_factory=dict)
 
     def opened(self) -> nn.Module:
@@ -105,14 +107,20 @@ class Case:
         return sum(file.stat().st_size for file in self.folder.glob("*.safetensors"))
 
 
-def outputs(model: nn.Module, inputs: Sequence[Tensor]) -> np.ndarray:
+def outputs(model: nn.Module, inputs: Sequence[Tensor], names: Sequence[str]) -> np.ndarray:
     """What a model says of examples, in float32."""
     found = list[np.ndarray]()
     for at in range(0, len(inputs[0]), BATCH):
         with torch.inference_mode():
-            one = call(model, tuple(part[at : at + BATCH] for part in inputs))
+            one = call(model, together(inputs, names, slice(at, at + BATCH)))
         found.append(np.array(getattr(one, "logits", one).float()))
     return np.concatenate(found)
+
+
+def together(inputs: Sequence[Tensor], names: Sequence[str], some: slice) -> Batch:
+    """Some of the examples, as the model takes them."""
+    parts = [part[some] for part in inputs]
+    return dict(zip(names, parts, strict=True)) if names else parts[0]
 
 
 def cases(name: str, work: Path, shared: Path) -> Iterator[Case]:
@@ -153,7 +161,10 @@ def language(name: str, source: Path, windows: Any, work: Path) -> Iterator[Case
 
 def modules(name: str, subject: Subject, model: nn.Module, work: Path) -> Iterator[Case]:
     """A module in each recipe."""
-    *inputs, labels = tensors(each(subject.data, lambda part: part[-EXAMPLES:]))
+    order = torch.randperm(len(tensors(subject.data)[0]), generator=torch.Generator().manual_seed(0))
+    few: Batch = each(subject.data, lambda part: part[order[-EXAMPLES:]])
+    *inputs, labels = tensors(few)
+    names = list(few)[:-1] if isinstance(few, Mapping) else []
     classes = subject.by.name == "accuracy"
 
     def worth(said: np.ndarray) -> float:
@@ -161,19 +172,20 @@ def modules(name: str, subject: Subject, model: nn.Module, work: Path) -> Iterat
             return float((said.argmax(1) == labels.numpy()).mean())
         return float(correlation(said, labels.numpy()))
 
-    seen: Batch = each(subject.data, lambda part: part[:256])
+    seen: Batch = each(subject.data, lambda part: part[order[:CALIBRATION]])
     plain = all(isinstance(layer, nn.Linear) for layer in compressible(model).values())
     for title, steps in {**MODULE, **(PRUNED if plain else {})}.items():
         folder = work / f"{name}-{title}"
         if not folder.exists():
             small = lissom.compress_model(model, seen, steps=steps)
-            lissom.save(small, folder, example=tuple(part[:4] for part in inputs))
+            lissom.save(small, folder, example=together(inputs, names, slice(4)))
         yield Case(
             model_name=name,
             title=title,
             folder=folder,
             model=model,
             inputs=inputs,
+            names=names,
             worth=worth,
             metric=subject.by.name,
             logits=classes,

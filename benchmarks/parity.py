@@ -55,7 +55,7 @@ class Places:
 
 def measured(case: Case, exports: Sequence[str], places: Places) -> Iterator[Row]:
     """Rows of lissom itself, and one for each export."""
-    own = outputs(case.opened(), case.inputs)
+    own = outputs(case.opened(), case.inputs, case.names)
     yield from ours(case, own)
     for to in exports:
         row = {"artifact": case.title, "to": to, "runtime": RUNTIMES[to], "metric": case.metric}
@@ -75,7 +75,7 @@ def ours(case: Case, own: np.ndarray) -> Iterator[Row]:
 def by_engine(case: Case, own: np.ndarray) -> Iterator[Facts]:
     """The engine beside what the formats are defined to say."""
     yield {"note": "its engine"}
-    yield compared(case, own, outputs(lower(case.opened()), case.inputs))
+    yield compared(case, own, outputs(lower(case.opened()), case.inputs, case.names))
     once = batch(case, case.inputs)
     yield {"own_ms": statistics.median(turn(once) for _ in range(ROUNDS))}
 
@@ -83,7 +83,7 @@ def by_engine(case: Case, own: np.ndarray) -> Iterator[Facts]:
 def in_half(case: Case, own: np.ndarray) -> Iterator[Facts]:
     """What the formats say where everything is in bfloat16."""
     yield {"note": "without its engine, in bfloat16"}
-    yield compared(case, own, outputs(case.opened().bfloat16(), case.inputs))
+    yield compared(case, own, outputs(case.opened().bfloat16(), case.inputs, case.names))
 
 
 def known(steps: Iterator[Facts]) -> Facts:
@@ -135,7 +135,7 @@ def by_peer(case: Case, to: str, out: Path, own: np.ndarray, places: Places) -> 
 
 def batch(case: Case, inputs: Sequence[Tensor]) -> Callable[[], object]:
     """A call of lissom's engine."""
-    return partial(outputs, lower(case.opened()), [part[:BATCH] for part in inputs])
+    return partial(outputs, lower(case.opened()), [part[:BATCH] for part in inputs], case.names)
 
 
 def handed(case: Case, to: str, out: Path, places: Places) -> Facts:

@@ -86,20 +86,22 @@ def followed(
 
 
 def bounded(most: int | None) -> Any:
-    """What torch.export is told of a dim of which there may be so many."""
+    """What torch.export is told of a dim of which there may be so many.
+
+    One more than that, for where the last is also the size of something else, the two are held apart by giving it up.
+    """
     if most is None:
         return Dim.DYNAMIC
-    return Dim.STATIC if most == 1 else Dim.DYNAMIC(max=most)
+    return Dim.STATIC if most == 1 else Dim.DYNAMIC(max=most + 1)
 
 
 def sample(one: Mapping[str, Any], most: Mapping[str, int] = ANY) -> Tensor:
-    """An input of ones; more of them in the second of two dims that may have any size, so that they are not taken for
+    """An input of ones: as many as there may be, for what PyTorch chooses by a size (as convolutions do at 16 examples)
+    becomes a bound of it. Where any number may be, more in the second of two such dims, so that they are not taken for
     the same.
     """
-    some = [SOME, SOME + 3]
-    limits = [most.get(name, size) for name, size in zip(AXES, some, strict=True)]
-    least = [min(pair) for pair in zip(some, limits, strict=True)]
-    sizes = [least[min(dim, 1)] if size == -1 else size for dim, size in enumerate(one["shape"])]
+    some = [most.get(name, size) for name, size in zip(AXES, (SOME, SOME + 3), strict=True)]
+    sizes = [some[min(dim, 1)] if size == -1 else size for dim, size in enumerate(one["shape"])]
     return torch.ones(sizes, dtype=DATATYPES[one["datatype"]])
 
 
