@@ -40,9 +40,10 @@ from lissom.types import Recipe
 
 LENGTH, TESTED, BATCH, CALIBRATED = 256, 128, 8, 128  # tokens of a window, windows that test, of a step, that calibrate
 BLOCKS = "model.layers.*"
+PRUNED = "2:4"
 LANGUAGE = {
     "3bits": [{"layers": BLOCKS, "technique": "gptq", "bits": 3, "group": 64}],
-    "2:4": [{"layers": BLOCKS, "technique": "sparsegpt", "keep": 2, "of": 4}],
+    PRUNED: [{"layers": BLOCKS, "technique": "sparsegpt", "keep": 2, "of": 4}],
 }
 METHODS: dict[str, dict[str, Any]] = {
     "distillation": {"lr": 0.001},
@@ -84,6 +85,8 @@ def language(shared: Path, work: Path, cases: Sequence[str], budgets: Sequence[i
         small = lissom.load(folder)
         lost = scores(small, tests)
         for method, how in METHODS.items():
+            if case == PRUNED and how.get("train") == "scales":
+                continue  # it has none
             for tokens in budgets:
 
                 def run(small: nn.Module = small, how: dict[str, Any] = how, tokens: int = tokens) -> Row:

@@ -97,10 +97,10 @@ def bounded(most: int | None) -> Any:
 
 def sample(one: Mapping[str, Any], most: Mapping[str, int] = ANY) -> Tensor:
     """An input of ones: as many as there may be, for what PyTorch chooses by a size (as convolutions do at 16 examples)
-    becomes a bound of it. Where any number may be, more in the second of two such dims, so that they are not taken for
-    the same.
+    becomes a bound of it. Of two such dims the second has another size, so that they are not taken for the same.
     """
     some = [most.get(name, size) for name, size in zip(AXES, (SOME, SOME + 3), strict=True)]
+    some[1] += some[0] == some[1] > 1
     sizes = [some[min(dim, 1)] if size == -1 else size for dim, size in enumerate(one["shape"])]
     return torch.ones(sizes, dtype=DATATYPES[one["datatype"]])
 

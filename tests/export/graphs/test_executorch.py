@@ -60,16 +60,18 @@ def test_batches_of_any_size_up_to_the_largest(most: int, tmp_path: Path) -> Non
 
 
 @needs_it
-def test_a_language_model_reads_a_text_of_any_length(tiny: Callable[..., Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("batch", [1, 12])  # as many as tokens
+def test_a_language_model_reads_a_text_of_any_length(batch: int, tiny: Callable[..., Path], tmp_path: Path) -> None:
     from lissom import compress_checkpoint, load
     from lissom.types import Recipe
 
     recipe = Recipe.of([{"technique": "rtn", "bits": 4, "group": 16}])
     nothing = torch.empty(0, 8, dtype=torch.long)
-    done = export(compress_checkpoint(tiny("llama", blocks=1), recipe, nothing, tmp_path / "small"), tokens=12)
+    small = compress_checkpoint(tiny("llama", blocks=1), recipe, nothing, tmp_path / "small")
+    done = export(small, batch=batch, tokens=12)
     model = load(tmp_path / "small")
     for t in (1, 7, 12):
-        ids = torch.randint(0, 2048, (1, t))
+        ids = torch.randint(0, 2048, (min(batch, 3), t))
         assert apart(answers(done.out, ids)[0], model(ids).logits.detach()) < 1e-5
 
 
