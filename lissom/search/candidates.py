@@ -107,8 +107,7 @@ def joint(subject: Subject, journal: Journal, lots: Split, max_ram: int | None, 
         tried.append(timed(subject, trial, one, terms, {"summary": f"{summary(bank, one.choice)}; distilled"}))
         choices[one.name] = one.choice
         learned.append((one, trial))
-    time_counts = terms.measured and set(terms.weights) != {"size"}
-    for one, trial in narrowed(choosing) if time_counts else ():
+    for one, trial in narrowed(choosing) if terms.measured and terms.counts_time else ():
         tried.append(timed(subject, trial, one, terms, {"summary": "channels gone; distilled"}))
         learned.append((one, trial))
     return Pool(

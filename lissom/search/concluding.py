@@ -109,7 +109,7 @@ def by_all_turns(near: Sequence[Judged], terms: Terms) -> Callable[[Mapping[str,
     """What candidates cost by some weights: each timed by turns with the first, or else beside the original."""
     spent: dict[str, tuple[Sequence[Parts], Sequence[Parts]]] = {}
     first = near[0]
-    if len(near) > 1 and set(terms.weights) != {"size"}:
+    if len(near) > 1 and terms.counts_time:
         terms.progress(Progress(stage="time", text="those that passed, by turns"))
         run = first.tried.trial.timed()
         for one in near[1:]:  # two at a time, for all together may be large

@@ -9,7 +9,7 @@ much is found by the secant rule, as for other bold choices (`recover.py`).
 from collections.abc import Iterator
 
 from lissom.errors import DataError
-from lissom.search.choosing import SMALL, Choosing, Seen, everywhere
+from lissom.search.choosing import SMALL, Choosing, Seen
 from lissom.search.forms import SAFE
 from lissom.search.recover import STEP, TRIES, WORTH, Hunt, further, learned, learning
 from lissom.search.subject import Trial
@@ -21,13 +21,16 @@ POWER = 1.7  # the drop grows as so much of the share: ResNet-20 (docs/log-2026-
 
 
 def narrowed(choosing: Choosing) -> Iterator[tuple[Seen, Trial]]:
-    """Models with fewer channels that may be cheaper than the boldest choice inside the budget, each a little bolder or
-    less bold than the last."""
+    """Models with fewer channels that may be cheaper than the boldest choice inside the budget.
+
+    Each is bolder than the last where that is surely inside, else less bold. What the safe form does not make faster
+    stays in the safest that there is.
+    """
     problem, subject = choosing.problem, choosing.subject
     inside = [one for one in choosing.seen if choosing.inside(one)]
     if subject.weights >= SMALL or not inside:
         return
-    whole = everywhere(problem, SAFE)
+    whole = {unit: SAFE if SAFE in forms else forms[0] for unit, forms in problem.forms.items()}
     enough = (1 - WORTH) * min(problem.cost(one.choice) for one in inside)
     least = max(FIRST, 1 - enough / problem.cost(whole))
     hunt, tried = Hunt(times=(least / FIRST) ** POWER, sure=0.0), set[float]()
@@ -39,7 +42,7 @@ def narrowed(choosing: Choosing) -> Iterator[tuple[Seen, Trial]]:
         steps = subject.narrower(share, choosing.lots.calibration)
         if not steps:
             return
-        name = f"{SAFE}, {share:.0%} narrower, distilled"
+        name = f"{SAFE}, {share:.1%} narrower, distilled"
         recipe = learning(Recipe(name=name, steps=(*steps, *choosing.bank.recipe(whole, name).steps)))
         try:
             seen, trial = learned(choosing, recipe, {})

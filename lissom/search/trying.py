@@ -41,6 +41,11 @@ class Terms:
         """Whether times are measured, on a target that is here."""
         return self.how == MEASURED
 
+    @property
+    def counts_time(self) -> bool:
+        """Whether anything counts but the size."""
+        return set(self.weights) != {"size"}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tried:

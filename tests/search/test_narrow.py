@@ -75,6 +75,10 @@ def test_how_narrow_it_may_be_is_found_from_what_was_tried(
     monkeypatch.setattr(narrow, "learned", learned)
     assert len(list(narrowed(choosing))) == (len(expected) if limit > 0 else 0)
     assert tried == list(expected)
+    choosing.problem = Problem(forms={"0": ["as it is"]}, costs={"0": [0.0]}, kls={"0": [0]}, always=1.0)
+    tried.clear()
+    list(narrowed(choosing))
+    assert tried[0] == 0.125  # where the safe form was undone, for it is no faster
     subject.narrower = lambda share, data: ()
     assert list(narrowed(choosing)) == []
     subject.weights = 10**9
