@@ -7,6 +7,7 @@ checks on the package when it is first imported.
 import dataclasses
 import functools
 import inspect
+import itertools
 import json
 import os
 import shutil
@@ -33,6 +34,7 @@ import torch.distributed as dist
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported: kernels for GPUs run in its interpreter
 
+FIRST, EVERY = 32, 31  # calls of a function whose shapes are checked: the first ones, and then one of so many
 PATIENCE_S = 120
 TORCHRUN_S = 300
 LONGEST = ("test_examples.py",)  # minutes
@@ -67,17 +69,31 @@ def shapeless(hint: Any) -> bool:
 def checked(made: Any = None, *, typechecker: Any, shaped: Any = jaxtyping.jaxtyped) -> Any:
     """In the place of `jaxtyped`: what takes and gives no shapes is left to beartype alone, which checks the same.
 
-    Keeping account of shapes takes longer than most functions take, and most have none.
+    Keeping account of shapes takes longer than most functions take, and most have none. Those of a function that is
+    called over and over are checked in its first calls, and then now and then.
     """
     if made is None:
         return functools.partial(checked, typechecker=typechecker)
     own = vars(made).get("__init__") if inspect.isclass(made) and dataclasses.is_dataclass(made) else made
     if not inspect.isfunction(own) or not all(map(shapeless, own.__annotations__.values())):
-        return shaped(made, typechecker=typechecker)
+        found = shaped(made, typechecker=typechecker)
+        return now_and_then(found, made) if own is made and inspect.isfunction(found) else found
     if own is made:
         return typechecker(made)
     made.__init__ = typechecker(own)
     return made
+
+
+def now_and_then(checks: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that is checked in its first calls and in some of the later ones."""
+    calls = itertools.count()
+
+    @functools.wraps(plain)
+    def call(*given: Any, **named: Any) -> Any:
+        number = next(calls)
+        return (checks if number < FIRST or number % EVERY == 0 else plain)(*given, **named)
+
+    return call
 
 
 jaxtyping.jaxtyped = checked  # before lissom is imported

@@ -50,8 +50,12 @@ class Trainable(nn.Module, ABC):
         raise RecipeError(f"tensor: a matrix in the format {kind} cannot be cut along its {along}")
 
     def units(self) -> dict[nn.Parameter, Tensor]:
-        """How large a step of each own parameter is: the distance of its grid's points, or what its values are like."""
-        return {p: p.detach().square().mean().sqrt() for p in self.parameters(recurse=False)}
+        """How large a step of each own parameter is: the distance of its grid's points, or what its values are like.
+
+        Logarithms of scales, whose names begin with `log`, are relative already: 1.
+        """
+        named = self.named_parameters(recurse=False)
+        return {p: p.new_ones(()) if name.startswith("log") else p.detach().square().mean().sqrt() for name, p in named}
 
 
 class Weight(ABC):

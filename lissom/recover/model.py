@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 from types import MappingProxyType
 from typing import Any
@@ -22,6 +22,7 @@ from lissom.recover.lessons import Labels, Lesson, Original, Remembered
 from lissom.recover.loop import Curve, Keeper, Until, learn
 from lissom.recover.memory import Memory
 from lissom.recover.moving import Moving, units_of
+from lissom.recover.norms import batches_are_better
 from lissom.recover.optimizers import make
 from lissom.recover.parallel.laid import Laid, gather, lay
 from lissom.recover.parallel.layout import Layout, check_layout
@@ -130,6 +131,8 @@ def recovered(
             f"batch={training.batch} cannot be shared among {team.count} workers; give a multiple of {team.count}"
         )
     check_layout(layout, team, training)
+    if training.norms is None:
+        training = replace(training, norms=bool(team.agreed(batches_are_better(student, lesson, fed.held))))
     units = units_of(student, training.train, training.rank, training.seed)
     laid = lay(student, layout, team, training=training, lesson=lesson, lot=fed.sample)
     if enough is not None and laid.pipeline is not None:

@@ -2,9 +2,9 @@
 
     θ = θ₀ + u φ        ∂L/∂φ = u ∂L/∂θ
 
-φ begins at 0 and is what an optimizer sees; u is the distance of two points of a grid, 1 for a logarithm, and for other
-values their root mean square. So a rate is a share of what a weight is like, and the decay of weights pulls to where
-they began, not to zero.
+φ begins at 0 and is what an optimizer sees; u is the distance of two points of a grid, 0.2 for a logarithm, and for
+other values their root mean square. So a rate is a share of what a weight is like, and the decay of weights pulls to
+where they began, not to zero.
 
 Shapes: o outputs, i inputs, r the rank.
 """
@@ -24,6 +24,8 @@ from lissom.models import compressible
 from lissom.techniques.knobs import at_least, one_of
 
 TRAIN = ("weights", "scales", "lora", "all")
+LOG = 0.2  # the unit of the logarithm of a scale: in steps of 1 scales alone learn nothing (docs/log.md)
+BESIDE = 4  # root mean squares: the unit of products of low rank, which begin at zero (docs/log.md)
 FEWER = 8  # times as many weights as a matrix has of what counts as its scales, at least
 Units = dict[Parameter, Tensor]
 
@@ -102,11 +104,18 @@ def units_of(model: nn.Module, train: str = "weights", rank: int = 16, seed: int
     units = beside(model, rank, seed) if train == "lora" else within(model, train)
     if not units:
         raise RecipeError(
-            f"recover: {train!r} moves nothing, for no layer is compressed; compress the model first, or choose 'all'"
+            f"recover: {train!r} moves nothing, for no layer is in a format that has such; compress the model first, "
+            f"or choose another: {', '.join(TRAIN)}"
         )
     for p in model.parameters():
         p.requires_grad_(p in units)
-    return {name: units[p].expand(p.shape) for name, p in model.named_parameters() if p in units}
+    named = {name: p for name, p in model.named_parameters() if p in units}
+    return {name: (LOG if is_logarithm(name) else 1) * units[p].expand(p.shape) for name, p in named.items()}
+
+
+def is_logarithm(name: str) -> bool:
+    """Whether a parameter of this name is one of a scale."""
+    return any(part.startswith("log_") for part in name.split("."))
 
 
 def within(model: nn.Module, train: str) -> Units:
@@ -145,7 +154,7 @@ def like(p: Tensor) -> Tensor:
 def beside(model: nn.Module, rank: int, seed: int) -> Units:
     """Put A B beside each compressed matrix, A zero and B of random numbers; those that are there stay and move.
 
-    A step of one unit changes a weight by about what weights are like.
+    A step of one unit changes a weight by some times what weights are like.
     """
     at_least(1, rank=rank)
     generator = torch.Generator().manual_seed(seed)
@@ -158,9 +167,9 @@ def beside(model: nn.Module, rank: int, seed: int) -> Units:
     units: Units = {}
     for part in model.modules():
         if isinstance(part, TrainableSum):
-            weights = like(part.base().detach())
+            weights = BESIDE * like(part.base().detach())
             units |= {p: weights / p.shape[1] ** 0.5 for p in part.correction.a.parameters()}
-            units |= {p: like(p) for p in part.correction.b.parameters()}
+            units |= {p: BESIDE * like(p) for p in part.correction.b.parameters()}
     return units
 
 

@@ -64,7 +64,8 @@ class Training:
         stages: of several workers along `pipeline`, in what order they take parts of a batch (`parallel/pipeline.py`):
             1f1b, gpipe, interleaved, zerobubble or zbv; `accumulate` is how many parts, or 1 for as many as do.
         checkpointing: whether activations are computed again on the way back, for less memory.
-        norms: whether batch norms take the statistics of each batch while learning.
+        norms: whether batch norms take the statistics of each batch while learning; by default where that brings the
+            model nearer before it has learned anything (`norms.py`).
         gradients: what they travel in between several workers: float32, or fewer bits by a kind of `KINDS`.
         local: of several workers: steps that each takes by itself before all meet (`parallel/local.py`); what they tell
             each other then is written as `gradients` says. With 0 they meet at every step.
@@ -97,7 +98,7 @@ class Training:
     bf16: bool = True
     stages: str = "1f1b"
     checkpointing: bool = False
-    norms: bool = True
+    norms: bool | None = None
     gradients: str = PLAIN
     local: int = 0
     seed: int = 0

@@ -27,7 +27,7 @@ from lissom.search.prefix import Prefix
 
 ROOM = 256 * 2**20  # bytes of what is remembered
 EXAMPLES, TOKENS = 512, 4096  # whose outputs are compared, at most; whichever is fewer
-LOOKS = (4, 2)  # the parts of the examples, a quarter and a half, after which one may stop
+LOOKS, FEWEST = (16, 8, 4, 2), 16  # the parts of the examples after which one may stop, where they are so many
 Scores = dict[str, list[Array]]
 Enough = Callable[[Mapping[str, Comparison]], bool]
 
@@ -138,8 +138,8 @@ class Yardstick:
     ) -> tuple[dict[str, Comparison], Estimate]:
         """A model's scores beside the original's, by each metric, and how far it is.
 
-        `enough` is asked after a quarter and a half of the examples, or when the distance is known, whether the figures
-        will do.
+        `enough` is asked after a sixteenth, an eighth, a quarter and a half of the examples, once the distance is
+        known, whether the figures will do.
         """
         parts: list[Tensor] = []
         whole = len(next(iter(self.scores.values()), ()))
@@ -150,8 +150,9 @@ class Yardstick:
             return len(parts) < len(self.outputs)
 
         def stop(scores: Scores) -> bool:
-            done = len(scores[self.alone[0].name])
-            if self.original is not None or done == whole or not looks or done < looks[0]:
+            found = scores[self.alone[0].name]
+            done, few = len(found), sum(map(len, found)) < FEWEST
+            if self.original is not None or few or done == whole or not looks or done < looks[0]:
                 return False
             looks[:] = [look for look in looks if look > done]
             return enough({kind.name: Comparison.of(self.pair(kind, model, scores)) for kind in self.kinds})

@@ -165,6 +165,20 @@ def test_batch_norms_learn_the_statistics_of_what_is_compressed_unless_they_may_
         assert moved == norms
 
 
+@pytest.mark.parametrize(("bits", "shift", "learn"), [(8, 0.0, False), (8, 3.0, True), (2, 0.0, False)])
+def test_batch_norms_learn_by_default_where_a_batch_knows_more_than_they_remember(
+    bits: int, shift: float, learn: bool
+) -> None:
+    original, (x, y) = task(norm=True)
+    model = lissom.quantize_model(original, (x, y), bits=bits)
+    model[1].running_mean += shift  # type: ignore[index, operator]
+    if bits == 2:
+        x, y = x[:2], y[:2]  # one example to judge by has no spread
+    found = recover_model(model, (x, y), Training(batch=20, steps=2), original=original).model
+    moved = not torch.equal(found[1].running_mean, model[1].running_mean)  # type: ignore[index, union-attr, arg-type]
+    assert moved == learn
+
+
 def test_it_ends_when_nothing_gets_better_or_when_it_is_enough_or_when_it_is_time() -> None:
     original, data = task()
     model = two_bits(original, data)

@@ -42,6 +42,7 @@ def test_phi_is_in_units_of_each_parameter() -> None:
         assert torch.allclose(p, was + 0.25 * moves.units[p])
     latent = model[0].matrix.latent  # type: ignore[index, union-attr]
     assert torch.allclose(moves.units[latent], model[0].matrix.scale.abs().repeat_interleave(8, 1))  # type: ignore[index, union-attr, arg-type]
+    assert all(float(moves.units[model[n].matrix.log_growth].min()) == pytest.approx(0.2) for n in (0, 3))  # type: ignore[union-attr, index, arg-type]
     model(torch.randn(3, 16)).square().sum().backward()
     gradients = {p: p.grad.clone() for p in moves.phi if p.grad is not None}
     moves.pull()

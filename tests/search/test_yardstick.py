@@ -132,26 +132,31 @@ def test_several_metrics_are_those_of_each_and_outputs_may_be_of_other_examples(
     assert (apart["accuracy"].compressed, apart["accuracy"].drop) == (wanted.compressed, wanted.drop)
 
 
+@pytest.mark.parametrize(("n", "lot", "looks"), [(2048, 32, [128, 256]), (128, 4, [16, 32])])
 def test_who_can_tell_from_a_part_of_the_examples_stops_after_it(
-    classifier: nn.Module, examples: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+    classifier: nn.Module,
+    examples: tuple[Tensor, Tensor],
+    monkeypatch: pytest.MonkeyPatch,
+    n: int,
+    lot: int,
+    looks: list[int],
 ) -> None:
-    monkeypatch.setattr(module, "EXAMPLES", 64)
-    kind, other = dataclasses.replace(metric("accuracy"), examples=32), copy.deepcopy(classifier)
+    monkeypatch.setattr(module, "EXAMPLES", 16)
+    kind, other = dataclasses.replace(metric("accuracy"), examples=lot), copy.deepcopy(classifier)
     with torch.no_grad():
         for p in other.parameters():
             p.add_(torch.randn_like(p))
-    n, data = 2048, tuple(part[:2048] for part in examples)
+    data, seen = (tuple(part[:many] for part in examples) for many in (n, looks[1]))
     rod, asked = Yardstick(classifier, data, [kind]), list[int]()
     whole, far = rod.compare(other)
-    half = tuple(part[: n // 2] for part in data)
 
     def second(figures: Any) -> bool:
         asked.append(figures["accuracy"].drop.n)
         return len(asked) == 2
 
     found, near = rod.compare(other, second)
-    wanted = compare(classifier, other, half, kind)
+    wanted = compare(classifier, other, seen, kind)
     assert (found["accuracy"].drop, found["accuracy"].flips, near) == (wanted.drop, wanted.flips, far)
     assert found["accuracy"].drop != whole["accuracy"].drop
-    assert asked == [n // 4, n // 2]
+    assert asked == looks
     assert rod.compare(other, lambda figures: False) == (whole, far)

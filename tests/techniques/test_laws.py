@@ -220,6 +220,17 @@ def all_of_it(step: Step, w: Weight, original: Weight, x: Tensor, g: Tensor, ind
 
 
 @pytest.mark.parametrize(("technique", "given"), CASES)
+def test_whatever_can_move_has_a_unit(technique: str, given: dict[str, Any]) -> None:
+    w = run(*AFTER[technique]) if technique in AFTER else weight()
+    statistics = {kind: s.merge(kind.zero(len(s.power), s.power.device)) for kind, s in seen(*data()).items()}
+    result = apply(Step(technique=technique, knobs=given), "layer", w, weight(), statistics)
+    trained = result.trainable()
+    units = {p: unit for part in trained.modules() if isinstance(part, Trainable) for p, unit in part.units().items()}
+    assert units.keys() == set(trained.parameters())
+    assert all(unit.max() > 0 for unit in units.values())
+
+
+@pytest.mark.parametrize(("technique", "given"), CASES)
 def test_nothing_is_made_on_a_default_device(technique: str, given: dict[str, Any], elsewhere: torch.device) -> None:
     step, original, index = Step(technique=technique, knobs=given), weight(), torch.tensor([3, 0, 3])
     weights = [run(*AFTER[technique]) if technique in AFTER else original]
