@@ -109,19 +109,13 @@ def units_of(model: nn.Module, train: str = "weights", rank: int = 16, seed: int
         )
     for p in model.parameters():
         p.requires_grad_(p in units)
-    named = {name: p for name, p in model.named_parameters() if p in units}
-    return {name: (LOG if is_logarithm(name) else 1) * units[p].expand(p.shape) for name, p in named.items()}
-
-
-def is_logarithm(name: str) -> bool:
-    """Whether a parameter of this name is one of a scale."""
-    return any(part.startswith("log_") for part in name.split("."))
+    return {name: units[p].expand(p.shape) for name, p in model.named_parameters() if p in units}
 
 
 def within(model: nn.Module, train: str) -> Units:
     """What moves of a model as it is, and its unit."""
     parts = [part for part in model.modules() if isinstance(part, Trainable)]
-    units = {p: unit for part in parts for p, unit in part.units().items()}
+    units = {p: unit for part in parts for p, unit in smaller(part).items()}
     if train == "scales":
         few = {p for matrix in matrices(model) for p in fewer(matrix)}
         units = {p: unit for p, unit in units.items() if p in few}
@@ -130,6 +124,12 @@ def within(model: nn.Module, train: str) -> Units:
     held = {p for part in parts for p in part.parameters(recurse=False)}
     others = (p for p in model.parameters() if p not in held and (train == "all" or p.dim() == 1))
     return {p: like(p) for p in others} | units
+
+
+def smaller(part: Trainable) -> Units:
+    """The units of a matrix's own parameters, of logarithms that of this module."""
+    logarithms = {p for name, p in part.named_parameters() if name.startswith("log")}
+    return {p: LOG * unit if p in logarithms else unit for p, unit in part.units().items()}
 
 
 def matrices(model: nn.Module) -> list[Trainable]:

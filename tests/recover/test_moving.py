@@ -51,6 +51,14 @@ def test_phi_is_in_units_of_each_parameter() -> None:
         assert p.grad is None
 
 
+def test_what_is_called_a_logarithm_by_others_is_like_all_of_theirs() -> None:
+    plain = network()
+    plain.register_parameter("log_sigma", nn.Parameter(torch.full((3,), 2.0)))
+    moves = moving(compressed(plain))
+    (sigma,) = (p for p, name in moves.names.items() if name == "log_sigma")
+    assert moves.units[sigma].tolist() == [2, 2, 2]
+
+
 def test_scales_are_what_is_few() -> None:
     model = compressed(
         network(),
