@@ -3,18 +3,22 @@
 Shapes: v vocabulary.
 """
 
+import math
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lissom.engine.kernels import native
 from lissom.engine.sequence import Choice, Sampling
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
 
 COLDEST = 1e-30  # a temperature below it would be 0 in single precision
-MOST = 1024  # tokens that are nearly always enough for a nucleus
+BLOCK = 8192  # tokens looked at together: arrays as long as a vocabulary would each be fresh memory from the system
+FEW = 64  # tokens of which the largest is looked at first
+SLACK = 1e-3  # of a logarithm, for what is rounded
 
 
 def choose(
@@ -39,28 +43,20 @@ def choose(
 
 
 def among(logits: "Float[np.ndarray, ' v']", token: int, alternatives: int) -> Choice:
-    """A token with its log-probability, and those of so many alternatives, the best first."""
-    logprobs = log_softmax(logits)
-    best = _largest(logprobs, alternatives)
-    best = best[np.argsort(-logprobs[best], kind="stable")]
-    return Choice(token=token, logprob=float(logprobs[token]), top=tuple((int(i), float(logprobs[i])) for i in best))
+    """A token with its log-probability, z - log Σ exp z, and those of so many alternatives, the best first."""
+    best = logits.max()
+    norm = float(best) + math.log(_sums(logits, best, 1.0)[-1])
+    top = _largest(logits, alternatives)
+    top = top[np.argsort(-logits[top], kind="stable")]
+    return Choice(
+        token=token, logprob=float(logits[token]) - norm, top=tuple((int(i), float(logits[i]) - norm) for i in top)
+    )
 
 
-def log_softmax(logits: "Float[np.ndarray, ' v']") -> "Float[np.ndarray, ' v']":
-    """log p_i = z_i - log Σ exp z_j, in double precision."""
-    shifted = logits.astype(np.float64) - logits.max()
-    return np.asarray(shifted - np.log(np.exp(shifted).sum()))
-
-
-def nucleus(weights: "Float[np.ndarray, ' k']", top_p: float) -> "Float[np.ndarray, ' k']":
-    """The fewest weights whose sum reaches top_p of all (Holtzman et al. 2020, arXiv:1904.09751), 0 for the rest."""
-    wanted, size = top_p * weights.sum(), min(MOST, len(weights))
-    best = np.partition(weights, -size)[-size:]
-    descending = np.sort(best if best.sum() >= wanted else weights)[::-1]
-    count = int(descending.cumsum().searchsorted(wanted)) + 1
-    kept, tokens = np.zeros_like(weights), _largest(weights, count)
-    kept[tokens] = weights[tokens]
-    return kept
+def nucleus(weights: "Float[np.ndarray, ' k']", wanted: float) -> "Int[np.ndarray, ' n']":
+    """Places of the fewest weights whose sum reaches what is wanted (Holtzman et al. 2020, arXiv:1904.09751)."""
+    reached = np.sort(weights)[::-1].cumsum(dtype=np.float64)
+    return _largest(weights, int(reached.searchsorted(wanted)) + 1)
 
 
 def _scores(
@@ -92,29 +88,85 @@ def _scores(
 
 
 def _draw(logits: "Float[np.ndarray, ' v']", sampling: Sampling, random: np.random.Generator) -> int:
-    """One draw by inverting the cumulative distribution over the tokens that the filters leave, in their order."""
-    tokens = _largest(logits, sampling.top_k) if sampling.top_k else None
-    cumulative = _weights(logits if tokens is None else logits[tokens], sampling).cumsum()
-    place = cumulative.searchsorted((1 - random.random()) * cumulative[-1])  # above 0, so nothing of weight 0 is met
-    return int(place if tokens is None else tokens[place])
+    """One draw from the tokens that the filters leave, in their order."""
+    share = 1 - random.random()  # above 0, so nothing of weight 0 is met
+    tokens = _left(logits, sampling)
+    if tokens is None:
+        return _place(logits, sampling.temperature, share)
+    return int(tokens[_place(logits[tokens], sampling.temperature, share)])
 
 
-def _weights(logits: "Float[np.ndarray, ' k']", sampling: Sampling) -> "Float[np.ndarray, ' k']":
-    """What each token weighs beside the most probable one; those that top_p and min_p drop weigh nothing.
+def _left(logits: "Float[np.ndarray, ' v']", sampling: Sampling) -> "Int[np.ndarray, ' k'] | None":
+    """The tokens that the filters leave, in their order; None for all.
 
-    min_p keeps those at least that fraction of the largest (Nguyen et al. 2024, arXiv:2407.01082).
+    min_p leaves those that weigh at least that fraction of the heaviest (Nguyen et al. 2024, arXiv:2407.01082).
     """
-    weights: np.ndarray = np.exp((logits - logits.max()) / max(sampling.temperature, COLDEST)).astype(np.float64)
+    tokens = _largest(logits, sampling.top_k) if sampling.top_k else None
+    if sampling.top_p == 1 and not sampling.min_p:
+        return tokens
+    logits = logits if tokens is None else logits[tokens]
+    best, total, lightest = logits.max(), 0.0, sampling.min_p
+    if (
+        sampling.top_p < 1
+    ):  # what weighs less than the mean share of the rest is not needed: together it is less than that
+        total = float(_sums(logits, best, sampling.temperature)[-1])
+        lightest = max(lightest, (1 - sampling.top_p) * total / len(logits))
+    border = best + max(sampling.temperature, COLDEST) * (math.log(lightest) - SLACK)
+    some = np.flatnonzero(logits >= border)
+    weights = _weights(logits[some], best, sampling.temperature)
     if sampling.top_p < 1:
-        weights = nucleus(weights, sampling.top_p)
-    if sampling.min_p:
-        weights[weights < sampling.min_p] = 0
-    return weights
+        kept = nucleus(weights, sampling.top_p * total)
+        some, weights = some[kept], weights[kept]
+    some = some[weights >= sampling.min_p]
+    return some if tokens is None else tokens[some]
+
+
+def _place(logits: "Float[np.ndarray, ' k']", temperature: float, share: float) -> int:
+    """Where the cumulative distribution reaches that share, which is above 0."""
+    best = logits.max()
+    sums = _sums(logits, best, temperature)
+    wanted = share * sums[-1]
+    block = int(sums.searchsorted(wanted))
+    begin = block * BLOCK
+    reached = _weights(logits[begin : begin + BLOCK], best, temperature).cumsum(dtype=np.float64)
+    rest = wanted - (sums[block - 1] if block else 0.0)
+    return begin + int(reached.searchsorted(min(rest, reached[-1])))
+
+
+def _sums(logits: "Float[np.ndarray, ' k']", best: np.floating[Any], temperature: float) -> "Float[np.ndarray, ' b']":
+    """What all tokens weigh up to the end of each block."""
+    begins = range(0, len(logits), BLOCK)
+    if (found := native.library()) is not None and logits.dtype == np.float32 and logits.flags.c_contiguous:
+        sums, given = np.empty(len(begins)), (logits.ctypes.data, len(logits), BLOCK)
+        by = 1 / max(temperature, COLDEST)
+        found.lissom_likely(*given, best, by, sums.ctypes.data, native.KERNELS.index(native.kernels()[-1]))
+    else:
+        sums = np.array([_weights(logits[at : at + BLOCK], best, temperature).sum(dtype=np.float64) for at in begins])
+    return sums.cumsum()
+
+
+def _weights(
+    logits: "Float[np.ndarray, ' k']", best: np.floating[Any], temperature: float
+) -> "Float[np.ndarray, ' k']":
+    """What each token weighs beside the most probable one."""
+    weights = logits - best
+    weights /= max(temperature, COLDEST)
+    return np.asarray(np.exp(weights, out=weights))
 
 
 def _largest(values: "Float[np.ndarray, ' v']", k: int) -> "Int[np.ndarray, ' k']":
     """Indices of the k largest values, in their order; of equal ones the first."""
     k = min(k, len(values))
-    border = np.partition(values, -k)[-k] if k else np.inf
+    if not k:
+        return np.empty(0, np.int64)
+    peaks = np.maximum.reduceat(values, np.arange(0, len(values), FEW))
+    if k <= len(peaks):  # as many values are at least as large as the peak in that place
+        some = np.flatnonzero(values >= np.partition(peaks, -k)[-k])
+        return np.asarray(some[_largest_of(values[some], k)])
+    return _largest_of(values, k)
+
+
+def _largest_of(values: "Float[np.ndarray, ' v']", k: int) -> "Int[np.ndarray, ' k']":
+    border = np.partition(values, -k)[-k]
     above, equal = np.flatnonzero(values > border), np.flatnonzero(values == border)
     return np.sort(np.concatenate([above, equal[: k - len(above)]]))

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from lissom.engine.sample import choose, log_softmax, nucleus
+from lissom.engine.kernels import native
+from lissom.engine.sample import BLOCK, among, choose, nucleus
 from lissom.engine.sequence import Sampling
 from lissom.errors import DataError
 
@@ -70,10 +71,9 @@ def test_the_coldest_draws_and_the_narrowest_filters_are_greedy(logits: np.ndarr
 def test_the_nucleus_is_the_fewest_that_reach_its_sum(seed: int, spread: float, top_p: float) -> None:
     """Flat distributions need nearly all tokens, steep ones a few."""
     weights = np.exp(np.random.default_rng(seed).normal(size=5000) * spread)
-    kept = nucleus(weights, top_p)
-    left = kept[kept > 0]
-    assert (kept[kept > 0] == weights[kept > 0]).all()
-    assert left.min() >= weights[kept == 0].max(initial=0)
+    places = nucleus(weights, top_p * weights.sum())
+    left, dropped = weights[places], np.delete(weights, places)
+    assert left.min() >= dropped.max(initial=0)
     assert left.sum() >= top_p * weights.sum() * (1 - 1e-9)
     assert left.sum() - left.min() <= top_p * weights.sum() * (1 + 1e-9)
 
@@ -85,6 +85,48 @@ def test_filters_that_drop_nothing_change_no_draw() -> None:
         for sampling in (Sampling(), Sampling(top_k=3000), Sampling(top_p=1 - 1e-12), Sampling(min_p=1e-9))
     }
     assert len(draws) == 1
+
+
+MANY = np.random.default_rng(7).normal(size=3 * BLOCK + 100).astype(np.float32) * 3
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(),
+        Sampling(temperature=0.7, min_p=1e-4),
+        Sampling(top_p=0.9),
+        Sampling(top_k=900, top_p=0.8),
+        Sampling(top_k=500, min_p=0.01),
+    ],
+)
+@pytest.mark.parametrize("native_library", [True, False])
+def test_a_draw_from_many_tokens_inverts_the_distribution(
+    sampling: Sampling, native_library: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the definition: token i is drawn where the cumulative distribution first reaches a number from 0 to 1."""
+    if not native_library:
+        monkeypatch.setattr(native, "library", lambda: None)
+    reached = expected(MANY, sampling).cumsum()
+    for seed in range(60):
+        share = 1 - np.random.default_rng(seed).random()
+        token = choose(MANY, sampling, np.random.default_rng(seed)).token
+        assert reached[token] >= share - 1e-5
+        assert token == 0 or reached[token - 1] < share + 1e-5
+        assert token == 0 or reached[token] > reached[token - 1]
+
+
+@pytest.mark.parametrize("kernel", native.kernels())
+@given(size=st.integers(1, 70), block=st.integers(1, 40), temperature=st.floats(0.01, 100))
+def test_the_kernel_weighs_as_numpy_does(kernel: str, size: int, block: int, temperature: float) -> None:
+    logits, found = MANY[:size].copy(), native.library()
+    assert found is not None
+    logits[size // 2] = -np.inf
+    best, sums = float(logits[np.isfinite(logits)].max(initial=-50)), np.empty(-(-size // block))
+    given_ = logits.ctypes.data, size, block, best, 1 / temperature, sums.ctypes.data
+    found.lissom_likely(*given_, native.KERNELS.index(kernel))
+    parts = np.split(logits.astype(float), range(block, size, block))
+    assert sums == pytest.approx([np.exp((part - best) / temperature).sum() for part in parts], rel=1e-4, abs=1e-30)
 
 
 def test_the_coldest_temperature_that_can_be_written_draws_the_best() -> None:
@@ -144,7 +186,8 @@ def test_log_probabilities_are_the_models_own() -> None:
     assert choice.logprob == pytest.approx(reference[1])
     assert [token for token, _ in choice.top] == [1, 3, 4]
     assert [logprob for _, logprob in choice.top] == pytest.approx(reference[[1, 3, 4]])
-    assert np.exp(log_softmax(LOGITS)).sum() == pytest.approx(1)
+    every = among(LOGITS, 0, len(LOGITS)).top
+    assert sum(np.exp(logprob) for _, logprob in every) == pytest.approx(1)
 
 
 def test_banned_tokens_are_never_chosen() -> None:

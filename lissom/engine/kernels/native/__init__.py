@@ -5,7 +5,7 @@ Without a compiler at installation there are none. Nothing here needs PyTorch; w
 
 import ctypes
 import os
-from ctypes import c_int
+from ctypes import c_float, c_int
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
@@ -27,6 +27,7 @@ ARGUMENTS = {  # of the functions of the library, as they are declared in C
     "lissom_page_bytes": [POINTER],
     "lissom_rows": [BYTES, BYTES, POINTER, SIZE, POINTER],
     "lissom_share": [POINTER],
+    "lissom_likely": [POINTER, SIZE, SIZE, c_float, c_float, POINTER, c_int],
     "lissom_step": [POINTER, SIZE, POINTER, c_int, c_int, c_int],
 }
 

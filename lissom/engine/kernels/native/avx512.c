@@ -197,5 +197,5 @@ INLINE void transpose(Floats *square) {
 #include "whole.h"
 
 const Kernel KERNEL = {multiply, largest, round_block, make, narrow, dense, turn, keep,
-                       attend, unite, attend_whole, bound, image};
+                       attend, unite, attend_whole, bound, likely, image};
 #endif

@@ -39,3 +39,9 @@ EXPORT int lissom_runs(int kernel) {
     if (kernel < 0 || kernel >= (int)(sizeof KERNELS / sizeof *KERNELS)) return -1;
     return runs(kernel);
 }
+
+/* Of each block of logits the sum of exp((z - best) by). */
+EXPORT void lissom_likely(const float *logits, ptrdiff_t count, ptrdiff_t block, float best, float by, double *to, int kernel) {
+    for (ptrdiff_t at = 0; at < count; at += block)
+        *to++ = lissom_kernel(kernel)->likely(logits + at, count - at < block ? count - at : block, best, by);
+}

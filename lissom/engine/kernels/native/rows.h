@@ -122,3 +122,16 @@ INLINE Floats within(Floats x, float cap) {
 TARGET static void bound(float *x, ptrdiff_t count, float cap) {
     EACH_16(j, count) store_floats(x + j, within(some_floats(x + j, count - j), cap), count - j);
 }
+
+INLINE Floats likelihoods(const float *x, float best, float by) {
+    return exponential(times(plus(load_floats(x), floats(-best)), floats(by)));
+}
+
+TARGET static float likely(const float *x, ptrdiff_t count, float best, float by) {
+    const ptrdiff_t even = count / 16 * 16;
+    float last[16];
+    for (ptrdiff_t j = 0; j < 16; j++) last[j] = even + j < count ? x[even + j] : -INFINITY;
+    Floats sum = likelihoods(last, best, by);
+    EACH_16(j, even) sum = plus(sum, likelihoods(x + j, best, by));
+    return total(sum);
+}

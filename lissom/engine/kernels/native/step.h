@@ -114,6 +114,8 @@ typedef struct {
     void (*attend_whole)(const Whole *, const Seen *, float *scratch);
     /* x = cap tanh(x / cap) */
     void (*bound)(float *x, ptrdiff_t count, float cap);
+    /* Σ exp((x - best) by) */
+    float (*likely)(const float *x, ptrdiff_t count, float best, float by);
     /* One block of rows of an image's map, and of it splits `first` up to `last` of the channels. */
     void (*image)(const Step *, float *room, char *seen, ptrdiff_t block, ptrdiff_t first, ptrdiff_t last);
 } Kernel;
