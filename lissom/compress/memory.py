@@ -12,6 +12,7 @@ from lissom.calibrate import Batch, batches
 from lissom.calibrate.observe import Collected
 from lissom.compress.couple import check_coupled, couple, links_of
 from lissom.compress.layers import act, act_together, back, check_alone, evaluating, look, matrices
+from lissom.compress.norms import tell_norms
 from lissom.compress.plan import Phase, Plan, phases, wanted
 from lissom.compress.reshape import check_joined, joints_of, reshape
 from lissom.compress.taught import Taught
@@ -118,6 +119,14 @@ class Work:
         for step in phase.steps:
             turn(self.model, step, self.originals)
 
+    def norm(self, phase: Phase) -> None:
+        """Batch norms behind layers."""
+
+        def given(model: nn.Module, layers: Mapping[str, nn.Module], plan: Plan) -> dict[str, Collected]:
+            return look(model, layers, wanted(plan), self.data, self.group)
+
+        tell_norms(self.model, self.original, phase, self.example(), self.originals, given)
+
     def block(self, phase: Phase) -> None:
         """The whole, as one block."""
         tune(self.model, phase, self.originals, self.taught())
@@ -151,6 +160,7 @@ CONDUCT: dict[str, Callable[[Work, Phase], None]] = {
     "coupling": Work.coupling,
     "shape": Work.shape,
     "stream": Work.stream,
+    "norm": Work.norm,
     "block": Work.block,
     "model": Work.whole,
 }

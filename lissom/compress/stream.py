@@ -23,6 +23,7 @@ from lissom.compress.plan import Phase, Plan, phases, wanted
 from lissom.compress.ram import room_for, runs_in, tunes
 from lissom.compress.reshape import check_joined, reshape
 from lissom.compress.tune import tune
+from lissom.errors import RecipeError
 from lissom.formats import CompressedLayer, Dense, Masked, Sum, Turned, Weight
 from lissom.models import Checkpoint, compressible, replace
 from lissom.models.couplings import block_joints
@@ -83,6 +84,8 @@ def stream_checkpoint(
     for phase in plan:
         if phase.grain == "coupling":
             check_coupled(phase, block_links(stream.model, family))
+        if phase.grain == "norm":
+            raise RecipeError(f"recipe: {phase.steps[0].technique}: a language model has no batch norms; leave it out")
         if phase.grain == "shape":
             check_joined(phase, block_joints(stream.model, family))
     embedding = stream.embedding()

@@ -15,8 +15,11 @@ from lissom.errors import RecipeError
 from lissom.formats import Weight, read_weight
 from lissom.search.forms import Steps
 from lissom.search.sensitivity import Option
+from lissom.techniques import NORM
+from lissom.techniques.recover.norms import Norm
 from lissom.types import Recipe
 
+MEAN, VARIANCE = "norm mean", "norm variance"  # how its tensors are called in the bank
 Choice = Mapping[str, str]  # the form of each unit, by its name
 
 
@@ -58,11 +61,14 @@ class Bank:
         found = {layer: [f for f in own if not self.journal.has(f"{layer} {f}")] for layer, own in self.forms.items()}
         return {layer: forms for layer, forms in found.items() if forms}
 
-    def keep(self, layer: str, form: str, option: Option, weight: Weight | None, **told: float) -> None:
-        """Write down one form, and what else is told of it; what stays as it is needs no second copy."""
+    def keep(
+        self, layer: str, form: str, option: Option, weight: Weight | None, norm: Norm | None = None, **told: float
+    ) -> None:
+        """Write down one form, the norm behind it, and what else is told; what stays as it is needs no second copy."""
         weight = weight if option.steps else None
         record = {**option.as_dict(), **told, "spec": None if weight is None else weight.spec()}
-        self.journal.keep(f"{layer} {form}", record, None if weight is None else weight.parts())
+        own = {} if norm is None else {MEAN: norm.mean, VARIANCE: norm.variance}
+        self.journal.keep(f"{layer} {form}", record, None if weight is None else {**weight.parts(), **own})
 
     def refuse(self, layer: str, form: str, reason: RecipeError) -> None:
         """Write down that a form does not suit a layer."""
@@ -75,7 +81,17 @@ class Bank:
     def weight(self, layer: str, form: str) -> Weight | None:
         """A layer in a form; None where it stays as it is."""
         spec = self.record(f"{layer} {form}")["spec"]
-        return None if spec is None else read_weight(spec, self.journal.tensors(f"{layer} {form}"))
+        if spec is None:
+            return None
+        parts = self.journal.tensors(f"{layer} {form}")
+        return read_weight(spec, {name: part for name, part in parts.items() if name not in (MEAN, VARIANCE)})
+
+    def norm(self, layer: str, form: str) -> Norm | None:
+        """What the norm behind a layer in a form remembers; None where there is none, or it stays as it is."""
+        if self.record(f"{layer} {form}")["spec"] is None:
+            return None
+        parts = self.journal.tensors(f"{layer} {form}")
+        return Norm(mean=parts[MEAN], variance=parts[VARIANCE]) if MEAN in parts else None
 
     @cached_property
     def options(self) -> dict[str, dict[str, Option]]:
@@ -99,5 +115,5 @@ class Bank:
     def recipe(self, choice: Choice, name: str) -> Recipe:
         """The steps that would make a choice anew."""
         forms = self.by_layer(choice)
-        steps = (replace(step, layers=layer) for layer, form in forms.items() for step in self.forms[layer][form])
-        return Recipe(name=name, steps=tuple(steps))
+        steps = [replace(step, layers=layer) for layer, form in forms.items() for step in self.forms[layer][form]]
+        return Recipe(name=name, steps=tuple(sorted(steps, key=lambda step: step.technique in NORM)))

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from lissom.calibrate import Batch
 from lissom.calibrate.observe import Collected
 from lissom.compress.layers import look, steps_on
+from lissom.compress.norms import apply, remember, remembered
+from lissom.compress.plan import wanted
 from lissom.engine.cache import kind_of_cache
 from lissom.errors import DataError, RecipeError
 from lissom.formats import Weight
@@ -28,71 +30,95 @@ from lissom.search.bank import Bank
 from lissom.search.foresee import streamed
 from lissom.search.forms import CACHE, HELD
 from lissom.search.prefix import Prefix
-from lissom.search.sensitivity import Option, Steps, kinds_of
+from lissom.search.sensitivity import Option, Steps
 from lissom.search.yardstick import Yardstick
+from lissom.statistics import Gram
+from lissom.techniques import NORM
+from lissom.techniques.recover.norms import Norm
+
+Made = tuple[Weight, Norm | None]  # of a layer, and what the batch norm behind it is to remember
 
 TOKENS = 4096  # of the data, on which the cache is looked at
 
 
-def fill_from_module(bank: Bank, model: nn.Module, data: Batch, yardstick: Yardstick, tell: Tell) -> None:
+def fill_from_module(
+    bank: Bank, model: nn.Module, data: Batch, yardstick: Yardstick, norms: Mapping[str, str], tell: Tell
+) -> None:
     """Every form of every layer of a module; what is in the bank already is not made again.
 
-    A form of a unit is looked at once all its layers are in it, and each of them is charged with its share.
+    A form of a unit is looked at once all its layers are in it, and the batch norms behind these, `norms`, have been
+    told of it; each of them is charged with its share.
     """
     layers, missing = compressible(model), bank.missing()
-    kinds = {layer: kinds_of([bank.forms[layer][form] for form in forms]) for layer, forms in missing.items()}
+    kinds = wanted({layer: [step for f in forms for step in bank.forms[layer][f]] for layer, forms in missing.items()})
     seen = look(model, {layer: layers[layer] for layer in kinds}, kinds, data) if kinds else {}
     for done, (unit, own) in enumerate(bank.units.items(), 1):
-        made: dict[str, dict[str, Weight]] = {}
+        made: dict[str, dict[str, Made]] = {}
         for form in bank.forms[unit]:
             if not any(form in missing.get(layer, ()) for layer in own):
                 continue
             try:
-                made[form] = in_form(bank, unit, form, layers, seen)
+                made[form] = in_form(bank, unit, form, model, norms, seen)
             except RecipeError as refusal:
                 for layer in own:
                     bank.refuse(layer, form, refusal)
         far = dict.fromkeys(made, 0.0)
-        changing = {form: weights for form, weights in made.items() if bank.forms[unit][form]}
+        changing = {form: with_forms(model, whole, norms) for form, whole in made.items() if bank.forms[unit][form]}
         far |= zip(changing, apart_by(model, own, list(changing.values()), yardstick), strict=True)
-        for form, weights in made.items():
-            for layer, weight in weights.items():
-                nbytes = 0 if layer != unit and weight is weights[unit] else weight.nbytes
+        for form, whole in made.items():
+            for layer, (weight, norm) in whole.items():
+                nbytes = 0 if layer != unit and weight is whole[unit][0] else weight.nbytes
                 option = Option(steps=bank.forms[layer][form], nbytes=nbytes, error=0.0, kl=far[form] / len(own))
-                bank.keep(layer, form, option, weight)
+                bank.keep(layer, form, option, weight, norm)
         tell(Progress(stage="calibrate", text=unit, done=done, total=len(bank.units)))
 
 
 def apart_by(
-    model: nn.Module, layers: Collection[str], forms: Sequence[Mapping[str, Weight]], yardstick: Yardstick
+    model: nn.Module, layers: Collection[str], changed: Sequence[nn.Module], yardstick: Yardstick
 ) -> list[float]:
-    """How far a module is from the original with some layers in each of several forms; what comes before is shared."""
-    if not forms:
+    """How far twins of a module are from the original, with some layers in other forms; what comes before is shared."""
+    if not changed:
         return []
-    prefix, changed = Prefix(model, layers), [twin(model) for _ in forms]
-    for one, weights in zip(changed, forms, strict=True):
-        replace(one, weights, compressible(one), trainable=False)
+    prefix = Prefix(model, layers)
+    for one in changed:
         prefix.let(one)
     return yardstick.distances(changed, prefix)
 
 
+def with_forms(model: nn.Module, made: Mapping[str, Made], norms: Mapping[str, str]) -> nn.Module:
+    """A twin with layers in other forms, and the norms behind them told so."""
+    changed = twin(model)
+    replace(changed, {layer: weight for layer, (weight, _) in made.items()}, compressible(changed), trainable=False)
+    for layer, (_, norm) in made.items():
+        if norm is not None:
+            remember(changed.get_submodule(norms[layer]), norm)
+    return changed
+
+
 @torch.no_grad()
 def in_form(
-    bank: Bank, unit: str, form: str, layers: dict[str, nn.Module], seen: dict[str, Collected]
-) -> dict[str, Weight]:
-    """The layers of a unit in a form; those that share a matrix share what it becomes.
+    bank: Bank, unit: str, form: str, model: nn.Module, norms: Mapping[str, str], seen: dict[str, Collected]
+) -> dict[str, Made]:
+    """The layers of a unit in a form, and the norms behind them; those that share a matrix share what it becomes.
 
     Raises:
         RecipeError: the form does not suit one of them.
     """
-    made = dict[str, Weight]()
+    layers, made = compressible(model), dict[str, Made]()
     for layer in bank.units[unit]:
         weight = weight_of(layers[layer])
         shared = layers[layer].weight is layers[unit].weight and unit in made
         if form not in bank.forms[layer] and not shared:
             raise RecipeError(f"{layer} has no form {form!r}")
-        steps = bank.forms[unit if shared else layer][form]
-        made[layer] = made[unit] if shared else steps_on(layer, weight, steps, seen.get(layer), weight)
+        steps, found = bank.forms[unit if shared else layer][form], seen.get(layer)
+        telling = [step for step in steps if step.technique in NORM]
+        acting = [step for step in steps if step.technique not in NORM]
+        new = made[unit][0] if shared else steps_on(layer, weight, acting, found, weight)
+        norm = remembered(model.get_submodule(norms[layer])) if telling else None
+        for step in telling:
+            assert norm is not None
+            norm = apply(step, layer, norm, new, weight, (found or {}).get(Gram))
+        made[layer] = new, norm
     return made
 
 

@@ -26,6 +26,7 @@ HALF = {"technique": "sparsegpt", "sparsity": 0.5}
 
 # From what loses least to what takes least. GROUP stands for the layer's own, FINE for the narrowest of it.
 GROUP, FINE = object(), object()
+TELLING: Steps = (Step(technique="norms"),)  # after all else, where a batch norm is behind a layer
 FORMS: dict[str, tuple[dict[str, object], ...]] = {
     ORIGINAL: (),
     SAFE: ({"technique": "rtn", "bits": 8},),
@@ -62,12 +63,13 @@ TIED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # of a langua
 HOPELESS = ("shared 3 bits", "binary")  # for a language model that does not train on
 
 
-def forms_of(layer: nn.Module, *, language: bool = False, rows: bool = False) -> dict[str, Steps]:
+def forms_of(layer: nn.Module, *, language: bool = False, rows: bool = False, normed: bool = False) -> dict[str, Steps]:
     """The forms of a layer by name; such as do not suit it are refused when they are made.
 
     A convolution has one scale for each output, or in the fine forms for some whole channels of its inputs: a kernel
     that gathers patches with the channels innermost finds those side by side, and any other group far apart. With
-    `rows` there are forms that share a scale along a whole row, where others do not do so anyway.
+    `rows` there are forms that share a scale along a whole row, where others do not do so anyway. Where a layer is
+    `normed`, the batch norm behind it is told what has become of it.
     """
     width = weight_of(layer).shape[1]
     group = next((size for size in GROUPS if width % size == 0), 0)
@@ -80,7 +82,7 @@ def forms_of(layer: nn.Module, *, language: bool = False, rows: bool = False) ->
     found: dict[str, Steps] = {}
     for name, given in ((name, given) for name, given in table.items() if not (language and name in HOPELESS)):
         steps = tuple(Step.of({knob: stands.get(value, value) for knob, value in step.items()}) for step in given)
-        found[name] = steps
+        found[name] = (*steps, *TELLING) if steps and normed else steps
     if stands[GROUP] == stands[FINE]:
         found.pop("4 bits, fine", None)  # it is what 4 bits are
     return found

@@ -14,7 +14,9 @@ from lissom.artifact.fingerprint import of_tensors
 from lissom.artifact.module import stored_state
 from lissom.calibrate import Batch, call
 from lissom.calibrate.data import device_of, each
+from lissom.calibrate.norms import norms_behind
 from lissom.compress import compress_model
+from lissom.compress.norms import remember
 from lissom.engine.lower import lower
 from lissom.errors import RecipeError
 from lissom.evaluate import Metric
@@ -22,7 +24,7 @@ from lissom.evaluate.examples import pieces, tensors
 from lissom.formats import Dense, freeze
 from lissom.hardware.measure import once_ms
 from lissom.models import compressible, replace, weight_of
-from lissom.models.experts import apart
+from lissom.models.experts import apart, set_apart
 from lissom.progress import Tell
 from lissom.search.bank import Bank, Choice
 from lissom.search.channels import allocate_channels
@@ -71,7 +73,13 @@ class ModuleSubject(Subject):
     @property
     def forms(self) -> dict[str, dict[str, Steps]]:  # type: ignore[override]
         """Those for any layer."""
-        return {name: forms_of(layer, rows=self.rows) for name, layer in self.layers.items()}
+        return {name: forms_of(layer, rows=self.rows, normed=name in self.norms) for name, layer in self.layers.items()}
+
+    @cached_property
+    def norms(self) -> dict[str, str]:
+        """The batch norms behind layers."""
+        model = set_apart(self.original)
+        return norms_behind(model, compressible(model), self.example)
 
     @property
     def beside(self) -> int:
@@ -91,7 +99,7 @@ class ModuleSubject(Subject):
         """From one pass over the data, and one over a part of it for each form of each unit."""
         few = each(calibration, lambda part: part[:TOLD])
         yardstick = Yardstick(self.original, (), (), (few, kind))
-        fill_from_module(bank, apart(copy.deepcopy(self.original)), calibration, yardstick, tell)
+        fill_from_module(bank, apart(copy.deepcopy(self.original)), calibration, yardstick, self.norms, tell)
 
     def compress(self, recipe: Recipe, calibration: Batch) -> Trial:
         """Compress a copy."""
@@ -133,6 +141,9 @@ class ModuleSubject(Subject):
                 if layer in found and layers[layer].weight is layers[unit].weight:
                     found[layer] = found[unit]
         replace(model, found, layers, trainable=False)
+        for layer, form in bank.by_layer(choice).items():
+            if (told := bank.norm(layer, form)) is not None:
+                remember(model.get_submodule(self.norms[layer]), told)
         return model.to(device_of(self.original))
 
     def trial(self, compressed: nn.Module, recipe: Recipe) -> Trial:

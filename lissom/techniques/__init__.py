@@ -4,11 +4,12 @@
     COUPLING    (Coupling, *Statistic, /, *, knobs) -> Coupling
     SHAPE       (Coupling, tuple[Gram, ...], /, *, knobs) -> Coupling of fewer channels, or in another order
     STREAM      (Coupling, /, *, knobs) -> Coupling: the residual stream of a language model, as many channels as before
+    NORM        (Norm, Weight, the original Weight, Gram, /, *, knobs) -> Norm: the batch norm behind a layer
     SEVERAL     (Sequence[tuple[Weight, Gram]], /, *, knobs) -> list[Weight]: the layers that one step names, together
     BLOCK       (nn.Module, Lots, /, *, knobs) -> None: a block, or the whole of a module that is not a language model
     MODEL       (nn.Module, Lots, /, *, knobs) -> None: the whole
 
-A shape technique is given a Gram for each reader. The first five are pure; the others change the module they are
+A shape technique is given a Gram for each reader. The first six are pure; the others change the module they are
 given. For `STREAM`, `SEVERAL` and `MODEL` the whole model must be in memory.
 """
 
@@ -45,6 +46,7 @@ from lissom.techniques.quantize.tuned import tuned
 from lissom.techniques.quantize.xnor import xnor
 from lissom.techniques.quantize.yaqa import yaqa
 from lissom.techniques.recover.distil import distil
+from lissom.techniques.recover.norms import Norm, norms
 from lissom.techniques.share.kmeans import kmeans
 from lissom.techniques.share.lnq import lnq
 from lissom.techniques.share.lowrank import lowrank
@@ -98,6 +100,10 @@ STREAM: dict[str, Callable[..., Coupling]] = {
     "rotate_stream": rotate_stream,
 }
 
+NORM: dict[str, Callable[..., Norm]] = {
+    "norms": norms,
+}
+
 SEVERAL: dict[str, Callable[..., Sequence[Weight]]] = {
     "tie": tie,
 }
@@ -112,4 +118,4 @@ MODEL: dict[str, Callable[..., None]] = {
 }
 
 # All of them, in this order; what is added to a table is here too.
-TECHNIQUES: Mapping[str, Callable[..., Any]] = ChainMap(MODEL, BLOCK, SEVERAL, STREAM, SHAPE, COUPLING, LAYER)
+TECHNIQUES: Mapping[str, Callable[..., Any]] = ChainMap(MODEL, BLOCK, SEVERAL, NORM, STREAM, SHAPE, COUPLING, LAYER)

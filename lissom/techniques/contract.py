@@ -14,7 +14,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from lissom.errors import RecipeError, meant
 from lissom.formats import Dense, Turned, Weight
 from lissom.statistics import Fisher, Gram, Guided, Moments, Statistic
-from lissom.techniques import BLOCK, COUPLING, KINDS, LAYER, MODEL, SEVERAL, SHAPE, STREAM, TECHNIQUES
+from lissom.techniques import BLOCK, COUPLING, KINDS, LAYER, MODEL, NORM, SEVERAL, SHAPE, STREAM, TECHNIQUES
 from lissom.techniques.quantize.hadamard import turned_statistic
 from lissom.types import Step
 
@@ -24,6 +24,7 @@ GRAINS: dict[str, Mapping[str, object]] = {
     "coupling": COUPLING,
     "shape": SHAPE,
     "stream": STREAM,
+    "norm": NORM,
     "several": SEVERAL,
     "block": BLOCK,
     "model": MODEL,
@@ -31,7 +32,7 @@ GRAINS: dict[str, Mapping[str, object]] = {
 
 
 def grain(technique: str) -> str:
-    """How much of a model a technique must see at once: a layer, a coupling, the stream, a block, the whole."""
+    """How much of a model a technique must see at once: a layer, a coupling, the stream, a norm, a block, the whole."""
     return next(name for name, table in GRAINS.items() if technique in table)
 
 

@@ -178,3 +178,46 @@ def test_what_is_timed_has_room(demo_folder: Path, prompt: int) -> None:
     assert LanguageSubject(demo_folder, CPU, 1007).timing()[1:] == [1007, 16]
     with pytest.raises(DataError, match=f"prompt: {prompt} tokens cannot be timed .* choose 1 to 1007"):
         LanguageSubject(demo_folder, CPU, prompt)
+
+
+class Normed(nn.Module):
+    """A small network with batch norms."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.one = nn.Linear(32, 48), nn.BatchNorm1d(48)
+        self.second, self.two = nn.Linear(48, 32), nn.BatchNorm1d(32)
+        self.out = nn.Linear(32, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.one(self.first(x)).relu()
+        return self.out(self.two(self.second(x)).relu())  # type: ignore[no-any-return]
+
+
+def test_norms_are_part_of_the_forms(examples: tuple[Tensor, Tensor], journal: Journal) -> None:
+    """What is put together from the bank is what the recipe makes, norms too; what these are told brings it nearer."""
+    torch.manual_seed(0)
+    model, (x, labels) = Normed(), examples
+    learning = torch.optim.Adam(model.parameters(), 0.01)
+    for lot in torch.arange(1024).split(64):
+        learning.zero_grad()
+        nn.functional.cross_entropy(model(x[lot]), labels[lot]).backward()
+        learning.step()
+    subject = ModuleSubject(model, (x[:256], labels[:256]), CPU)
+    assert subject.norms == {"first": "one", "second": "two"}
+    forms = {layer: {f: own[f] for f in (ORIGINAL, "2 bits")} for layer, own in subject.forms.items()}
+    bank = Bank(journal, subject.units, forms)
+    subject.fill(bank, (x[:256], labels[:256]), metric("accuracy"), None, quiet)
+    choice = {"first": "2 bits", "second": "2 bits", "out": ORIGINAL}
+    recipe = bank.recipe(choice, "two bits")
+    assert [step.technique for step in recipe.steps] == ["gptq", "gptq", "norms", "norms"]
+    mixed = subject.with_layers(bank, choice)
+    made = compress_model(model.eval(), x[:256], steps=recipe.steps)
+    for name, held in mixed.named_buffers():
+        if name.startswith(("one", "two")):
+            assert torch.allclose(held, made.get_buffer(name), rtol=1e-4)
+    assert not mixed.one.running_var.equal(model.one.running_var)
+    assert subject.original.one.running_var.equal(model.one.running_var)
+    plain = compress_model(model, x[:256], steps=[step for step in recipe.steps if step.technique == "gptq"])
+    yardstick = Yardstick(subject.original, (), (), ((x[:256], labels[:256]), metric("accuracy")))
+    assert yardstick.distance(mixed) < 0.9 * yardstick.distance(plain)

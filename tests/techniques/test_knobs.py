@@ -13,10 +13,11 @@ from lissom.coupling import Coupling, Reader
 from lissom.errors import RecipeError
 from lissom.formats import Dense, wrap
 from lissom.statistics import Gram, Moments
-from lissom.techniques import BLOCK, COUPLING, LAYER, MODEL, SEVERAL, SHAPE, STREAM, TECHNIQUES
+from lissom.techniques import BLOCK, COUPLING, LAYER, MODEL, NORM, SEVERAL, SHAPE, STREAM, TECHNIQUES
 from lissom.techniques.contract import check, given, kinds, knobs, needs
 from lissom.techniques.knobs import above, at_least, between, fraction, one_of
 from lissom.techniques.quantize.rtn import rtn
+from lissom.techniques.recover.norms import Norm
 from lissom.types import Step
 
 INPUTS = 128
@@ -106,6 +107,9 @@ def run(technique: str, asked: dict[str, Any]) -> Any:
         return function(coupling(kinds(technique)[0]), (Gram.blank(INPUTS),), **asked)
     if technique in STREAM:
         return function(coupling("width"), **asked)
+    if technique in NORM:
+        norm = Norm(mean=torch.zeros(16), variance=torch.ones(16))
+        return function(norm, weight(), weight(), Gram.blank(INPUTS), **asked)
     if technique in SEVERAL:
         return function([(weight(), Gram.blank(INPUTS))] * 2, **asked)
     assert technique in {**BLOCK, **MODEL}
