@@ -32,6 +32,7 @@ GRAINS = {
     "coupling": "layers that must change together",
     "shape": "layers that must change together, which become smaller or change places",
     "stream": "the residual stream of a language model",
+    "norm": "the batch norm behind a layer",
     "several": "all layers that a step names, together",
     "block": "a block at a time",
     "model": "the whole model",

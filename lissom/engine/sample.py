@@ -1,4 +1,4 @@
-"""Choosing the next token from one row of logits. NumPy only: the draw depends on nothing else in the batch.
+"""Choosing the next token from one row of logits, without PyTorch: the draw depends on nothing else in the batch.
 
 Shapes: v vocabulary.
 """
@@ -106,9 +106,8 @@ def _left(logits: "Float[np.ndarray, ' v']", sampling: Sampling) -> "Int[np.ndar
         return tokens
     logits = logits if tokens is None else logits[tokens]
     best, total, lightest = logits.max(), 0.0, sampling.min_p
-    if (
-        sampling.top_p < 1
-    ):  # what weighs less than the mean share of the rest is not needed: together it is less than that
+    if sampling.top_p < 1:
+        # what weighs less than the mean share of what may be left out is left out: together it is less than that
         total = float(_sums(logits, best, sampling.temperature)[-1])
         lightest = max(lightest, (1 - sampling.top_p) * total / len(logits))
     border = best + max(sampling.temperature, COLDEST) * (math.log(lightest) - SLACK)
