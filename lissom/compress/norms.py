@@ -45,15 +45,15 @@ def tell_norms(
         )
     before, layers = set_apart(original), compressible(model)
     first = compressible(before)
-    behind = {
-        layer: norm
-        for layer, norm in norms_behind(before, first, batch).items()
-        if layer in layers and same(originals[layer], weight_of(first[layer]))
-    }
+    behind = {layer: norm for layer, norm in norms_behind(before, first, batch).items() if layer in layers}
     for step in phase.steps:
         if not any(step in phase.plan.get(layer, ()) for layer in behind):
             raise RecipeError(f"recipe: {step.technique}: no batch norm alone is behind layers={step.layers!r}")
-    plan = {layer: steps for layer, steps in phase.plan.items() if layer in behind}
+    plan = {
+        layer: steps
+        for layer, steps in phase.plan.items()
+        if layer in behind and same(originals[layer], weight_of(first[layer]))
+    }
     seen = look(before, {layer: first[layer] for layer in plan}, plan)
     for layer, steps in plan.items():
         norm, weight = model.get_submodule(behind[layer]), weight_of(layers[layer])

@@ -135,7 +135,8 @@ def test_a_recipe_tells_them(net: nn.Module, step: dict[str, object]) -> None:
 
 def test_layers_whose_channels_have_gone_are_left(net: nn.Module) -> None:
     steps = [{"technique": "channels", "layers": "first", "sparsity": 0.5}, {"technique": "rtn", "bits": 4}]
-    told = compress_model(net, IMAGES, steps=[*steps, {"technique": "norms"}])
+    telling = [{"technique": "norms", "layers": layer} for layer in ("first", "second", "flat")]
+    told = compress_model(net, IMAGES, steps=[*steps, *telling])
     plain = compress_model(net, IMAGES, steps=steps)
     for name, changed in (("one", False), ("two", False), ("four", True)):
         same = told.get_submodule(name).running_var.equal(plain.get_submodule(name).running_var)
