@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lissom.calibrate.data import Batch, call
 from lissom.calibrate.links import shared
+from lissom.calibrate.observe import version
 
 
 @torch.no_grad()
@@ -20,22 +21,24 @@ def norms_behind(model: nn.Module, layers: Mapping[str, nn.Module], batch: Batch
     Layers that run once, share nothing, and whose outputs are the channels of a norm with statistics of its own.
     """
     norms = {name: part for name, part in model.named_modules() if isinstance(part, _BatchNorm) and remembers(part)}
-    made: dict[int, tuple[str, Tensor]] = {}
+    made: dict[int, tuple[str, Tensor, int]] = {}  # an output, and its version: others may add to it where it is
     found: dict[str, str] = {}
     calls = Counter[str]()
 
     def made_by(name: str) -> Any:
         def after(layer: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> None:
             calls[name] += 1
-            made[id(output)] = name, output
+            made[id(output)] = name, output, version(output)
 
         return after
 
     def read_by(name: str) -> Any:
         def before(norm: nn.Module, arguments: tuple[Any, ...]) -> None:
             calls[name] += 1
-            maker, output = made.get(id(arguments[0]), ("", None)) if arguments else ("", None)
-            if output is not None and output.shape[1] == norm.num_features and whole(layers[maker], output):
+            if not arguments or id(arguments[0]) not in made:
+                return
+            maker, output, as_made = made[id(arguments[0])]
+            if version(output) == as_made and output.shape[1] == norm.num_features and whole(layers[maker], output):
                 found[maker] = name
 
         return before

@@ -10,11 +10,12 @@ from lissom.calibrate.norms import norms_behind
 from lissom.calibrate.observe import Collected
 from lissom.compress.layers import blank
 from lissom.compress.plan import Phase, Plan
+from lissom.compress.reshape import few
 from lissom.errors import RecipeError
 from lissom.formats import Weight
 from lissom.models import compressible, weight_of
 from lissom.models.experts import set_apart
-from lissom.statistics import Gram
+from lissom.statistics import Gram, Statistic
 from lissom.techniques import NORM
 from lissom.techniques.recover.norms import Norm
 from lissom.types import Step
@@ -45,7 +46,7 @@ def tell_norms(
         )
     before, layers = set_apart(original), compressible(model)
     first = compressible(before)
-    behind = {layer: norm for layer, norm in norms_behind(before, first, batch).items() if layer in layers}
+    behind = {layer: norm for layer, norm in norms_behind(before, first, few(batch)).items() if layer in layers}
     for step in phase.steps:
         if not any(step in phase.plan.get(layer, ()) for layer in behind):
             raise RecipeError(f"recipe: {step.technique}: no batch norm alone is behind layers={step.layers!r}")
@@ -59,12 +60,10 @@ def tell_norms(
         norm, weight = model.get_submodule(behind[layer]), weight_of(layers[layer])
         gram = seen.get(layer, {}).get(Gram)
         told = remembered(before.get_submodule(behind[layer]))
-        for step in steps:
-            told = apply(step, layer, told, weight, originals[layer], gram)
-        remember(norm, told)
+        remember(norm, apply(steps[-1], layer, told, weight, originals[layer], gram))  # told once, however often named
 
 
-def apply(step: Step, layer: str, norm: Norm, weight: Weight, original: Weight, gram: object) -> Norm:
+def apply(step: Step, layer: str, norm: Norm, weight: Weight, original: Weight, gram: Statistic | None) -> Norm:
     """Run a step on the norm behind one layer; where nothing was seen, all features count alike.
 
     Raises:

@@ -114,10 +114,10 @@ def in_form(
         telling = [step for step in steps if step.technique in NORM]
         acting = [step for step in steps if step.technique not in NORM]
         new = made[unit][0] if shared else steps_on(layer, weight, acting, found, weight)
-        norm = remembered(model.get_submodule(norms[layer])) if telling else None
+        norm: Norm | None = None
         for step in telling:
-            assert norm is not None
-            norm = apply(step, layer, norm, new, weight, (found or {}).get(Gram))
+            before = remembered(model.get_submodule(norms[layer]))
+            norm = apply(step, layer, before, new, weight, (found or {}).get(Gram))
         made[layer] = new, norm
     return made
 

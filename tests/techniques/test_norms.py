@@ -106,6 +106,29 @@ def test_a_layer_that_runs_twice_has_no_norm_alone(net: nn.Module) -> None:
     assert set(norms_behind(twice, compressible(twice), IMAGES[:2]).values()) == {"1"}
 
 
+class Added(Net):
+    """Something is added to what a layer makes, in place, before the norm."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        made = self.first(x)
+        made += 1
+        return self.one(made)  # type: ignore[no-any-return]
+
+
+def test_what_is_added_to_in_place_is_no_output_of_the_layer_alone() -> None:
+    added = Added().eval()
+    assert norms_behind(added, compressible(added), IMAGES[:2]) == {}
+
+
+def test_a_norm_that_is_named_twice_is_told_once(net: nn.Module) -> None:
+    once = [{"technique": "rtn", "bits": 2}, {"technique": "norms"}]
+    told, again = (
+        compress_model(net, IMAGES, steps=steps) for steps in (once, [*once, {"technique": "norms", "layers": "first"}])
+    )
+    for name in ("one", "two", "four"):
+        assert again.get_submodule(name).running_var.equal(told.get_submodule(name).running_var)
+
+
 def outputs(model: nn.Module, name: str) -> Tensor:
     """What a part of a model makes of the images, a channel a row."""
     caught: list[Tensor] = []
