@@ -48,6 +48,7 @@ class Packed:
     scale: Float[Tensor, "p v"] | None = None
     levels: int = 0
     whole: bool = False
+    largest: int = 0  # magnitude of an integer
 
     def stretches(self, lanes: int, columns: int, dilation: tuple[int, int]) -> list[tuple[int, int]]:
         """Where stretches begin, in `columns` pixels of so many lanes, and of how many entries: part by part."""
@@ -114,6 +115,7 @@ def integers(layer: PanelConv, scales: Sequence[Scale]) -> Packed:
         sums=by_part(values.unflatten(1, (parts, -1)).sum(2)).int(),
         scale=by_part(by_output(panels.scale)[:outputs].float()),
         levels=panels.levels,
+        largest=int(values.abs().max()),
         whole=layer.whole,
     )
 

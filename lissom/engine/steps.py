@@ -18,11 +18,12 @@ from torch import Tensor
 from lissom.engine.kernels import native
 from lissom.engine.kernels.conv import rows_of
 from lissom.engine.kernels.native import structs
-from lissom.engine.maps import NONE, Add, Conv, Gate, Join, Operation, Pick, Pool, Same, Scale, Widen
+from lissom.engine.maps import GATES, NONE, Add, Conv, Gate, Join, Operation, Pick, Pool, Same, Scale, Widen
 from lissom.engine.patches import FLOAT, VECTOR, Inputs, Packed, fit, packed, rescaled
 from lissom.errors import LissomError
 
 OVER = 64  # bytes that may be read beyond what is seen
+POSITIVE = GATES["relu"], GATES["relu6"]  # activations that leave nothing below zero
 FEW = 4  # blocks of a map, below which threads share its channels out
 
 
@@ -39,6 +40,7 @@ class Map:
     channels: int
     high: int
     wide: int
+    positive: bool = False  # nothing in it is below zero
     splits: int = 1
     at: int = 0
 
@@ -217,6 +219,7 @@ class Plan:
     def _copy(
         self, source: Map, to: Map, *, channel: int = 0, stride: tuple[int, int] = (1, 1), first: bool = True
     ) -> Map:
+        to.positive = source.positive and (first or to.positive)
         return self._step(Deed.COPY, source, to, channel=channel, channels=source.channels, stride=stride, whole=first)
 
     def _join(self, given: Sequence[Map]) -> Map:
@@ -248,7 +251,9 @@ class Plan:
         high, wide = pool.parts or self._windows(sizes, pads, pool.size, pool.stride)
         to = Map(channels=source.channels, high=high, wide=wide)
         fields = {"mean": pool.mean, "adaptive": pool.parts is not None, "inside": pool.inside}
-        return self._step(Deed.POOL, source, to, chain, **fields, stride=pool.stride, pad=pool.pad, reach=pool.size)
+        self._step(Deed.POOL, source, to, chain, **fields, stride=pool.stride, pad=pool.pad, reach=pool.size)
+        to.positive |= source.positive and chain.before == NONE and chain.other is None
+        return to
 
     def _windows(
         self, sizes: tuple[int, ...], pads: Sequence[tuple[int, int]], reach: Sequence[int], stride: tuple[int, int]
@@ -282,6 +287,7 @@ class Plan:
             chain,
             inputs=made.inputs,
             levels=made.levels,
+            **unsigned(made, source.positive),
             whole=made.whole,
             stride=conv.stride,
             pad=tuple(pad for pad, _ in conv.pads),
@@ -304,6 +310,7 @@ class Plan:
         other = None
         if chain is not None:
             step.before, step.after, other = chain.before, chain.after, chain.other
+            to.positive = (chain.before if other is None else chain.after) in POSITIVE
             fit(
                 other is None or other.shape == to.shape,
                 f"maps of {to.shape} and {other and other.shape} cannot be added",
@@ -336,3 +343,10 @@ class Plan:
         filled = F.pad(values.float(), (0, -len(values) % VECTOR)).contiguous()
         self._held.append(filled)
         return filled.data_ptr()
+
+
+def unsigned(made: Packed, positive: bool) -> dict[str, int]:
+    """What makes integers unsigned, and how many sums of two of their products with weights then fit in 16 bits."""
+    offset = 0 if positive else 128
+    most = 2 * (made.levels + offset) * made.largest
+    return {"offset": offset, "pairs": (2**15 - 1) // most if most else 0}

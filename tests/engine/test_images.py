@@ -209,6 +209,8 @@ def test_every_format_runs(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     dilation=st.tuples(st.integers(1, 2), st.integers(1, 3)),
     image=st.tuples(st.integers(1, 14), st.integers(1, 90)),
     dense=st.booleans(),
+    bits=st.sampled_from([8, 7, 6, 5, 4, 2]),
+    gate=st.sampled_from([nn.Identity, nn.ReLU, nn.ReLU6]),
     seed=st.integers(0, 2**32),
 )
 def test_convolutions_of_any_form(
@@ -219,14 +221,16 @@ def test_convolutions_of_any_form(
     dilation: tuple[int, int],
     image: tuple[int, int],
     dense: bool,
+    bits: int,
+    gate: type[nn.Module],
     seed: int,
 ) -> None:
     torch.manual_seed(seed)
     fits = all(a + 2 * p > d * (k - 1) for a, p, k, d in zip(image, padding, size, dilation, strict=True))
     assume(fits)
     last = nn.Conv2d(channels[1], channels[2], size, stride, padding, dilation, bias=seed % 2 == 0)
-    net = nn.Sequential(nn.Conv2d(channels[0], channels[1], 1), last, nn.Conv2d(channels[2], 3, 1))
-    steps = [{"layers": "[02]", **INT8[0]}] if dense else INT8
+    net = nn.Sequential(nn.Conv2d(channels[0], channels[1], 1), gate(), last, nn.Conv2d(channels[2], 3, 1))
+    steps = [{"layers": "[03]" if dense else "*", "technique": "rtn", "bits": bits}]
     made = lowered(net, steps)
     x = torch.randn(2, channels[0], *image) * torch.rand(2, 1, 1, 1).exp()
     with pytest.MonkeyPatch.context() as monkeypatch:
@@ -236,6 +240,23 @@ def test_convolutions_of_any_form(
             part._kernel = kernel
             assert near(made(x), expected), kernel
             assert all(plan is not None for plan in part._plans.values())
+
+
+@pytest.mark.parametrize("bits", [8, 7, 6, 5, 4, 3, 2])
+@pytest.mark.parametrize("gate", [nn.Identity, nn.ReLU])
+def test_the_largest_of_all_products_are_summed_exactly(bits: int, gate: type[nn.Module]) -> None:
+    """All weights as large as they get, and all inputs, of either sign: where a sum is short of bits, it is here."""
+    net = nn.Sequential(nn.Conv2d(16, 16, 1, bias=False), gate(), nn.Conv2d(16, 32, 9, bias=False), nn.Conv2d(32, 8, 1))
+    with torch.no_grad():
+        net[0].weight.copy_(torch.eye(16)[:, :, None, None])
+        net[2].weight.copy_(torch.where(torch.arange(32) % 2 == 0, -1.0, 1.0)[:, None, None, None].expand(32, 16, 9, 9))
+    made = lowered(net, [{"technique": "rtn", "bits": bits, "group": 0}])
+    for x in (torch.ones(1, 16, 12, 12), -torch.ones(1, 16, 12, 12)):
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            expected = by_layers(made, x, monkeypatch)
+        for kernel in native.kernels():
+            images(made)[0]._kernel = kernel
+            torch.testing.assert_close(made(x), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_layers_that_only_add_and_cut_give_the_same_numbers() -> None:

@@ -157,7 +157,12 @@ INLINE Floats first_of_pairs(Floats v) {
     return (Floats){_mm256_and_ps(v.low, lower), _mm256_and_ps(v.high, lower)};
 }
 
-#define OFFSET (VNNI ? 128 : 0)
+#if VNNI
+#define OFFSET(step) 128
+#else
+#define OFFSET(step) ((step)->pairs ? (step)->offset : 0)
+#define SUMS_PAIRS
+#endif
 INLINE __m256i dot_signed_half(__m256i a, __m256i w, __m256i x) {
 #if VNNI
     return _mm256_dpbusd_avx_epi32(a, x, w);
@@ -171,8 +176,8 @@ INLINE Ints dot_signed(Ints a, Codes w, int32_t x) {
     return (Ints){dot_signed_half(a.low, w.low, all), dot_signed_half(a.high, w.high, all)};
 }
 INLINE __m256i eight_ints(const int32_t *from) { return _mm256_loadu_si256((const __m256i *)from); }
-INLINE Ints offset_by(const int32_t *sums) {
-    const __m256i less = _mm256_set1_epi32(-OFFSET);
+INLINE Ints offset_by(const int32_t *sums, int offset) {
+    const __m256i less = _mm256_set1_epi32(-offset);
     return (Ints){_mm256_mullo_epi32(eight_ints(sums), less), _mm256_mullo_epi32(eight_ints(sums + 8), less)};
 }
 INLINE void store_ints(int32_t *to, Ints a) {
@@ -184,11 +189,11 @@ INLINE Ints magnitude(Floats x) {
     return (Ints){_mm256_and_si256(_mm256_castps_si256(x.low), all), _mm256_and_si256(_mm256_castps_si256(x.high), all)};
 }
 INLINE Ints higher(Ints a, Ints b) { return (Ints){_mm256_max_epi32(a.low, b.low), _mm256_max_epi32(a.high, b.high)}; }
-INLINE void store_bytes(char *to, Floats f) {
+INLINE void store_bytes(char *to, Floats f, int offset) {
     const __m256i words = _mm256_packs_epi32(_mm256_cvtps_epi32(f.low), _mm256_cvtps_epi32(f.high)); /* by lanes: 0 2 1 3 */
-    const __m256i ordered = _mm256_add_epi16(_mm256_permute4x64_epi64(words, 0xD8), _mm256_set1_epi16(OFFSET));
+    const __m256i ordered = _mm256_add_epi16(_mm256_permute4x64_epi64(words, 0xD8), _mm256_set1_epi16((short)offset));
     const __m128i low = _mm256_castsi256_si128(ordered), high = _mm256_extracti128_si256(ordered, 1);
-    _mm_storeu_si128((__m128i *)to, OFFSET ? _mm_packus_epi16(low, high) : _mm_packs_epi16(low, high));
+    _mm_storeu_si128((__m128i *)to, offset ? _mm_packus_epi16(low, high) : _mm_packs_epi16(low, high));
 }
 
 #define ABREAST 2

@@ -126,16 +126,14 @@ INLINE Floats first_of_pairs(Floats v) {
     return _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(v), _mm512_set1_epi32(0xFFFF)));
 }
 
-#define OFFSET 128
+#define OFFSET(step) 128
 INLINE Ints dot_signed(Ints a, Codes w, int32_t x) { return _mm512_dpbusd_epi32(a, _mm512_set1_epi32(x), w); }
-INLINE Ints offset_by(const int32_t *sums) {
-    return _mm512_sub_epi32(_mm512_setzero_si512(), _mm512_slli_epi32(_mm512_loadu_si512(sums), 7));
-}
+INLINE Ints offset_by(const int32_t *sums, int offset) { return _mm512_mullo_epi32(_mm512_loadu_si512(sums), ints(-offset)); }
 INLINE void store_ints(int32_t *to, Ints a) { _mm512_storeu_si512(to, a); }
 INLINE Ints magnitude(Floats x) { return _mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(0x7FFFFFFF)); }
 INLINE Ints higher(Ints a, Ints b) { return _mm512_max_epi32(a, b); }
-INLINE void store_bytes(char *to, Floats f) {
-    const __m512i moved = _mm512_add_epi32(_mm512_cvtps_epi32(f), _mm512_set1_epi32(OFFSET));
+INLINE void store_bytes(char *to, Floats f, int offset) {
+    const __m512i moved = _mm512_add_epi32(_mm512_cvtps_epi32(f), ints(offset));
     _mm_storeu_si128((__m128i *)to, _mm512_cvtepi32_epi8(moved));
 }
 

@@ -12,7 +12,8 @@
 enum { VECTOR = 16, ENTRY = 4, OVER = 64 }; /* channels; bytes that meet a weight; what may be read beyond what is seen */
 
 typedef enum { ENTER, CONVOLVE, POOL, POINT, COPY, LEAVE } Deed;
-typedef enum { INTEGERS, FLOATS, DEEP } Inputs; /* as integers; as floats; the same, each channel with its own weights */
+/* As integers; as floats; the same, each channel with its own weights. */
+typedef enum { INTEGERS, FLOATS, DEEP } Inputs;
 
 typedef struct {
     ptrdiff_t at, most;             /* the floats, and the magnitudes: [high][splits][VECTOR] */
@@ -32,6 +33,7 @@ typedef struct {
     int before, after;   /* a Gate, or NONE */
     int deed, inputs;    /* a Deed; of convolutions, Inputs */
     int levels, whole;   /* of integers; whether an image has one scale */
+    int offset, pairs;   /* that makes integers unsigned; how many sums of two of their products then fit in 16 bits */
     int mean, adaptive;  /* of pools: else the largest; windows share an image out */
     int inside;          /* the mean of what is inside of the image only */
     int output;          /* the number of one that is left */

@@ -2,15 +2,18 @@
 
 /* Beside that:
 
-   OFFSET               what integers of inputs are moved by where they are unsigned, else 0
+   OFFSET(s)            what a step's integers of inputs are moved by where they are unsigned, else 0
    ALONG                how many positions run together, as registers allow
    dot_signed(a, w, x)  a + sums of 4 products of signed weights with the 4 bytes of x
-   offset_by(s)         what takes the offset out again: -OFFSET times sums of weights
-   store_bytes(q, f)    whole numbers next to floats, plus OFFSET
+   offset_by(s, o)      what takes an offset out again: -o times sums of weights
+   store_bytes(q, f, o) whole numbers next to floats, plus an offset
+   SUMS_PAIRS           if products of unsigned inputs are summed in 16 bits, where there are bits to spare (pairs.h)
    magnitude, higher    the bits of |x|; the larger of two Ints
 
    Sums run in the same order as where layers run alone (tile.h), so that they give the same numbers. */
 #include "images.h"
+
+enum { UNSIGNED = DEEP + 1, FEW_BITS }; /* integers, where products are summed in pairs: one at a time, or several */
 
 typedef struct {
     const Step *s;
@@ -20,7 +23,6 @@ typedef struct {
     float scale;           /* of the integers that they see */
 } Band;
 
-INLINE ptrdiff_t least(ptrdiff_t a, ptrdiff_t b) { return a < b ? a : b; }
 INLINE ptrdiff_t most_of(ptrdiff_t a, ptrdiff_t b) { return a > b ? a : b; }
 INLINE ptrdiff_t pixel_size(const Step *s) { return s->from.channels * (s->inputs == INTEGERS ? 1 : ENTRY); }
 INLINE ptrdiff_t line_size(const Step *s) { return ((s->to.wide - 1) * s->stride[1] + s->reach[1]) * pixel_size(s); }
@@ -43,7 +45,7 @@ TARGET static void see(Band *b) {
     const ptrdiff_t top = b->first * s->stride[0] - s->pad[0], end = (b->last - 1) * s->stride[0] - s->pad[0] + s->reach[0];
     const ptrdiff_t start = most_of(top, 0), stop = most_of(start, least(end, m->high));
     const ptrdiff_t left = least(s->pad[1], columns), there = least(m->wide, columns - left);
-    const int integers = s->inputs == INTEGERS, nothing = integers ? OFFSET : 0;
+    const int integers = s->inputs == INTEGERS, nothing = integers ? OFFSET(s) : 0;
     int some = 1;
     float factor = 1;
     if (integers) {
@@ -60,7 +62,7 @@ TARGET static void see(Band *b) {
         }
         const float *from = b->room + m->at + row * m->wide * m->channels;
         memset(to, nothing, (size_t)(left * pixel));
-        if (integers) EACH_16(j, there * m->channels) store_bytes(inside + j, times(load_floats(from + j), floats(factor)));
+        if (integers) EACH_16(j, there * m->channels) store_bytes(inside + j, times(load_floats(from + j), floats(factor)), nothing);
         else memcpy(inside, from, (size_t)(there * pixel));
         memset(inside + there * pixel, nothing, (size_t)(line - (left + there) * pixel));
     }
@@ -71,6 +73,7 @@ INLINE void map_tile(int inputs, int tall, int halves, const Band *b, const char
     const Step *s = b->s;
     const ptrdiff_t channels = s->to.channels, output = vector * VECTOR;
     const uint8_t *w = (const uint8_t *)s->weights + output * s->entries * ENTRY;
+    const int integers = inputs != FLOATS && inputs != DEEP;
     const Stretch *stretch = s->stretches;
     Floats sums[ALONG][2];
     UNROLL for (int m = 0; m < tall; m++)
@@ -78,10 +81,16 @@ INLINE void map_tile(int inputs, int tall, int halves, const Band *b, const char
     for (ptrdiff_t part = 0; part < s->parts; part++) {
         Ints a[ALONG][2];
         const ptrdiff_t at = part * channels + output;
-        if (inputs == INTEGERS)
+        if (integers)
             UNROLL for (int m = 0; m < tall; m++)
-                UNROLL for (int h = 0; h < halves; h++) a[m][h] = offset_by(s->sums + at + h * VECTOR);
-        for (const Stretch *end = stretch + s->runs; stretch < end; stretch++)
+                UNROLL for (int h = 0; h < halves; h++) a[m][h] = offset_by(s->sums + at + h * VECTOR, OFFSET(s));
+        for (const Stretch *end = stretch + s->runs; stretch < end; stretch++) {
+#ifdef SUMS_PAIRS
+            if (inputs == UNSIGNED || inputs == FEW_BITS) {
+                w = pairs_of_stretch(tall, halves, inputs == UNSIGNED ? 1 : s->pairs, x, stretch, w, a);
+                continue;
+            }
+#endif
             for (ptrdiff_t i = stretch->from; i < stretch->from + stretch->count * ENTRY; i += ENTRY, w += halves * 64) {
                 Codes codes[2];
                 Floats values[2];
@@ -103,7 +112,8 @@ INLINE void map_tile(int inputs, int tall, int halves, const Band *b, const char
                     }
                 }
             }
-        if (inputs == INTEGERS)
+        }
+        if (integers)
             UNROLL for (int h = 0; h < halves; h++) {
                 const Floats scale = times(load_floats(s->scale + at + h * VECTOR), floats(b->scale));
                 UNROLL for (int m = 0; m < tall; m++) sums[m][h] = add_product(sums[m][h], scale, to_floats(a[m][h]));
@@ -141,6 +151,9 @@ INLINE void positions(int inputs, int halves, const Band *b, ptrdiff_t vector) {
 #define POSITIONS(inputs, halves) \
     TARGET static void positions_##inputs##_##halves(const Band *b, ptrdiff_t vector) { positions(inputs, halves, b, vector); }
 POSITIONS(INTEGERS, 1) POSITIONS(INTEGERS, 2) POSITIONS(FLOATS, 1) POSITIONS(FLOATS, 2) POSITIONS(DEEP, 1)
+#ifdef SUMS_PAIRS
+POSITIONS(UNSIGNED, 1) POSITIONS(UNSIGNED, 2) POSITIONS(FEW_BITS, 1) POSITIONS(FEW_BITS, 2)
+#endif
 
 /* The largest of a window of a map, or its mean, for one position of a block. */
 INLINE void pool_position(const Step *s, const float *from, ptrdiff_t row, ptrdiff_t column, float *to) {
@@ -193,6 +206,10 @@ INLINE void convolve(Band *b, ptrdiff_t first, ptrdiff_t last) {
         const int two = s->inputs != DEEP && vector + 1 < last && (vector + 1) % of_group;
         if (s->inputs == DEEP) positions_DEEP_1(b, vector);
         else if (s->inputs == FLOATS) (two ? positions_FLOATS_2 : positions_FLOATS_1)(b, vector);
+#ifdef SUMS_PAIRS
+        else if (s->pairs > 1) (two ? positions_FEW_BITS_2 : positions_FEW_BITS_1)(b, vector);
+        else if (s->pairs) (two ? positions_UNSIGNED_2 : positions_UNSIGNED_1)(b, vector);
+#endif
         else (two ? positions_INTEGERS_2 : positions_INTEGERS_1)(b, vector);
         vector += 1 + two;
     }

@@ -1,4 +1,4 @@
-/* A chunk of a panel for AVX2, whose products of bytes are summed by two in 16 bits.
+/* A chunk of a panel for AVX2, and a stretch of patches, whose products of bytes are summed by two in 16 bits.
 
    Eight sums of two products of codes below 16 fit into 16 bits, so small codes are widened once a chunk. Larger ones are
    taken less SHIFT, as signed bytes: 2 * 128 * 127 fits, where two products with codes up to 255 would not. A half of the
@@ -55,4 +55,33 @@ INLINE void chunk(int rows, int bits, int books, const uint8_t *codes, const uin
             }
         }
     }
+}
+
+/* A stretch of `tall` patches: unsigned inputs times signed weights, `deep` sums of two products before they are widened.
+   Returns where the weights of the next one lie. */
+INLINE const uint8_t *pairs_of_stretch(int tall, int halves, ptrdiff_t deep, const char *const *x, const Stretch *stretch,
+                                       const uint8_t *w, Ints a[][2]) {
+    const ptrdiff_t end = stretch->from + stretch->count * ENTRY;
+    for (ptrdiff_t i = stretch->from; i < end;) {
+        const ptrdiff_t stop = deep == 1 ? i + ENTRY : least(end, i + deep * ENTRY);
+        Ints pairs[ALONG][2];
+        UNROLL for (int m = 0; m < tall; m++)
+            UNROLL for (int h = 0; h < halves; h++) pairs[m][h] = ints(0);
+        do {
+            UNROLL for (int h = 0; h < halves; h++) {
+                const Codes c = load(w + h * 64);
+                UNROLL for (int m = 0; m < tall; m++) {
+                    const __m256i all = _mm256_set1_epi32(four((const int8_t *)x[m] + i));
+                    pairs[m][h].low = _mm256_add_epi16(pairs[m][h].low, _mm256_maddubs_epi16(all, c.low));
+                    pairs[m][h].high = _mm256_add_epi16(pairs[m][h].high, _mm256_maddubs_epi16(all, c.high));
+                }
+            }
+            i += ENTRY;
+            w += halves * 64;
+        } while (deep > 1 && i < stop);
+        UNROLL for (int m = 0; m < tall; m++)
+            UNROLL for (int h = 0; h < halves; h++)
+                a[m][h] = (Ints){widened(a[m][h].low, pairs[m][h].low), widened(a[m][h].high, pairs[m][h].high)};
+    }
+    return w;
 }

@@ -109,7 +109,7 @@ INLINE Floats some_brains(const uint16_t *from, ptrdiff_t count) {
 }
 INLINE Floats first_of_pairs(Floats v) { return (Floats)((Codes)v & 0xFFFFu); }
 
-#define OFFSET 0
+#define OFFSET(step) 0
 INLINE Ints dot_signed(Ints a, Codes w, int32_t x) {
     int8_t four[4];
     __builtin_memcpy(four, &x, 4);
@@ -117,11 +117,12 @@ INLINE Ints dot_signed(Ints a, Codes w, int32_t x) {
     a += (v << 24 >> 24) * four[0] + (v << 16 >> 24) * four[1];
     return a + (v << 8 >> 24) * four[2] + (v >> 24) * four[3];
 }
-INLINE Ints offset_by(const int32_t *sums) { return (void)sums, ints(0); }
+INLINE Ints offset_by(const int32_t *sums, int offset) { return (void)sums, (void)offset, ints(0); }
 INLINE void store_ints(int32_t *to, Ints a) { __builtin_memcpy(to, &a, 64); }
 INLINE Ints magnitude(Floats x) { return (Ints)x & 0x7FFFFFFF; }
 INLINE Ints higher(Ints a, Ints b) { return (a & (a > b)) | (b & ~(a > b)); }
-INLINE void store_bytes(char *to, Floats f) {
+INLINE void store_bytes(char *to, Floats f, int offset) {
+    (void)offset;
     for (int i = 0; i < 16; i++) to[i] = (char)(int8_t)(f[i] + 0x1.8p23f - 0x1.8p23f);
 }
 

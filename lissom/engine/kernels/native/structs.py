@@ -215,7 +215,7 @@ class CStep(ctypes.Structure):
         ("from_", CMap),
         ("to", CMap),
         ("other", SIZE),
-        *((name, c_int) for name in ("before", "after", "deed", "inputs", "levels", "whole")),
+        *((name, c_int) for name in ("before", "after", "deed", "inputs", "levels", "whole", "offset", "pairs")),
         *((name, c_int) for name in ("mean", "adaptive", "inside", "output")),
         ("rows", SIZE),
         *((name, SIZE * 2) for name in ("stride", "pad", "reach")),

@@ -44,6 +44,8 @@ enum {
     AHEAD = 16384, /* bytes of codes that are fetched before they are needed, into the second cache */
 };
 
+INLINE ptrdiff_t least(ptrdiff_t a, ptrdiff_t b) { return a < b ? a : b; }
+
 INLINE void fetch_ahead(const uint8_t *codes, ptrdiff_t size) {
     UNROLL for (ptrdiff_t at = 0; at < size; at += 64) __builtin_prefetch(codes + AHEAD + at, 0, 2);
 }
