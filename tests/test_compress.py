@@ -202,6 +202,22 @@ def test_training_reaches_the_weights_and_the_form_stays(bits: Any) -> None:
         assert torch.equal(held.matrix(), weight.dense())
 
 
+@pytest.mark.parametrize("bits", [8, 3, "binary"])
+def test_batch_norms_are_told_how_far_layers_have_moved(bits: Any) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 16, 3, bias=False), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 8, 3)).train()
+    x = torch.randn(96, 3, 9, 9)
+    model(x)
+    before = copy.deepcopy(model.eval().state_dict())
+    seeing = quantize_model(model, iter(x.split(32)), bits=bits)
+    normed, rounded = model[:2](x), seeing[:2](x)
+    seeing[1].load_state_dict(model[1].state_dict())
+    untold = seeing[:2](x)
+    far, was = ((made.var((0, 2, 3)) / normed.var((0, 2, 3)) - 1).abs().max() for made in (rounded, untold))
+    assert far == was < 0.02 if bits == 8 else far < 0.1 * was
+    assert all(value.equal(before[name]) for name, value in model.state_dict().items())
+
+
 def test_pruned_weights_stay_zero_through_quantizing_and_training() -> None:
     x, y = torch.randn(64, 32), torch.randint(10, (64,))
     pruned = compress_model(classifier(), steps=[{"technique": "magnitude", "sparsity": 0.6}])

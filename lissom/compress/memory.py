@@ -9,18 +9,19 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from lissom.calibrate import Batch, batches
+from lissom.calibrate.norms import norms_behind
 from lissom.calibrate.observe import Collected
 from lissom.compress.couple import check_coupled, couple, links_of
 from lissom.compress.layers import act, act_together, back, check_alone, evaluating, look, matrices
 from lissom.compress.norms import tell_norms
 from lissom.compress.plan import Phase, Plan, phases, wanted
-from lissom.compress.reshape import check_joined, joints_of, reshape
+from lissom.compress.reshape import check_joined, few, joints_of, reshape
 from lissom.compress.taught import Taught
 from lissom.compress.tune import tune
 from lissom.compress.turn import turn
 from lissom.compress.whole import at_once, check_whole, settle
 from lissom.errors import ModelError, RecipeError
-from lissom.formats import LowRank, Palette, Sum, Weight, unfreeze
+from lissom.formats import LowRank, Palette, Sum, Weight, Xnor, unfreeze
 from lissom.models import compressible, replace, weight_of
 from lissom.models.experts import apart, set_apart
 from lissom.models.layers import check_finite
@@ -171,7 +172,7 @@ def quantize_model(model: nn.Module, data: Any = None, *, bits: int | str = 8) -
 
     Pruned weights stay zero, shared weights stay shared. With data, 4 bits and fewer are rounded by GPTQ, otherwise to
     the nearest point of a grid with a searched range. Below 8 bits groups of up to 128 inputs have a scale of their
-    own where the layer's width allows.
+    own where the layer's width allows, and with data batch norms behind layers are told how these have moved (`norms`).
 
     Raises:
         RecipeError: the bits are none of those.
@@ -180,8 +181,19 @@ def quantize_model(model: nn.Module, data: Any = None, *, bits: int | str = 8) -
     if bits not in (*range(2, 9), *FEWEST):
         raise RecipeError(f'quantize_model: bits={bits!r} is not possible; choose 8 to 2, "ternary" or "binary"')
     model = set_apart(model)
+    data = None if data is None else list(batches(data))
     steps = [quantizing(name, layer, bits, data is not None) for name, layer in compressible(model).items()]
+    if data and bits != 8:
+        steps += telling(model, data[0])
     return compress_model(model, data, steps=steps)
+
+
+def telling(model: nn.Module, batch: Batch) -> list[Step]:
+    """Steps for the batch norms that are alone behind layers; not of such as read signs."""
+    layers = compressible(model)
+    with evaluating(model):
+        behind = norms_behind(model, layers, few(batch))
+    return [Step(layers=name, technique="norms") for name in behind if not isinstance(weight_of(layers[name]), Xnor)]
 
 
 def quantizing(name: str, layer: nn.Module, bits: int | str, calibrated: bool) -> Step:

@@ -30,9 +30,9 @@ from lissom.search.subject import LARGE, Subject, Trial
 from lissom.search.yardstick import Enough, Yardstick
 
 POINTS = 40  # of the frontier
-LADDER = (1, 2, 4, 7)  # points that much safer than the boldest are measured too
-BOLDER = 3  # points beyond it that local search tries to bring inside the budget
 SMALL = 50_000_000  # weights of a model that is run in no time
+LADDER = {True: (1, 2, 3, 4, 5, 6, 7, 9), False: (1, 2, 4, 7)}  # points so much safer than the boldest, measured too
+BOLDER = 3  # points beyond it that local search tries to bring inside the budget
 GENERATIONS = {True: 6, False: 2}  # of local search, for small models and for others; large ones have none
 HARDLY = 1.1  # times the cost of what was found: a choice of one form everywhere may be as cheap in truth
 UNIFORM = (SAFE, "4 bits", "shared 4 bits", "half pruned, 8 bits", "half pruned, 4 bits", "3 bits")
@@ -87,6 +87,11 @@ class Choosing:
         self.told: tuple[FrontierPoint, ...] = ()
 
     @property
+    def small(self) -> bool:
+        """Whether the model is run in no time."""
+        return self.subject.weights < SMALL
+
+    @property
     def seen(self) -> list[Seen]:
         """The choices that were measured, but for those with a step that was undone."""
         return [one for one in self.all.values() if self.problem.allows(one.choice)]
@@ -105,7 +110,7 @@ class Choosing:
         safe = everywhere(self.problem, SAFE)
         if self.problem.allows(safe):
             self.measured(safe, SAFE)
-        for step in LADDER:
+        for step in LADDER[self.small]:
             self.measured(points[max(0, boldest - step)])
         self.uniform(self.problem.cost(points[boldest]))
         self.beyond(points, boldest)
@@ -137,7 +142,7 @@ class Choosing:
         """Improve the boldest point, and bolder ones as long as they can be brought inside the budget."""
         if self.subject.weights >= LARGE:
             return
-        generations = GENERATIONS[self.subject.weights < SMALL]
+        generations = GENERATIONS[self.small]
         for point in points[boldest : boldest + 1 + BOLDER]:
             self.tell(Progress(stage="choose", text="local search", done=len(self.all)))
             better, _ = improved(self.problem, point, self.distance, self.scale, generations=generations)

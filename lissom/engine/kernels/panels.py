@@ -99,21 +99,47 @@ def binary_grid(weight: Binary) -> Grid:
 
 
 def palette_grid(weight: Palette) -> Grid:
-    """Indices into codebooks of bytes; where an index has more than 4 bits, stands for several inputs or could not say
-    that a weight was pruned, the bytes themselves."""
-    o, i = weight.shape
-    books = weight.codebook.dense()
-    most = books.abs().amax(1)
-    unit = torch.where(most > 0, most / MOST, 1.0)
-    book = ((books / unit.unsqueeze(1)).round() + MIDDLE).to(torch.uint8)
+    """Indices into tables of bytes; where an index has more than 4 bits, stands for several inputs or could not say
+    that a weight was pruned, the bytes themselves.
+
+    Bytes have a unit of their own for each output, or for the four that look up in one table: few outputs have a weight
+    near the largest of a codebook, and next to it the others' would be coarse.
+    """
+    (o, i), books = weight.shape, weight.codebook.dense()
     owner = torch.arange(o) // weight.rows
     scale = torch.ones(o, 1) if weight.scale is None else weight.scale.float()
     kept = weight.kept()
-    grid = Grid(codes=codes_of(weight.plane), bits=weight.bits, scale=scale, zero=MIDDLE, unit=unit[owner])
+    codes = codes_of(weight.plane)
     if weight.bits <= 4 and weight.width == 1 and kept is None:
-        return dataclasses.replace(grid, bits=max(weight.bits, 2), book=book, rows=weight.rows)
-    entries = book.unflatten(1, (-1, weight.width))[owner.unsqueeze(1), weight.plane.codes().int()].reshape(o, i)
-    return dataclasses.replace(grid, bits=8, codes=entries if kept is None else torch.where(kept, entries, MIDDLE))
+        rows = QUARTET if len(books) == 1 or weight.rows % QUARTET == 0 else 1
+        most = F.pad(largest(weight.plane.codes(), books.abs()[owner]), (0, -o % rows)).view(-1, rows).amax(1)
+        book, unit = in_bytes(books[owner[::rows]], most)
+        bits = max(weight.bits, 2)
+        own = unit.repeat_interleave(rows)[:o]
+        return Grid(codes=codes, bits=bits, scale=scale, zero=MIDDLE, unit=own, book=book, rows=rows)
+    values = books.unflatten(1, (-1, weight.width))[owner.unsqueeze(1), weight.plane.codes().int()].reshape(o, i)
+    values = values if kept is None else values * kept
+    entries, unit = in_bytes(values, values.abs().amax(1))
+    return Grid(codes=entries, bits=8, scale=scale, zero=MIDDLE, unit=unit)
+
+
+def largest(codes: UInt8[Tensor, "o i"], sizes: Float[Tensor, "o e"]) -> Float[Tensor, " o"]:
+    """The largest size that a code of each row stands for."""
+    order = sizes.argsort(1, descending=True)
+    found, rows = sizes.new_zeros(len(sizes)), torch.arange(len(sizes))
+    for each in order.unbind(1):
+        hit = (codes[rows] == each[rows].to(codes.dtype).unsqueeze(1)).any(1)
+        found[rows[hit]] = sizes[rows[hit], each[rows[hit]]]
+        rows = rows[~hit]
+    return found
+
+
+def in_bytes(
+    values: Float[Tensor, "o n"], most: Float[Tensor, " o"]
+) -> tuple[UInt8[Tensor, "o n"], Float[Tensor, " o"]]:
+    """Values as signed bytes, zero in the middle, and the unit of each row; what is beyond its most is not read."""
+    unit = torch.where(most > 0, most / MOST, 1.0)
+    return ((values / unit.unsqueeze(1)).round().clamp(-MOST, MOST) + MIDDLE).to(torch.uint8), unit
 
 
 GRIDS: dict[type[Weight], Callable[[Any], Grid | None]] = {
