@@ -118,7 +118,7 @@ def palette_grid(weight: Palette) -> Grid:
         own = unit.repeat_interleave(rows)[:o]
         return Grid(codes=codes, bits=bits, scale=scale, zero=MIDDLE, unit=own, book=book, rows=rows)
     values = books.unflatten(1, (-1, weight.width))[owner.unsqueeze(1), weight.plane.codes().int()].reshape(o, i)
-    values = values if kept is None else values * kept
+    values = values if kept is None else values.mul_(kept)
     entries, unit = in_bytes(values, values.abs().amax(1))
     return Grid(codes=entries, bits=8, scale=scale, zero=MIDDLE, unit=unit)
 
@@ -139,7 +139,7 @@ def in_bytes(
 ) -> tuple[UInt8[Tensor, "o n"], Float[Tensor, " o"]]:
     """Values as signed bytes, zero in the middle, and the unit of each row; what is beyond its most is not read."""
     unit = torch.where(most > 0, most / MOST, 1.0)
-    return ((values / unit.unsqueeze(1)).round().clamp(-MOST, MOST) + MIDDLE).to(torch.uint8), unit
+    return (values / unit.unsqueeze(1)).round_().clamp_(-MOST, MOST).add_(MIDDLE).to(torch.uint8), unit
 
 
 GRIDS: dict[type[Weight], Callable[[Any], Grid | None]] = {
