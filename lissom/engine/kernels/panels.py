@@ -128,7 +128,8 @@ def largest(codes: UInt8[Tensor, "o i"], sizes: Float[Tensor, "o e"]) -> Float[T
     order = sizes.argsort(1, descending=True)
     found, rows = sizes.new_zeros(len(sizes)), torch.arange(len(sizes))
     for each in order.unbind(1):
-        hit = (codes[rows] == each[rows].to(codes.dtype).unsqueeze(1)).any(1)
+        own = codes if len(rows) == len(codes) else codes[rows]
+        hit = (own ^ each[rows].to(codes.dtype).unsqueeze(1)).amin(1) == 0  # far faster than == and any
         found[rows[hit]] = sizes[rows[hit], each[rows[hit]]]
         rows = rows[~hit]
     return found
