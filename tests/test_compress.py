@@ -1,7 +1,8 @@
 """The conductor: what goes in stays as it is, what comes out is in the form that was asked for."""
 
 import copy
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -216,6 +217,20 @@ def test_batch_norms_are_told_how_far_layers_have_moved(bits: Any) -> None:
     far, was = ((made.var((0, 2, 3)) / normed.var((0, 2, 3)) - 1).abs().max() for made in (rounded, untold))
     assert far == was < 0.02 if bits == 8 else far < 0.1 * was
     assert all(value.equal(before[name]) for name, value in model.state_dict().items())
+
+
+def test_no_more_data_is_held_than_is_read() -> None:
+    given: list[weakref.ref[Tensor]] = []
+
+    def read() -> Iterator[Tensor]:
+        for _ in range(9):
+            x = torch.randn(16, 32)
+            given.append(weakref.ref(x))
+            assert sum(each() is not None for each in given) <= 3
+            yield x
+
+    quantize_model(classifier(), read(), bits=4)
+    assert len(given) == 9
 
 
 def test_pruned_weights_stay_zero_through_quantizing_and_training() -> None:

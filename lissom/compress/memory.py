@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from lissom.calibrate import Batch, batches
 from lissom.calibrate.norms import norms_behind
@@ -181,10 +182,10 @@ def quantize_model(model: nn.Module, data: Any = None, *, bits: int | str = 8) -
     if bits not in (*range(2, 9), *FEWEST):
         raise RecipeError(f'quantize_model: bits={bits!r} is not possible; choose 8 to 2, "ternary" or "binary"')
     model = set_apart(model)
-    data = None if data is None else list(batches(data))
     steps = [quantizing(name, layer, bits, data is not None) for name, layer in compressible(model).items()]
-    if data and bits != 8:
-        steps += telling(model, data[0])
+    if data is not None and bits != 8 and any(isinstance(part, _BatchNorm) for part in model.modules()):
+        data = list(batches(data))
+        steps += [step for batch in data[:1] for step in telling(model, batch)]
     return compress_model(model, data, steps=steps)
 
 
