@@ -7,15 +7,15 @@ BIN = $(VENV)/bin
 CC = cc
 READY = $(VENV)/ready
 NATIVE = lissom/engine/kernels/native
+LONG = tests/server tests/export tests/recover/parallel tests/test_documents.py tests/test_examples.py
 CPU_WHEELS = https://download.pytorch.org/whl/cpu
 
-.PHONY: help demo test test-workers test-documents test-native test-gpu lint docs bench bench-engine bench-quality map clean
+.PHONY: help demo test test-long test-native test-gpu lint docs bench bench-engine bench-quality map clean
 
 help:
 	@echo 'make demo           optimize a classifier and a language model, serve the result, ask it for a story'
 	@echo 'make test           run every test but those that follow'
-	@echo 'make test-workers   the tests in which several processes learn one model'
-	@echo 'make test-documents run every snippet of the README and of the tutorials, and the examples'
+	@echo 'make test-long      those of servers, of other runtimes, of several workers, every snippet of the documents, the examples'
 	@echo 'make test-native    the tests of the kernels in C, watched by AddressSanitizer and UBSan'
 	@echo 'make test-gpu       the tests of the kernels in Triton: on a GPU, or in the interpreter of Triton, which it installs'
 	@echo 'make lint           ruff, mypy --strict, the order of the rooms, and the documentation'
@@ -32,13 +32,10 @@ demo: $(READY)
 	$(BIN)/python examples/demo.py
 
 test: $(READY)
-	$(BIN)/python -m pytest --ignore=tests/test_documents.py --ignore=tests/test_examples.py --ignore=tests/recover/parallel
+	$(BIN)/python -m pytest $(LONG:%=--ignore=%)
 
-test-workers: $(READY)
-	$(BIN)/python -m pytest tests/recover/parallel
-
-test-documents: $(READY)
-	$(BIN)/python -m pytest tests/test_documents.py tests/test_examples.py
+test-long: $(READY)
+	$(BIN)/python -m pytest $(LONG)
 
 test-native: $(READY)
 	$(CC) -std=c11 -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -ffp-contract=off -fPIC -shared -pthread \

@@ -37,7 +37,7 @@ if not torch.cuda.is_available():
 FIRST, EVERY = 32, 31  # calls of a function whose shapes are checked: the first ones, and then one of so many
 PATIENCE_S = 120
 TORCHRUN_S = 300
-LONGEST = ("test_examples.py",)  # minutes
+LONGEST = ("test_documents.py", "test_examples.py")  # minutes
 ROOT = Path(__file__).resolve().parent.parent
 
 GEMMA: dict[str, Any] = {"query_pre_attn_scalar": 16, "attention_bias": True}

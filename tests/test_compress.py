@@ -15,7 +15,7 @@ from lissom.compress import compress_model, quantize_model, stream_checkpoint
 from lissom.errors import DataError, ModelError, RecipeError
 from lissom.formats import Affine, Binary, CompressedLayer, Dense, Masked, Palette, Ternary, Trainable, Weight
 from lissom.models import FAMILIES, Checkpoint, compressible
-from lissom.models.experts import apart
+from lissom.models.apart import apart
 from lissom.statistics import Gram, Moments
 from lissom.techniques import TECHNIQUES
 from lissom.types import Recipe

@@ -22,8 +22,8 @@ from lissom.calibrate.data import moved
 from lissom.errors import ArtifactError
 from lissom.formats import CompressedLayer, Frozen, Trainable, Weight, freeze, wrap
 from lissom.models import compressible, replace
+from lissom.models.apart import apart
 from lissom.models.checkpoint import check_shapes
-from lissom.models.experts import apart
 from lissom.models.families import put
 from lissom.models.resize import matrix_shapes, resize
 from lissom.models.text_encoder import TextEncoder

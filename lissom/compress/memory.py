@@ -24,7 +24,7 @@ from lissom.compress.whole import at_once, check_whole, settle
 from lissom.errors import ModelError, RecipeError
 from lissom.formats import LowRank, Palette, Sum, Weight, Xnor, unfreeze
 from lissom.models import compressible, replace, weight_of
-from lissom.models.experts import apart, set_apart
+from lissom.models.apart import apart, set_apart
 from lissom.models.layers import check_finite
 from lissom.types import Recipe, Step
 

@@ -14,7 +14,7 @@ from lissom.compress.reshape import few
 from lissom.errors import RecipeError
 from lissom.formats import Weight
 from lissom.models import compressible, weight_of
-from lissom.models.experts import set_apart
+from lissom.models.apart import set_apart
 from lissom.statistics import Gram, Statistic
 from lissom.techniques import NORM
 from lissom.techniques.recover.norms import Norm

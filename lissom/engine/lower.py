@@ -1,5 +1,6 @@
 """`lower` swaps layers for ones whose kernel reads the compressed form."""
 
+from dataclasses import dataclass
 from types import UnionType
 from typing import Any
 
@@ -23,6 +24,14 @@ from lissom.formats import CompressedConv, CompressedEmbedding, CompressedLayer,
 from lissom.models.families import put
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Matrix:
+    """What a model's own code may ask of a matrix that only a kernel reads."""
+
+    dtype: torch.dtype
+    device: torch.device
+
+
 def lower(model: nn.Module) -> nn.Module:
     """Swap, in place, each frozen compressed linear layer, convolution and embedding for the first kernel that fits it.
 
@@ -37,6 +46,8 @@ def lower(model: nn.Module) -> nn.Module:
         if layer not in lowered:
             own = isinstance(layer, CompressedEmbedding)
             lowered[layer] = (looking_up(layer, tables.get(layer.matrix)) if own else fitting(layer)) or layer
+            if not hasattr(lowered[layer], "weight"):
+                lowered[layer].weight = Matrix(dtype=layer.weight.dtype, device=layer.weight.device)
         put(model, name, lowered[layer])
         if isinstance(lowered[layer], KernelLinear):
             tables[layer.matrix] = lowered[layer]

@@ -110,6 +110,11 @@ class Weight(ABC):
         return self.dense()[index]
 
     @property
+    def dtype(self) -> torch.dtype:
+        """That of the dense matrix: a model's own code may ask a layer's weight what inputs should be."""
+        return torch.float32
+
+    @property
     def device(self) -> torch.device:
         """Where its tensors are."""
         return next(iter(self.parts().values())).device

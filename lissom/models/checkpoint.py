@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lissom.errors import ArtifactError, ModelError, reason
 from lissom.files import read_json
 from lissom.formats import scale_of
-from lissom.models.experts import apart
+from lissom.models.apart import apart
 from lissom.models.families import Family, at, counted, family_of, put
 from lissom.models.layers import check_finite
 

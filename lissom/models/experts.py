@@ -5,7 +5,6 @@ On disk they are apart too, under the names that they have here.
 Shapes: t tokens, k experts that each is given to, h hidden.
 """
 
-import copy
 from collections.abc import Callable, Iterable
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from lissom.errors import RecipeError
 from lissom.models.families import FAMILIES, put
+from lissom.models.layers import linear
 
 
 class Expert(nn.Module):
@@ -75,14 +75,7 @@ class EveryExpert(nn.Module):
         return y
 
 
-def linear(matrix: Tensor) -> nn.Linear:
-    """A layer with a matrix of its own, not a part of another."""
-    layer = nn.Linear(matrix.shape[1], matrix.shape[0], bias=False, device="meta")
-    layer.weight = nn.Parameter(matrix.detach().clone(), matrix.requires_grad)
-    return layer
-
-
-def together(model: nn.Module) -> dict[str, nn.Module]:
+def experts_in(model: nn.Module) -> dict[str, nn.Module]:
     """The experts of a language model that transformers keeps together, block by block."""
     family = FAMILIES.get(getattr(getattr(model, "config", None), "model_type", ""))
     if family is None or not family.experts:
@@ -91,26 +84,12 @@ def together(model: nn.Module) -> dict[str, nn.Module]:
     return {name: part for name, part in model.named_modules() if name.endswith(ends) and not isinstance(part, Experts)}
 
 
-def apart(model: nn.Module) -> nn.Module:
-    """Set the experts of a language model apart, in place; any other model stays as it is."""
-    for name, fused in together(model).items():
-        put(model, name, Experts(fused))
-    return model
-
-
 def unchosen(model: nn.Module) -> nn.Module:
     """Let every expert be given every token, in place, so that a graph can be made of a model."""
     for name, part in list(model.named_modules()):
         if isinstance(part, Experts):
             put(model, name, EveryExpert(part))
     return model
-
-
-def set_apart(model: nn.Module) -> nn.Module:
-    """The model itself, or, where its experts are together, one of the same tensors but for these."""
-    if not together(model):
-        return model
-    return apart(copy.deepcopy(model, {id(held): held for held in (*model.parameters(), *model.buffers())}))
 
 
 def check_unrouted(model: nn.Module, names: Iterable[str]) -> None:

@@ -46,6 +46,15 @@ def check_finite(tensors: Iterable[tuple[str, Tensor]], whose: str) -> None:
             )
 
 
+def linear(matrix: Tensor, bias: Tensor | None = None) -> nn.Linear:
+    """A layer with a matrix and a bias of its own, not parts of others."""
+    layer = nn.Linear(matrix.shape[1], matrix.shape[0], bias=bias is not None, device="meta")
+    for name, held in (("weight", matrix), ("bias", bias)):
+        if held is not None:
+            setattr(layer, name, nn.Parameter(held.detach().clone(), held.requires_grad))
+    return layer
+
+
 def weight_of(layer: nn.Module) -> Weight:
     """A layer's weight in the format it has."""
     return layer.weight if isinstance(layer, CompressedLayer) else Dense(values=matrix_of(layer))

@@ -13,7 +13,7 @@ from torch import nn
 from lissom.errors import DataError, ModelError, RecipeError
 from lissom.formats import CompressedLayer, Trainable, unfreeze
 from lissom.models import compressible, weight_of
-from lissom.models.experts import apart
+from lissom.models.apart import apart, set_apart
 from lissom.models.families import FAMILIES
 from lissom.progress import Tell, quiet
 from lissom.recover.feed import Examples, Feed, counted, feed
@@ -200,7 +200,7 @@ def begin_near(student: nn.Module, original: nn.Module) -> None:
     Raises:
         ModelError: none of the compressed layers is one of the original's.
     """
-    others = compressible(original)
+    others = compressible(set_apart(original))
     layers = {name: layer for name, layer in compressible(student).items() if isinstance(layer, CompressedLayer)}
     if layers and not layers.keys() & others.keys():
         raise ModelError(

@@ -10,7 +10,7 @@ from torch import nn
 from lissom.errors import RecipeError
 from lissom.estimate import Estimate, mean_estimate
 from lissom.formats import unfreeze
-from lissom.models.experts import apart
+from lissom.models.apart import apart
 from lissom.progress import Progress, Tell, quiet
 from lissom.recover.feed import feed
 from lissom.recover.loop import Curve

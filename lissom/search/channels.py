@@ -18,8 +18,8 @@ from lissom.compress.reshape import as_it_is, few, joints_of
 from lissom.errors import DataError, RecipeError
 from lissom.formats import matrix_of
 from lissom.models import compressible
+from lissom.models.apart import apart
 from lissom.models.couplings import Joint
-from lissom.models.experts import apart
 from lissom.statistics import Gram
 from lissom.techniques.prune.allocate import by_error
 from lissom.techniques.prune.shrink import losses

@@ -34,7 +34,7 @@ from lissom.errors import ModelError
 from lissom.files import read_json
 from lissom.formats import CompressedEmbedding, CompressedLinear, Dense, Frozen, Weight, freeze, wrap
 from lissom.models import Checkpoint, compressible, weight_of
-from lissom.models.experts import apart
+from lissom.models.apart import apart
 from lissom.techniques.contract import grain, knobs
 from lissom.types import Recipe, Step
 

@@ -13,7 +13,7 @@ from lissom.engine.kernels.panels import QUARTET
 from lissom.errors import ModelError
 from lissom.formats import CompressedEmbedding
 from lissom.models import Checkpoint, compressible, weight_of
-from lissom.models.experts import set_apart
+from lissom.models.apart import set_apart
 from lissom.types import Step
 
 Steps = tuple[Step, ...]
@@ -101,7 +101,8 @@ def units_of_module(model: nn.Module, example: Batch) -> dict[str, tuple[str, ..
     Raises:
         ModelError: the module has no layer that can be compressed.
     """
-    layers = compressible(set_apart(model))
+    model = set_apart(model)
+    layers = compressible(model)
     if not layers:
         raise ModelError(f"{type(model).__name__} has no Linear, Conv or Embedding layer of its own to compress")
     given: dict[str, Tensor] = {}

@@ -24,7 +24,7 @@ from lissom.evaluate.examples import pieces, tensors
 from lissom.formats import Dense, freeze
 from lissom.hardware.measure import once_ms
 from lissom.models import compressible, replace, weight_of
-from lissom.models.experts import apart, set_apart
+from lissom.models.apart import apart, set_apart
 from lissom.progress import Tell
 from lissom.search.bank import Bank, Choice
 from lissom.search.channels import allocate_channels

@@ -37,7 +37,7 @@ from lissom.compress.taught import answer
 from lissom.errors import DataError, ModelError, RecipeError
 from lissom.formats import CompressedLayer, Dense, Weight
 from lissom.models import compressible, weight_of
-from lissom.models.experts import set_apart
+from lissom.models.apart import set_apart
 from lissom.progress import Progress, Tell, quiet
 from lissom.statistics import Gram, Statistic, strip_of
 from lissom.techniques.contract import grain, needed

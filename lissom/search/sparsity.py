@@ -12,7 +12,7 @@ from torch import nn
 
 from lissom.errors import RecipeError
 from lissom.models import compressible, weight_of
-from lissom.models.experts import set_apart
+from lissom.models.apart import set_apart
 from lissom.search.sensitivity import sensitivity
 from lissom.techniques.contract import check, knobs
 from lissom.techniques.prune.allocate import by_error

@@ -10,13 +10,15 @@ so each V_ij is chosen so that R_ij is as small as can be, given all entries abo
 
 Tseng, Sun, Hou, De Sa, YAQA, 2025, arXiv:2505.22988, section 3 (adaptive rounding with feedback from both factors).
 With
-G = I it is GPTQ. Entries of one anti-diagonal do not depend on each other and are chosen together; tiles of the matrix
-are done one after another, so that what lies behind them is a matrix product.
+G = I it is GPTQ. Entries of one anti-diagonal do not depend on each other and are chosen together. The matrix is cut
+into tiles, so that what lies behind them is a matrix product; tiles of one anti-diagonal do not depend on each other
+either.
 
-Shapes: o outputs, i inputs, p rows and q columns of a tile, d entries of an anti-diagonal.
+Shapes: o outputs, i inputs, t tiles, p rows and q columns of a tile, d entries.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import groupby
 
 import torch
 from jaxtyping import Float, Int
@@ -38,49 +40,70 @@ def sweep_both(
     damp_out: float,
     rows: Int[Tensor, " o"],
     columns: Int[Tensor, " i"],
-    tile: int = 128,
+    tile: int = 64,
 ) -> Float[Tensor, "o i"]:
     """Replace every entry by what `choose` makes of it, in the order of `rows` and `columns`."""
     m, n = unit(h, damp, columns), unit(g, damp_out, rows)
     free = w[rows][:, columns]
     error, felt, done = (torch.zeros_like(free) for _ in range(3))
-    for top in range(0, w.shape[0], tile):
-        for left in range(0, w.shape[1], tile):
-            here = slice(top, top + tile), slice(left, left + tile)
-            beside = error[here[0], :left] @ m[:left, here[1]]
-            above = n[:top, here[0]].T @ felt[:top, here[1]]
-            inside = m[here[1], here[1]], n[here[0], here[0]]
-            done[here] = sweep_tile(free[here], beside, above, *inside, choose, rows[here[0]], columns[here[1]])
+    for alike in independent(w.shape[0], w.shape[1], tile):
+        made = sweep_tiles(
+            torch.stack([free[r, c] for r, c in alike]),
+            torch.stack([error[r, : c.start] @ m[: c.start, c] for r, c in alike]),
+            torch.stack([n[: r.start, r].T @ felt[: r.start, c] for r, c in alike]),
+            torch.stack([m[c, c] for _, c in alike]),
+            torch.stack([n[r, r] for r, _ in alike]),
+            choose,
+            torch.stack([rows[r] for r, _ in alike]),
+            torch.stack([columns[c] for _, c in alike]),
+        )
+        for here, *found in zip(alike, *made, strict=True):
+            done[here], felt[here] = found
             error[here] = free[here] - done[here]
-            felt[here] = error[here] @ m[here[1], here[1]] + error[here[0], :left] @ m[:left, here[1]]
     swept: Tensor = torch.empty_like(w).index_put_((rows.unsqueeze(1), columns.unsqueeze(0)), done)
     return swept
 
 
-def sweep_tile(
-    w: Float[Tensor, "p q"],
-    beside: Float[Tensor, "p q"],
-    above: Float[Tensor, "p q"],
-    m: Float[Tensor, "q q"],
-    n: Float[Tensor, "p p"],
+def independent(o: int, i: int, tile: int) -> Iterator[list[tuple[slice, slice]]]:
+    """Tiles of one shape that lie on one anti-diagonal of tiles, from the first to the last."""
+    across, down = ([slice(at, min(at + tile, size)) for at in range(0, size, tile)] for size in (i, o))
+    for diagonal in range(len(down) + len(across) - 1):
+        first = max(0, diagonal - len(across) + 1)
+        here = [(r, across[diagonal - at]) for at, r in enumerate(down[first : diagonal + 1], first)]
+        for _, alike in groupby(here, lambda one: [part.stop - part.start for part in one]):
+            yield list(alike)
+
+
+def sweep_tiles(
+    w: Float[Tensor, "t p q"],
+    beside: Float[Tensor, "t p q"],
+    above: Float[Tensor, "t p q"],
+    m: Float[Tensor, "t q q"],
+    n: Float[Tensor, "t p p"],
     choose: Choice,
-    rows: Int[Tensor, " p"],
-    columns: Int[Tensor, " q"],
-) -> Float[Tensor, "p q"]:
-    """One tile, anti-diagonal by anti-diagonal; `beside` and `above` are the feedback, and take in the tile's own."""
-    p, q = w.shape
+    rows: Int[Tensor, "t p"],
+    columns: Int[Tensor, "t q"],
+) -> tuple[Float[Tensor, "t p q"], Float[Tensor, "t p q"]]:
+    """What the entries of some tiles become, anti-diagonal by anti-diagonal, and t = e M.
+
+    `beside` and `above` are the feedback from other tiles, and take in the tiles' own.
+    """
+    _, p, q = w.shape
     right, down = m.triu(1), n.triu(1)
-    done = torch.empty_like(w)
+    done, error = torch.empty_like(w), torch.empty_like(w)
     for diagonal in range(p + q - 1):
         first, last = max(0, diagonal - q + 1), min(p - 1, diagonal)
         r = torch.arange(first, last + 1, device=w.device)
         c = diagonal - r
-        done[r, c] = choose(w[r, c] + beside[r, c] + above[r, c], rows[r], columns[c])
-        error = w[r, c] - done[r, c]
-        felt = error + beside[r, c]
-        beside[first : last + 1].addcmul_(error.unsqueeze(1), right[c])
-        above[:, diagonal - last : diagonal - first + 1].addcmul_(down[r].flip(0).T, felt.flip(0).unsqueeze(0))
-    return done
+        own, behind = w[:, r, c], beside[:, r, c]
+        sought = own + behind + above[:, r, c]
+        chosen = choose(sought.flatten(), rows[:, r].flatten(), columns[:, c].flatten()).view_as(own)
+        off = own - chosen
+        done[:, r, c], error[:, r, c] = chosen, off
+        beside[:, first : last + 1].addcmul_(off.unsqueeze(2), right[:, c])
+        felt = (off + behind).flip(1).unsqueeze(1)
+        above[..., diagonal - last : diagonal - first + 1].addcmul_(down[:, r.flip(0)].mT, felt)
+    return done, error.add_(beside)
 
 
 def unit(h: Float[Tensor, "i i"], damp: float, order: Int[Tensor, " i"]) -> Float[Tensor, "i i"]:

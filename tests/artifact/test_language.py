@@ -17,7 +17,7 @@ from lissom.compress import stream_checkpoint
 from lissom.errors import ArtifactError, ModelError, RecipeError
 from lissom.formats import CompressedEmbedding, CompressedLinear
 from lissom.models import FAMILIES, Checkpoint
-from lissom.models.experts import apart
+from lissom.models.apart import apart
 from lissom.progress import Progress
 from lissom.types import Recipe
 

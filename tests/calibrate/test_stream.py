@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from lissom.calibrate.stream import Stream
 from lissom.models import FAMILIES, Checkpoint
-from lissom.models.experts import apart
+from lissom.models.apart import apart
 from lissom.models.families import at
 
 Tiny = Callable[..., Path]

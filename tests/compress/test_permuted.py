@@ -15,8 +15,8 @@ from lissom.artifact import open_folder
 from lissom.compress.reshape import joints_of
 from lissom.errors import RecipeError
 from lissom.models import FAMILIES
+from lissom.models.apart import apart
 from lissom.models.couplings import Axis
-from lissom.models.experts import apart
 from lissom.techniques.prune.permute import kept_score
 from lissom.techniques.prune.ria import relative_importance
 

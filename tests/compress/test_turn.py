@@ -18,7 +18,7 @@ from lissom.coupling import Coupling
 from lissom.engine import Engine, Sampling
 from lissom.errors import RecipeError
 from lissom.models import FAMILIES
-from lissom.models.experts import apart
+from lissom.models.apart import apart
 from lissom.techniques import STREAM
 from lissom.techniques.quantize.rotate import rotate, rotation
 

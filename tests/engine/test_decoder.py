@@ -25,7 +25,7 @@ from lissom.engine.pages import Pages
 from lissom.engine.runner import FAMILIES, Runner
 from lissom.engine.schedule import Slice
 from lissom.formats import freeze
-from lissom.models.experts import apart
+from lissom.models.apart import apart
 from tests.engine.test_runner import SMALL, WINDOWS, random_model, sequence
 
 pytestmark = pytest.mark.skipif(not native.kernels(), reason="the kernels in C were not built: there was no compiler")

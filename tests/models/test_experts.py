@@ -19,7 +19,8 @@ from lissom.engine.lower import lower
 from lissom.errors import DataError, RecipeError
 from lissom.formats import CompressedLinear
 from lissom.models import FAMILIES, Checkpoint, compressible
-from lissom.models.experts import EveryExpert, Experts, apart, set_apart, unchosen
+from lissom.models.apart import apart, set_apart
+from lissom.models.experts import EveryExpert, Experts, unchosen
 from lissom.search.foresee import foreseen
 from lissom.search.forms import units_of_module
 from lissom.search.sparsity import allocate_sparsity
@@ -106,7 +107,8 @@ def test_what_is_asked_of_all_layers_is_asked_of_experts(model: Any) -> None:
     before = model.state_dict().keys()
     quantized = lissom.quantize_model(model, bits=8)
     assert sum(isinstance(layer, CompressedLinear) for layer in quantized.get_submodule(EXPERTS).modules()) == 9
-    assert any(f"{EXPERTS}.2.up_proj" in own for own in units_of_module(model, IDS).values())
+    units, given = units_of_module(model, IDS), (f"{EXPERTS}.2.gate_proj", f"{EXPERTS}.2.up_proj")
+    assert units[given[0]] == given
     assert model.state_dict().keys() == before
     steps = allocate_sparsity(model, IDS, sparsity=0.5, technique="wanda", layers="*experts*")
     assert len(steps) == 9

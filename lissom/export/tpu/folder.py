@@ -34,7 +34,8 @@ from lissom.export.tpu.plain import NARROW, WIDE, Integers, Plain, PlainLayer, V
 from lissom.export.tpu.steps import Steps, inputs_of
 from lissom.formats import CompressedEmbedding, Dense, Weight
 from lissom.models import compressible
-from lissom.models.experts import apart, unchosen
+from lissom.models.apart import apart
+from lissom.models.experts import unchosen
 from lissom.models.families import Family, family_of
 from lissom.models.layers import weight_of
 from lissom.statistics import Moments

@@ -8,7 +8,8 @@ import torch
 
 from lissom.artifact import open_folder
 from lissom.export.tpu.steps import Steps, inputs_of
-from lissom.models.experts import apart, unchosen
+from lissom.models.apart import apart
+from lissom.models.experts import unchosen
 
 
 @pytest.mark.parametrize(

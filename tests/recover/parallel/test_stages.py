@@ -14,7 +14,7 @@ import lissom
 from lissom.compress.layers import said
 from lissom.errors import DataError, ModelError
 from lissom.formats import unfreeze
-from lissom.models.experts import apart
+from lissom.models.apart import apart
 from lissom.models.families import FAMILIES
 from lissom.recover.parallel.stages import chain_of
 
