@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 from torch.func import functional_call
+from torch.utils import _pytree as trees
 
 from lissom.artifact.datatypes import NAMES
 from lissom.calibrate import Batch
@@ -107,13 +108,9 @@ def export(model: nn.Module, example: Batch, file: Path, layers: Collection[str]
     """
     from torch._export.serde.serialize import SerializeError, serialize  # a second to import, and seldom needed
 
-    inputs = arguments(model, example)
-    leading = list(inspect.signature(model.forward).parameters)[: len(inputs)]
-    if set(leading) != set(inputs):
-        raise ArtifactError(
-            f"save: the example has {', '.join(inputs)}; to export, give forward's first ones: {', '.join(leading)}"
-        )
-    batch = tuple(grown(inputs[name]) for name in leading)
+    given = arguments(model, example)
+    order = [name for name in inspect.signature(model.forward).parameters if name in given]  # without names it is this
+    batch = {name: grown(given[name]) for name in dict.fromkeys([*order, *given])}
     called = {name: model.get_submodule(name) for name in layers}
     for name, part in list(model.named_modules(remove_duplicate=False)):
         for own, layer in called.items():
@@ -121,7 +118,7 @@ def export(model: nn.Module, example: Batch, file: Path, layers: Collection[str]
                 put(model, name, Called(own, layer))
     token = _exported.set(called)
     try:
-        program = torch.export.export(model, batch, dynamic_shapes=tuple({0: Dim.AUTO} for _ in batch))
+        program = torch.export.export(model, (), batch, dynamic_shapes={name: {0: Dim.AUTO} for name in batch})
         unwanted: dict[str, Any] = {name: False for name in BESIDE if name in inspect.signature(serialize).parameters}
         written = serialize(program, **unwanted)
     except (RuntimeError, SerializeError, TypeError, ValueError) as error:
@@ -143,6 +140,14 @@ def without_traces(written: bytes) -> bytes:
     return json.dumps(program, separators=(",", ":")).encode()
 
 
+def without_caches(model: nn.Module) -> None:
+    """Let models of transformers, in place, give back tensors alone: no graph holds their keys and values."""
+    for part in model.modules():
+        config = getattr(part, "config", None)
+        if getattr(config, "use_cache", False):
+            config.use_cache = False  # type: ignore[union-attr]
+
+
 def grown(tensor: Tensor) -> Tensor:
     """A batch of two or more, because a dim of one is taken to be always one."""
     return tensor if tensor.shape[0] > 1 else torch.cat([tensor, tensor])
@@ -160,6 +165,8 @@ class Program(nn.Module):
     def __init__(self, program: torch.export.ExportedProgram, layers: Mapping[str, CompressedLayer]) -> None:
         super().__init__()
         self.inputs = program.graph_signature.user_inputs
+        _, named = trees.tree_unflatten(self.inputs, program.call_spec.in_spec)
+        self.named = bool(named)  # or given in order, as in folders of lissom before
         whole: Any = program.module(check_guards=False)
         self.graph = torch.fx.GraphModule(whole, whole.graph)  # a plain one, which may be switched between modes
         for name, layer in layers.items():
@@ -173,7 +180,8 @@ class Program(nn.Module):
 
     def forward(self, *arguments: Any, **named: Any) -> Any:
         """Run the graph on its inputs, given in order or by name."""
-        return self.graph(*arguments, *(named[str(name)] for name in self.inputs[len(arguments) :]))
+        given = {**dict(zip(self.inputs, arguments, strict=False)), **named}
+        return self.graph(**given) if self.named else self.graph(*(given[str(name)] for name in self.inputs))
 
 
 def run_graph(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lissom.artifact.architecture import construct, describe
 from lissom.artifact.coding import check as check_coding
-from lissom.artifact.graph import GRAPH, export, run_graph, signature_of
+from lissom.artifact.graph import GRAPH, export, run_graph, signature_of, without_caches
 from lissom.artifact.manifest import building, write_manifest
 from lissom.artifact.tensors import check_layers, parts_of, read_tensors, take_weight, write_tensors
 from lissom.calibrate import Batch
@@ -63,7 +63,9 @@ def save(
         content["removed"] = removed
     tensors = stored_state(frozen)
     frozen.cpu()  # where it will be opened
-    example = None if example is None else moved(example, torch.device("cpu"))
+    if example is not None:
+        example = moved(example, torch.device("cpu"))
+        without_caches(frozen)
     with building(Path(folder)) as building_folder:
         if architecture is not None:
             content["architecture"] = architecture

@@ -10,8 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from lissom.artifact import MANIFEST, load, open_folder, save
+from lissom.artifact.graph import GRAPH, run_graph
 from lissom.artifact.module import FILE, stored_state
 from lissom.compress import compress_model, quantize_model
 from lissom.engine.kernels import native
@@ -131,6 +133,50 @@ class Pictures(nn.Module):
 
 
 @pytest.mark.skipif(not native.kernels(), reason="the kernels in C were not built: there was no compiler")
+class Several(nn.Module):
+    """Of inputs that need not all be given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+        made: Tensor = self.layer(x if mask is None else x * mask)
+        return made if shift is None else made - shift
+
+
+def test_a_graph_takes_any_of_the_inputs_by_name_or_in_order(tmp_path: Path) -> None:
+    quantized = quantize_model(Several())
+    x, shift = torch.randn(5, 4), torch.randn(5, 3)
+    save(quantized, tmp_path / "out", example={"shift": shift, "x": x})  # no mask
+    graph, wanted = load(tmp_path / "out"), quantized(x, shift=shift)
+    for said in (graph(shift=shift, x=x), graph(x, shift), graph(x, shift=shift)):
+        assert torch.equal(said, wanted)
+    assert graph(x=x[:1], shift=shift[:1]).shape == (1, 3)
+
+
+def test_a_graph_of_inputs_without_names_still_runs(tmp_path: Path) -> None:
+    """As folders of lissom before this one hold it."""
+    from torch._export.serde.serialize import serialize
+
+    model, x, shift = Several(), torch.randn(5, 4), torch.randn(5, 3)
+    program = torch.export.export(model, (x, x, shift))
+    (tmp_path / GRAPH).write_bytes(serialize(program).exported_program)
+    graph = run_graph(tmp_path / GRAPH, (model.state_dict(), {}), {})
+    assert torch.equal(graph(x, shift=shift, mask=x), model(x, x, shift))
+
+
+def test_a_language_model_of_any_class_has_a_graph(tmp_path: Path) -> None:
+    """Which gives no cache back."""
+    config = GPT2Config(n_embd=16, n_layer=1, n_head=2, n_positions=8, vocab_size=32)
+    quantized, words = quantize_model(GPT2LMHeadModel(config)), torch.randint(32, (3, 6))
+    save(quantized, tmp_path / "out", example={"input_ids": words})
+    with torch.no_grad():
+        said, wanted = (one(input_ids=words).logits for one in (load(tmp_path / "out"), quantized.eval()))
+    torch.testing.assert_close(said, wanted, rtol=1e-5, atol=1e-6)
+    assert quantized.config.use_cache
+
+
 def test_a_graph_runs_on_the_kernels(tmp_path: Path) -> None:
     model, x = quantize_model(Pictures()).eval(), torch.randn(3, 3, 8, 8)
     opened = open_folder(save(model, tmp_path / "saved", example=x)).model
