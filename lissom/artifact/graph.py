@@ -7,8 +7,10 @@ and a layer again where the graph is read, so that it runs on the kernel that fi
 
 import inspect
 import json
+import re
 from collections.abc import Collection, Mapping
 from contextvars import ContextVar
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ from lissom.models.families import put
 
 GRAPH = "graph.json"
 LAYER = "lissom::layer"  # the operator that a compressed layer is
+OUTPUTS = re.compile(rb"(transformers(?:\.\w+)*\.modeling_\w+)\.\w+")  # whose outputs are known once it is imported
 BESIDE = ("serialize_state_dict", "serialize_constants", "serialize_example_inputs")  # not to be made; older torch must
 
 
@@ -197,9 +200,11 @@ def run_graph(
     state, constants = stored
     try:
         written = file.read_bytes()
+        for place in {found.group(1).decode() for found in OUTPUTS.finditer(written)}:
+            import_module(place)
         state = state | {name: nn.Parameter(state[name], requires_grad=False) for name in parameters(written)}
         program = deserialize(SerializedArtifact(written, state, constants, ((), {})))  # type: ignore[arg-type]
-    except (RuntimeError, SerializeError, ValueError, KeyError, AssertionError) as error:
+    except (ImportError, RuntimeError, SerializeError, ValueError, KeyError, AssertionError) as error:
         raise ArtifactError(
             f"{file} cannot be run by torch {torch.__version__} ({reason(error)}); load it with model="
         ) from None

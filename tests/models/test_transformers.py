@@ -1,10 +1,14 @@
 """Models of transformers as modules: quantized whole, whatever their code asks of layers, and run by kernels too."""
 
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import lissom
@@ -51,3 +55,25 @@ def test_it_is_quantized_whole_and_runs(name: str) -> None:
     assert [name for name in left if "position" not in name] == []
     for ran in (quantized, lower(quantized)):
         assert 0 < (said(ran, batch) - wanted).abs().mean() < 0.05 * wanted.abs().mean()
+
+
+OPENED = """
+import sys
+import lissom
+from safetensors.torch import load_file, save_file
+
+said = lissom.load(sys.argv[1])(**load_file(sys.argv[2])).logits
+save_file({"logits": said.detach()}, sys.argv[3])
+"""
+
+
+def test_what_it_gives_back_is_known_in_a_process_of_its_own(tmp_path: Path) -> None:
+    """Where nobody has imported transformers yet."""
+    config, batch = transformers.ViTConfig(**SEEN, num_labels=3), {"pixel_values": PIXELS}
+    quantized = lissom.quantize_model(transformers.ViTForImageClassification(config), batch).eval()
+    lissom.save(quantized, tmp_path / "out", example=batch)
+    save_file(batch, tmp_path / "given")
+    subprocess.run([sys.executable, "-c", OPENED, *(tmp_path / n for n in ("out", "given", "said"))], check=True)
+    with torch.no_grad():
+        wanted = quantized(**batch).logits
+    torch.testing.assert_close(load_file(tmp_path / "said")["logits"], wanted, rtol=1e-5, atol=1e-6)
