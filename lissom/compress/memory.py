@@ -47,7 +47,8 @@ def compress_model(
     left as it is.
 
     Args:
-        model: any torch module; its Linear, Conv and Embedding layers are the ones that steps can name.
+        model: any torch module; its Linear, Conv and Embedding layers are the ones that steps can name, and the layers
+            q_proj, k_proj, v_proj and out_proj of torch.nn's attention.
         data: batches to calibrate on, as a tensor, (inputs, targets), or an iterable of either. Without data every
             input is taken to matter alike.
         steps: a recipe's steps, as `Step` or as mappings such as {"layers": "*", "technique": "gptq", "bits": 4}.

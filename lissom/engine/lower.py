@@ -47,7 +47,7 @@ def lower(model: nn.Module) -> nn.Module:
             own = isinstance(layer, CompressedEmbedding)
             lowered[layer] = (looking_up(layer, tables.get(layer.matrix)) if own else fitting(layer)) or layer
             if not hasattr(lowered[layer], "weight"):
-                lowered[layer].weight = Matrix(dtype=layer.weight.dtype, device=layer.weight.device)
+                lowered[layer].weight = Matrix(dtype=torch.float32, device=next(layer.matrix.buffers()).device)
         put(model, name, lowered[layer])
         if isinstance(lowered[layer], KernelLinear):
             tables[layer.matrix] = lowered[layer]

@@ -44,5 +44,8 @@ def targets(batch: Batch) -> Int[Tensor, " n"]:
     elif isinstance(batch, tuple) and len(batch) == 2:
         found = batch[1]
     if found is None or found.ndim != 1 or found.is_floating_point():
-        raise DataError("accuracy: each batch needs the class of every example; give (inputs, classes)")
+        raise DataError(
+            "accuracy: each batch needs the class of every example; give (inputs, classes), or where targets are no "
+            "classes a metric of your own, {function of a model and a batch to scores from 0 to 1: Budget(...)}"
+        )
     return found

@@ -44,8 +44,13 @@ def way(part: Any) -> Split | None:
     if type(part) is nn.MultiheadAttention and part.bias_k is None and not part.add_zero_attn:
         return Attention  # type: ignore[return-value]
     if (type(part).__module__, type(part).__name__) == ("transformers.pytorch_utils", "Conv1D"):
-        return lambda turned: linear(turned.get_parameter("weight").T, turned.get_parameter("bias"))
+        return turned_back
     return None
+
+
+def turned_back(layer: nn.Module) -> nn.Module:
+    """A linear layer of a matrix that is kept with a row for each input."""
+    return linear(layer.get_parameter("weight").T, layer.get_parameter("bias")).train(layer.training)
 
 
 def set_apart(model: nn.Module) -> nn.Module:

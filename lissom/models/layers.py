@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 
+import torch
 from torch import Tensor, nn
 
 from lissom.errors import ModelError
@@ -51,7 +52,8 @@ def linear(matrix: Tensor, bias: Tensor | None = None) -> nn.Linear:
     layer = nn.Linear(matrix.shape[1], matrix.shape[0], bias=bias is not None, device="meta")
     for name, held in (("weight", matrix), ("bias", bias)):
         if held is not None:
-            setattr(layer, name, nn.Parameter(held.detach().clone(), held.requires_grad))
+            own = held.detach().clone(memory_format=torch.contiguous_format)
+            setattr(layer, name, nn.Parameter(own, held.requires_grad))
     return layer
 
 

@@ -43,7 +43,7 @@ def narrowed(choosing: Choosing) -> Iterator[tuple[Seen, Trial]]:
         if not steps:
             return
         name = f"{SAFE}, {share:.1%} narrower, distilled"
-        recipe = learning(Recipe(name=name, steps=(*steps, *choosing.bank.recipe(whole, name).steps)))
+        recipe = learning(Recipe(name=name, steps=(*steps, *choosing.bank.recipe(whole, name).steps)), choosing.by)
         try:
             seen, trial = learned(choosing, recipe, {})
         except DataError:  # it went astray

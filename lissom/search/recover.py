@@ -8,13 +8,14 @@ What has learned for other budgets, in the same bank, is looked at first.
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from lissom.artifact.fingerprint import of_json
 from lissom.errors import DataError
+from lissom.evaluate import Metric
 from lissom.files import plain
 from lissom.progress import Progress
 from lissom.search.bank import Choice
@@ -72,7 +73,7 @@ def recovered(choosing: Choosing) -> Iterator[tuple[Seen, Trial]]:
         name = unused(f"{choosing.name(choice)}, distilled", names)
         names.add(name)
         try:
-            seen, trial = learned(choosing, learning(choosing.bank.recipe(choice, name)), choice)
+            seen, trial = learned(choosing, learning(choosing.bank.recipe(choice, name), choosing.by), choice)
         except DataError:  # it went astray
             change = STEP[0]
         else:
@@ -136,9 +137,10 @@ def learned(choosing: Choosing, recipe: Recipe, choice: Choice) -> tuple[Seen, T
     return choosing.compared(key, recipe.name, choice, lambda: trial), trial
 
 
-def learning(recipe: Recipe) -> Recipe:
-    """A recipe, and the step that learns."""
-    return Recipe(name=recipe.name, steps=(*recipe.steps, LEARN))
+def learning(recipe: Recipe, by: Metric) -> Recipe:
+    """A recipe, and the step that learns: what is predicted where a metric reads logits, else the numbers themselves."""
+    step = LEARN if by.logits else replace(LEARN, knobs={**LEARN.knobs, "loss": "mse"})
+    return Recipe(name=recipe.name, steps=(*recipe.steps, step))
 
 
 def learned_key(recipe: Recipe, choice: Choice) -> str:

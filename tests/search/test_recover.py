@@ -7,8 +7,9 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+import lissom
 from lissom.errors import DataError
 from lissom.estimate import Estimate
 from lissom.evaluate import metric
@@ -73,9 +74,10 @@ def test_how_bold_it_may_be_is_found_from_what_was_tried(
     best = Mock(spec=Seen, choice=1.0, distance=SimpleNamespace(value=1.0))
     bank = Mock(journal=SimpleNamespace(names=list))
     bank.recipe = lambda choice, name: Recipe(name=name)
-    around = {"problem": problem, "subject": SimpleNamespace(weights=1), "scale": {}, "bank": bank}
+    around: dict[str, Any] = {"problem": problem, "subject": SimpleNamespace(weights=1), "scale": {}, "bank": bank}
     budgets = {metric("accuracy"): Budget(max_drop=limit / 100)}
-    choosing = Mock(spec=Choosing, seen=[best], inside=lambda one: True, budgets=budgets, **around)
+    around |= {"by": metric("accuracy"), "budgets": budgets}
+    choosing = Mock(spec=Choosing, seen=[best], inside=lambda one: True, **around)
     choosing.name = str
     monkeypatch.setattr(recover, "WORTH", 0.0)
     tried: list[float] = []
@@ -110,3 +112,19 @@ def test_what_is_inside_by_chance_is_not_surely_inside() -> None:
     assert further(asked, seen(0.01, 0.01)) == pytest.approx(0.5)
     assert further(asked, seen(-0.01, 0.02)) == 0.25  # too little is known
     assert further(asked, seen(-0.01, 0.01)) == 2.0
+
+
+def test_what_is_no_prediction_is_learned_as_numbers() -> None:
+    """A module that gives one number for each example, under a metric of the user's own."""
+    torch.manual_seed(4)
+    layers = nn.Linear(32, 96), nn.ReLU(), nn.Linear(96, 64), nn.ReLU(), nn.Linear(64, 1), nn.Flatten(0)
+    model, x = nn.Sequential(*layers).eval(), torch.randn(800, 32)
+
+    def close(scored: nn.Module, batch: Any) -> Tensor:
+        with torch.inference_mode():
+            return torch.exp(-9 * (scored(batch) - model(batch)).abs())
+
+    result = lissom.optimize(model, x, {close: Budget(max_drop=0.05)}, prefer="size")
+    learned = [one for one in result.points if one.name.endswith(", distilled")]
+    assert learned
+    assert result.verdict == "PASS"

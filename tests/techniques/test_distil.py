@@ -193,3 +193,13 @@ def test_a_model_that_no_step_has_compressed_has_nothing_to_learn() -> None:
 def test_without_data_there_is_nothing_to_learn_from() -> None:
     with pytest.raises(RecipeError, match="learned from data; give data"):
         distil(network()[0], [])
+
+
+def test_a_number_for_each_example_is_no_prediction() -> None:
+    student, teacher = network()
+    single = [(lambda run=run: run().sum(-1), wanted.sum(-1)) for run, wanted in lots(student, teacher)]  # type: ignore[misc]
+    with pytest.raises(RecipeError, match="a number for each example is none; take loss='mse'"):
+        distil(student, single)
+    far = mean_loss(single, LOSSES["mse"])
+    distil(student, single, loss="mse", epochs=EPOCHS)
+    assert mean_loss(single, LOSSES["mse"]) < far
