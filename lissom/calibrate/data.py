@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from lissom.errors import DataError
+from lissom.errors import DataError, LissomError, reason
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -38,7 +38,9 @@ def batches(data: Any) -> Iterator[Batch]:
         found = tuple(batch) if isinstance(batch, list) else batch
         parts = found.values() if isinstance(found, Mapping) else found if isinstance(found, tuple) else (found,)
         if not all(isinstance(part, Tensor) for part in parts):
-            raise DataError(f"data: a batch of {type(batch).__name__} is not made of tensors; give (inputs, targets)")
+            raise DataError(
+                f"data: a batch of {type(batch).__name__} is not made of tensors; give (inputs, targets) of torch"
+            )
         if isinstance(found, tuple) and len(found) > 2:
             raise DataError(
                 f"data: a tuple of {len(found)} tensors is neither (inputs, targets) nor many batches; give a list of "
@@ -53,6 +55,35 @@ def call(model: nn.Module, batch: Batch) -> Any:
     if isinstance(batch, Mapping):
         return model(**{name: value.to(device) for name, value in batch.items() if name not in TARGETS})
     return model((batch[0] if isinstance(batch, tuple) else batch).to(device))
+
+
+def first_call(model: nn.Module, batch: Batch) -> Any:
+    """The same where it is not known yet whether the model takes such data.
+
+    Raises:
+        DataError: it does not.
+    """
+    try:
+        return call(model, batch)
+    except (LissomError, torch.OutOfMemoryError):
+        raise
+    except (IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        shapes = [f"{list(part.shape)} of {str(part.dtype).removeprefix('torch.')}" for part in parts_of(batch)]
+        raise DataError(
+            f"data: {type(model).__name__} does not take a batch of {' and '.join(shapes)} ({reason(error)}); give "
+            "what its forward takes, (inputs, targets) or a dict of its arguments"
+        ) from error
+
+
+def parts_of(batch: Batch) -> list[Tensor]:
+    """The tensors of a batch."""
+    return list(batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, tuple) else [batch])
+
+
+def logits_in(output: Any) -> Any:
+    """The logits of an output that names them, the first of several, or else the output as it is."""
+    found = output.get("logits", output) if isinstance(output, dict) else getattr(output, "logits", output)
+    return found[0] if isinstance(found, tuple | list) and found else found
 
 
 def device_of(model: nn.Module) -> torch.device:

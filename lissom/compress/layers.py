@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lissom.calibrate import Batch, batches, call, observe
-from lissom.calibrate.data import device_of
+from lissom.calibrate.data import device_of, first_call, logits_in
 from lissom.calibrate.gradients import Heard, end_loss, hear, outputs
 from lissom.calibrate.merge import merge_layers
 from lissom.calibrate.observe import Collected, looks_up
@@ -40,7 +40,7 @@ def look(
     Where a group of processes is given, each with its share of the data, they become those of all of it.
 
     Raises:
-        DataError: there is not one batch.
+        DataError: there is not one batch, or the model does not take it.
         RecipeError: something is to be heard of an expert, or by several processes.
     """
     check_alone(group, back(kinds))
@@ -50,7 +50,7 @@ def look(
     weights = {name: own.weights() for name, own in heard.items()}
     with evaluating(model), observe(layers, kinds, weights) as collected, torch.no_grad():
         for batch in batches(data):
-            call(model, batch)
+            (call if seen else first_call)(model, batch)
             seen += 1
     if not seen:
         raise DataError("data: no examples are in it (an iterator can be read once only; give a list or a DataLoader)")
@@ -103,13 +103,17 @@ def scores(output: Any, batch: Batch) -> bool:
 
 
 def said(model: nn.Module, output: Any) -> Tensor:
-    """The tensor of a model's output; of a language model its logits.
+    """The tensor of a model's output: its logits; else of several the first, or of those that have names all in a row.
 
     Raises:
         DataError: there is none.
     """
-    output = getattr(output, "logits", output)
-    found = output[0] if isinstance(output, tuple | list) and output else output
+    found = logits_in(output)
+    if isinstance(found, dict):
+        parts = [part for part in found.values() if isinstance(part, Tensor) and part.is_floating_point()]
+        if len(parts) > 1 and not hasattr(found, "to_tuple"):  # of transformers' the first is what they are for
+            return torch.cat([part.flatten(1) if part.dim() > 1 else part.unsqueeze(-1) for part in parts], -1)
+        found = parts[0] if parts else found
     if not isinstance(found, Tensor):
         raise DataError(f"{type(model).__name__} gives {type(output).__name__}, in which no tensor can be found")
     return found

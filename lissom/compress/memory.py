@@ -25,7 +25,7 @@ from lissom.errors import ModelError, RecipeError
 from lissom.formats import LowRank, Palette, Sum, Weight, Xnor, unfreeze
 from lissom.models import compressible, replace, weight_of
 from lissom.models.apart import apart, set_apart
-from lissom.models.layers import check_finite
+from lissom.models.layers import check_finite, check_module
 from lissom.types import Recipe, Step
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ def compress_model(
         ModelError: the model has no layer that can be compressed, or holds numbers that are not finite.
         DataError: the data is in no form described above, or the model makes numbers of it that are not finite.
     """
+    check_module(model)
     recipe = Recipe.of(list(steps))
     compressed = apart(copy.deepcopy(model))
     layers = compressible(compressed)
@@ -182,6 +183,7 @@ def quantize_model(model: nn.Module, data: Any = None, *, bits: int | str = 8) -
     """
     if bits not in (*range(2, 9), *FEWEST):
         raise RecipeError(f'quantize_model: bits={bits!r} is not possible; choose 8 to 2, "ternary" or "binary"')
+    check_module(model)
     model = set_apart(model)
     steps = [quantizing(name, layer, bits, data is not None) for name, layer in compressible(model).items()]
     if data is not None and bits != 8 and any(isinstance(part, _BatchNorm) for part in model.modules()):

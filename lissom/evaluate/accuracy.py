@@ -9,18 +9,18 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from lissom.calibrate import Batch, call
-from lissom.calibrate.data import TARGETS
+from lissom.calibrate.data import TARGETS, logits_in
 from lissom.errors import DataError
 
 
 def classify(model: nn.Module, batch: Batch) -> Float[Tensor, "n c"]:
-    """The logits of each example's classes.
+    """The logits of each example's classes: the output, what is called so in it, or the first of several.
 
     Raises:
         DataError: the model's output is none.
     """
     output = call(model, batch)
-    logits = getattr(output, "logits", output)
+    logits = logits_in(output)
     if not isinstance(logits, Tensor) or logits.ndim != 2:
         found = list(logits.shape) if isinstance(logits, Tensor) else type(output).__name__
         raise DataError(f"accuracy: the model gave {found} where logits [examples, classes] are needed; give a metric")

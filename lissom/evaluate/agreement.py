@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lissom.calibrate import Batch, call
+from lissom.calibrate.data import logits_in
 from lissom.errors import DataError
 
 AT_ONCE = 2**24  # logits
@@ -21,7 +22,7 @@ def predictions(model: nn.Module, batch: Batch) -> Float[Tensor, "n ... c"]:
         DataError: the model's output is none.
     """
     output = call(model, batch)
-    logits = getattr(output, "logits", output)
+    logits = logits_in(output)
     if not isinstance(logits, Tensor) or logits.ndim < 2:
         raise DataError(f"agreement: the model gave {type(output).__name__} where logits [..., classes] are needed")
     return logits

@@ -35,6 +35,8 @@ def budgets_of(given: Given) -> dict[Metric, Budget]:
     if len(set(names)) < len(names):
         raise DataError(f"budgets: {', '.join(names)} name a metric twice; give one budget for each")
     for kind, budget in kinds:
+        if not isinstance(budget, Budget):
+            raise DataError(f"budget: {budget!r} is none; write lissom.Budget(max_drop=0.01), or {{metric: that}}")
         kind.certifier(budget)  # refuses what cannot be tested
     return dict(kinds)
 

@@ -1,6 +1,7 @@
 """Which modules of a model hold a matrix that can be compressed, and putting compressed ones in their place."""
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,23 @@ def weighs(layer: nn.Module) -> bool:
     weight = layer._parameters.get("weight")
     renormalized = getattr(layer, "max_norm", None) is not None  # such an embedding rewrites its rows as it is used
     return weight is not None and weight.is_floating_point() and weight.numel() > 0 and not renormalized
+
+
+def check_module(model: Any) -> None:
+    """See that a model is one whose layers can be replaced.
+
+    Raises:
+        ModelError: it is no module, or a scripted one.
+    """
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ModelError(
+            f"{type(model).__name__} is scripted, its layers are fixed; give the module that it was made of"
+        )
+    if not isinstance(model, nn.Module):
+        raise ModelError(
+            f"{model!r:.80} is no torch.nn.Module; folders of language models are for `lissom compress` and "
+            "lissom.optimize, others are opened by lissom.load"
+        )
 
 
 def check_finite(tensors: Iterable[tuple[str, Tensor]], whose: str) -> None:

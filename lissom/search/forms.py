@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from lissom.calibrate import Batch, call
+from lissom.calibrate import Batch
+from lissom.calibrate.data import first_call
 from lissom.calibrate.observe import CONVOLUTIONS
 from lissom.engine.kernels.panels import QUARTET
 from lissom.errors import ModelError
@@ -112,7 +113,7 @@ def units_of_module(model: nn.Module, example: Batch) -> dict[str, tuple[str, ..
     ]
     try:
         with torch.inference_mode():
-            call(model, example)
+            first_call(model, example)
     finally:
         for handle in handles:
             handle.remove()

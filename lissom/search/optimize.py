@@ -34,6 +34,7 @@ from lissom.calibrate.data import each
 from lissom.errors import DataError, RecipeError
 from lissom.evaluate import METRICS, Budgets, Given, budgets_of
 from lissom.hardware import Target, targets_named
+from lissom.models.layers import check_module
 from lissom.progress import Progress, Tell, quiet
 from lissom.search.candidates import by_recipes, joint
 from lissom.search.concluding import concluded
@@ -167,6 +168,7 @@ def subject_at(
 ) -> Subject:
     """The model as what a search makes smaller, in a place."""
     if isinstance(model, nn.Module):
+        check_module(model)
         example = each(lots.calibration, lambda part: part[:2])
         return ModuleSubject(model, example, place, lots.outputs, rows=rows)
     return LanguageSubject(model, place, PROMPT if prompt is None else prompt, rows=rows)

@@ -138,7 +138,7 @@ def learned(choosing: Choosing, recipe: Recipe, choice: Choice) -> tuple[Seen, T
 
 
 def learning(recipe: Recipe, by: Metric) -> Recipe:
-    """A recipe, and the step that learns: what is predicted where a metric reads logits, else the numbers themselves."""
+    """A recipe, and the step that learns: predictions where a metric reads logits, else the numbers themselves."""
     step = LEARN if by.logits else replace(LEARN, knobs={**LEARN.knobs, "loss": "mse"})
     return Recipe(name=recipe.name, steps=(*recipe.steps, step))
 

@@ -6,6 +6,7 @@ from torch import nn
 from lissom.errors import DataError
 from lissom.evaluate import METRICS
 from lissom.evaluate.accuracy import correct, targets
+from lissom.evaluate.agreement import predictions
 
 ACCURACY = METRICS["accuracy"]
 
@@ -45,6 +46,22 @@ def test_logits_may_be_an_attribute(data):
     plain = nn.Linear(4, 3)
     plain.load_state_dict(model.state_dict())
     assert np.array_equal(ACCURACY.scores(model, data), ACCURACY.scores(plain, data))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [lambda y: {"aux": y[:1], "logits": y}, lambda y: (y, y.sum()), lambda y: [y]],
+    ids=["dict", "tuple", "list"],
+)
+def test_logits_may_be_among_several_outputs(data, given):
+    class Model(nn.Linear):
+        def forward(self, x):
+            return given(super().forward(x))
+
+    model, plain = Model(4, 3), nn.Linear(4, 3)
+    plain.load_state_dict(model.state_dict())
+    assert np.array_equal(ACCURACY.scores(model, data), ACCURACY.scores(plain, data))
+    assert torch.equal(predictions(model, data), plain(data[0]))
 
 
 @pytest.mark.parametrize("batch", [torch.ones(2, 3), (torch.ones(2, 3), torch.ones(2)), {"input": torch.ones(2, 3)}])

@@ -1,3 +1,5 @@
+import inspect
+
 import numpy as np
 import pytest
 import torch
@@ -5,7 +7,7 @@ from torch import nn
 
 from lissom.errors import DataError
 from lissom.estimate import certify, joint
-from lissom.evaluate import METRICS, Metric, certify_beside, certify_models, grades, metric, paired
+from lissom.evaluate import METRICS, Metric, budgets_of, certify_beside, certify_models, grades, metric, paired
 from lissom.types import Budget
 
 
@@ -135,6 +137,8 @@ def test_there_is_no_share_of_a_divergence_of_nothing(models, data):
 def test_no_budget_is_a_mistake(models, data):
     with pytest.raises(DataError, match="at least one metric"):
         certify_models(*models, data, {})
+    with pytest.raises(DataError, match=r"budget: 0\.02 is none; write lissom\.Budget"):
+        inspect.unwrap(budgets_of)({"accuracy": 0.02})  # without the checks of types that tests run with
 
 
 @pytest.mark.parametrize("size", [1, 7, 200])
