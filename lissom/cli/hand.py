@@ -30,7 +30,7 @@ def export(
     data: Annotated[
         Path | None,
         typer.Option(
-            help="a text, or for another module .npz with arrays x and y: on it is measured what layers lose that "
+            help="a text, or for another module .npz as for optimize: on it is measured what layers lose that "
             "cannot stay as they are; fpga needs it"
         ),
     ] = None,

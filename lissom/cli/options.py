@@ -10,7 +10,7 @@ Data = Annotated[
     Path,
     typer.Option(
         help="a text (UTF-8) for language models; for text encoders (--task sts) pairs of sentences with scores, .csv, "
-        ".tsv or .jsonl; else .npz with arrays x and y"
+        ".tsv or .jsonl; else .npz with arrays x and y, or labels and arrays named as the model's inputs"
     ),
 ]
 Lot = Annotated[Path | None, typer.Option(help="as for optimize; of --task its file, of lm-eval's it may be left out")]

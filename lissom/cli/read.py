@@ -14,6 +14,7 @@ from lissom.files import read_text
 
 if TYPE_CHECKING:
     from lissom.artifact import Opened
+    from lissom.calibrate import Batch
     from lissom.evaluate import Metric
     from lissom.types import Budget, Recipe
 
@@ -54,8 +55,10 @@ def text_windows(file: Path, tokenizer: Any, length: int) -> Any:
     return token_windows(read_text(file), tokenizer, length)
 
 
-def read_arrays(file: Path, signature: Any) -> tuple[Any, Any]:
-    """Inputs and classes from an .npz file with arrays x and y; floats come in the precision that the model takes.
+def read_arrays(file: Path, signature: Any) -> "Batch":
+    """Inputs and classes from an .npz file: arrays x and y, or labels and arrays named as what the model takes.
+
+    Floats come in the precision that it takes.
 
     Raises:
         DataError: it cannot be read, holds no such arrays, or they do not fit each other or the model.
@@ -63,20 +66,45 @@ def read_arrays(file: Path, signature: Any) -> tuple[Any, Any]:
     import numpy as np
     import torch
 
+    from lissom.calibrate.data import TARGETS
+
     try:
         with np.load(file, allow_pickle=False) as arrays:
-            x, y = torch.from_numpy(arrays["x"]), torch.from_numpy(arrays["y"]).long()
-    except (OSError, ValueError, KeyError, TypeError) as error:
+            held = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{file} is no .npz file with arrays x and y: {error}") from None
+    classes = next((name for name in ("y", *TARGETS) if name in held), "y")
+    if classes not in held or len(held) < 2:
+        found = ", ".join(held) or "none"
+        raise DataError(f"{file} is no .npz file with arrays x and y, or labels and one for each input: it has {found}")
+    y, asked = held.pop(classes).long(), signature["inputs"] if signature else []
+    alone = "x" in held and len(asked) < 2
+    takes = {"x": asked[0] if asked else None} if alone else {one["name"]: one for one in asked}
+    if takes and not takes.keys() <= held.keys():
+        raise DataError(f"{file}: beside {classes} it has {', '.join(held)}, and the model takes {', '.join(takes)}")
+    inputs = {name: fitting(file, name, held[name], (classes, y), takes.get(name)) for name in takes or held}
+    return (inputs["x"], y) if alone else {**inputs, TARGETS[0]: y}
+
+
+def fitting(file: Path, name: str, x: Any, classes: tuple[str, Any], takes: Any) -> Any:
+    """An input as the model takes it, beside the classes of its examples.
+
+    Raises:
+        DataError: it does not fit them, or the model.
+    """
+    import torch
+
+    own, y = classes
     if x.shape[:1] != y.shape:
         raise DataError(
-            f"{file}: x is {list(x.shape)} and y is {list(y.shape)}; y needs one class for each example of x"
+            f"{file}: {name} is {list(x.shape)} and {own} is {list(y.shape)}; {own} needs one class for each example "
+            f"of {name}"
         )
-    takes: Any = signature["inputs"][0] if signature else {"shape": [-1, *x.shape[1:]], "datatype": "FP32"}
+    takes = takes or {"shape": [-1, *x.shape[1:]], "datatype": "FP32"}
     if list(x.shape[1:]) != takes["shape"][1:]:
-        raise DataError(f"{file}: x is {list(x.shape)}, and the model takes {takes['shape']}, -1 being any number")
+        raise DataError(f"{file}: {name} is {list(x.shape)}, and the model takes {takes['shape']}, -1 being any number")
     floats = {"FP64": torch.float64, "FP32": torch.float32, "FP16": torch.float16, "BF16": torch.bfloat16}
-    return x.to(floats.get(takes["datatype"], x.dtype)) if x.is_floating_point() else x, y
+    return x.to(floats.get(takes["datatype"], x.dtype)) if x.is_floating_point() else x
 
 
 def read_clusters(file: Path | None) -> Any:

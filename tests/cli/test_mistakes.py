@@ -178,10 +178,11 @@ X, Y = np.ones((8, 32), np.float32), np.arange(8) % 4
         ({"x": X, "y": np.array(["a"] * 8)}, "is no .npz file with arrays x and y"),
         ({"x": X, "y": Y[:5]}, "x is [8, 32] and y is [5]; y needs one class for each example"),
         ({"x": X[:, :7], "y": Y}, "x is [8, 7], and the model takes [-1, 32], -1 being any number"),
+        ({"z": X, "y": Y}, "beside y it has z, and the model takes input"),
         (b"not zipped", "is no .npz file with arrays x and y"),
         (None, "is no .npz file with arrays x and y"),
     ],
-    ids=["no y", "objects", "words", "uneven", "narrow", "no npz", "no file"],
+    ids=["no y", "objects", "words", "uneven", "narrow", "other names", "no npz", "no file"],
 )
 def test_arrays_that_are_none_are_one_line(run: Run, module: Path, tmp_path: Path, content: Any, message: str) -> None:
     file = tmp_path / "bad.npz"

@@ -9,7 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from lissom.artifact import save
+from lissom.compress import quantize_model
 from lissom.engine.kernels import native
 from lissom.errors import DataError
 from lissom.evaluate import METRICS
@@ -117,6 +120,32 @@ def test_optimize_a_module_and_use_it(run: Run, module: Path, arrays: Path, tmp_
     bench = run("bench", out)
     assert bench.code == 0
     assert "latency" in bench.out
+
+
+class Two(torch.nn.Module):
+    """Tells by two inputs, of which the second hides parts of the first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(8, 3)
+
+    def forward(self, values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return self.layer(values * mask)  # type: ignore[no-any-return]
+
+
+def test_a_module_of_several_inputs_reads_arrays_by_their_names(run: Run, tmp_path: Path) -> None:
+    model = Two()
+    inputs = {"values": torch.randn(40, 8), "mask": torch.randint(2, (40, 8)).float()}
+    save(quantize_model(model), tmp_path / "out", example=inputs)
+    with torch.no_grad():
+        labels = model(**inputs).argmax(1).numpy()
+    given = {name: part.double().numpy() for name, part in inputs.items()}
+    np.savez(tmp_path / "data.npz", labels=labels, **given)
+    found = json.loads(run("evaluate", tmp_path / "out", "--data", tmp_path / "data.npz", "--json").out)
+    assert found["accuracy"]["value"] > 0.9
+    assert found["accuracy"]["n"] == 40
+    np.savez(tmp_path / "less.npz", labels=labels, values=given["values"])
+    assert "the model takes values, mask" in run("evaluate", tmp_path / "out", "--data", tmp_path / "less.npz").error
 
 
 def test_optimize_that_finds_nothing_says_so_and_writes_only_the_report(
