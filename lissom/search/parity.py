@@ -29,7 +29,7 @@ from lissom.evaluate.examples import evaluating
 
 EXAMPLES = 16
 ALIKE = 0.1  # nats, on the average, that log probabilities may differ by, and that a near tie is apart
-NEARLY = 0.03  # of an example's output that it may be off, both as Euclidean norms
+NEARLY = 0.03  # of outputs that an example's may be off, as Euclidean norms
 
 
 def check_parity(folder: Path, model: nn.Module, examples: Batch, language: bool) -> dict[str, float]:
@@ -84,9 +84,9 @@ def differences(logits: Float[Tensor, "n v"], found: dict[str, Tensor]) -> Float
 
 
 def relative(output: Tensor, other: Tensor) -> Tensor:
-    """‖f - g‖ / ‖f‖ of each example."""
+    """‖f - g‖ of each example, beside ‖f‖ of all as a root mean square: one that says nearly nothing is no measure."""
     before, after = (each.reshape(len(each), -1) for each in (output, other))
-    power = before.square().sum(1).clamp(min=torch.finfo(torch.float32).tiny)
+    power = before.square().sum(1).mean().clamp(min=torch.finfo(torch.float32).tiny)
     return ((before - after).square().sum(1) / power).sqrt()
 
 
