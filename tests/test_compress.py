@@ -11,10 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from lissom.compress import compress_model, quantize_model, stream_checkpoint
-from lissom.compress.layers import said
 from lissom.errors import DataError, ModelError, RecipeError
 from lissom.formats import Affine, Binary, CompressedLayer, Dense, Masked, Palette, Ternary, Trainable, Weight
 from lissom.models import FAMILIES, Checkpoint, compressible
@@ -150,16 +148,6 @@ def test_what_has_no_layers_to_replace_says_what_to_give(compress: Any) -> None:
 def test_data_that_the_model_does_not_take_is_told_with_its_shape() -> None:
     with pytest.raises(DataError, match=r"Sequential does not take a batch of \[8, 3\] of float32 \(mat1 and mat2"):
         quantize_model(classifier(), torch.randn(8, 3))
-
-
-def test_of_outputs_with_names_all_are_one() -> None:
-    model, boxes, marks = nn.Identity(), torch.randn(3, 4, 2), torch.randn(3)
-    made = said(model, {"boxes": boxes, "classes": torch.zeros(3, dtype=torch.long), "marks": marks})
-    assert torch.equal(made, torch.cat([boxes.flatten(1), marks.unsqueeze(1)], 1))
-    assert said(model, {"boxes": boxes, "logits": marks}) is marks
-    assert said(model, BaseModelOutputWithPooling(last_hidden_state=boxes, pooler_output=marks)) is boxes
-    with pytest.raises(DataError, match="Identity gives dict, in which no tensor can be found"):
-        said(model, {"text": "none"})
 
 
 @pytest.mark.parametrize("data", [[], iter([])])

@@ -2,10 +2,14 @@
 
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from lissom.compress.layers import said
 from lissom.compress.taught import Taught
+from lissom.errors import DataError
 
 
 class Asked(nn.Module):
@@ -60,3 +64,13 @@ def test_answers_want_no_gradients() -> None:
 
 def test_no_data_is_no_lots() -> None:
     assert len(Taught.of(nn.Linear(4, 4), nn.Linear(4, 4), None)) == 0
+
+
+def test_of_outputs_with_names_all_are_one() -> None:
+    model, boxes, marks = nn.Identity(), torch.randn(3, 4, 2), torch.randn(3)
+    made = said(model, {"boxes": boxes, "classes": torch.zeros(3, dtype=torch.long), "marks": marks})
+    assert torch.equal(made, torch.cat([boxes.flatten(1), marks.unsqueeze(1)], 1))
+    assert said(model, {"boxes": boxes, "logits": marks}) is marks
+    assert said(model, BaseModelOutputWithPooling(last_hidden_state=boxes, pooler_output=marks)) is boxes
+    with pytest.raises(DataError, match="Identity gives dict, in which no tensor can be found"):
+        said(model, {"text": "none"})

@@ -74,7 +74,9 @@ def test_of_all_tokens_only_the_last_logits_stay() -> None:
 def test_an_example_that_says_nearly_nothing_is_no_measure() -> None:
     """As two sentences do that have nothing in common, by their cosine."""
     said = torch.tensor([0.9, -0.8, 0.7, 0.0004])
-    assert float(relative(said, said + 0.0005).max()) == pytest.approx(0.0005 / float(said.square().mean().sqrt()))
+    assert float(relative(said, said + 0.0005).max()) == pytest.approx(
+        0.0005 / float(said.square().mean().sqrt()), rel=1e-3
+    )
     wide = torch.randn(5, 4, 3, generator=torch.Generator().manual_seed(1))
     expected = (0.02 * wide).flatten(1).norm(dim=1) / wide.flatten(1).norm(dim=1).square().mean().sqrt()
     torch.testing.assert_close(relative(wide, 1.02 * wide), expected)
