@@ -62,6 +62,7 @@ def test_how_narrow_it_may_be_is_found_from_what_was_tried(
     bank.recipe = lambda choice, name: Recipe(name=name)
     budgets = {metric("accuracy"): Budget(max_drop=max(limit, 0.0))}
     around = {"problem": problem, "subject": subject, "bank": bank, "lots": Mock(), "budgets": budgets}
+    around["by"] = metric("accuracy")
     choosing = Mock(spec=Choosing, seen=[best], inside=lambda one: True, **around)
     tried: list[float] = []
 

@@ -109,7 +109,7 @@ def test_what_has_learned_is_taken_where_it_is_better(
         with closing(Journal(copied)) as journal:
             held, bank = journal.read(NAME), Bank(journal, subject.units, subject.forms)
             point = {**held["points"][0], "name": "learned", "kl": 0.125, "drops": {"accuracy": drop}}
-            recipe = learning(bank.recipe(point["choice"], "learned"))
+            recipe = learning(bank.recipe(point["choice"], "learned"), metric("accuracy"))
             point |= {"recipe": recipe.as_dict()}
             key = learned_key(recipe, point["choice"])
             folder = bank.folder(key, {}, lambda new: subject.compress_into(new, recipe, examples, point["choice"]))
