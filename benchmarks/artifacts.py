@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 import lissom
 from lissom.calibrate import Batch, call
-from lissom.calibrate.data import each
-from lissom.evaluate.examples import tensors
+from lissom.calibrate.data import each, tensors
 from lissom.export.targets import TARGETS, export_folder
 from lissom.models import compressible
 from lissom.types import Recipe

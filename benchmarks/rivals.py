@@ -29,10 +29,9 @@ from turns import turn
 
 from lissom.artifact import open_folder
 from lissom.calibrate import Batch
-from lissom.calibrate.data import each
+from lissom.calibrate.data import each, tensors
 from lissom.estimate import Certificate
 from lissom.evaluate import Paired, certify_models, paired
-from lissom.evaluate.examples import tensors
 from lissom.formats import Dense
 from lissom.search.split import Split, split
 from lissom.statistics import Moments

@@ -68,16 +68,18 @@ def first_call(model: nn.Module, batch: Batch) -> Any:
     except (LissomError, torch.OutOfMemoryError):
         raise
     except (IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        shapes = [f"{list(part.shape)} of {str(part.dtype).removeprefix('torch.')}" for part in parts_of(batch)]
+        shapes = [f"{list(part.shape)} of {str(part.dtype).removeprefix('torch.')}" for part in tensors(batch)]
         raise DataError(
             f"data: {type(model).__name__} does not take a batch of {' and '.join(shapes)} ({reason(error)}); give "
             "what its forward takes, (inputs, targets) or a dict of its arguments"
         ) from error
 
 
-def parts_of(batch: Batch) -> list[Tensor]:
-    """The tensors of a batch."""
-    return list(batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, tuple) else [batch])
+def tensors(batch: Batch) -> tuple[Tensor, ...]:
+    """What a batch is made of."""
+    if isinstance(batch, Mapping):
+        return tuple(batch.values())
+    return batch if isinstance(batch, tuple) else (batch,)
 
 
 def logits_in(output: Any) -> Any:

@@ -180,8 +180,7 @@ def drawn(examples: Any, most: int) -> Any:
     """So many of the examples, at most, in random order."""
     import torch
 
-    from lissom.calibrate.data import each
-    from lissom.evaluate.examples import tensors
+    from lissom.calibrate.data import each, tensors
 
     order = torch.randperm(len(tensors(examples)[0]), generator=torch.Generator().manual_seed(0))[:most]
     return each(examples, lambda part: part[order])

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from lissom.calibrate import Batch, batches
-from lissom.calibrate.data import device_of, each
+from lissom.calibrate.data import device_of, each, tensors
 from lissom.errors import DataError
 from lissom.estimate import Array
 
@@ -47,13 +47,6 @@ def pieces(data: Any, examples: int, model: nn.Module, tokens: int | None = None
         seen += count
     if not seen:
         raise DataError("data: no examples are in it (an iterator can be read once only; give a list or a DataLoader)")
-
-
-def tensors(batch: Batch) -> tuple[Tensor, ...]:
-    """What a batch is made of."""
-    if isinstance(batch, Tensor):
-        return (batch,)
-    return batch if isinstance(batch, tuple) else tuple(batch.values())
 
 
 def array(scores: Float[Tensor, "n *k"] | Bool[Tensor, " n"]) -> Float[Array, "n *k"]:

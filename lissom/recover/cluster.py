@@ -33,10 +33,9 @@ from lissom.artifact import MANIFEST
 from lissom.artifact.fingerprint import of_code
 from lissom.artifact.manifest import check_free
 from lissom.calibrate import Batch
-from lissom.calibrate.data import each
+from lissom.calibrate.data import each, tensors
 from lissom.errors import ArtifactError, LissomError, RecipeError, reason
 from lissom.evaluate import Given, budgets_of, metric
-from lissom.evaluate.examples import tensors
 from lissom.progress import Progress, Tell, quiet
 from lissom.recover.folder import Learned, recover_folder
 from lissom.recover.model import ALL, AS_SAID

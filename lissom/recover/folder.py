@@ -19,13 +19,12 @@ from lissom.artifact.journal import Journal, within
 from lissom.artifact.language import write_pieces
 from lissom.artifact.manifest import check_free
 from lissom.calibrate import Batch
-from lissom.calibrate.data import each
+from lissom.calibrate.data import each, tensors
 from lissom.compress import Piece
 from lissom.compress.stream import exactly
 from lissom.errors import DataError, ModelError, RecipeError
 from lissom.estimate import Certificate
 from lissom.evaluate import Given, budgets_of
-from lissom.evaluate.examples import tensors
 from lissom.files import plain
 from lissom.formats import CompressedLayer, freeze, unfreeze
 from lissom.models import Checkpoint, compressible

@@ -13,14 +13,14 @@ from lissom.artifact import load, save
 from lissom.artifact.fingerprint import of_tensors
 from lissom.artifact.module import stored_state
 from lissom.calibrate import Batch, call
-from lissom.calibrate.data import device_of, each
+from lissom.calibrate.data import device_of, each, tensors
 from lissom.calibrate.norms import norms_behind
 from lissom.compress import compress_model
 from lissom.compress.norms import remember
 from lissom.engine.lower import lower
 from lissom.errors import RecipeError
 from lissom.evaluate import Metric
-from lissom.evaluate.examples import pieces, tensors
+from lissom.evaluate.examples import pieces
 from lissom.formats import Dense, freeze
 from lissom.hardware.measure import once_ms
 from lissom.models import compressible, replace, weight_of

@@ -12,10 +12,9 @@ from jaxtyping import Int
 from torch import Tensor
 
 from lissom.calibrate import Batch, batches
-from lissom.calibrate.data import each
+from lissom.calibrate.data import each, tensors
 from lissom.errors import DataError
 from lissom.evaluate import Budgets
-from lissom.evaluate.examples import tensors
 
 CALIBRATE, CHOOSE = 0.2, 0.3  # the rest certifies
 

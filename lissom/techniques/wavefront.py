@@ -9,10 +9,9 @@ With H = M D Mᵀ and G = N D' Nᵀ, M and N unit upper triangular, the objectiv
 so each V_ij is chosen so that R_ij is as small as can be, given all entries above it and to its left.
 
 Tseng, Sun, Hou, De Sa, YAQA, 2025, arXiv:2505.22988, section 3 (adaptive rounding with feedback from both factors).
-With
-G = I it is GPTQ. Entries of one anti-diagonal do not depend on each other and are chosen together. The matrix is cut
-into tiles, so that what lies behind them is a matrix product; tiles of one anti-diagonal do not depend on each other
-either.
+With G = I it is GPTQ. Entries of one anti-diagonal do not depend on each other and are chosen together. The matrix is
+cut into tiles, so that what lies behind them is a matrix product; tiles of one anti-diagonal do not depend on each
+other either.
 
 Shapes: o outputs, i inputs, t tiles, p rows and q columns of a tile, d entries.
 """

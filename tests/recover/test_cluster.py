@@ -19,11 +19,10 @@ import torch
 from torch import Tensor
 
 import lissom
-from lissom.calibrate.data import each
+from lissom.calibrate.data import each, tensors
 from lissom.calibrate.texts import read_windows
 from lissom.errors import ArtifactError, RecipeError
 from lissom.evaluate import Metric
-from lissom.evaluate.examples import tensors
 from lissom.models import Checkpoint
 from lissom.recover import cluster
 from lissom.recover.cluster import Asked, by_name, check_worker, reach, read, recover_on_ray, room

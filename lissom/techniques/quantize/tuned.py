@@ -18,20 +18,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lissom.errors import DataError
+from lissom.errors import DataError, RecipeError
 from lissom.formats import Trainable
 from lissom.techniques.knobs import above, at_least, one_of, seed_of
 
 Lots = Sequence[tuple[Callable[[], Tensor], Tensor]]  # how to run the module on a lot of data, and what it should say
-LOSSES = {
-    "mse": F.mse_loss,
-    "kl": lambda said, wanted: F.kl_div(
-        said.log_softmax(-1).flatten(0, -2),
-        wanted.log_softmax(-1).flatten(0, -2),
-        log_target=True,
-        reduction="batchmean",
-    ),
-}
+
+
+def divergence(said: Tensor, wanted: Tensor) -> Tensor:
+    """KL(wanted ‖ said) of logits in the last dim, the mean over predictions, in nats.
+
+    Raises:
+        RecipeError: there is one number for each example.
+    """
+    if said.dim() < 2:
+        raise RecipeError("loss='kl' is between predictions, and a number for each example is none; take loss='mse'")
+    before, after = (logits.log_softmax(-1).flatten(0, -2) for logits in (wanted, said))
+    return F.kl_div(after, before, log_target=True, reduction="batchmean")
+
+
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"mse": F.mse_loss, "kl": divergence}
 
 
 def tuned(

@@ -56,8 +56,6 @@ def distil(
     one_of(LOSSES, loss=loss)
     if not lots:
         raise RecipeError("what the original predicts is learned from data; give data")
-    if loss == "kl" and lots[0][1].dim() < 2:
-        raise RecipeError("loss='kl' is between predictions, and a number for each example is none; take loss='mse'")
     units = movable(model)
     bf16 = bf16 and (next(iter(units)).device.type != "cpu" or multiplies_bfloat16())
     generator = torch.Generator().manual_seed(seed_of(seed))
