@@ -1,13 +1,14 @@
 """The exported graph of a module: what it computes, without its class and without its weights.
 
 torch.export's own archive keeps a copy of the weights and pickles the example, so only its serialized program, which is
-JSON, is written; the weights come from the folder's safetensors. A compressed layer is one operator in it, by its name,
-and a layer again where the graph is read, so that it runs on the kernel that fits it.
+JSON, is written; the weights come from the folder's safetensors. A layer that is compressed, or may be, is one operator
+in it, by its name, and a layer again where the graph is read, there to be run on the kernel that fits it or compressed.
 """
 
 import inspect
 import json
 import re
+import warnings
 from collections.abc import Collection, Mapping
 from contextvars import ContextVar
 from importlib import import_module
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.export import Dim
 from torch.func import functional_call
 from torch.utils import _pytree as trees
@@ -24,11 +25,10 @@ from lissom.artifact.datatypes import NAMES
 from lissom.calibrate import Batch
 from lissom.calibrate.data import TARGETS
 from lissom.errors import ArtifactError, reason
-from lissom.formats import CompressedLayer
 from lissom.models.families import put
 
 GRAPH = "graph.json"
-LAYER = "lissom::layer"  # the operator that a compressed layer is
+LAYER = "lissom::layer"  # the operator that a layer is
 OUTPUTS = re.compile(rb"(transformers(?:\.\w+)*\.modeling_\w+)\.\w+")  # whose outputs are known once it is imported
 BESIDE = ("serialize_state_dict", "serialize_constants", "serialize_example_inputs")  # not to be made; older torch must
 
@@ -87,9 +87,9 @@ def _shaped(x: Any, name: str) -> Tensor:
 
 
 class Called(nn.Module):
-    """Stands for a compressed layer while a module is exported."""
+    """Stands for a layer while a module is exported."""
 
-    def __init__(self, name: str, layer: CompressedLayer) -> None:
+    def __init__(self, name: str, layer: nn.Module) -> None:
         super().__init__()
         self.name, self.layer = name, (layer,)  # in a tuple: its tensors are none of the graph's
 
@@ -101,10 +101,13 @@ class Called(nn.Module):
         return torch.ops.lissom.layer(x, self.name)  # type: ignore[no-any-return]
 
 
-def export(model: nn.Module, example: Batch, file: Path, layers: Collection[str]) -> dict[str, Tensor]:
-    """Write the graph; returns the constants that it needs beside the module's state, to be stored with the weights.
+def export(
+    model: nn.Module, example: Batch, file: Path, layers: Collection[str]
+) -> tuple[dict[str, Tensor], Collection[str]]:
+    """Write the graph, with the layers of these names as operators if it can be.
 
-    The compressed layers of these names become operators, in place.
+    Returns the constants that it needs beside the module's state, to be stored with the weights, and the names of the
+    layers that are operators in it.
 
     Raises:
         ArtifactError: torch.export cannot follow the module.
@@ -114,14 +117,8 @@ def export(model: nn.Module, example: Batch, file: Path, layers: Collection[str]
     given = arguments(model, example)
     order = [name for name in inspect.signature(model.forward).parameters if name in given]  # without names it is this
     batch = {name: grown(given[name]) for name in dict.fromkeys([*order, *given])}
-    called = {name: model.get_submodule(name) for name in layers}
-    for name, part in list(model.named_modules(remove_duplicate=False)):
-        for own, layer in called.items():
-            if part is layer:
-                put(model, name, Called(own, layer))
-    token = _exported.set(called)
     try:
-        program = torch.export.export(model, (), batch, dynamic_shapes={name: {0: Dim.AUTO} for name in batch})
+        program, called = with_operators(model, batch, {name: model.get_submodule(name) for name in layers})
         unwanted: dict[str, Any] = {name: False for name in BESIDE if name in inspect.signature(serialize).parameters}
         written = serialize(program, **unwanted)
     except (RuntimeError, SerializeError, TypeError, ValueError) as error:
@@ -129,10 +126,33 @@ def export(model: nn.Module, example: Batch, file: Path, layers: Collection[str]
             f"save: {type(model).__name__} cannot be exported ({reason(error)}); "
             "save it without example= and load it by its class"
         ) from None
+    file.write_bytes(without_traces(written.exported_program))
+    constants = {name: value for name, value in program.constants.items() if isinstance(value, Tensor)}
+    return {f"graph.constant.{name}": value for name, value in constants.items()}, called
+
+
+def with_operators(
+    model: nn.Module, batch: dict[str, Tensor], layers: dict[str, nn.Module]
+) -> tuple[torch.export.ExportedProgram, Collection[str]]:
+    """The program of a module, and which of the layers are operators in it: all but those whose tensors are read.
+
+    A head that is given an embedding's matrix makes such a one of the embedding.
+    """
+    names = {layer: name for name, layer in layers.items()}
+    places = [(name, part) for name, part in model.named_modules(remove_duplicate=False) if part in names]
+    token = _exported.set(layers)
+    try:
+        for place, layer in places:
+            put(model, place, Called(names[layer], layer))
+        program = torch.export.export(model, (), batch, dynamic_shapes={name: {0: Dim.AUTO} for name in batch})
     finally:
         _exported.reset(token)
-    file.write_bytes(without_traces(written.exported_program))
-    return {f"graph.constant.{name}": value for name, value in program.constants.items() if isinstance(value, Tensor)}
+        for place, layer in places:
+            put(model, place, layer)
+    read = {value.data_ptr() for value in program.constants.values() if isinstance(value, Tensor)}
+    held = {name: {tensor.data_ptr() for tensor in layer.state_dict().values()} for name, layer in layers.items()}
+    left = {name: layer for name, layer in layers.items() if read.isdisjoint(held[name])}
+    return (program, layers) if len(left) == len(layers) else with_operators(model, batch, left)
 
 
 def without_traces(written: bytes) -> bytes:
@@ -162,35 +182,38 @@ def parameters(written: bytes) -> list[str]:
     return [spec["parameter"]["parameter_name"] for spec in inputs if "parameter" in spec]
 
 
-class Program(nn.Module):
-    """An exported graph that can stand where a module stands."""
+class Program(fx.GraphModule):
+    """An exported graph that can stand where a module stands; it takes its inputs in order or by name."""
 
-    def __init__(self, program: torch.export.ExportedProgram, layers: Mapping[str, CompressedLayer]) -> None:
-        super().__init__()
-        self.inputs = program.graph_signature.user_inputs
-        _, named = trees.tree_unflatten(self.inputs, program.call_spec.in_spec)
-        self.named = bool(named)  # or given in order, as in folders of lissom before
-        whole: Any = program.module(check_guards=False)
-        self.graph = torch.fx.GraphModule(whole, whole.graph)  # a plain one, which may be switched between modes
-        for name, layer in layers.items():
-            self.graph.add_submodule(name, layer)
-        for node in self.graph.graph.find_nodes(op="call_function", target=torch.ops.lissom.layer.default):
-            x, name = node.args
-            with self.graph.graph.inserting_before(node):
-                node.replace_all_uses_with(self.graph.graph.call_module(name, (x,)))
-            self.graph.graph.erase_node(node)
-        self.graph.recompile()
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Program":
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch's own, of how its graphs are copied
+            made = super().__deepcopy__(memo)
+        assert isinstance(made, Program)
+        type(made).__name__ = type(self).__name__
+        return made
 
-    def forward(self, *arguments: Any, **named: Any) -> Any:
-        """Run the graph on its inputs, given in order or by name."""
-        given = {**dict(zip(self.inputs, arguments, strict=False)), **named}
-        return self.graph(**given) if self.named else self.graph(*(given[str(name)] for name in self.inputs))
+
+def stood_for(program: torch.export.ExportedProgram, layers: Mapping[str, nn.Module], kind: str) -> Program:
+    """A program as a module of a class that is called so, in which what were operators are these layers."""
+    whole: Any = program.module(check_guards=False)
+    for name, layer in layers.items():
+        whole.add_submodule(name, layer)
+    for node in whole.graph.find_nodes(op="call_function", target=torch.ops.lissom.layer.default):
+        x, name = node.args
+        with whole.graph.inserting_before(node):
+            node.replace_all_uses_with(whole.graph.call_module(name, (x,)))
+        whole.graph.erase_node(node)
+    codegen, inputs = whole.graph._codegen, program.graph_signature.user_inputs
+    if not trees.tree_unflatten(inputs, program.call_spec.in_spec)[1]:  # given in order, as in folders of lissom before
+        codegen.pytree_info = codegen.pytree_info._replace(orig_args=list(inputs))
+    return Program(whole, whole.graph, kind)  # not what torch makes, which cannot be switched between modes
 
 
 def run_graph(
-    file: Path, stored: tuple[dict[str, Tensor], dict[str, Tensor]], layers: Mapping[str, CompressedLayer]
+    file: Path, stored: tuple[dict[str, Tensor], dict[str, Tensor]], layers: Mapping[str, nn.Module], kind: str
 ) -> nn.Module:
-    """The module of a written graph, of what is stored as its state and constants, and its compressed layers.
+    """The module of a written graph, of what is stored as its state and constants, its layers, and its class's name.
 
     Raises:
         ArtifactError: this torch does not read it.
@@ -208,4 +231,4 @@ def run_graph(
         raise ArtifactError(
             f"{file} cannot be run by torch {torch.__version__} ({reason(error)}); load it with model="
         ) from None
-    return Program(program, layers).eval()
+    return stood_for(program, layers, kind).eval()

@@ -19,8 +19,9 @@ from lissom.artifact.manifest import building, write_manifest
 from lissom.artifact.tensors import check_layers, parts_of, read_tensors, take_weight, write_tensors
 from lissom.calibrate import Batch
 from lissom.calibrate.data import moved
+from lissom.calibrate.norms import batch_norms
 from lissom.errors import ArtifactError
-from lissom.formats import CompressedLayer, Frozen, Trainable, Weight, freeze, wrap
+from lissom.formats import CompressedLayer, Frozen, Weight, freeze, wrap
 from lissom.models import compressible, replace
 from lissom.models.apart import apart
 from lissom.models.checkpoint import check_shapes
@@ -57,7 +58,7 @@ def save(
     check_coding(entropy_coding)
     frozen = freeze(apart(copy.deepcopy(model))).eval()
     architecture = describe(frozen)
-    content: dict[str, Any] = {"class": type(model).__qualname__, "weights": specs(frozen), "aliases": aliases(frozen)}
+    content: dict[str, Any] = {"class": type(model).__name__, "weights": specs(frozen), "aliases": aliases(frozen)}
     removed = {name: part.nested for name, part in frozen.named_modules() if isinstance(part, Through)}
     if removed:
         content["removed"] = removed
@@ -74,9 +75,11 @@ def save(
         elif example is not None:
             content["signature"] = signature_of(frozen, example)
         if example is not None and architecture is None and not isinstance(frozen, TextEncoder):
-            described = {name: describe(layer) for name, layer in compressed(frozen).items()}
-            content["layers"] = {name: layer for name, layer in described.items() if layer is not None}
-            tensors |= export(frozen, example, building_folder / GRAPH, content["layers"])
+            layers = {name: describe(layer) for name, layer in (compressible(frozen) | batch_norms(frozen)).items()}
+            layers = {name: layer for name, layer in layers.items() if layer is not None}
+            constants, operators = export(frozen, example, building_folder / GRAPH, layers)
+            content["layers"] = {name: layers[name] for name in operators}
+            tensors |= constants
         write_tensors(building_folder / FILE, tensors, entropy_coding)
         write_manifest(building_folder, "module", {**content, **notes})
     return Path(folder)
@@ -97,7 +100,7 @@ def build_module(folder: Path, manifest: Mapping[str, Any], base: nn.Module | No
     if base is None and (folder / GRAPH).is_file():
         weights = read_weights(manifest, tensors)
         layers = graph_layers(manifest.get("layers", {}), weights, tensors)
-        return run_graph(folder / GRAPH, graph_state(weights, tensors), layers)
+        return run_graph(folder / GRAPH, graph_state(weights, tensors), layers, manifest.get("class", "Program"))
     if base is None:
         name = manifest.get("class", "a class of your own")
         raise ArtifactError(
@@ -201,18 +204,22 @@ def stored_state(model: nn.Module) -> dict[str, Tensor]:
 
 def graph_layers(
     descriptions: Mapping[str, Any], weights: dict[str, Weight], tensors: dict[str, Tensor]
-) -> dict[str, CompressedLayer]:
+) -> dict[str, nn.Module]:
     """The layers that are operators in the exported graph; their weights and tensors are taken out of those given."""
-    layers: dict[str, CompressedLayer] = {}
-    held: dict[int, Frozen | Trainable] = {}
+    layers: dict[str, nn.Module] = {}
+    held: dict[int, Any] = {}  # what several of them have stays one
     for name, description in descriptions.items():
         with torch.device("meta"):
-            base = construct(description)
-        weight = weights.pop(name)
-        layers[name] = layer = wrap(base, weight)
-        layer.matrix = held.setdefault(id(weight), layer.matrix)
-        if layer.bias is not None:
-            layer.bias = nn.Parameter(tensors.pop(f"{name}.bias"), requires_grad=False)
+            layer = construct(description)
+        if (weight := weights.pop(name, None)) is not None:
+            layer = wrap(layer, weight)
+            layer.matrix = held.setdefault(id(weight), layer.matrix)
+        for own, part in layer.state_dict(keep_vars=True).items():
+            if "." not in own:  # or it is of the matrix
+                stored = tensors.pop(f"{name}.{own}")
+                kept = nn.Parameter(stored, requires_grad=False) if isinstance(part, nn.Parameter) else stored
+                setattr(layer, own, held.setdefault(id(stored), kept))
+        layers[name] = layer
     return layers
 
 

@@ -20,7 +20,7 @@ def norms_behind(model: nn.Module, layers: Mapping[str, nn.Module], batch: Batch
 
     Layers that run once, share nothing, and whose outputs are the channels of a norm with statistics of its own.
     """
-    norms = {name: part for name, part in model.named_modules() if isinstance(part, _BatchNorm) and remembers(part)}
+    norms = batch_norms(model)
     made: dict[int, tuple[str, Tensor, int]] = {}  # an output, and its version: others may add to it where it is
     found: dict[str, str] = {}
     calls = Counter[str]()
@@ -56,9 +56,10 @@ def norms_behind(model: nn.Module, layers: Mapping[str, nn.Module], batch: Batch
     }
 
 
-def remembers(norm: _BatchNorm) -> bool:
-    """Whether it has a mean and a variance of its own."""
-    return norm.running_mean is not None and norm.running_var is not None
+def batch_norms(model: nn.Module) -> dict[str, nn.Module]:
+    """Those with a mean and a variance of their own, by name."""
+    norms = {name: part for name, part in model.named_modules() if isinstance(part, _BatchNorm)}
+    return {n: norm for n, norm in norms.items() if norm.running_mean is not None and norm.running_var is not None}
 
 
 def whole(layer: Any, output: Tensor) -> bool:

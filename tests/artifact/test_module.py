@@ -22,6 +22,7 @@ from lissom.engine.kernels.panels import PanelLinear
 from lissom.engine.lower import lower
 from lissom.errors import ArtifactError
 from lissom.formats import CompressedConv, CompressedLinear, Trainable, freeze
+from lissom.models import compressible
 
 
 class Own(nn.Module):
@@ -132,7 +133,6 @@ class Pictures(nn.Module):
         return self.head(x.mean((2, 3)).view(-1, self.head.in_features))
 
 
-@pytest.mark.skipif(not native.kernels(), reason="the kernels in C were not built: there was no compiler")
 class Several(nn.Module):
     """Of inputs that need not all be given."""
 
@@ -155,6 +155,45 @@ def test_a_graph_takes_any_of_the_inputs_by_name_or_in_order(tmp_path: Path) -> 
     assert graph(x=x[:1], shift=shift[:1]).shape == (1, 3)
 
 
+class Reading(nn.Module):
+    """A norm behind a layer, heads that share a matrix, and one that is given an embedding's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(32, 64)
+        self.first, self.norm = nn.Linear(64, 64), nn.BatchNorm1d(64)
+        self.same = nn.Linear(64, 32, bias=False)
+        self.tied = nn.Linear(64, 32)
+        self.tied.weight = self.same.weight
+
+    def forward(self, index: Tensor) -> dict[str, Tensor]:
+        x = self.norm(self.first(self.words(index).mean(1)))
+        return {"said": torch.nn.functional.linear(x, self.words.weight), "same": self.same(x) + self.tied(x)}
+
+
+def test_a_module_that_is_not_compressed_is_compressed_from_its_graph(tmp_path: Path) -> None:
+    model, index = Reading().eval(), torch.randint(32, (6, 3))
+    model.norm.running_mean.normal_()
+    opened = load(save(model, tmp_path / "as it was", example=index))
+    wanted, said = model(index), opened(index)
+    assert all(torch.equal(said[name], wanted[name]) for name in ("said", "same"))
+    assert type(opened).__name__ == "Reading"
+    assert list(compressible(opened)) == [
+        "first",
+        "same",
+        "tied",
+    ]  # the embedding's matrix is read by the module's code
+    assert opened.same.weight is opened.tied.weight
+    assert isinstance(opened.norm, nn.BatchNorm1d)
+    quantized = quantize_model(opened)
+    assert quantized.same.matrix is quantized.tied.matrix
+    again = load(save(quantized, tmp_path / "smaller", example=index))
+    assert torch.equal(again(index)["same"], quantized.eval()(index)["same"])
+    by_class = load(tmp_path / "smaller", model=Reading())
+    assert torch.equal(by_class(index)["same"], again(index)["same"])
+    assert torch.equal(copy.deepcopy(again)(index=index)["same"], again(index)["same"])
+
+
 def test_a_graph_of_inputs_without_names_still_runs(tmp_path: Path) -> None:
     """As folders of lissom before this one hold it."""
     from torch._export.serde.serialize import serialize
@@ -162,7 +201,7 @@ def test_a_graph_of_inputs_without_names_still_runs(tmp_path: Path) -> None:
     model, x, shift = Several(), torch.randn(5, 4), torch.randn(5, 3)
     program = torch.export.export(model, (x, x, shift))
     (tmp_path / GRAPH).write_bytes(serialize(program).exported_program)
-    graph = run_graph(tmp_path / GRAPH, (model.state_dict(), {}), {})
+    graph = run_graph(tmp_path / GRAPH, (model.state_dict(), {}), {}, "Several")
     assert torch.equal(graph(x, shift=shift, mask=x), model(x, x, shift))
 
 
@@ -177,6 +216,7 @@ def test_a_language_model_of_any_class_has_a_graph(tmp_path: Path) -> None:
     assert quantized.config.use_cache
 
 
+@pytest.mark.skipif(not native.kernels(), reason="the kernels in C were not built: there was no compiler")
 def test_a_graph_runs_on_the_kernels(tmp_path: Path) -> None:
     model, x = quantize_model(Pictures()).eval(), torch.randn(3, 3, 8, 8)
     opened = open_folder(save(model, tmp_path / "saved", example=x)).model

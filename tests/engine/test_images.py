@@ -356,10 +356,9 @@ def test_a_served_graph_runs_as_a_program_too(name: str, tmp_path: Path, monkeyp
     torch.manual_seed(0)
     net = freeze(compress_model(NETS[name]().eval(), steps=INT8)).eval()
     x = torch.randn(2, 3, 19, 22)
-    made: Any = lower(open_folder(save(net, tmp_path / "saved", example=x)).model)
-    served = made if isinstance(made, NativeImages) else made.graph  # modules of known kinds are stored as such
+    served: Any = lower(open_folder(save(net, tmp_path / "saved", example=x)).model)
     assert type(served) is NativeImages
-    assert near(made(x), by_layers(served, x, monkeypatch))
+    assert near(served(x), by_layers(served, x, monkeypatch))
     (part,) = images(served)
     assert all(plan is not None for plan in part._plans.values())
     assert not any(
