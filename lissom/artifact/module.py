@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lissom.artifact.architecture import construct, describe
 from lissom.artifact.coding import check as check_coding
+from lissom.artifact.datatypes import DATATYPES, NAMES
 from lissom.artifact.graph import GRAPH, export, run_graph, signature_of, without_caches
 from lissom.artifact.manifest import building, write_manifest
 from lissom.artifact.tensors import check_layers, parts_of, read_tensors, take_weight, write_tensors
@@ -59,6 +60,9 @@ def save(
     frozen = freeze(apart(copy.deepcopy(model))).eval()
     architecture = describe(frozen)
     content: dict[str, Any] = {"class": type(model).__name__, "weights": specs(frozen), "aliases": aliases(frozen)}
+    floats = {name: NAMES[layer.dtype] for name, layer in compressed(frozen).items() if layer.dtype != torch.float32}
+    if floats:
+        content["floats"] = floats
     removed = {name: part.nested for name, part in frozen.named_modules() if isinstance(part, Through)}
     if removed:
         content["removed"] = removed
@@ -99,7 +103,7 @@ def build_module(folder: Path, manifest: Mapping[str, Any], base: nn.Module | No
         base = TextEncoder.of(manifest["encoder"])
     if base is None and (folder / GRAPH).is_file():
         weights = read_weights(manifest, tensors)
-        layers = graph_layers(manifest.get("layers", {}), weights, tensors)
+        layers = graph_layers(manifest, weights, tensors)
         return run_graph(folder / GRAPH, graph_state(weights, tensors), layers, manifest.get("class", "Program"))
     if base is None:
         name = manifest.get("class", "a class of your own")
@@ -119,6 +123,8 @@ def filled(base: nn.Module, manifest: Mapping[str, Any], tensors: dict[str, Tens
     resize(base, {name: tuple(tensor.shape) for name, tensor in tensors.items()} | matrix_shapes(weights))
     layers = compressible(base)
     check_layers(folder, type(base).__name__, weights, layers)
+    for name in weights:
+        layers[name].to(floats_of(manifest, name))
     replace(base, weights, layers, trainable=False)
     state = {name: tensor for name, tensor in tensors.items() if not name.startswith(CONSTANT)}
     check_shapes(folder, type(base).__name__, state, base)
@@ -163,6 +169,11 @@ def specs(model: nn.Module) -> dict[str, Any]:
     return found
 
 
+def floats_of(manifest: Mapping[str, Any], name: str) -> torch.dtype:
+    """The type of the numbers of a compressed layer, of which its matrix is not."""
+    return DATATYPES[manifest.get("floats", {}).get(name, "FP32")]
+
+
 def read_weights(manifest: Mapping[str, Any], tensors: dict[str, Tensor]) -> dict[str, Weight]:
     """The weight of each compressed layer; its tensors are taken out of `tensors`."""
     weights: dict[str, Weight] = {}
@@ -203,14 +214,14 @@ def stored_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def graph_layers(
-    descriptions: Mapping[str, Any], weights: dict[str, Weight], tensors: dict[str, Tensor]
+    manifest: Mapping[str, Any], weights: dict[str, Weight], tensors: dict[str, Tensor]
 ) -> dict[str, nn.Module]:
     """The layers that are operators in the exported graph; their weights and tensors are taken out of those given."""
     layers: dict[str, nn.Module] = {}
     held: dict[int, Any] = {}  # what several of them have stays one
-    for name, description in descriptions.items():
+    for name, description in manifest.get("layers", {}).items():
         with torch.device("meta"):
-            layer = construct(description)
+            layer = construct(description).to(floats_of(manifest, name))
         if (weight := weights.pop(name, None)) is not None:
             layer = wrap(layer, weight)
             layer.matrix = held.setdefault(id(weight), layer.matrix)

@@ -47,7 +47,7 @@ def lower(model: nn.Module) -> nn.Module:
             own = isinstance(layer, CompressedEmbedding)
             lowered[layer] = (looking_up(layer, tables.get(layer.matrix)) if own else fitting(layer)) or layer
             if not hasattr(lowered[layer], "weight"):
-                lowered[layer].weight = Matrix(dtype=torch.float32, device=next(layer.matrix.buffers()).device)
+                lowered[layer].weight = Matrix(dtype=layer.dtype, device=next(layer.matrix.buffers()).device)
         put(model, name, lowered[layer])
         if isinstance(lowered[layer], KernelLinear):
             tables[layer.matrix] = lowered[layer]
@@ -82,7 +82,7 @@ def fitting(layer: CompressedLinear | CompressedConv) -> nn.Module | None:
 def looking_up(layer: CompressedEmbedding, table: KernelLinear | None) -> KernelEmbedding | None:
     """The embedding on its matrix as a kernel reads it, which another layer may hold already, or None."""
     held = table or panel_layer(layer) or masked_layer(layer)
-    return KernelEmbedding(held, scale_of(layer)) if held else None
+    return KernelEmbedding(held, scale_of(layer), layer.dtype) if held else None
 
 
 def tables_first(model: nn.Module) -> list[str]:

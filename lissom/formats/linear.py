@@ -1,11 +1,13 @@
 """The layers that run a weight in any format: linear, convolution, embedding.
 
 A layer holds its weight frozen (packed buffers, as on disk) or trainable (parameters). It keeps the attributes of the
-torch.nn layer it stands for, so that code which reads `in_features` or `kernel_size` goes on working.
+torch.nn layer it stands for, so that code which reads `in_features` or `kernel_size` goes on working, and the type of
+that layer's numbers: what it looks up is of this type, though its matrix is float32.
 """
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -53,6 +55,8 @@ class CompressedLayer(nn.Module):
         super().__init__()
         self.matrix = weight
         self.geometry = {name: value for name, value in vars(inner).items() if name not in MACHINERY}
+        if isinstance(whole := getattr(inner, "weight", None), Tensor):
+            self.geometry["dtype"] = whole.dtype
         bias = getattr(inner, "bias", None)
         self.bias = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)
         self.stands_for = type(inner)
@@ -64,7 +68,14 @@ class CompressedLayer(nn.Module):
     @property
     def weight(self) -> Weight:
         """The weight in its format, as it would be stored now."""
-        return self.matrix.weight()
+        weight = self.matrix.weight()
+        object.__setattr__(weight, "dtype", self.dtype)  # which no other weight has
+        return weight
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "CompressedLayer":
+        self.geometry["dtype"] = fn(torch.empty(0, dtype=self.dtype)).dtype
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
 
     def activated(self, x: Float[Tensor, "*n"], dims: int) -> Float[Tensor, "*n"]:
         """The input as the format wants it; the last `dims` dims are one token's features, or one example's map."""
@@ -95,7 +106,8 @@ class CompressedConv(CompressedLayer):
         """The convolution of the layer it stands for, which knows about padding."""
         x = self.activated(x, 1 + len(self.kernel_size))
         kernel = self.matrix().to(x.dtype).unflatten(1, (self.in_channels // self.groups, *self.kernel_size))
-        return self.stands_for._conv_forward(self, x, kernel, self.bias)  # type: ignore[no-any-return, attr-defined]
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return self.stands_for._conv_forward(self, x, kernel, bias)  # type: ignore[no-any-return, attr-defined]
 
 
 class CompressedEmbedding(CompressedLayer):
@@ -103,7 +115,7 @@ class CompressedEmbedding(CompressedLayer):
 
     def forward(self, index: Tensor) -> Float[Tensor, "*n i"]:
         """The rows asked for, scaled where the layer does so."""
-        rows, scale = self.rows(index), scale_of(self)
+        rows, scale = self.rows(index).to(self.dtype), scale_of(self)
         return rows if scale == 1 else rows * scale
 
     def rows(self, index: Tensor) -> Float[Tensor, "*n i"]:

@@ -59,9 +59,13 @@ class Trainable(nn.Module, ABC):
 
 
 class Weight(ABC):
-    """A layer's matrix, o outputs by i inputs, as it is written down. Immutable."""
+    """A layer's matrix, o outputs by i inputs, as it is written down. Immutable.
 
-    __slots__ = ()
+    What a layer gives out as its weight has the `dtype` of the layer's inputs, which a model's own code may ask.
+    """
+
+    __slots__ = ("dtype",)
+    dtype: torch.dtype
 
     @property
     @abstractmethod
@@ -108,11 +112,6 @@ class Weight(ABC):
     def look_up(self, index: Int[Tensor, " n"]) -> Float[Tensor, "n i"]:
         """Some rows of the dense matrix, in float32."""
         return self.dense()[index]
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """That of the dense matrix: a model's own code may ask a layer's weight what inputs should be."""
-        return torch.float32
 
     @property
     def device(self) -> torch.device:

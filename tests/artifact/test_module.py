@@ -119,6 +119,36 @@ def test_an_own_class_loads_by_its_class_or_by_its_graph(change: str, tmp_path: 
     assert torch.equal(by_graph(longer), answers(model, longer))
 
 
+class Mixed(nn.Module):
+    """Every kind of layer with a norm behind it; one is asked of which type its inputs should be."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.norm = nn.Embedding(32, 64), nn.LayerNorm(64)
+        self.along, self.batch_norm = nn.Conv1d(64, 64, 3, padding=1), nn.BatchNorm1d(64)
+        self.head = nn.Linear(64, 5)
+
+    def forward(self, index: Tensor) -> Tensor:
+        x = self.norm(self.words(index)).float().mT
+        return self.head(self.batch_norm(self.along(x.to(self.along.weight.dtype))).mean(2))
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16, torch.float64])
+def test_a_module_of_another_type_stays_so(kind: torch.dtype, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, index = Mixed().to(kind).eval(), torch.randint(32, (4, 7))
+    quantized = freeze(quantize_model(model, index)).eval()
+    wanted = quantized(index)
+    torch.testing.assert_close(wanted, model(index), rtol=0.1, atol=0.1)  # and of the same type
+    save(quantized, tmp_path / "graph", example=index)
+    save(quantized, tmp_path / "class")
+    opened = load(tmp_path / "graph"), load(tmp_path / "class", model=Mixed())
+    assert all(torch.equal(one(index), wanted) for one in opened)
+    torch.testing.assert_close(lower(opened[0])(index), wanted, rtol=0.1, atol=0.1)
+    turned = quantize_model(Mixed().eval()).to(kind)
+    assert turned(index).dtype == kind
+
+
 class Pictures(nn.Module):
     """A class of its own with one layer that is used twice, and one whose attributes are asked for."""
 

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -81,10 +82,10 @@ class KernelLinear(nn.Module, ABC):
 class KernelEmbedding(nn.Module):
     """An embedding on the matrix of a linear layer, which may be a model's head: it is held once."""
 
-    def __init__(self, layer: KernelLinear, scale: float) -> None:
+    def __init__(self, layer: KernelLinear, scale: float, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
-        self.layer, self.scale = layer, scale
+        self.layer, self.scale, self.dtype = layer, scale, dtype
 
     def forward(self, index: Int[Tensor, "*n"]) -> Float[Tensor, "*n i"]:
         """The rows asked for, times a number."""
-        return self.layer.rows(index) * self.scale
+        return self.layer.rows(index).to(self.dtype) * self.scale
