@@ -101,13 +101,10 @@ class Called(nn.Module):
         return torch.ops.lissom.layer(x, self.name)  # type: ignore[no-any-return]
 
 
-def export(
-    model: nn.Module, example: Batch, file: Path, layers: Collection[str]
-) -> tuple[dict[str, Tensor], Collection[str]]:
-    """Write the graph, with the layers of these names as operators if it can be.
+def export(model: nn.Module, example: Batch, file: Path, layers: Collection[str]) -> dict[str, Tensor]:
+    """Write the graph, in which the layers of these names are operators.
 
-    Returns the constants that it needs beside the module's state, to be stored with the weights, and the names of the
-    layers that are operators in it.
+    Returns the constants that it needs beside the module's state, to be stored with the weights.
 
     Raises:
         ArtifactError: torch.export cannot follow the module.
@@ -118,7 +115,7 @@ def export(
     order = [name for name in inspect.signature(model.forward).parameters if name in given]  # without names it is this
     batch = {name: grown(given[name]) for name in dict.fromkeys([*order, *given])}
     try:
-        program, called = with_operators(model, batch, {name: model.get_submodule(name) for name in layers})
+        program = with_operators(model, batch, {name: model.get_submodule(name) for name in layers})
         unwanted: dict[str, Any] = {name: False for name in BESIDE if name in inspect.signature(serialize).parameters}
         written = serialize(program, **unwanted)
     except (RuntimeError, SerializeError, TypeError, ValueError) as error:
@@ -127,32 +124,24 @@ def export(
             "save it without example= and load it by its class"
         ) from None
     file.write_bytes(without_traces(written.exported_program))
-    constants = {name: value for name, value in program.constants.items() if isinstance(value, Tensor)}
-    return {f"graph.constant.{name}": value for name, value in constants.items()}, called
+    return {f"graph.constant.{name}": value for name, value in program.constants.items() if isinstance(value, Tensor)}
 
 
 def with_operators(
     model: nn.Module, batch: dict[str, Tensor], layers: dict[str, nn.Module]
-) -> tuple[torch.export.ExportedProgram, Collection[str]]:
-    """The program of a module, and which of the layers are operators in it: all but those whose tensors are read.
-
-    A head that is given an embedding's matrix makes such a one of the embedding.
-    """
+) -> torch.export.ExportedProgram:
+    """The program of a module, in which layers are operators."""
     names = {layer: name for name, layer in layers.items()}
     places = [(name, part) for name, part in model.named_modules(remove_duplicate=False) if part in names]
     token = _exported.set(layers)
     try:
         for place, layer in places:
             put(model, place, Called(names[layer], layer))
-        program = torch.export.export(model, (), batch, dynamic_shapes={name: {0: Dim.AUTO} for name in batch})
+        return torch.export.export(model, (), batch, dynamic_shapes={name: {0: Dim.AUTO} for name in batch})
     finally:
         _exported.reset(token)
         for place, layer in places:
             put(model, place, layer)
-    read = {value.data_ptr() for value in program.constants.values() if isinstance(value, Tensor)}
-    held = {name: {tensor.data_ptr() for tensor in layer.state_dict().values()} for name, layer in layers.items()}
-    left = {name: layer for name, layer in layers.items() if read.isdisjoint(held[name])}
-    return (program, layers) if len(left) == len(layers) else with_operators(model, batch, left)
 
 
 def without_traces(written: bytes) -> bytes:

@@ -19,6 +19,7 @@ from lissom.artifact.graph import GRAPH, export, run_graph, signature_of, withou
 from lissom.artifact.manifest import building, write_manifest
 from lissom.artifact.tensors import check_layers, parts_of, read_tensors, take_weight, write_tensors
 from lissom.calibrate import Batch
+from lissom.calibrate.besides import read_besides
 from lissom.calibrate.data import moved
 from lissom.calibrate.norms import batch_norms
 from lissom.errors import ArtifactError
@@ -79,11 +80,11 @@ def save(
         elif example is not None:
             content["signature"] = signature_of(frozen, example)
         if example is not None and architecture is None and not isinstance(frozen, TextEncoder):
-            layers = {name: describe(layer) for name, layer in (compressible(frozen) | batch_norms(frozen)).items()}
-            layers = {name: layer for name, layer in layers.items() if layer is not None}
-            constants, operators = export(frozen, example, building_folder / GRAPH, layers)
-            content["layers"] = {name: layers[name] for name in operators}
-            tensors |= constants
+            layers = compressible(frozen) | batch_norms(frozen)
+            read = read_besides(frozen, layers, example)
+            described = {name: describe(layer) for name, layer in layers.items() if name not in read}
+            content["layers"] = {name: layer for name, layer in described.items() if layer is not None}
+            tensors |= export(frozen, example, building_folder / GRAPH, content["layers"])
         write_tensors(building_folder / FILE, tensors, entropy_coding)
         write_manifest(building_folder, "module", {**content, **notes})
     return Path(folder)

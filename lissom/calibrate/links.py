@@ -20,6 +20,11 @@ from lissom.models.families import Link
 HARMLESS = {"__get__", "dim", "size", "is_floating_point", "is_complex", "numel"}  # that ask, and make nothing of it
 
 
+def asks(func: Any, result: Any) -> bool:
+    """Whether what was done with a tensor was only to ask something about it."""
+    return getattr(func, "__name__", "") in HARMLESS and not isinstance(result, Tensor)
+
+
 class Watch(TorchFunctionMode):
     """Follows the outputs of makers; `readers` are those of each, `spoiled` the makers that others read too."""
 
@@ -34,8 +39,7 @@ class Watch(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        asks = getattr(func, "__name__", "") in HARMLESS and not isinstance(result, Tensor)
-        if not self.inside and not asks:
+        if not self.inside and not asks(func, result):
             self.end((args, kwargs))
         return result
 

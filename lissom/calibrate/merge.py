@@ -1,7 +1,7 @@
 """Calibration on several processes: each sees its share of the data, and their statistics become those of all of it."""
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 
 import torch
@@ -67,6 +67,13 @@ def merge(statistic: Statistic, group: dist.ProcessGroup) -> None:
     number = torch.tensor(float(values["n"]), dtype=torch.float64)
     reduce_all([number], group, dist.ReduceOp.SUM)
     statistic.n = int(number)  # type: ignore[attr-defined]  # all of them count what they have seen
+
+
+def union(found: set[str], names: Sequence[str], group: dist.ProcessGroup) -> set[str]:
+    """What any process has found, of names that all have."""
+    flags = torch.tensor([float(name in found) for name in names])
+    reduce_all([flags], group, dist.ReduceOp.MAX)
+    return {name for name, flag in zip(names, flags, strict=True) if flag}
 
 
 def reduce_all(tensors: list[Tensor], group: dist.ProcessGroup, operation: dist.ReduceOp.RedOpType) -> None:

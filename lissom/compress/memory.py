@@ -2,14 +2,17 @@
 
 import copy
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lissom.calibrate import Batch, batches
+from lissom.calibrate.besides import read_besides
+from lissom.calibrate.merge import union
 from lissom.calibrate.norms import norms_behind
 from lissom.calibrate.observe import Collected
 from lissom.compress.couple import check_coupled, couple, links_of
@@ -25,7 +28,7 @@ from lissom.errors import ModelError, RecipeError
 from lissom.formats import LowRank, Palette, Sum, Weight, Xnor, unfreeze
 from lissom.models import compressible, replace, weight_of
 from lissom.models.apart import apart, set_apart
-from lissom.models.layers import check_finite, check_module
+from lissom.models.layers import check_finite, check_module, leave
 from lissom.types import Recipe, Step
 
 if TYPE_CHECKING:
@@ -63,6 +66,8 @@ def compress_model(
     check_module(model)
     recipe = Recipe.of(list(steps))
     compressed = apart(copy.deepcopy(model))
+    data, first = peeked(data)
+    leave(compressed, read_by_others(compressed, first, group))
     layers = compressible(compressed)
     if not layers:
         raise ModelError(f"{type(model).__name__} has no Linear, Conv or Embedding layer of its own to compress")
@@ -82,6 +87,25 @@ def compress_model(
             here = dataclasses.replace(phase, plan=phase.anew(compressible(compressed)))
             CONDUCT[phase.grain](work, here)
     return compressed
+
+
+def peeked(data: Any) -> tuple[Any, Batch | None]:
+    """Data as it was given, and its first batch, if there is any."""
+    if data is None:
+        return None, None
+    lots = batches(data)
+    first = next(lots, None)
+    ahead = () if first is None else (first,)
+    return chain(ahead, lots) if isinstance(data, Iterator) else data, first
+
+
+def read_by_others(model: nn.Module, batch: Batch | None, group: "ProcessGroup | None" = None) -> set[str]:
+    """The layers whose tensors the model's own code reads as it runs on a batch, of any process."""
+    layers, found = compressible(model), set[str]()
+    if batch is not None:
+        with evaluating(model):
+            found = read_besides(model, layers, few(batch))
+    return found if group is None else union(found, list(layers), group)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -185,10 +209,12 @@ def quantize_model(model: nn.Module, data: Any = None, *, bits: int | str = 8) -
         raise RecipeError(f'quantize_model: bits={bits!r} is not possible; choose 8 to 2, "ternary" or "binary"')
     check_module(model)
     model = set_apart(model)
-    steps = [quantizing(name, layer, bits, data is not None) for name, layer in compressible(model).items()]
-    if data is not None and bits != 8 and any(isinstance(part, _BatchNorm) for part in model.modules()):
-        data = list(batches(data))
-        steps += [step for batch in data[:1] for step in telling(model, batch)]
+    data, first = peeked(data)
+    layers = compressible(model)
+    left = read_by_others(model, first)
+    steps = [quantizing(name, own, bits, data is not None) for name, own in layers.items() if name not in left]
+    if first is not None and bits != 8 and any(isinstance(part, _BatchNorm) for part in model.modules()):
+        steps += telling(model, first)
     return compress_model(model, data, steps=steps)
 
 

@@ -11,6 +11,10 @@ from torch import Tensor, nn
 
 from lissom.errors import RecipeError
 
+NO_TENSOR = (
+    "the module's own code reads the weight of a layer that is compressed, which is no tensor; compress it with data, "
+    "of which a batch tells what layers are read so and stay as they are, or with steps that name other layers"
+)
 Parts = Mapping[str, Tensor]
 Spec = Mapping[str, Any]
 Taken = dict[str, tuple[int, Tensor]]
@@ -66,6 +70,14 @@ class Weight(ABC):
 
     __slots__ = ("dtype",)
     dtype: torch.dtype
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"{type(self).__name__} has no {name!r}: {NO_TENSOR}")
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """What torch calls when it is given a weight in the place of a tensor."""
+        raise TypeError(f"{getattr(func, '__name__', func)} was given a {cls.__name__}: {NO_TENSOR}")
 
     @property
     @abstractmethod

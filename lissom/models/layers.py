@@ -17,7 +17,7 @@ def compressible(model: nn.Module, prefix: str = "") -> dict[str, nn.Module]:
     """The layers by dotted name, in the order of the module tree: torch.nn's own, and those already compressed.
 
     Subclasses are left alone: their code may read the weight in ways of its own (attention's output projection does).
-    Those of embeddings that do nothing but scale their rows are known.
+    Those of embeddings that do nothing but scale their rows are known. So are layers that were told to be (`leave`).
     """
     found = {}
     for name, module in model.named_modules():
@@ -30,7 +30,18 @@ def weighs(layer: nn.Module) -> bool:
     """Whether the layer's matrix is its own floating-point parameter, with at least one weight, used as it stands."""
     weight = layer._parameters.get("weight")
     renormalized = getattr(layer, "max_norm", None) is not None  # such an embedding rewrites its rows as it is used
-    return weight is not None and weight.is_floating_point() and weight.numel() > 0 and not renormalized
+    alone = renormalized or LEFT in vars(layer)
+    return weight is not None and weight.is_floating_point() and weight.numel() > 0 and not alone
+
+
+LEFT = "stays_as_it_is"  # the attribute of such layers
+
+
+def leave(model: nn.Module, names: Iterable[str]) -> nn.Module:
+    """Let layers of a model, in place, be none that can be compressed, in copies of it too."""
+    for name in names:
+        setattr(model.get_submodule(name), LEFT, True)
+    return model
 
 
 def check_module(model: Any) -> None:

@@ -13,6 +13,7 @@ from lissom.artifact import load, save
 from lissom.artifact.fingerprint import of_tensors
 from lissom.artifact.module import stored_state
 from lissom.calibrate import Batch, call
+from lissom.calibrate.besides import read_besides
 from lissom.calibrate.data import device_of, each, tensors
 from lissom.calibrate.norms import norms_behind
 from lissom.compress import compress_model
@@ -25,6 +26,7 @@ from lissom.formats import Dense, freeze
 from lissom.hardware.measure import once_ms
 from lissom.models import compressible, replace, weight_of
 from lissom.models.apart import apart, set_apart
+from lissom.models.layers import leave
 from lissom.progress import Tell
 from lissom.search.bank import Bank, Choice
 from lissom.search.channels import allocate_channels
@@ -52,6 +54,8 @@ class ModuleSubject(Subject):
         self.few = each(example if timed is None else timed, lambda part: part[:TIMED].to(place))
         self.examples = len(tensors(self.few)[0])
         self.original = copy.deepcopy(self.model).eval()
+        whole = set_apart(self.original)
+        leave(self.original, read_besides(whole, compressible(whole), self.few))
         self.nbytes = size(stored_state(self.original))
         self.weights = sum(parameter.numel() for parameter in model.parameters())
 
