@@ -24,7 +24,7 @@ from lissom.compress.taught import Taught
 from lissom.compress.tune import tune
 from lissom.compress.turn import turn
 from lissom.compress.whole import at_once, check_whole, settle
-from lissom.errors import ModelError, RecipeError
+from lissom.errors import DataError, ModelError, RecipeError
 from lissom.formats import LowRank, Palette, Sum, Weight, Xnor, unfreeze
 from lissom.models import compressible, replace, weight_of
 from lissom.models.apart import apart, set_apart
@@ -104,7 +104,10 @@ def read_by_others(model: nn.Module, batch: Batch | None, group: "ProcessGroup |
     layers, found = compressible(model), set[str]()
     if batch is not None:
         with evaluating(model):
-            found = read_besides(model, layers, few(batch))
+            try:
+                found = read_besides(model, layers, few(batch))
+            except DataError:  # a model may take batches of one size alone; else the error says what was given
+                found = read_besides(model, layers, batch)
     return found if group is None else union(found, list(layers), group)
 
 
