@@ -54,7 +54,7 @@ def build_language_model(
 
     def empty() -> nn.Module:
         """What transformers builds; layers of one model may differ in shape, and the tensors say in which."""
-        made = skeleton(configured())
+        made = skeleton(configured()).float()  # which is what is computed in, whatever is stored
         if manifest:
             resize(made, shapes)
         return made
