@@ -1,14 +1,15 @@
 """What `lissom.optimize` finds within a budget, beside the best uniform recipe and beside peers.
 
     python benchmarks/budget.py WORK [--only wikilm,stories,resnet20,resnet56,minilm] [--budgets 0.5,1,2,5] [--quick]
-                                [--nncf PYTHON] [--autoscheme PYTHON] [--write FILE]
+                                [--nncf PYTHON] [--autoscheme PYTHON] [--again] [--write FILE]
     python benchmarks/budget.py WORK --cost [--max-ram 3GB]
 
 For each model and budget, `optimize` looks for the smallest model and for the fastest. Beside them stand the uniform
 recipes, each certified by itself, and what peers make. All are written to disk, read again, and timed in turns. What
-WORK holds of an earlier run is not made again. Prints the tables, then one JSON line. It needs the shared models and
-data: the folder that LISSOM_SHARED names, or `shared` beside the repository. With --cost it tells instead what the
-search takes on a checkpoint of random weights in the shape of Qwen3-0.6B, in a process of its own.
+WORK holds of an earlier run is not made again; with --again it is timed again, and peers make theirs anew. Prints the
+tables, then one JSON line. It needs the shared models and data: the folder that LISSOM_SHARED names, or `shared` beside
+the repository. With --cost it tells instead what the search takes on a checkpoint of random weights in the shape of
+Qwen3-0.6B, in a process of its own.
 """
 
 import argparse
@@ -18,7 +19,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -55,13 +56,32 @@ def cell(subject: Subject, budget: lissom.Budget, place: Path, rivals: Sequence[
         rows[name] = searched(subject, budget, folder, prefer=prefer, work=place.parent / "bank")
         if passed(rows[name]):
             turns[name] = partial(turn, subject.timed(folder))
+    return in_turns([{"budget": budget.max_drop, "name": name, **row} for name, row in rows.items()], turns, rounds)
+
+
+def again(rows: Sequence[Row], subject: Subject, place: Path, rivals: Sequence[Rival], rounds: int) -> list[Row]:
+    """The same contenders timed again; what a peer makes is held by its process, so that it is made anew."""
+    by_name = {rival.name: rival for rival in rivals}
+    kept, turns = list[Row](), dict[str, Callable[[], float]]()
+    for row in rows:
+        name, rival = row["name"], by_name.get(row["name"])
+        if rival is not None and not isinstance(rival, Uniform):
+            row = {"budget": row["budget"], "name": name, **rival.within(lissom.Budget(max_drop=row["budget"]))}
+        kept.append(row)
+        if passed(row):
+            turns[name] = partial(turn, subject.timed(place / name.split()[-1])) if rival is None else rival.turn
+    return in_turns(kept, turns, rounds)
+
+
+def in_turns(rows: Sequence[Row], turns: Mapping[str, Callable[[], float]], rounds: int) -> list[Row]:
+    """The rows with the times of those that take turns."""
     times: dict[str, list[float]] = {name: [] for name in turns}
     for _ in range(rounds):
         for name, take in turns.items():
             times[name].append(take())
-    uniform = [name for name in times if rows[name].get("uniform")]
+    uniform = [row["name"] for row in rows if row["name"] in times and row.get("uniform")]
     fastest = min(uniform, key=lambda name: median(times[name]), default=None)
-    return [{"budget": budget.max_drop, "name": n, **row, **clocked(times, n, fastest)} for n, row in rows.items()]
+    return [{**row, **clocked(times, row["name"], fastest)} for row in rows]
 
 
 def tell(event: Progress) -> None:
@@ -106,16 +126,20 @@ def measured(name: str, asked: argparse.Namespace, shared: Path) -> list[Row]:
     """The rows of one model, those that the work folder does not hold made now."""
     place = asked.work / (f"{name}-quick" if asked.quick else name)
     files = {percent: place / f"{percent:g}.json" for percent in asked.budgets}
-    if not all(file.exists() for file in files.values()):
+    if asked.again or not all(file.exists() for file in files.values()):
         place.mkdir(parents=True, exist_ok=True)
         whole = SUBJECTS[name](shared)
         subject = whole.thinned(THINNED) if asked.quick else whole
         rivals = list(compared(subject, asked, place))
+        rounds = QUICK if asked.quick else ROUNDS
         for percent, file in files.items():
-            if not file.exists():
+            if asked.again or not file.exists():
                 tell(f"{name}, {percent:g} %")
-                budget = lissom.Budget(max_drop=percent / 100)
-                rows = cell(subject, budget, place / f"{percent:g}", rivals, QUICK if asked.quick else ROUNDS)
+                own = place / f"{percent:g}"
+                if file.exists():
+                    rows = again(json.loads(file.read_text(encoding="utf-8")), subject, own, rivals, rounds)
+                else:
+                    rows = cell(subject, lissom.Budget(max_drop=percent / 100), own, rivals, rounds)
                 file.write_text(json.dumps(rows), encoding="utf-8")
     return [row for file in files.values() for row in json.loads(file.read_text(encoding="utf-8"))]
 
@@ -266,6 +290,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="fewer examples and turns: to see that it works")
     parser.add_argument("--nncf", type=Path, metavar="PYTHON", help="an interpreter that has NNCF and OpenVINO")
     parser.add_argument("--autoscheme", type=Path, metavar="PYTHON", help="an interpreter that has AutoRound")
+    parser.add_argument("--again", action="store_true", help="time again what WORK holds")
     parser.add_argument("--cost", action="store_true", help="what the search takes on a larger checkpoint")
     parser.add_argument("--max-ram", metavar="SIZE", help="the memory that it may take then")
     parser.add_argument("--write", type=Path, metavar="FILE", help="write the page there")

@@ -2,11 +2,11 @@
 
     python peer_nncf.py FOLDER KIND BATCH DESCRIPTOR
 
-FOLDER has `model.pt2`, a module exported for batches of BATCH examples, and `calibration.npz`, `selection.npz` and
-`certification.npz` with its inputs and, last, what is right. KIND says what is graded: "classes", by accuracy, or
-"pairs", by Spearman's correlation. What is asked comes as lines of JSON: ["make", drop] makes a model that drops at
-most so much on the examples for selection, and answers its bytes and the seconds; ["outputs"] writes `outputs.npy`, the
-outputs for the examples that certify; ["turn"] answers the milliseconds of a batch.
+FOLDER has `model.pt2`, a module exported for batches of BATCH examples, and `calibration.npz`, `selection.npz`,
+`certification.npz` and `timed.npz` with its inputs and, last, what is right. KIND says what is graded: "classes", by
+accuracy, or "pairs", by Spearman's correlation. What is asked comes as lines of JSON: ["make", drop] makes a model that
+drops at most so much on the examples for selection, and answers its bytes and the seconds; ["outputs"] writes
+`outputs.npy`, the outputs for the examples that certify; ["turn"] answers the milliseconds of the batch that is timed.
 """
 
 import sys
@@ -74,8 +74,8 @@ class Control:
         np.save(self.folder / "outputs.npy", np.concatenate(found))
 
     def turn(self) -> float:
-        """The time of the first batch."""
-        inputs = self.lots("selection")[0][:-1]
+        """The time of a batch."""
+        inputs = self.lots("timed")[0][:-1]
         return turn(lambda: self.request.infer(inputs))
 
 

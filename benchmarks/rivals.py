@@ -156,9 +156,12 @@ class NNCF(Peer):
         for name in ("calibration", "selection", "certification"):
             parts = tensors(padded(getattr(self.lots, name)))
             np.savez(self.place / f"{name}.npz", *(part.numpy() for part in parts))
-        inputs = tensors(each(self.lots.calibration, lambda part: part[:BATCH]))[:-1]
-        torch.export.save(torch.export.export(self.original, inputs), self.place / "model.pt2")
+        np.savez(self.place / "timed.npz", *(part.numpy() for part in tensors(self.subject.few)))
         kind = "classes" if self.subject.by.name == "accuracy" else "pairs"
+        inputs = tensors(each(self.lots.calibration, lambda part: part[:BATCH]))[:-1]
+        length = {2: torch.export.Dim.AUTO} if kind == "pairs" else None  # or it would run on padding alone
+        program = torch.export.export(self.original, inputs, dynamic_shapes=(length,) * len(inputs))
+        torch.export.save(program, self.place / "model.pt2")
         return Process(self.python, "peer_nncf.py", self.place, kind, BATCH)
 
     def within(self, budget: Budget) -> Row:

@@ -50,7 +50,7 @@ class Subject:
     """A model, its data and its metric; `exact` is more data, to measure the drop on again.
 
     `uniform` are recipes that do the same to every layer; `opened` reads a folder that lissom saved, and `timed` gives
-    what is timed of it.
+    what is timed of it: of a module how it runs on `few`.
     """
 
     title: str
@@ -61,6 +61,7 @@ class Subject:
     opened: Callable[[Path], nn.Module]
     timed: Callable[[Path], Run]
     exact: Batch | None = None
+    few: Batch | None = None
 
     def searched(self, lots: Split) -> ModuleSubject | LanguageSubject:
         """As `optimize` sees it."""
@@ -126,9 +127,11 @@ def named(name: str, steps: Sequence[Any]) -> Recipe:
     return Recipe.of({"name": name, "steps": list(steps)})
 
 
-def module(title: str, model: nn.Module, data: Batch, by: Metric, exact: Batch | None = None) -> Subject:
-    """A module, timed on a batch."""
-    few = each(data, lambda part: part[:BATCH])
+def module(
+    title: str, model: nn.Module, data: Batch, by: Metric, exact: Batch | None = None, few: Batch | None = None
+) -> Subject:
+    """A module, timed on a batch: a few of the examples unless others are given."""
+    few = each(data, lambda part: part[:BATCH]) if few is None else few
 
     def opened(folder: Path) -> nn.Module:
         return lower(lissom.load(folder, model=model))
@@ -136,8 +139,8 @@ def module(title: str, model: nn.Module, data: Batch, by: Metric, exact: Batch |
     def timed(folder: Path) -> Run:
         return partial(torch.inference_mode()(call), opened(folder), few)
 
-    uniform = uniform_module(model)
-    return Subject(title=title, model=model, data=data, by=by, uniform=uniform, opened=opened, timed=timed, exact=exact)
+    told = {"title": title, "model": model, "data": data, "by": by, "exact": exact, "few": few}
+    return Subject(**told, uniform=uniform_module(model), opened=opened, timed=timed)
 
 
 def uniform_module(model: nn.Module) -> list[Recipe]:
@@ -201,7 +204,10 @@ def pairs(shared: Path) -> Subject:
     data = {name: tokens[name].unflatten(0, (-1, 2)) for name in ("input_ids", "attention_mask")}
     data["labels"] = torch.cat([torch.from_numpy(said) for _, _, said in files]).float()
     model = Pairs(encoder.Encoder(encoder.bert(home))).eval()
-    return module("all-MiniLM-L6-v2", model, data, SPEARMAN)
+    few = each(data, lambda part: part[:BATCH])
+    longest = int(few["attention_mask"].sum(-1).max())  # a batch by itself is padded no further
+    few |= {name: few[name][..., :longest] for name in ("input_ids", "attention_mask")}
+    return module("all-MiniLM-L6-v2", model, data, SPEARMAN, few=few)
 
 
 SUBJECTS: dict[str, Callable[[Path], Subject]] = {
