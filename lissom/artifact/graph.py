@@ -183,7 +183,7 @@ class Program(fx.GraphModule):
         return made
 
 
-def stood_for(program: torch.export.ExportedProgram, layers: Mapping[str, nn.Module], kind: str) -> Program:
+def module_of(program: torch.export.ExportedProgram, layers: Mapping[str, nn.Module], kind: str) -> Program:
     """A program as a module of a class that is called so, in which what were operators are these layers."""
     whole: Any = program.module(check_guards=False)
     for name, layer in layers.items():
@@ -220,4 +220,4 @@ def run_graph(
         raise ArtifactError(
             f"{file} cannot be run by torch {torch.__version__} ({reason(error)}); load it with model="
         ) from None
-    return stood_for(program, layers, kind).eval()
+    return module_of(program, layers, kind).eval()
