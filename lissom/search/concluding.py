@@ -28,6 +28,7 @@ from lissom.search.subject import Subject
 from lissom.search.trying import Terms, Tried, cost, noted, standing, values, worth_certifying
 
 SMALLEST, FASTEST, CHEAPEST = "smallest", "fastest", "cheapest"  # of those that are certified
+ALIKE = 1.02  # times the least cost, which turns do not tell apart
 TURNS = 3  # times as many rounds for those that passed: they may differ by less than what tells them from the original
 
 
@@ -95,7 +96,14 @@ def leaders(passed: Sequence[Judged], terms: Terms) -> dict[str, Judged]:
     }
     near = {told: may_lead(passed, weights) for told, weights in wanted.items()}
     paid = by_all_turns(list({one.tried.point.name: one for own in near.values() for one in own}.values()), terms)
-    return {told: min(near[told], key=partial(paid, weights)) for told, weights in wanted.items()}
+    return {told: cheapest(near[told], partial(paid, weights)) for told, weights in wanted.items()}
+
+
+def cheapest(near: Sequence[Judged], paid: Callable[[Judged], float]) -> Judged:
+    """The one that costs least, and of those that cost as good as the same the smallest."""
+    costs = [paid(one) for one in near]
+    alike = [one for one, own in zip(near, costs, strict=True) if own <= ALIKE * min(costs)]
+    return min(alike, key=lambda one: one.tried.point.nbytes)
 
 
 def may_lead(passed: Sequence[Judged], weights: Mapping[str, float]) -> list[Judged]:
