@@ -28,6 +28,14 @@ class Frozen(nn.Module):
         for name, part in weight.parts().items():
             self.register_buffer("part" + name, part)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Frozen":
+        def moved(tensor: Tensor) -> Tensor:
+            found = fn(tensor)
+            return found if found.dtype == tensor.dtype else tensor.to(found.device)  # never cast
+
+        super()._apply(moved, recurse)  # type: ignore[no-untyped-call]
+        return self
+
     def weight(self) -> Weight:
         """The weight itself; its tensors are the buffers."""
         parts = {name.removeprefix("part"): part for name, part in self.named_buffers(recurse=False)}
@@ -144,8 +152,8 @@ def compressed_kind(layer: nn.Module) -> type[CompressedLayer] | None:
 
 
 def scale_of(layer: nn.Module) -> float:
-    """The number that an embedding multiplies its rows by; 1 for all other layers."""
-    return float(getattr(layer, SCALE, 1.0))
+    """The number that an embedding multiplies its rows by, as its type can hold it; 1 for all other layers."""
+    return float(torch.tensor(getattr(layer, SCALE, 1.0), dtype=getattr(layer, "dtype", torch.float64)))
 
 
 def matrix_of(layer: nn.Module) -> Float[Tensor, "o i"]:

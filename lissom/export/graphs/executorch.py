@@ -12,7 +12,7 @@ from typing import Any
 
 from lissom.errors import ModelError, RecipeError, reason
 from lissom.export.graphs.layers import EXECUTORCH, stand
-from lissom.export.graphs.program import followed, quietly, signature_of
+from lissom.export.graphs.program import followed, in_float32, quietly
 from lissom.export.handover import Given
 from lissom.files import replacing
 from lissom.formats import Weight
@@ -48,8 +48,9 @@ def write(
         raise ModelError(
             "executorch: needs the package executorch; install it with `pip install lissom[executorch]`"
         ) from None
+    signature, model = in_float32(given, taken)
     with quietly():
-        program = followed(stand(given.changed(taken), EXECUTORCH), signature_of(given), given, most)
+        program = followed(stand(model, EXECUTORCH), signature, given, most)
         try:
             edge = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
             made = edge.to_executorch()

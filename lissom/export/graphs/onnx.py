@@ -16,7 +16,7 @@ import torch
 from lissom.errors import ArtifactError, ModelError, reason
 from lissom.export.graphs.layers import AS_ASKED, stand
 from lissom.export.graphs.nodes import HALVES
-from lissom.export.graphs.program import axes_of, followed, names_of, quietly, signature_of
+from lissom.export.graphs.program import axes_of, followed, in_float32, names_of, quietly
 from lissom.export.handover import Given
 from lissom.files import replacing
 from lissom.formats import Weight
@@ -73,9 +73,9 @@ def program(given: Given, taken: Mapping[str, Weight], target: str, asks: Mappin
         raise ModelError(
             f"{target}: needs the package onnxscript; install it with `pip install lissom[{target}]`"
         ) from None
-    signature, model = signature_of(given), stand(given.changed(taken), asks)
+    signature, model = in_float32(given, taken)
     with quietly():
-        graph = followed(model, signature, given)
+        graph = followed(stand(model, asks), signature, given)
         try:
             made: Any = torch.onnx.export(
                 graph,

@@ -8,15 +8,19 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
+from torch.utils._pytree import tree_map_only
 
 from lissom.artifact.datatypes import DATATYPES
 from lissom.artifact.graph import named_outputs
 from lissom.errors import ModelError, reason
 from lissom.export.handover import Given
+from lissom.formats import Weight
 from lissom.models.experts import unchosen
 
+WIDE = {"FP16": "FP32", "BF16": "FP32"}
+HALVES = (torch.float16, torch.bfloat16)
 SOME = 2  # of what there may be any number of, in the example that is followed
 LANGUAGE = {
     "inputs": [{"name": "input_ids", "datatype": "INT64", "shape": [-1, -1]}],
@@ -50,6 +54,29 @@ def signature_of(given: Given) -> Mapping[str, Any]:
     if given.opened.signature is None:
         raise ModelError(f"{given.folder} does not say what goes in; save it with example=a batch to hand it over")
     return given.opened.signature
+
+
+def in_float32(given: Given, taken: Mapping[str, Weight]) -> tuple[Mapping[str, Any], nn.Module]:
+    """What goes in and out, and the model with its weights as a target takes them; what was in 16 bits is in float32.
+
+    Few runtimes compute in 16 bits on a processor. Compressed weights stay what they are.
+    """
+    told, model = signature_of(given), given.changed(taken)
+    signature = {
+        side: [{**one, "datatype": WIDE.get(one["datatype"], one["datatype"])} for one in told[side]]
+        for side in ("inputs", "outputs")
+    }
+    model._apply(lambda tensor: tensor.float() if tensor.dtype in HALVES else tensor)
+    if isinstance(model, fx.GraphModule):  # which has written down what it casts to
+        for node in model.graph.nodes:
+            node.args, node.kwargs = tree_map_only(torch.dtype, wide, (node.args, node.kwargs))
+        model.recompile()
+    return signature, model
+
+
+def wide(kind: torch.dtype) -> torch.dtype:
+    """The type to compute in instead of another."""
+    return torch.float32 if kind in HALVES else kind
 
 
 def names_of(signature: Mapping[str, Any], side: str) -> list[str]:

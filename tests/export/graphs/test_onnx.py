@@ -107,6 +107,31 @@ def test_a_convolutional_network_takes_batches_of_any_size(tmp_path: Path) -> No
         assert apart(answers(done.out, x)["output"], load(tmp_path / "cnn")(x).detach()) < 2e-6
 
 
+class Mixed(nn.Module):
+    """One layer is asked of which type its inputs should be."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.norm = nn.Embedding(32, 64), nn.LayerNorm(64)
+        self.along, self.head = nn.Conv1d(64, 64, 3, padding=1), nn.Linear(64, 5)
+
+    def forward(self, index: Tensor) -> Tensor:
+        x = self.norm(self.words(index)).float().mT
+        return self.head(self.along(x.to(self.along.weight.dtype)).mean(2))
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+def test_a_module_in_16_bits_becomes_one_in_32(kind: torch.dtype, tmp_path: Path) -> None:
+    from lissom import load, quantize_model, save
+
+    index = torch.randint(32, (4, 7))
+    folder = save(quantize_model(Mixed().to(kind)), tmp_path / "half", example=index)
+    assert load(folder)(index).dtype == kind
+    found = answers(export(folder).out, index)["output"]
+    assert found.dtype == np.float32
+    assert apart(found, load(folder, model=Mixed()).float()(index).detach()) < 2e-6  # its weights are the same
+
+
 def test_a_text_encoder(text_encoder: Callable[..., Path], tmp_path: Path) -> None:
     from lissom import compress_model, load, save
 
