@@ -81,7 +81,7 @@ class CompressedLayer(nn.Module):
         return weight
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "CompressedLayer":
-        self.geometry["dtype"] = fn(torch.empty(0, dtype=self.dtype)).dtype
+        self.geometry["dtype"] = fn(torch.empty(0, dtype=self.dtype, device="cpu")).dtype
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
@@ -153,7 +153,7 @@ def compressed_kind(layer: nn.Module) -> type[CompressedLayer] | None:
 
 def scale_of(layer: nn.Module) -> float:
     """The number that an embedding multiplies its rows by, as its type can hold it; 1 for all other layers."""
-    return float(torch.tensor(getattr(layer, SCALE, 1.0), dtype=getattr(layer, "dtype", torch.float64)))
+    return float(torch.tensor(getattr(layer, SCALE, 1.0), dtype=getattr(layer, "dtype", torch.float64), device="cpu"))
 
 
 def matrix_of(layer: nn.Module) -> Float[Tensor, "o i"]:
