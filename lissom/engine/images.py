@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 
 from lissom.engine.kernels import native
 from lissom.engine.kernels.conv import PanelConv
-from lissom.engine.maps import Flow, Operation, Pool, overwritten, read
+from lissom.engine.maps import FLOATS, Flow, Operation, Pool, overwritten, read
 from lissom.engine.patches import Packed
 from lissom.engine.stand_in import StandIn, stand_in
 from lissom.engine.steps import Plan
@@ -140,7 +140,10 @@ class NativeImages(StandIn):
 
 
 class Images(nn.Module):
-    """A region of a graph as a program, made for each size of images; other inputs than floats go through PyTorch."""
+    """A region of a graph as a program, made for each size of images; other inputs than floats go through PyTorch.
+
+    Inputs of 16 bits are computed with in 32, and what comes out is rounded to theirs.
+    """
 
     def __init__(self, region: Region, parts: Mapping[str, Any], kernel: str | None = None) -> None:
         super().__init__()
@@ -158,10 +161,10 @@ class Images(nn.Module):
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> tuple[Tensor, ...]:
         """What is read outside of the region."""
-        plan = self._plan(x) if x.dim() == 4 and x.dtype == torch.float32 and x.device.type == "cpu" else None
+        plan = self._plan(x) if x.dim() == 4 and x.dtype in FLOATS and x.device.type == "cpu" else None
         if plan is None:
             return self.alone(x)  # type: ignore[no-any-return]
-        return self._run(plan, x.detach())
+        return tuple(made.to(x.dtype) for made in self._run(plan, x.detach().float()))
 
     def _plan(self, x: Tensor) -> Plan | None:
         size, plans = tuple(x.shape[1:]), self._plans

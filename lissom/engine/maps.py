@@ -22,6 +22,7 @@ from lissom.models.trace import name_of
 
 GATES = {"silu": 0, "relu": 2, "gelu": 3, "relu6": 4, "hardswish": 5}  # as step.h counts them
 NONE = 6
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)  # that are computed with in float32
 HOLDING = (PanelConv, CompressedConv, nn.Conv2d, nn.BatchNorm2d)  # what is worth to be looked for in a module
 
 
@@ -117,12 +118,12 @@ def conv2d(
 ) -> Conv | None:
     """A convolution of floats."""
     tensors = isinstance(weight, Tensor) and (bias is None or isinstance(bias, Tensor))
-    if not tensors or weight.dtype != torch.float32:
+    if not tensors or weight.dtype not in FLOATS:
         return None
     reach = [d * (k - 1) + 1 for d, k in zip(pair(dilation), weight.shape[2:], strict=True)]
     return Conv(
-        weight=weight.detach(),
-        bias=None if bias is None else bias.detach(),
+        weight=weight.detach().float(),
+        bias=None if bias is None else bias.detach().float(),
         stride=pair(stride),
         pads=zeros_around(padding if isinstance(padding, str) else pair(padding), reach),
         dilation=pair(dilation),

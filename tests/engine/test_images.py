@@ -337,6 +337,20 @@ def test_a_module_that_cannot_be_traced_has_programs_inside() -> None:
     assert type(made.body) is NativeImages
 
 
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+def test_images_of_16_bits_are_computed_with_in_32(kind: torch.dtype) -> None:
+    torch.manual_seed(0)
+    net = NETS["residual"]()
+    x = torch.randn(2, 3, 16, 16).to(kind)
+    made = lowered(net.to(kind), INT8)
+    found = made(x)
+    assert found.dtype == kind
+    (part,) = images(made)
+    assert all(plan is not None for plan in part._plans.values())
+    assert len(part._plans) == 1
+    torch.testing.assert_close(found, made.model(x), rtol=0.05, atol=0.05)  # layer by layer, rounded between them
+
+
 def test_one_that_learns_and_other_inputs_go_through_pytorch() -> None:
     torch.manual_seed(0)
     made = lowered(NETS["residual"](), INT8)
