@@ -65,6 +65,8 @@ def again(rows: Sequence[Row], subject: Subject, place: Path, rivals: Sequence[R
     kept, turns = list[Row](), dict[str, Callable[[], float]]()
     for row in rows:
         name, rival = row["name"], by_name.get(row["name"])
+        if rival is None and not name.startswith("lissom"):
+            raise SystemExit(f"budget: WORK holds {name!r}, timed by its own tool; give --nncf or --autoscheme")
         if rival is not None and not isinstance(rival, Uniform):
             row = {"budget": row["budget"], "name": name, **rival.within(lissom.Budget(max_drop=row["budget"]))}
         kept.append(row)

@@ -17,7 +17,7 @@ def compressible(model: nn.Module, prefix: str = "") -> dict[str, nn.Module]:
     """The layers by dotted name, in the order of the module tree: torch.nn's own, and those already compressed.
 
     Subclasses are left alone: their code may read the weight in ways of its own (attention's output projection does).
-    Those of embeddings that do nothing but scale their rows are known. So are layers that were told to be (`leave`).
+    Those of embeddings that do nothing but scale their rows are known. What `leave` has named is left alone too.
     """
     found = {}
     for name, module in model.named_modules():
