@@ -1,9 +1,8 @@
 """What the end loss says about the outputs of layers: one backward pass, of which a few sums stay.
 
-The loss is the model's own: the likelihood of labels drawn from what it predicts, so that the gradients' second moments
-are the Fisher information, the curvature of the KL divergence to the model as it is (Martens, JMLR 2020,
-arXiv:1412.1193, section 5). Of outputs that are no class scores it is their product with noise: the second moment of
-its gradients is the Gauss-Newton matrix of the squared error (same, section 8).
+The loss is the product of what the model says with random vectors, such that the gradients' second moments are the
+Fisher information, the curvature of the KL divergence to the model as it is (Martens, JMLR 2020, arXiv:1412.1193,
+section 5). Of outputs that are no class scores they are the Gauss-Newton matrix of the squared error (same, section 8).
 
 Shapes: n rows, o outputs of a layer, v classes.
 """
@@ -18,11 +17,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lissom.calibrate.observe import CONVOLUTIONS, looks_up, rows
-from lissom.formats import matrix_of, scale_of
-from lissom.statistics import Fisher, add_square
+from lissom.formats import scale_of
+from lissom.statistics import Fisher
 
 LARGEST = 100.0  # times the mean: no single row may outweigh so many
-WIDE = 4096  # outputs beyond which `Pull` keeps only a diagonal
+ROWS, NUMBERS = 4096, 2**25  # of a layer that `Rows` keeps at most, and of all gradients in them
 
 
 @runtime_checkable
@@ -63,38 +62,72 @@ class Heard:
 
 
 @dataclass(slots=True)
-class Pull:
-    """Of one layer: Σ g gᵀ over all rows, or its diagonal where that is wide; of an embedding how often each came.
+class Rows:
+    """Of one layer: rows of what it is given, drawn from all, and the gradients at what comes of them.
 
-    Unlike in `Heard`, no row counts for more because its input is large. The gradients are at the product with the
-    matrix, before it is scaled.
+    The gradients are at the product with the matrix, before it is scaled. Of an embedding, rows are entries' numbers.
+
+    Args:
+        most: how many are kept; about half as many, or all where there are fewer.
     """
 
-    n: int
-    ggt: Float[Tensor, "o o"] | Float[Tensor, " o"]
-    entries: Float[Tensor, " e"] | None = None
+    most: int
+    n: int = 0
+    share: float = 1.0
+    parts: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
+    draw: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))
 
     @classmethod
-    def of(cls, layer: nn.Module, y: Tensor) -> "Pull":
-        """Nothing heard yet of a layer with such an output."""
+    def of(cls, layer: nn.Module, y: Tensor) -> "Rows":
+        """None yet of a layer with such an output."""
         o = by_row(layer, y).shape[1]
-        return cls(0, torch.zeros((o, o) if o <= WIDE else (o,), device=y.device), entries_of(layer, y.device))
+        return cls(max(2, min(ROWS, NUMBERS // o)))
 
     def see(self, layer: nn.Module, x: Tensor, g: Tensor) -> None:
         """Take in a batch: the layer's input, and the gradient at its output."""
-        g = by_row(layer, g).float() * scale_of(layer)
-        self.n += g.shape[0]
-        if self.ggt.dim() == 2:
-            add_square(self.ggt, g)
-        else:
-            self.ggt += g.square().sum(0)
-        if self.entries is not None:
-            self.entries += torch.bincount(x.flatten(), minlength=len(self.entries))
+        g = by_row(layer, g)
+        number = torch.rand(len(g), generator=self.draw, device="cpu")
+        here = (number < self.share).nonzero().flatten()
+        chosen = here.to(g.device)
+        x = given(layer, x)[chosen]
+        self.parts.append(
+            (number[here], x.float() if x.is_floating_point() else x, g[chosen].float() * scale_of(layer))
+        )
+        self.n += len(g)
+        while sum(len(number) for number, _, _ in self.parts) > self.most:
+            self.share /= 2
+            kept = [(number < self.share).nonzero().flatten() for number, _, _ in self.parts]
+            self.parts = [
+                (number[chosen], x[chosen.to(x.device)], g[chosen.to(g.device)])
+                for chosen, (number, x, g) in zip(kept, self.parts, strict=True)
+            ]
+
+    @property
+    def kept(self) -> float:
+        """Which share of all rows."""
+        return sum(len(number) for number, _, _ in self.parts) / max(self.n, 1)
+
+    @property
+    def together(self) -> tuple[Tensor, Float[Tensor, "n o"]]:
+        """All rows that are kept, (n, i), of each group where a convolution has several, and their gradients."""
+        if len(self.parts) > 1:
+            number, x, g = (torch.cat(part) for part in zip(*self.parts, strict=True))
+            self.parts = [(number, x, g)]
+        _, x, g = self.parts[0]
+        return x, g
 
 
-def entries_of(layer: nn.Module, device: torch.device) -> Float[Tensor, " e"] | None:
-    """No count yet for each entry of an embedding."""
-    return torch.zeros(len(matrix_of(layer)), device=device) if looks_up(layer) else None
+def given(layer: nn.Module, x: Tensor) -> Tensor:
+    """What a layer is given, by rows: entries of an embedding, else (n, i), or of several groups (n, groups, i)."""
+    if looks_up(layer):
+        return x.flatten()
+    found, groups = rows(layer, x), int(getattr(layer, "groups", 1))
+    if groups == 1:
+        return found
+    spatial: int = len(layer.kernel_size)  # type: ignore[arg-type]
+    batch = x.shape[0] if x.dim() > spatial + 1 else 1
+    by_place: Tensor = found.unflatten(0, (batch, groups, -1)).transpose(1, 2).flatten(0, 1)
+    return by_place
 
 
 def by_row(layer: nn.Module, y: Tensor) -> Float[Tensor, "n o"]:
@@ -150,10 +183,16 @@ def hear(
 
 
 def end_loss(said: Tensor, scores: bool, generator: torch.Generator) -> Tensor:
-    """The loss at what a model says: of class scores (..., v) the surprise at labels drawn from them, else noise."""
-    if not scores:
-        noise = torch.empty_like(said, requires_grad=False).normal_(generator=generator)
-        return (said * noise).sum()
-    surprise = -said.float().log_softmax(-1).flatten(0, -2)
-    drawn = torch.multinomial(surprise.detach().neg().exp(), 1, generator=generator)
-    return surprise.gather(1, drawn).sum()
+    """The loss at what a model says: its product with random vectors u.
+
+    Of class scores (..., v) the second moment of u is the Fisher information of the softmax, diag(p) - p pᵀ, else the
+    identity. They are made of random signs s: u = √p s - p (√p · s), or s. Labels drawn from p would do the same on the
+    average, but where a model is nearly sure all would hang on the few that are hardly ever drawn.
+    """
+    with torch.no_grad():
+        u = torch.empty_like(said, dtype=torch.float32).bernoulli_(0.5, generator=generator).mul_(2).sub_(1)
+        if scores:
+            p = said.float().softmax(-1)
+            u.mul_(p.sqrt())
+            u.addcmul_(p, u.sum(-1, keepdim=True), value=-1)
+    return said.float().flatten() @ u.flatten()

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Mapping
 import torch
 from torch import nn
 
-from lissom.calibrate.gradients import WIDE
+from lissom.calibrate.gradients import NUMBERS, ROWS
 from lissom.formats import matrix_of
 from lissom.models import Checkpoint, Family, compressible
 from lissom.models.families import at
@@ -54,20 +54,22 @@ def kept(family: Family, model: nn.Module, names: Collection[str], rows: int, sp
 
 
 def judged(checkpoint: Checkpoint, model: nn.Module, names: Collection[str], guided: Collection[str], rows: int) -> int:
-    """Bytes of what candidates are judged by, of one part at a time; the head's too where that is the embedding."""
+    """Bytes of what candidates are judged by, of one part at a time; the head's too where that is the embedding.
+
+    Rows, and what comes of them through what a candidate changes: with its product with the slopes, twice as wide.
+    """
     family = checkpoint.family
-    pulls = {name: pull(model, name, name == family.embedding) for name in names}
-    beside = pull(model, family.head, False) if checkpoint.config.tie_word_embeddings else 0
-    working = 2 * max(beside, most(pulls.values()))
+    held = {name: judges(model, name, name == family.embedding, rows) for name in names}
+    beside = judges(model, family.head, False, rows) if checkpoint.config.tie_word_embeddings else 0
+    working = 2 * max(beside, most(held.values()))
     made = kept(family, model, guided, 0, True) + FLOAT * rows * len(guided)
-    return FLOAT * (most(by_part(family, pulls)) + beside + working) + made
+    return FLOAT * (most(by_part(family, held)) + beside + working) + made
 
 
-def pull(model: nn.Module, name: str, looked_up: bool) -> int:
-    """Numbers in the second moment of the gradients at a layer's outputs, or in its diagonal."""
-    entries, width = matrix_of(at(model, name)).shape
-    o = width if looked_up else entries
-    return (o**2 if o <= WIDE else o) + looked_up * entries
+def judges(model: nn.Module, name: str, looked_up: bool, rows: int) -> int:
+    """Numbers in the rows of a layer that its candidates are judged by, and in their slopes."""
+    o, i = matrix_of(at(model, name)).shape
+    return min(rows, ROWS, NUMBERS // o) * (i + o) if not looked_up else min(rows, ROWS, NUMBERS // i) * (i + 1)
 
 
 def by_part(family: Family, sizes: Mapping[str, int]) -> list[int]:

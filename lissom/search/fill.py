@@ -1,13 +1,15 @@
 """Filling a bank: one pass over the data, in which every form of every layer is made, and what each would cost is seen.
 
-Of a module in memory that is measured, a unit at a time in another form (`yardstick.py`). Of a language model on disk,
-whose blocks come and go, it is foreseen (`sensitivity.py`).
+Of a module in memory that is foreseen by its slopes (`tangent.py`), and where a form leads too far for that it is
+measured, a unit at a time (`yardstick.py`). Of a language model on disk, whose blocks come and go, it is foreseen by
+products of second moments (`sensitivity.py`).
 
 Shapes: n windows, t tokens.
 """
 
 import copy
-from collections.abc import Collection, Mapping, Sequence
+import math
+from collections.abc import Collection, Iterator, Mapping
 from itertools import chain
 from typing import Any
 
@@ -21,7 +23,7 @@ from lissom.compress.layers import look, steps_on
 from lissom.compress.norms import apply, remember, remembered
 from lissom.compress.plan import wanted
 from lissom.engine.cache import kind_of_cache
-from lissom.errors import DataError, RecipeError
+from lissom.errors import DataError, LissomError, RecipeError
 from lissom.formats import Weight
 from lissom.models import Checkpoint, compressible, replace, weight_of
 from lissom.models.attention import attend_in_8_bits
@@ -29,8 +31,8 @@ from lissom.progress import Progress, Tell
 from lissom.search.bank import Bank
 from lissom.search.foresee import streamed
 from lissom.search.forms import CACHE, HELD
-from lissom.search.prefix import Prefix
 from lissom.search.sensitivity import Option, Steps
+from lissom.search.tangent import Tangent
 from lissom.search.yardstick import Yardstick
 from lissom.statistics import Gram
 from lissom.techniques import NORM
@@ -38,6 +40,7 @@ from lissom.techniques.recover.norms import Norm
 
 Made = tuple[Weight, Norm | None]  # of a layer, and what the batch norm behind it is to remember
 
+FAR = {True: 0.1, False: 0.001}  # nats, or share of the outputs' power: beyond it slopes do not tell (docs/log.md)
 TOKENS = 4096  # of the data, on which the cache is looked at
 
 
@@ -52,8 +55,10 @@ def fill_from_module(
     layers, missing = compressible(model), bank.missing()
     kinds = wanted({layer: [step for f in forms for step in bank.forms[layer][f]] for layer, forms in missing.items()})
     seen = look(model, {layer: layers[layer] for layer in kinds}, kinds, data) if kinds else {}
-    for done, (unit, own) in enumerate(bank.units.items(), 1):
-        made: dict[str, dict[str, Made]] = {}
+    units = {unit: own for unit, own in bank.units.items() if any(layer in missing for layer in own)}
+    there = len(bank.units) - len(units)
+    for done, (unit, tangent) in enumerate(with_slopes(units, model, norms, yardstick), there + 1):
+        own, made = units[unit], dict[str, dict[str, Made]]()
         for form in bank.forms[unit]:
             if not any(form in missing.get(layer, ()) for layer in own):
                 continue
@@ -62,9 +67,8 @@ def fill_from_module(
             except RecipeError as refusal:
                 for layer in own:
                     bank.refuse(layer, form, refusal)
-        far = dict.fromkeys(made, 0.0)
         changing = {form: with_forms(model, whole, norms) for form, whole in made.items() if bank.forms[unit][form]}
-        far |= zip(changing, apart_by(model, own, list(changing.values()), yardstick), strict=True)
+        far = dict.fromkeys(made, 0.0) | how_far(own, changing, tangent, yardstick)
         for form, whole in made.items():
             for layer, (weight, norm) in whole.items():
                 nbytes = 0 if layer != unit and weight is whole[unit][0] else weight.nbytes
@@ -73,16 +77,29 @@ def fill_from_module(
         tell(Progress(stage="calibrate", text=unit, done=done, total=len(bank.units)))
 
 
-def apart_by(
-    model: nn.Module, layers: Collection[str], changed: Sequence[nn.Module], yardstick: Yardstick
-) -> list[float]:
-    """How far twins of a module are from the original, with some layers in other forms; what comes before is shared."""
-    if not changed:
-        return []
-    prefix = Prefix(model, layers)
-    for one in changed:
-        prefix.let(one)
-    return yardstick.distances(changed, prefix)
+def with_slopes(
+    units: Mapping[str, tuple[str, ...]], model: nn.Module, norms: Mapping[str, str], yardstick: Yardstick
+) -> Iterator[tuple[str, Tangent | None]]:
+    """Each unit, with the slopes at its layers, if the module has any and an example alone may go through it."""
+    tangent = Tangent(model, norms, yardstick)
+    try:
+        tangent.look([layer for own in units.values() for layer in own], 1)
+    except (LissomError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError):
+        yield from ((unit, None) for unit in units)
+        return
+    for lot in tangent.lots(units):
+        yield from ((unit, tangent) for unit in lot)
+
+
+def how_far(
+    layers: Collection[str], changed: Mapping[str, nn.Module], tangent: Tangent | None, yardstick: Yardstick
+) -> dict[str, float]:
+    """How far twins with some layers in other forms are, foreseen where the slopes tell and else measured."""
+    found = dict.fromkeys(changed, math.inf)
+    if tangent is not None:
+        found = dict(zip(changed, tangent.distances(layers, list(changed.values())), strict=True))
+    bound = FAR[yardstick.by.logits]
+    return {form: far if far < bound else yardstick.distance(changed[form]) for form, far in found.items()}
 
 
 def with_forms(model: nn.Module, made: Mapping[str, Made], norms: Mapping[str, str]) -> nn.Module:

@@ -15,7 +15,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from lissom.artifact.fingerprint import of_code, of_json, of_model, of_tensors
-from lissom.calibrate.gradients import Heard, Pull
+from lissom.calibrate.gradients import Heard, Rows
 from lissom.calibrate.observe import looks_up
 from lissom.calibrate.spill import Spill
 from lissom.calibrate.stream import Stream
@@ -30,7 +30,7 @@ from lissom.models.experts import check_unrouted
 from lissom.models.families import at
 from lissom.progress import Progress, Tell, quiet
 from lissom.search.sensitivity import Found, Keep, Option, Seen, Steps, fitting, kinds_of, options
-from lissom.statistics import Gram, Statistic
+from lissom.statistics import Statistic
 
 LOT = 4  # windows at a time
 Kinds = dict[str, set[type[Statistic]]]
@@ -96,7 +96,7 @@ def streamed(
     if max_ram is not None:
         bound(stream, candidates, max_ram)
     if checkpoint.config.tie_word_embeddings and family.embedding in candidates:
-        kinds[family.head] = {Gram}
+        kinds[family.head] = set()
     check_unrouted(stream.model, back(kinds))
     guided = {at(stream.model, name) for name in back(kinds)}
     more: list[Seen] = []
@@ -135,17 +135,17 @@ def rooms_back(
 class Ears:
     """What is heard of a layer: what its candidates are judged by, and where they ask for it what they are made by."""
 
-    pull: Pull
+    rows: Rows
     heard: Heard | None
 
     @classmethod
     def of(cls, layer: nn.Module, y: Tensor, guided: bool) -> "Ears":
         """Nothing heard yet of a layer with such an output."""
-        return cls(Pull.of(layer, y), Heard.of(layer, y) if guided and not looks_up(layer) else None)
+        return cls(Rows.of(layer, y), Heard.of(layer, y) if guided and not looks_up(layer) else None)
 
     def see(self, layer: nn.Module, x: Tensor, g: Tensor) -> None:
         """Take in a batch: the layer's input, and the gradient at its output."""
-        self.pull.see(layer, x, g)
+        self.rows.see(layer, x, g)
         if self.heard is not None:
             self.heard.see(layer, x, g)
 
@@ -158,7 +158,7 @@ def seen_of(stream: Stream, name: str, part: nn.Module, kinds: Kinds, ears: Mapp
         layers = dict.fromkeys(layers, part)
     heard = {own: found.heard for own, found in ears.items() if found.heard is not None}
     inputs = seen_in(stream, name, part, layers, {own: kinds[own] for own in layers}, heard)
-    return {own: Seen(inputs=inputs.get(own, {}), pull=ears[own].pull) for own in layers}
+    return {own: Seen(inputs=inputs.get(own, {}), rows=ears[own].rows) for own in layers}
 
 
 def fingerprint(checkpoint: Checkpoint, windows: Int[Tensor, "n t"]) -> str:

@@ -29,6 +29,9 @@ PREFERENCES: dict[str, dict[str, float]] = {
     "decode": {"decode": 1},
 }
 FINE = 1_000_000  # steps of cost between nothing and all in the safe form
+TIE = (
+    0.01  # what bytes count for beside time where they were to count for nothing: among equally fast the small one wins
+)
 PRIOR, LEAST, MOST = 0.05, 0.2, 5.0  # weight of a = 1, and its bounds
 Prefer = str | Mapping[str, float]
 
@@ -70,7 +73,8 @@ class Problem:
         latencies: Latencies,
         weights: Mapping[str, float],
     ) -> "Problem":
-        """The problem of a bank."""
+        """The problem of a bank; where bytes do not count, they break ties."""
+        weights = {"size": TIE, **weights}
         base = dict.fromkeys(bank.units, SAFE)
         whole = {"size": float(sum(bank.options[unit][SAFE].nbytes for unit in base)), **times(latencies.base)}
         forms = {unit: list(options) for unit, options in bank.options.items()}

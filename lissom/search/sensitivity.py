@@ -1,22 +1,17 @@
 """Sensitivity: what every candidate for every layer would cost, foreseen from one pass over the data.
 
-    error = tr((W - V) H (W - V)ᵀ) / tr(W H Wᵀ)                    H = E[x xᵀ]
-    KL    = ½ tr(G (W - V) H (W - V)ᵀ)                             G = E[g gᵀ],  g = ∂ -log p(y) / ∂(W x),  y ~ p
+    error = Σ ‖D x‖² / Σ ‖W x‖²                                     D = W - (what a candidate makes of it)
+    KL    = ½ Σ (g · D x)² per prediction                           g = ∂ uᵀf / ∂ (W x)
 
-The second is the quadratic of the Fisher information, since the gradient of KL(original ‖ compressed) is zero at the
-original and its curvature E[g gᵀ] (Martens, JMLR 2020, arXiv:1412.1193, sections 5 and 9), in Kronecker's form
-(Martens, Grosse, ICML 2015, arXiv:1503.05671, eq. 3). Of layers with many outputs only the diagonal of G is kept. The
-labels y are drawn from the model's own predictions: the data needs none.
+over rows x that the layer is given and the slopes g there, with the vectors u of `end_loss`. The second is the
+quadratic of the Fisher information, since the gradient of KL(original ‖ compressed) is zero at the original (Martens,
+JMLR 2020, arXiv:1412.1193, sections 5 and 9), with what the rows of an example do together left out. That slopes hang
+on the inputs that they come with is in it, as it is not in products of second moments (Kronecker's form; Martens,
+Grosse, ICML 2015, arXiv:1503.05671, eq. 3). Rows are drawn from all; the data needs no labels.
 
-Of matrices of a million weights and more both are estimated, by k vectors z of random signs (Hutchinson, Commun. Stat.
-Simul. 1989), the same for all forms of a layer; to some hundredths, and with a tenth of the multiplications:
-
-    tr(D H Dᵀ) ≈ Σ_z (zᵀD) H (zᵀD)ᵀ / k        tr(G D H Dᵀ) = tr(Rᵀ D H Dᵀ R),  G = R Rᵀ
-
-Shapes: o outputs, i inputs, n rows of an input, e entries of an embedding, k random vectors.
+Shapes: o outputs, i inputs, n rows, m of the outputs.
 """
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -27,7 +22,7 @@ from torch import Tensor, nn
 
 from lissom.calibrate import batches
 from lissom.calibrate.data import device_of
-from lissom.calibrate.gradients import Pull, end_loss, hear, outputs
+from lissom.calibrate.gradients import Rows, end_loss, hear, outputs
 from lissom.calibrate.observe import Collected
 from lissom.compress.layers import evaluating, steps_on
 from lissom.compress.layers import look as inputs_of
@@ -39,14 +34,12 @@ from lissom.formats import CompressedLayer, Dense, Weight
 from lissom.models import compressible, weight_of
 from lissom.models.apart import set_apart
 from lissom.progress import Progress, Tell, quiet
-from lissom.statistics import Gram, Statistic, strip_of
+from lissom.statistics import Statistic
 from lissom.techniques.contract import grain, needed
 from lissom.techniques.sweep import remembered
 from lissom.types import Step
 
 Steps = tuple[Step, ...]
-LARGE, DRAWN = 2**20, 128  # weights from which on vectors are drawn, and how many
-RIDGES = (1e-6, 1e-4, 1e-2)  # of the mean of G's diagonal: what is added to it until it has a root
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,24 +69,23 @@ Keep = Callable[[str, int, Option, Weight], None]  # takes a layer's name, the n
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seen:
-    """A use of a matrix: what it is given, and how strongly the predictions hang on what comes out."""
+    """A use of a matrix: what its candidates read, and rows that it is given, with the slopes at what comes of them."""
 
     inputs: Collected
-    pull: Pull
+    rows: Rows
 
-    def by_signs(self) -> "Seen | Drawn":
-        """The same with what is drawn, where the matrix is so large that it is estimated."""
-        g = self.pull.ggt
-        if self.pull.entries is not None or len(gram_of(self)) * len(g) < LARGE:
-            return self
-        return Drawn(inputs=self.inputs, pull=self.pull, felt=felt(g) if g.dim() == 2 else None)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Drawn(Seen):
-    """The same, and Zᵀ R where G is full."""
-
-    felt: Float[Tensor, "k o"] | None
+    def through(self, d: Float[Tensor, "m i"], first: int) -> tuple[float, Float[Tensor, " n"]]:
+        """Σ ‖D x‖² of all rows, and g · D x of those that are kept, for the rows of a matrix from the `first` on."""
+        given, slopes = self.rows.together
+        if not given.is_floating_point():  # entries of an embedding, all of whose columns come out
+            here = (given >= first) & (given < first + len(d))
+            moved = torch.zeros(len(given), d.shape[1], device=d.device)
+            moved[here] = d[given[here] - first]
+        elif given.dim() == 3:
+            moved = torch.einsum("ngi,goi->ngo", given, d.unflatten(0, (given.shape[1], -1))).flatten(1)
+        else:
+            moved, slopes = given @ d.T, slopes[:, first : first + len(d)]
+        return float(moved.square().sum()) / self.rows.kept, (moved * slopes).sum(1)
 
 
 def sensitivity(
@@ -133,7 +125,7 @@ def sensitivity(
 
 
 def kinds_of(candidates: Sequence[Steps]) -> set[type[Statistic]]:
-    """The statistics of a layer that its candidates read, and the Gram that they are judged by.
+    """The statistics of a layer that its candidates read.
 
     Raises:
         RecipeError: one of them acts on more than a layer.
@@ -142,7 +134,7 @@ def kinds_of(candidates: Sequence[Steps]) -> set[type[Statistic]]:
     for step in steps:
         if grain(step.technique) != "layer":
             raise RecipeError(f"sensitivity: {step.technique} acts on more than one layer; try gptq, rtn or wanda")
-    return {Gram, *(kind for step in steps for kind in needed(step))}
+    return {kind for step in steps for kind in needed(step)}
 
 
 def fitting(name: str, found: Found) -> tuple[Option, ...]:
@@ -187,8 +179,7 @@ def options(
     """
     if not uses:
         raise DataError(f"data: {name} is not used when the model runs on it; leave it out, or give other data")
-    uses = [use.by_signs() for use in uses]
-    whole = sum(told(rows.dense(), first, use)[0] for first, rows in lots(original, (), uses) for use in uses)
+    whole = sum(use.through(rows.dense(), first)[0] for first, rows in lots(original, (), uses) for use in uses)
     with remembered():
         return tuple(
             option(name, original, number, steps, uses, whole, predictions, floats, keep)
@@ -209,33 +200,37 @@ def option(
 ) -> Option | RecipeError:
     """What one candidate would make of a layer; of a large one whose rows are made each by itself some at a time.
 
-    `whole` is tr(W H Wᵀ) of all uses.
+    `whole` is Σ ‖W x‖² of all uses.
     """
-    lost, harmed, made = 0.0, 0.0, list[Weight]()
+    lost, made = 0.0, list[Weight]()
+    moved = [torch.zeros((), device=original.device) for _ in uses]
     try:
         for first, rows in lots(original, steps, uses) if steps else ():
             weight = steps_on(name, rows, steps, uses[0].inputs, rows)
             off = rows.dense() - weight.dense()
-            for use in uses:
-                error, kl = told(off, first, use)
-                lost, harmed = lost + error, harmed + kl
+            for k, use in enumerate(uses):
+                power, own = use.through(off, first)
+                lost, moved[k] = lost + power, moved[k] + own
             made.append(stored_like(weight, floats))
     except RecipeError as refusal:
         return refusal.with_traceback(None)  # which would keep alive what it was working on
     weight = stacked(made) if made else stored_like(original, floats)
     made.clear()
     error = lost / max(whole, torch.finfo(torch.float32).tiny)
+    harmed = sum(float(own.square().sum()) / use.rows.kept for own, use in zip(moved, uses, strict=True))
     made_of_it = Option(steps=steps, nbytes=weight.nbytes, error=error, kl=harmed / 2 / predictions)
     keep(name, number, made_of_it, weight)
     return made_of_it
 
 
 def lots(original: Weight, steps: Steps, uses: Sequence[Seen]) -> Iterator[tuple[int, Weight]]:
-    """A matrix in lots of rows, each with the number of its first row; one lot unless it is large and that may be."""
+    """A matrix in lots of rows, each with the number of its first row; one lot unless it is large and that may be.
+
+    It may not be of a convolution with several groups, each of which has inputs of its own.
+    """
     o, i = original.shape
     lot = lot_of(o, i, steps)
-    joint = any(use.pull.entries is None and use.pull.ggt.dim() == 2 for use in uses)  # rows that count in pairs
-    if lot == o or joint or not isinstance(original, Dense):
+    if lot == o or not isinstance(original, Dense) or any(use.rows.together[0].dim() == 3 for use in uses):
         yield 0, original
         return
     for first in range(0, o, lot):
@@ -252,71 +247,6 @@ def stacked(made: Sequence[Weight]) -> Weight:
     return type(made[0]).of_parts(spec, whole)
 
 
-def told(d: Float[Tensor, "m i"], first: int, use: Seen) -> tuple[float, float]:
-    """tr(D H Dᵀ) and tr(G D H Dᵀ) of some rows, from the `first` on; all of them where G is full.
-
-    Of an embedding, which has no H and whose rows are what comes out, Σ_e P(e) D_e² and Σ_e P(e) D_eᵀ G D_e.
-    """
-    pull = use.pull
-    if pull.entries is not None:
-        share = pull.entries[first : first + len(d)] / max(pull.n, 1)
-        came = share > 0
-        said = d[came] * share[came].sqrt().unsqueeze(1)
-        energies = said.square().sum(0)
-        full = pull.ggt.dim() == 2
-        return float(energies.sum()), float(((said @ pull.ggt) * said).sum() if full else energies @ pull.ggt)
-    h = gram_of(use)
-    if isinstance(use, Drawn):
-        z = signs(first, len(d), d.device)
-        rooted = use.felt if use.felt is not None else z * pull.ggt[first : first + len(d)].sqrt()
-        seen = torch.cat([z, rooted]) @ d
-        both = ((seen @ h) * seen).sum(1)
-        return float(both[:DRAWN].sum()), float(both[DRAWN:].sum())
-    heard = d @ h
-    energies = (heard * d).sum(1)
-    if pull.ggt.dim() == 2:
-        return float(energies.sum()), paired(pull.ggt, d, heard)
-    return float(energies.sum()), float(energies @ pull.ggt[first : first + len(d)])
-
-
-def gram_of(use: Seen) -> Float[Tensor, "i i"]:
-    """H."""
-    gram = use.inputs[Gram]
-    assert isinstance(gram, Gram)
-    return gram.mean
-
-
-def signs(first: int, rows: int, device: torch.device) -> Float[Tensor, "k m"]:
-    """The vectors' parts for some rows, over √k."""
-    generator = torch.Generator().manual_seed(first)
-    drawn = torch.randint(2, (DRAWN, rows), generator=generator, device="cpu")
-    return ((2 * drawn - 1) / math.sqrt(DRAWN)).to(device)
-
-
-def felt(g: Float[Tensor, "o o"]) -> Float[Tensor, "k o"]:
-    """Zᵀ R of all rows; G, perhaps of few gradients, is raised by the least ridge that gives it a root."""
-    whole = g.diagonal().mean()
-    for ridge in RIDGES:
-        lower, failed = torch.linalg.cholesky_ex(g + ridge * whole * torch.eye(len(g), device=g.device))
-        if not failed:
-            rooted: Tensor = signs(0, len(g), g.device) @ lower.T
-            return rooted
-    return signs(0, len(g), g.device) * g.diagonal().clamp(min=0).sqrt()
-
-
-def paired(g: Float[Tensor, "o o"], d: Float[Tensor, "o i"], dh: Float[Tensor, "o i"]) -> float:
-    """tr(G D H Dᵀ), strip by strip of G from the diagonal on: what lies below it counts as what lies above.
-
-    Eight strips do 9/16 of the multiplications of the whole.
-    """
-    total, strip = 0.0, strip_of(len(g))
-    for first in range(0, len(g), strip):
-        here, after = slice(first, first + strip), slice(first + strip, None)
-        felt = (g[here, here] @ d[here]).addmm_(g[here, after], d[after], alpha=2)
-        total += float((felt * dh[here]).sum())
-    return total
-
-
 def look(
     model: nn.Module, layers: Mapping[str, nn.Module], kinds: Mapping[str, set[type[Statistic]]], data: Any, seed: int
 ) -> tuple[dict[str, Seen], int]:
@@ -327,10 +257,10 @@ def look(
     """
     lots = list(batches(data))
     inputs = inputs_of(model, layers, kinds, lots)
-    generator, predictions, pulls = torch.Generator(device_of(model)).manual_seed(seed), 0, dict[str, Pull]()
+    generator, predictions, found = torch.Generator(device_of(model)).manual_seed(seed), 0, dict[str, Rows]()
     for batch in lots:
         with evaluating(model), outputs(layers) as taken, torch.enable_grad():
             logits = answer(model, batch)
-            hear(pulls, taken, end_loss(logits, True, generator), new=Pull.of)
+            hear(found, taken, end_loss(logits, True, generator), new=Rows.of)
             predictions += logits[..., 0].numel()
-    return {name: Seen(inputs=inputs.get(name, {}), pull=pull) for name, pull in pulls.items()}, predictions
+    return {name: Seen(inputs=inputs.get(name, {}), rows=rows) for name, rows in found.items()}, predictions

@@ -3,7 +3,7 @@
 Examples that belong together, such as questions about one text, are a cluster: no two lots have a part in one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lissom.calibrate import Batch, batches
 from lissom.calibrate.data import each, tensors
+from lissom.calibrate.padding import MASK, padded
 from lissom.errors import DataError
 from lissom.evaluate import Budgets
 
@@ -139,13 +140,41 @@ def taken(examples: Batch, which: Int[Tensor, " n"]) -> Batch:
 
 
 def joined(data: Any) -> Batch:
-    """All batches as one."""
-    found = list(batches(data))
+    """All batches as one; texts, told by their `attention_mask`, become as wide as the longest.
+
+    Raises:
+        DataError: there are none, or they do not fit together.
+    """
+    found: Any = list(batches(data))
     if not found:
         raise DataError("data: no examples are in it; give a list, a DataLoader or tensors")
-    first = found[0]
+    if len(found) > 1 and all(isinstance(batch, Mapping) and MASK in batch for batch in found):
+        found = padded(found)
+    check_alike(found)
+    first: Batch = found[0]
     if isinstance(first, Tensor):
-        return torch.cat([tensors(batch)[0] for batch in found])
+        return torch.cat(found)
     if isinstance(first, tuple):
-        return tuple(torch.cat(parts) for parts in zip(*map(tensors, found), strict=True))
-    return {name: torch.cat([batch[name] for batch in found]) for name in first}  # type: ignore[index, call-overload]
+        return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
+    return {name: torch.cat([batch[name] for batch in found]) for name in first}
+
+
+def check_alike(found: Sequence[Batch]) -> None:
+    """See that examples of all batches have the same shape.
+
+    Raises:
+        DataError: they have not.
+    """
+    told = [in_words(batch) for batch in found]
+    other = next((one for one in told if one != told[0]), None)
+    if other is not None:
+        raise DataError(
+            f"data: one batch has examples of {told[0]}, another of {other}; give all in one shape, or texts as a dict "
+            f"with their {MASK}, by which they are padded to one width"
+        )
+
+
+def in_words(batch: Batch) -> str:
+    """The shape of an example, of each tensor."""
+    names = [f"{name} " for name in batch] if isinstance(batch, Mapping) else [""] * len(tensors(batch))
+    return " and ".join(f"{name}{list(part.shape[1:])}" for name, part in zip(names, tensors(batch), strict=True))

@@ -7,8 +7,7 @@ what the original's are on the average. Who can tell from a part of the examples
 Shapes: n examples, p predictions, c classes.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -23,7 +22,6 @@ from lissom.evaluate.agreement import divergence
 from lissom.evaluate.compare import Paired
 from lissom.evaluate.examples import array, evaluating
 from lissom.evaluate.metric import Output, lots, read
-from lissom.search.prefix import Prefix
 
 ROOM = 256 * 2**20  # bytes of what is remembered
 EXAMPLES, TOKENS = 512, 4096  # whose outputs are compared, at most; whichever is fewer
@@ -118,20 +116,10 @@ class Yardstick:
 
     def distance(self, model: nn.Module) -> float:
         """How far a model is from the original."""
-        return self.distances([model])[0]
-
-    def distances(self, models: Sequence[nn.Module], prefix: Prefix | None = None) -> list[float]:
-        """How far each of several models is; they may share what comes before the layers in which they differ."""
-        parts: list[list[Tensor]] = [[] for _ in models]
-        with evaluating(*models):
-            for before, batch in zip(self.outputs, islice(self.batches(models[0]), len(self.outputs)), strict=True):
-                if prefix is not None:
-                    prefix.remember(lambda model: self.reads(model, batch))  # noqa: B023, called at once
-                for found, model in zip(parts, models, strict=True):
-                    if prefix is not None:
-                        prefix.begin()
-                    found.append(self.apart(before, self.reads(model, batch)))
-        return [float(torch.cat(found).mean()) for found in parts]
+        with evaluating(model):
+            outputs = (self.reads(model, batch) for batch in self.batches(model))
+            found = [self.apart(before, output) for before, output in zip(self.outputs, outputs, strict=False)]
+        return float(torch.cat(found).mean())
 
     def compare(
         self, model: nn.Module, enough: Enough = lambda figures: False

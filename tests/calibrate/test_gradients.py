@@ -69,12 +69,20 @@ def test_no_row_outweighs_all_others() -> None:
     assert heard.weights().max() == LARGEST
 
 
-def test_the_labels_are_drawn_from_what_the_model_says() -> None:
-    """Over many draws the second moment of the gradient is the Fisher information of the softmax, diag(p) - p pᵀ."""
+def test_of_class_scores_the_second_moment_is_the_fisher_information() -> None:
+    """Over many draws that of the softmax, diag(p) - p pᵀ."""
     logits = torch.tensor([[2.0, 0.0, -1.0]]).expand(20_000, 3).clone().requires_grad_()
     (g,) = torch.autograd.grad(end_loss(logits, True, torch.Generator().manual_seed(0)), logits)
     p = logits[0].detach().softmax(-1)
     torch.testing.assert_close(g.T @ g / len(g), p.diag() - torch.outer(p, p), atol=0.01, rtol=0)
+
+
+def test_what_hardly_ever_happens_is_felt_in_every_draw() -> None:
+    """Of two classes, one nearly sure, all draws are about as long as they are on the average."""
+    logits = torch.tensor([[8.0, 0.0]]).expand(100, 2).clone().requires_grad_()
+    (g,) = torch.autograd.grad(end_loss(logits, True, torch.Generator().manual_seed(0)), logits)
+    p, q = logits[0].detach().softmax(-1)
+    torch.testing.assert_close(g[:, 0].square(), (p * q).expand(100), rtol=0.05, atol=0)
 
 
 def test_of_other_outputs_the_second_moment_is_gauss_newton() -> None:

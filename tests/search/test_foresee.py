@@ -28,9 +28,9 @@ from lissom.types import Step
 BLOCKS = [{"technique": "rtn", "bits": bits, "group": 16} for bits in (2, 4, 8)]
 ENDS = [{"technique": "rtn", "bits": bits} for bits in (4, 8)]
 HEARD = {"technique": "yaqa", "bits": 3, "group": 16}
-# The pulls of a block, of a tied head (2048 by 2048) and twice that to judge with; of a block what YAQA reads.
-BLOCK = 3 * 32**2 + 2 * 16**2 + 2 * 64**2
-HEARD_BYTES = max(BLOCK, 32**2 + 2048) + 3 * 2048**2 + BLOCK + 14 * 64 * 16
+# 1,024 rows of a block's layers, of a tied head and twice that to judge with; of a block what YAQA reads.
+FISHERS = 3 * 32**2 + 2 * 16**2 + 2 * 64**2
+HEARD_BYTES = 1024 * (2 * 64 + 2 * 48 + 3 * 96 + 3 * (32 + 2048) + 14) + FISHERS
 MANY = [{"technique": "gptq", "bits": 3, "group": 16}, {"technique": "wanda"}, HEARD]
 
 
@@ -71,7 +71,7 @@ def test_of_one_part_nothing_is_left_when_the_next_is_at_work(
     def watched(name: str, original: Any, tried: Any, uses: Any, *more: Any) -> Found:
         left = {own for own, seen in used if seen() is not None}
         assert all(own.startswith(name.partition(".self")[0].partition(".mlp")[0]) for own in left), (name, left)
-        used.append((name, weakref.ref(uses[0].pull.ggt)))
+        used.append((name, weakref.ref(uses[0].rows.together[1])))
         return plain(name, original, tried, uses, *more)
 
     monkeypatch.setattr(foresee, "options", watched)

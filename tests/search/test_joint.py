@@ -45,14 +45,17 @@ def test_no_choice_beats_one_of_the_frontier(seed: int) -> None:
 
 @pytest.mark.parametrize("prefer", ["size", "latency", "both", "decode"])
 def test_a_cost_is_a_share_of_what_all_in_the_safe_form_takes(prefer: str) -> None:
-    """Of four units that take 3 of 10 ms together; one without anything saves a fourth of the bytes, and its time."""
+    """Of four units that take 3 of 10 ms together; one without anything saves a fourth of the bytes, and its time.
+
+    Where time alone counts, bytes count for a hundredth.
+    """
     option = {form: Mock(nbytes=nbytes, kl=0.0) for form, nbytes in (("8 bits", 100), ("nothing", 0))}
     bank = Mock(spec=Bank, options=dict.fromkeys("abcd", option), units=dict.fromkeys("abcd", ()))
     saved = {"prefill": -0.25, "decode": -0.5}
     table = Latencies(base={"prefill": 4.0, "decode": 6.0}, added={"kind": {"nothing": saved}})
     one = Problem.of(bank, dict.fromkeys("abcd", "kind"), table, weights_of(prefer, ("prefill", "decode")))
     safe = dict.fromkeys("abcd", "8 bits")
-    expected = {"size": (1, 0.75), "latency": (1, 0.925), "both": (2, 1.675), "decode": (1, 5.5 / 6)}
+    expected = {"size": (1, 0.75), "both": (2, 1.675), "latency": (1.01, 0.9325), "decode": (1.01, 5.5 / 6 + 0.0075)}
     found = (one.cost(safe), one.cost({**safe, "a": "nothing"}))
     assert found == pytest.approx(expected[prefer])
     assert one.without(dict.fromkeys("abcd", "kind"), ()).cost(safe) == one.cost(safe)
