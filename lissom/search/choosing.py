@@ -14,6 +14,8 @@ from functools import cached_property, partial
 from itertools import chain, count
 from typing import Any
 
+from torch import nn
+
 from lissom.artifact.fingerprint import of_json
 from lissom.estimate import Estimate
 from lissom.evaluate import Budgets, Comparison, Metric
@@ -131,12 +133,17 @@ class Choosing:
     def uniform(self, cost: float) -> None:
         """Measure choices of one form everywhere that would cost hardly more than what was found, or less.
 
-        What is foreseen of each form is a little off, and the frontier collects what is off in its favour.
+        What is foreseen of each form is a little off, and the frontier collects what is off in its favour. Tables that
+        are looked up in, a head too where that is the same, are tried in the safe form as well, as people do.
         """
+        tables = [unit for unit in self.problem.forms if isinstance(self.subject.layers.get(unit), nn.Embedding)]
         for form in UNIFORM:
-            choice = everywhere(self.problem, form)
-            if form in choice.values() and self.problem.allows(choice) and self.problem.cost(choice) < HARDLY * cost:
-                self.measured(choice, form)
+            plain = everywhere(self.problem, form)
+            safer = {**plain, **dict.fromkeys(tables, SAFE)}
+            for choice, name in ((plain, form), (safer, f"{form}, tables in {SAFE}")):
+                wanted = form in choice.values() and self.problem.allows(choice)
+                if wanted and self.problem.cost(choice) < HARDLY * cost and (choice is plain or choice != plain):
+                    self.measured(choice, name)
 
     def beyond(self, points: Sequence[Choice], boldest: int) -> None:
         """Improve the boldest point, and bolder ones as long as they can be brought inside the budget."""

@@ -157,7 +157,8 @@ def seen_of(stream: Stream, name: str, part: nn.Module, kinds: Kinds, ears: Mapp
         part = nn.Identity()
         layers = dict.fromkeys(layers, part)
     heard = {own: found.heard for own, found in ears.items() if found.heard is not None}
-    inputs = seen_in(stream, name, part, layers, {own: kinds[own] for own in layers}, heard)
+    wanted = {own: kinds[own] for own in layers}
+    inputs = seen_in(stream, name, part, layers, wanted, heard) if any(wanted.values()) else {}
     return {own: Seen(inputs=inputs.get(own, {}), rows=ears[own].rows) for own in layers}
 
 

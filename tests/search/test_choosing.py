@@ -75,6 +75,7 @@ def test_what_was_clear_for_one_budget_is_looked_at_to_the_end_for_another(
 def test_one_form_everywhere_is_looked_at_where_it_costs_hardly_more(cost: float, looked: list[str]) -> None:
     """All in the safe form cost 1, and the layer in 4 bits with the table in the safe form 0.8."""
     choosing, seen = Mock(spec=Choosing), list[str]()
+    choosing.subject = Mock(layers={"layer": nn.Linear(2, 2), "table": nn.Embedding(2, 2)})
     choosing.problem = Problem(
         forms={"layer": (ORIGINAL, SAFE, "4 bits"), "table": (ORIGINAL, SAFE)},
         costs={"layer": (1.0, 0.5, 0.3), "table": (1.0, 0.5)},
@@ -83,3 +84,21 @@ def test_one_form_everywhere_is_looked_at_where_it_costs_hardly_more(cost: float
     choosing.measured = lambda choice, name: seen.append(name)
     Choosing.uniform(choosing, cost)
     assert seen == looked
+
+
+def test_tables_are_tried_in_the_safe_form_too() -> None:
+    choosing, seen = Mock(spec=Choosing), dict[str, dict[str, str]]()
+    choosing.subject = Mock(layers={"layer": nn.Linear(2, 2), "table": nn.Embedding(2, 2)})
+    forms, costs = (ORIGINAL, SAFE, "4 bits"), (1.0, 0.5, 0.3)
+    choosing.problem = Problem(
+        forms=dict.fromkeys(("layer", "table"), forms),
+        costs=dict.fromkeys(("layer", "table"), costs),
+        kls=dict.fromkeys(("layer", "table"), (0.0, 0.1, 0.2)),
+    )
+    choosing.measured = lambda choice, name: seen.setdefault(name, choice)
+    Choosing.uniform(choosing, 1.0)
+    assert seen == {
+        SAFE: {"layer": SAFE, "table": SAFE},
+        "4 bits": {"layer": "4 bits", "table": "4 bits"},
+        "4 bits, tables in 8 bits": {"layer": "4 bits", "table": SAFE},
+    }
