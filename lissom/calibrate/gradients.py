@@ -104,8 +104,8 @@ class Rows:
 
     @property
     def kept(self) -> float:
-        """Which share of all rows."""
-        return sum(len(number) for number, _, _ in self.parts) / max(self.n, 1)
+        """Which share of all rows; not nothing, even if none was drawn."""
+        return max(1, sum(len(number) for number, _, _ in self.parts)) / max(self.n, 1)
 
     @property
     def together(self) -> tuple[Tensor, Float[Tensor, "n o"]]:
