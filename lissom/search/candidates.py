@@ -11,7 +11,7 @@ from lissom.estimate import Estimate
 from lissom.files import plain
 from lissom.progress import Progress, Tell
 from lissom.search.bank import Bank, Choice
-from lissom.search.choosing import UNIFORM, Choosing, Seen, digest, yardstick_of
+from lissom.search.choosing import PLAIN, Choosing, Seen, digest, yardstick_of
 from lissom.search.costed import CostedSubject
 from lissom.search.forms import CACHE, SAFE
 from lissom.search.forms import ORIGINAL as NOTHING
@@ -235,4 +235,4 @@ def worth_timing(choosing: Choosing) -> list[Seen]:
         )
 
     beyond = sorted((one for one in seen if one not in inside), key=lambda one: one.distance.value)
-    return [one for one in inside if one.name in UNIFORM or not beaten(one)] + beyond[:2]
+    return [one for one in inside if one.name in PLAIN or not beaten(one)] + beyond[:2]

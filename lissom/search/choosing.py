@@ -38,6 +38,8 @@ BOLDER = 3  # points beyond it that local search tries to bring inside the budge
 GENERATIONS = {True: 6, False: 2}  # of local search, for small models and for others; large ones have none
 HARDLY = 1.1  # times the cost of what was found: a choice of one form everywhere may be as cheap in truth
 UNIFORM = (SAFE, "4 bits", "shared 4 bits", "half pruned, 8 bits", "half pruned, 4 bits", "3 bits")
+TABLES = {form: f"{form}, tables in {SAFE}" for form in UNIFORM}  # the same, but for what is looked up in
+PLAIN = {*UNIFORM, *TABLES.values()}  # how choices are called that all are compared with
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,7 +142,7 @@ class Choosing:
         for form in UNIFORM:
             plain = everywhere(self.problem, form)
             safer = {**plain, **dict.fromkeys(tables, SAFE)}
-            for choice, name in ((plain, form), (safer, f"{form}, tables in {SAFE}")):
+            for choice, name in ((plain, form), (safer, TABLES[form])):
                 wanted = form in choice.values() and self.problem.allows(choice)
                 if wanted and self.problem.cost(choice) < HARDLY * cost and (choice is plain or choice != plain):
                     self.measured(choice, name)

@@ -131,15 +131,18 @@ def by_all_turns(near: Sequence[Judged], terms: Terms) -> Callable[[Mapping[str,
         if one is first:
             return 1.0
         own, others = spent[one.tried.point.name]
-        return measured_cost(one.tried, own, weights) / measured_cost(first.tried, others, weights)
+        before = first.tried.before  # of both: what slowed the original when one was timed beside it is no merit
+        return measured_cost(one.tried, own, weights, before) / measured_cost(first.tried, others, weights, before)
 
     return paid
 
 
-def measured_cost(tried: Tried, rounds: Sequence[Parts], weights: Mapping[str, float]) -> float:
-    """What a candidate costs by what it took in some rounds."""
+def measured_cost(
+    tried: Tried, rounds: Sequence[Parts], weights: Mapping[str, float], before: Point | None = None
+) -> float:
+    """What a candidate costs by what it took in some rounds, beside the original as it was then, or as told."""
     parts = {part: statistics.median(spent[part] for spent in rounds) for part in rounds[0]}
-    return cost({"size": float(tried.point.nbytes), **times(parts)}, tried.before, weights)
+    return cost({"size": float(tried.point.nbytes), **times(parts)}, before or tried.before, weights)
 
 
 def certified(subject: Subject, queue: Sequence[Tried], lots: Split, terms: Terms) -> list[Judged]:

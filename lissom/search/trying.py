@@ -10,7 +10,7 @@ from lissom.estimate import median_estimate
 from lissom.evaluate import Budgets, Comparison, Metric
 from lissom.hardware import MEASURED
 from lissom.progress import FrontierPoint, Progress, Tell
-from lissom.search.choosing import UNIFORM, Seen, broken
+from lissom.search.choosing import PLAIN, Seen, broken
 from lissom.search.costs import AREA
 from lissom.search.joint import times
 from lissom.search.latency import by_turns
@@ -145,7 +145,7 @@ def worth_certifying(tried: Sequence[Tried], margins: Sequence[float]) -> list[T
     """
     good = [one for one in tried if not one.broken and one.cost < 1]
     sure = {one.point.name: margin for one, margin in zip(tried, margins, strict=True)}
-    best = [one for one in good if one.point.name in UNIFORM or not any(beats(other, one) for other in good)]
+    best = [one for one in good if one.point.name in PLAIN or not any(beats(other, one) for other in good)]
     return sorted(best, key=lambda one: (-sure[one.point.name], one.distance))
 
 

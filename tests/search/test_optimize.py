@@ -21,7 +21,7 @@ from lissom.estimate import Certificate, Verdict
 from lissom.evaluate import metric
 from lissom.evaluate.tasks.continuation import LIKELIEST, encode
 from lissom.files import plain
-from lissom.progress import Progress
+from lissom.progress import Progress, quiet
 from lissom.search import Result, concluding, optimize, trying
 from lissom.search.concluding import Judged, certified, leaders
 from lissom.search.module import ModuleSubject
@@ -277,6 +277,18 @@ def test_of_those_that_passed_the_fastest_is_the_fastest_and_the_smallest_the_sm
     queue.append(passed(result, "c", 50, 5.3, 5.05))
     assert names(latency=1) == ["small", "c", "c"]  # as fast as b, and smaller
     assert leaders([], Terms(budgets={}, weights={"size": 1}, **given)) == {}  # type: ignore[arg-type]
+
+
+def test_what_slowed_the_original_is_no_merit_of_who_was_timed_beside_it(
+    result: Result, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trying, "ROUNDS", 3)
+    slow, fast = passed(result, "slow", 90, 6.5, 6.5), passed(result, "fast", 60, 3.5, 5.0)
+    before = slow.tried.before
+    stalled = dataclasses.replace(before, latency=dataclasses.replace(before.latency, value=2 * before.latency.value))
+    slow = dataclasses.replace(slow, tried=dataclasses.replace(slow.tried, before=stalled))
+    terms = Terms(budgets={}, weights={"latency": 1}, by=metric("accuracy"), target="cpu", progress=quiet)
+    assert leaders([slow, fast], terms)["fastest"].tried.point.name == "fast"
 
 
 def test_certifying_stops_at_the_first_that_does_not_pass(
