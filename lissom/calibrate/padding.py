@@ -24,7 +24,7 @@ def padded(batches: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
         for name in batches[0]
         if all(name in batch and batch[name].shape[-1:] == batch[MASK].shape[-1:] for batch in batches)
     ]
-    before = any(bool((batch[MASK][..., 0] == 0).any()) for batch in batches)
+    before = any(bool((batch[MASK][..., 0] < batch[MASK][..., -1]).any()) for batch in batches)
     fill = {name: filler(name, batches) for name in wide}
 
     def whole(name: str, part: Tensor) -> Tensor:

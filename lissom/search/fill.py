@@ -80,7 +80,10 @@ def fill_from_module(
 def with_slopes(
     units: Mapping[str, tuple[str, ...]], model: nn.Module, norms: Mapping[str, str], yardstick: Yardstick
 ) -> Iterator[tuple[str, Tangent | None]]:
-    """Each unit, with the slopes at its layers, if the module has any and an example alone may go through it."""
+    """Each unit, with the slopes at its layers, if the module has any and an example alone may go through it.
+
+    Why not is not asked: then all is measured, where whatever is wrong with the module or the data is told.
+    """
     tangent = Tangent(model, norms, yardstick)
     try:
         tangent.look([layer for own in units.values() for layer in own], 1)

@@ -153,9 +153,9 @@ def joined(data: Any) -> Batch:
     check_alike(found)
     first: Batch = found[0]
     if isinstance(first, Tensor):
-        return torch.cat(found)
+        return torch.cat([tensors(batch)[0] for batch in found])
     if isinstance(first, tuple):
-        return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
+        return tuple(torch.cat(parts) for parts in zip(*map(tensors, found), strict=True))
     return {name: torch.cat([batch[name] for batch in found]) for name in first}
 
 
@@ -175,6 +175,7 @@ def check_alike(found: Sequence[Batch]) -> None:
 
 
 def in_words(batch: Batch) -> str:
-    """The shape of an example, of each tensor."""
-    names = [f"{name} " for name in batch] if isinstance(batch, Mapping) else [""] * len(tensors(batch))
-    return " and ".join(f"{name}{list(part.shape[1:])}" for name, part in zip(names, tensors(batch), strict=True))
+    """The shape of an example, of each tensor; by name where they have names, in whatever order those come."""
+    if isinstance(batch, Mapping):
+        return " and ".join(f"{name} {list(batch[name].shape[1:])}" for name in sorted(batch))
+    return " and ".join(str(list(part.shape[1:])) for part in tensors(batch))

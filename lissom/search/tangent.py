@@ -89,15 +89,15 @@ class Tangent:
         layers = [layer for own in units.values() for layer in own]
         self.look(layers, 1)
         sizes = {unit: self.n * sum(self.held[layer].nbytes for layer in own) for unit, own in units.items()}
-        lot, size = list[str](), 0
+        lots, size = list[list[str]](), ROOM
         for unit in units:
-            if lot and size + sizes[unit] > ROOM:
-                self.look([layer for one in lot for layer in units[one]], self.n)
-                yield tuple(lot)
-                lot, size = [], 0
-            lot, size = [*lot, unit], size + sizes[unit]
-        if lot:
-            self.look([layer for one in lot for layer in units[one]], self.n)
+            size += sizes[unit]
+            if not lots or size > ROOM:
+                lots.append([])
+                size = sizes[unit]
+            lots[-1].append(unit)
+        for lot in lots:
+            self.look([layer for unit in lot for layer in units[unit]], self.n)
             yield tuple(lot)
 
     def look(self, layers: Collection[str], examples: int) -> None:

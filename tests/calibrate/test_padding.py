@@ -60,6 +60,20 @@ def test_what_does_not_fit_together_is_named() -> None:
         joined([{"x": torch.zeros(2, 5)}, {"y": torch.zeros(2, 5)}])
 
 
+def test_an_empty_text_does_not_tell_on_which_side_others_are_padded() -> None:
+    batches = texts(5, 7)
+    batches[0]["attention_mask"][1] = 0
+    assert padded(batches)[0]["attention_mask"][0].tolist() == [1] * 5 + [0] * 2
+
+
+def test_names_may_come_in_any_order_and_one_tensor_alone_or_in_a_tuple() -> None:
+    x, y = torch.randn(2, 5), torch.randn(2, 3)
+    named = joined([{"x": x, "y": y}, {"y": y, "x": x}])
+    assert isinstance(named, dict)
+    assert torch.equal(named["x"], torch.cat([x, x]))
+    assert torch.equal(joined([x, (x,)]), torch.cat([x, x]))  # type: ignore[arg-type]
+
+
 class Bag(torch.nn.Module):
     """The class of a text by the mean of its words."""
 

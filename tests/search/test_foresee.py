@@ -34,7 +34,7 @@ HEARD_BYTES = 1024 * (2 * 64 + 2 * 48 + 3 * 96 + 3 * (32 + 2048) + 14) + FISHERS
 MANY = [{"technique": "gptq", "bits": 3, "group": 16}, {"technique": "wanda"}, HEARD]
 
 
-def same_as_in_memory(folder: Path, windows: Tensor, blocks: list[Any], ends: list[Any], rel: float) -> None:
+def assert_same_as_in_memory(folder: Path, windows: Tensor, blocks: list[Any], ends: list[Any], rel: float) -> None:
     checkpoint = Checkpoint(folder)
     candidates = candidates_for(checkpoint, blocks, ends)
     found = foreseen(checkpoint, windows, candidates)
@@ -53,13 +53,13 @@ def test_the_bundled_model_is_foreseen_as_in_memory(demo_folder: Path, monkeypat
     monkeypatch.setattr(foresee, "LOT", 1)
     windows = torch.randint(5, 500, (6, 24), generator=torch.Generator().manual_seed(3))
     blocks = [{"technique": technique, "bits": 3, "group": 64} for technique in ("gptq", "rtn")]
-    same_as_in_memory(demo_folder, windows, blocks, ENDS, 1e-4)
+    assert_same_as_in_memory(demo_folder, windows, blocks, ENDS, 1e-4)
 
 
 @pytest.mark.parametrize(("family", "tied"), [("qwen3", True), ("qwen3", False), ("gemma2", True)])
 def test_every_statistic_that_a_candidate_reads_is_there(tiny: Callable[..., Path], family: str, tied: bool) -> None:
     windows = torch.randint(2048, (5, 16))
-    same_as_in_memory(tiny(family, tied), windows, MANY, ENDS, 1e-3)
+    assert_same_as_in_memory(tiny(family, tied), windows, MANY, ENDS, 1e-3)
 
 
 def test_of_one_part_nothing_is_left_when_the_next_is_at_work(
