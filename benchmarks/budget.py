@@ -203,6 +203,7 @@ def spread(figure: Mapping[str, Any] | None, spec: str, scale: float = 1) -> str
 def summary(found: Mapping[str, Sequence[Row]]) -> list[str]:
     """In how many cells the search found less than the best uniform recipe takes, and how well it foresaw its time."""
     ratios: dict[str, list[float]] = {"bytes": [], "time": []}
+    slower = 0  # surely: the whole interval is
     alone = {"the search": 0, "uniform recipes": 0}
     off = list[float]()
     for rows in found.values():
@@ -214,10 +215,14 @@ def summary(found: Mapping[str, Sequence[Row]]) -> list[str]:
             if kept and all(ours.values()):
                 ratios["bytes"].append(ours["smallest"]["bytes"] / size)
                 ratios["time"].append(ours["fastest"]["time"]["value"])
+                slower += ours["fastest"]["time"]["low"] > 1
             elif kept or any(ours.values()):
                 alone["uniform recipes" if kept else "the search"] += 1
+    gains = sum(min(pair) <= GAIN for pair in zip(*ratios.values(), strict=True))
     return [
         *(counted(what, part) for what, part in ratios.items() if part),
+        f"- cells where the search is at most {GAIN} in bytes or in time: {gains} of {len(ratios['bytes'])}; "
+        f"where the interval of its time is above 1: {slower}",
         f"- certified where the other is not: {', '.join(f'{n} by {who}' for who, n in alone.items())}",
         f"- the time foreseen of what was chosen, beside the time measured by the search: {apart(off)}",
     ]

@@ -197,12 +197,15 @@ class AutoScheme(Peer):
 
     @cached_property
     def made(self) -> dict[float, Row]:
-        """Its models for all targets, from the smallest."""
-        return {bits: self.peer.ask("make", bits) for bits in (BITS[2:3] if self.quick else BITS)}
+        """Its models so far, by the bits that were asked for."""
+        return {}
 
     def within(self, budget: Budget) -> Row:
         """The smallest of its models that passes, or the largest, which does not."""
-        for bits, facts in self.made.items():
+        for bits in BITS[2:3] if self.quick else BITS:
+            if bits not in self.made:
+                self.made[bits] = self.peer.ask("make", bits)
+            facts = self.made[bits]
             model, saved = self.model(bits)
             row = {**facts, "bytes": facts["bytes"] - saved, **self.certified(model, budget)}
             self.bits = bits

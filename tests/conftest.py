@@ -26,6 +26,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # a test that reaches for the network fails
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["MPLBACKEND"] = "agg"
 
+import hypothesis
 import jaxtyping
 import pytest
 import torch
@@ -33,6 +34,10 @@ import torch.distributed as dist
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported: kernels for GPUs run in its interpreter
+
+# How long an example takes says something of the machine only, and of what else runs there.
+hypothesis.settings.register_profile("lissom", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("lissom")
 
 FIRST, EVERY = 32, 31  # calls of a function whose shapes are checked: the first ones, and then one of so many
 PATIENCE_S = 120

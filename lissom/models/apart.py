@@ -15,7 +15,7 @@ Split = Callable[[nn.Module], nn.Module]
 
 
 def apart(model: nn.Module) -> nn.Module:
-    """Set apart, in place, experts of a language model, torch.nn's attention, and the matrices of GPT-2's kind.
+    """Set apart, in place, experts of a language model, torch.nn's attention, and linear layers of transformers' own.
 
     All else stays as it is.
     """
@@ -43,14 +43,23 @@ def way(part: Any) -> Split | None:
     """What sets a part apart that any model may have; of subclasses nobody knows how they use their tensors."""
     if type(part) is nn.MultiheadAttention and part.bias_k is None and not part.add_zero_attn:
         return Attention  # type: ignore[return-value]
-    if (type(part).__module__, type(part).__name__) == ("transformers.pytorch_utils", "Conv1D"):
-        return turned_back
-    return None
+    return NAMED.get((type(part).__module__, type(part).__name__))
 
 
 def turned_back(layer: nn.Module) -> nn.Module:
     """A linear layer of a matrix that is kept with a row for each input."""
     return linear(layer.get_parameter("weight").T, layer.get_parameter("bias")).train(layer.training)
+
+
+def plain(layer: nn.Module) -> nn.Module:
+    """A linear layer of torch.nn with the tensors of one that does the same."""
+    return linear(layer.get_parameter("weight"), layer._parameters["bias"]).train(layer.training)
+
+
+NAMED: dict[tuple[str, str], Split] = {  # by module and name, for transformers need not be there
+    ("transformers.pytorch_utils", "Conv1D"): turned_back,
+    ("transformers.models.falcon.modeling_falcon", "FalconLinear"): plain,
+}
 
 
 def set_apart(model: nn.Module) -> nn.Module:

@@ -24,7 +24,9 @@ from lissom.search.margins import half, limit
 from lissom.search.subject import Trial
 from lissom.types import Recipe, Step
 
-LEARN = Step(technique="distil", knobs={"epochs": 4, "lr": 0.003})
+RATE = 0.003
+CALM = 0.015  # the rate is so much times the root of the nats to go, where that is less: what is near is not shaken up
+LEARN = Step(technique="distil", knobs={"epochs": 4, "lr": RATE})
 LEARNED = "learned "  # how the names begin of what has, in the bank
 TRIES = 3  # that learn, at most
 FIRST, STEP = 8.0, (0.25, 2.0)  # times the distance of the boldest choice inside the budget; by how much it may change
@@ -73,7 +75,8 @@ def recovered(choosing: Choosing) -> Iterator[tuple[Seen, Trial]]:
         name = unused(f"{choosing.name(choice)}, distilled", names)
         names.add(name)
         try:
-            seen, trial = learned(choosing, learning(choosing.bank.recipe(choice, name), choosing.by), choice)
+            far = problem.kl(choice, {})  # unlearned, so that every search says the same of it
+            seen, trial = learned(choosing, learning(choosing.bank.recipe(choice, name), choosing.by, far), choice)
         except DataError:  # it went astray
             change = STEP[0]
         else:
@@ -137,10 +140,17 @@ def learned(choosing: Choosing, recipe: Recipe, choice: Choice) -> tuple[Seen, T
     return choosing.compared(key, recipe.name, choice, lambda: trial), trial
 
 
-def learning(recipe: Recipe, by: Metric) -> Recipe:
-    """A recipe, and the step that learns: predictions where a metric reads logits, else the numbers themselves."""
-    step = LEARN if by.logits else replace(LEARN, knobs={**LEARN.knobs, "loss": "mse"})
-    return Recipe(name=recipe.name, steps=(*recipe.steps, step))
+def learning(recipe: Recipe, by: Metric, far: float = math.inf) -> Recipe:
+    """A recipe, and the step that learns: predictions where a metric reads logits, else the numbers themselves.
+
+    `far` is how far it is foreseen to be from the original before.
+    """
+    knobs = dict(LEARN.knobs)
+    if not by.logits:
+        knobs["loss"] = "mse"
+    else:
+        knobs["lr"] = min(RATE, float(f"{CALM * math.sqrt(far):.2g}"))
+    return Recipe(name=recipe.name, steps=(*recipe.steps, replace(LEARN, knobs=knobs)))
 
 
 def learned_key(recipe: Recipe, choice: Choice) -> str:

@@ -200,7 +200,7 @@ def test_every_format_runs(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(plan is not None for part in images(made) for plan in part._plans.values())
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     channels=st.tuples(st.integers(1, 40), st.integers(1, 70), st.integers(1, 40)),
     size=st.tuples(st.integers(1, 4), st.integers(1, 4)),

@@ -52,7 +52,7 @@ def test_draws_from_the_defined_distribution(sampling: Sampling) -> None:
     assert np.abs(drawn - p).max() < 5 * np.sqrt(0.25 / DRAWS)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(
     arrays(np.float32, st.integers(1, 20), elements=st.floats(-50, 50, width=32, allow_subnormal=False)),
     st.integers(0, 9),
@@ -66,7 +66,7 @@ def test_the_coldest_draws_and_the_narrowest_filters_are_greedy(logits: np.ndarr
         assert logits[choose(logits, narrow, random).token] == pytest.approx(logits[greedy], abs=1e-6)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.integers(0, 9), st.sampled_from([0.0, 1.0, 4.0]), st.floats(0, 1))
 def test_the_nucleus_is_the_fewest_that_reach_its_sum(seed: int, spread: float, top_p: float) -> None:
     """Flat distributions need nearly all tokens, steep ones a few."""

@@ -64,7 +64,7 @@ def attend(memory: dict[int, list[int]], slices: list[Slice]) -> None:
         assert all(memory[slots[place]] == known[: place + 1] for place in range(len(known)))
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(
     LENGTHS, st.integers(1, 5), st.integers(1, 40), st.sampled_from([None, 0]), st.integers(0, 20), st.integers(0, 20)
 )
@@ -95,7 +95,7 @@ def test_every_sequence_finishes_within_the_limits(
     assert [len(one.generated) for one in sequences] == [limit for _, limit in lengths]
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(LENGTHS)
 def test_the_oldest_is_never_preempted(lengths: list[tuple[int, int]]) -> None:
     schedule = Schedule(Pages(TOTAL), max_batch=8, chunk=16)

@@ -23,7 +23,7 @@ def cut(text: str, stops: list[str]) -> str:
     return text
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(TEXT, STOPS)
 def test_shows_everything_up_to_the_first_stop_string_and_never_more(text: str, stops: list[str]) -> None:
     expected = cut(text, stops)
@@ -40,7 +40,7 @@ def test_shows_everything_up_to_the_first_stop_string_and_never_more(text: str, 
     assert detokenizer.stopped == any(stop in text for stop in stops)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(TEXT)
 def test_without_stop_strings_a_character_is_shown_with_its_last_byte(text: str) -> None:
     detokenizer, shown, sent = Detokenizer(decode), "", b""

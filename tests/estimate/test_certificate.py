@@ -155,7 +155,7 @@ def test_all_metrics_must_pass():
         joint({})
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(SCORES)
 def test_the_interval_holds_the_mean_and_mirrors(pairs):
     original, compressed = np.array(pairs, dtype=float).T
@@ -165,7 +165,7 @@ def test_the_interval_holds_the_mean_and_mirrors(pairs):
     assert (mirrored.low, mirrored.high) == pytest.approx((-drop.high, -drop.low))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(SCORES, st.floats(0.001, 0.5), st.floats(0.001, 0.5))
 def test_a_larger_budget_is_never_judged_worse(pairs, one, other):
     original, compressed = np.array(pairs, dtype=float).T
@@ -174,7 +174,7 @@ def test_a_larger_budget_is_never_judged_worse(pairs, one, other):
     assert order.index(small.verdict) <= order.index(large.verdict)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(SCORES, st.booleans(), st.sampled_from([(0.0, 1.0), None]), st.lists(st.integers(1, 99), max_size=5))
 def test_parts_are_judged_as_the_whole(pairs, relative, bounds, cuts):
     scores = np.array(pairs, dtype=float).T
@@ -187,7 +187,7 @@ def test_parts_are_judged_as_the_whole(pairs, relative, bounds, cuts):
     assert certifier.certificate == certify(*scores, budget, bounds=bounds, clusters=clusters)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.tuples(st.booleans(), st.booleans(), st.integers(0, 9)), min_size=1), st.permutations(range(10)))
 def test_names_of_clusters_say_nothing(examples, names):
     original, compressed, labels = np.array(examples, dtype=float).T
@@ -201,7 +201,7 @@ def map_names(labels):
     return [f"document {label}" for label in labels]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(SCORES, st.floats(0.001, 0.5), st.sampled_from([(0.0, 1.0), None]), st.booleans())
 def test_the_verdict_is_where_the_interval_lies(pairs, max_drop, bounds, relative):
     budget = Budget(max_drop=max_drop, confidence=0.6, relative=relative)
@@ -210,7 +210,7 @@ def test_the_verdict_is_where_the_interval_lies(pairs, max_drop, bounds, relativ
     assert found.verdict == expected
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(SCORES, SCORES)
 def test_more_examples_never_widen_what_was_shown(first, then):
     before = paired_difference(*np.array(first, dtype=float).T)

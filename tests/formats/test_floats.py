@@ -46,7 +46,7 @@ def test_every_code_is_the_number_of_its_bits(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", SHAPES)
 @given(seed=st.integers(0, 2**16), size=st.integers(-12, 12))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_rounding_is_to_the_nearest_and_of_two_to_the_even(kind: str, seed: int, size: int) -> None:
     form = KINDS[kind]
     values = form.values()

@@ -28,7 +28,7 @@ def literal_words(row: list[int], bits: int) -> list[int]:
 
 
 @given(bits=BITS, shape=SHAPES, seed=SEEDS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_codes_are_one_stream_of_bits(bits: int, shape: tuple[int, int], seed: int) -> None:
     codes = codes_of(shape, bits, seed)
     words = pack(codes, bits)
@@ -39,7 +39,7 @@ def test_codes_are_one_stream_of_bits(bits: int, shape: tuple[int, int], seed: i
 
 
 @given(shape=SHAPES, density=DENSITIES, seed=SEEDS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_a_bitmask_has_a_bit_for_each_weight(shape: tuple[int, int], density: float, seed: int) -> None:
     kept = kept_of(shape, density, seed)
     mask = bitmask(kept)
@@ -49,7 +49,7 @@ def test_a_bitmask_has_a_bit_for_each_weight(shape: tuple[int, int], density: fl
 
 
 @given(bits=BITS, shape=SHAPES, density=DENSITIES, seed=SEEDS)
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_a_plane_gives_back_what_was_kept(bits: int, shape: tuple[int, int], density: float, seed: int) -> None:
     codes, kept = codes_of(shape, bits, seed), kept_of(shape, density, seed)
     plane = Plane.of(codes, bits, kept)
@@ -68,7 +68,7 @@ def test_a_plane_of_which_nothing_is_kept_holds_no_codes() -> None:
 
 
 @given(shape=SHAPES, density=DENSITIES, seed=SEEDS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_spread_is_masked_assignment(shape: tuple[int, int], density: float, seed: int) -> None:
     kept = kept_of(shape, density, seed)
     stored = torch.randn(int(kept.sum()), generator=torch.Generator().manual_seed(seed))

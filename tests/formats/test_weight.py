@@ -260,7 +260,7 @@ def test_every_format_is_made_here() -> None:
 
 
 @given(**WEIGHTS)
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_the_dense_matrix_is_its_definition(
     name: str, shape: tuple[int, int], density: float | None, seed: int
 ) -> None:
@@ -273,7 +273,7 @@ def test_the_dense_matrix_is_its_definition(
 
 
 @given(**WEIGHTS)
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_parts_and_spec_give_the_weight_back(
     name: str, shape: tuple[int, int], density: float | None, seed: int
 ) -> None:
@@ -288,7 +288,7 @@ def test_parts_and_spec_give_the_weight_back(
 
 
 @given(**WEIGHTS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_rows_and_products_are_those_of_the_dense_matrix(
     name: str, shape: tuple[int, int], density: float | None, seed: int
 ) -> None:
@@ -301,7 +301,7 @@ def test_rows_and_products_are_those_of_the_dense_matrix(
 
 
 @given(**WEIGHTS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_trainable_weight_starts_as_the_weight_and_writes_it_down(
     name: str, shape: tuple[int, int], density: float | None, seed: int
 ) -> None:
@@ -329,7 +329,7 @@ def test_gradients_reach_the_parameters_and_not_the_pruned(name: str) -> None:
 
 
 @given(**WEIGHTS, dim=st.sampled_from([0, 1]), share=st.integers(1, 3))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_a_trainable_weight_is_cut_into_pieces_of_its_matrix(
     name: str, shape: tuple[int, int], density: float | None, seed: int, dim: int, share: int
 ) -> None:

@@ -30,6 +30,10 @@ MODELS: dict[str, tuple[dict[str, Any], dict[str, Tensor]]] = {
     "Dinov2": (SEEN, {"pixel_values": PIXELS}),
     "ConvNext": ({"hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1]}, {"pixel_values": PIXELS.repeat(1, 1, 2, 2)}),
     "GPT2": ({"n_embd": 32, "n_layer": 1, "n_head": 4, "vocab_size": 96}, {"input_ids": WORDS}),
+    "Falcon": (
+        {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "vocab_size": 96, "bias": True},
+        {"input_ids": WORDS},
+    ),
     "T5": (
         {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 1, "num_heads": 4, "vocab_size": 96},
         {"input_ids": WORDS, "decoder_input_ids": WORDS},

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -65,7 +65,6 @@ def test_labels_are_classes_numbers_or_next_tokens() -> None:
 
 
 @given(st.integers(2, 9), st.integers(1, 9), st.integers(0, 2**31))
-@settings(deadline=None)
 def test_what_is_remembered_is_never_above_the_divergence_and_is_it_where_all_is_remembered(
     v: int, k: int, seed: int
 ) -> None:

@@ -26,7 +26,7 @@ def totals(layers: Layers, chosen: tuple[int, ...]) -> tuple[int, float]:
     return sum(size for size, _ in picked), sum(cost for _, cost in picked)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(LAYERS, st.integers(0, 250))
 def test_the_choice_is_the_best_that_fits(layers: Layers, budget: int) -> None:
     every = [totals(layers, chosen) for chosen in itertools.product(*(range(len(options)) for options in layers))]
@@ -40,7 +40,7 @@ def test_the_choice_is_the_best_that_fits(layers: Layers, budget: int) -> None:
     assert cost == pytest.approx(min(fitting))
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(LAYERS, st.integers(0, 250), st.integers(1, 5))
 def test_a_coarse_choice_fits_all_the_same(layers: Layers, budget: int, limit: int) -> None:
     nbytes, costs = columns(layers)

@@ -1,6 +1,8 @@
 """Recovery: bolder choices learn, and are compared like any other."""
 
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
@@ -15,7 +17,7 @@ from lissom.estimate import Estimate
 from lissom.evaluate import metric
 from lissom.search import recover
 from lissom.search.choosing import Choosing, Seen, digest
-from lissom.search.recover import further, recovered
+from lissom.search.recover import CALM, LEARN, further, learning, recovered
 from lissom.search.subject import Trial
 from lissom.types import Budget, Recipe
 
@@ -103,6 +105,19 @@ def test_how_bold_it_may_be_is_found_from_what_was_tried(
     monkeypatch.setattr(recover, "WORTH", 0.5)  # none is so much cheaper
     assert list(recovered(choosing)) == []
     assert tried == []
+
+
+def test_what_is_near_learns_slowly() -> None:
+    def rate(by: str, far: float) -> Any:
+        return learning(Recipe(name="x"), metric(by), far).steps[-1].knobs["lr"]
+
+    assert rate("accuracy", 0.01) == pytest.approx(CALM * 0.1)
+    assert rate("perplexity", 0.0025) == pytest.approx(CALM * 0.05)
+    assert rate("accuracy", 1.0) == rate("accuracy", math.inf) == LEARN.knobs["lr"]
+    assert learning(Recipe(name="x"), replace(metric("accuracy"), logits=False), 1e-4).steps[-1].knobs == {
+        **LEARN.knobs,
+        "loss": "mse",
+    }
 
 
 def test_what_is_inside_by_chance_is_not_surely_inside() -> None:

@@ -9,7 +9,7 @@ import anthropic
 import openai
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer
 
@@ -126,7 +126,6 @@ MARKS = ["<tool_call>", "</tool_call>", "[TOOL_CALLS]", "<|python_tag|>", "<thin
 WRITTEN = [*MARKS, " ", "\n", "so", RIGHT, WRONG, f"[{RIGHT}", f", {WRONG}]", f"<tool_call>\n{RIGHT}\n</tool_call>"]
 
 
-@settings(deadline=None)
 @given(st.lists(st.sampled_from(WRITTEN), max_size=6), st.sampled_from([0, 1, 2]), st.booleans())
 def test_no_call_is_read_that_a_strict_tool_forbids(
     takes: Takes, spelled: Tokenizer, marked: Tokenizer, pieces: list[str], family: int, whole: bool

@@ -9,7 +9,7 @@ from urllib.parse import quote
 import httpx
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lissom.server import TensorService, create_app
@@ -120,7 +120,7 @@ def test_whatever_the_document_allows_is_answered(http: httpx.Client, document: 
     """Nothing fails but what a client gave no time for."""
     seen = Counter[tuple[str, int]]()
 
-    @settings(max_examples=CASES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @settings(max_examples=CASES)
     @given(request=requests(document))
     def ask(request: tuple[str, str, Any]) -> None:
         method, path, body = request

@@ -14,7 +14,8 @@ from lissom.techniques.quantize.nanoquant import nanoquant
 from lissom.techniques.quantize.rtn import rtn
 from lissom.techniques.quantize.ternary import ternary
 from lissom.techniques.quantize.tuned import LOSSES, Lots, mean_loss
-from lissom.techniques.recover.distil import distil, divided, movable
+from lissom.techniques.recover import distil as module
+from lissom.techniques.recover.distil import SLOWER, distil, divided, movable
 from lissom.techniques.share.kmeans import kmeans
 
 LR, CLIP, LOTS, EPOCHS = 0.02, 0.009, 4, 3
@@ -132,6 +133,15 @@ def test_a_start_that_was_better_is_kept() -> None:
     student, _ = network()
     expected = dict(student.named_parameters())
     assert all(torch.equal(p, expected[name]) for name, p in run(lr=100.0).items())
+
+
+def test_where_a_rate_leads_nowhere_a_quarter_of_it_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    slower = run(lr=LR)
+    found = run(lr=SLOWER * LR)
+    assert all(torch.equal(found[name], p) for name, p in slower.items())
+    monkeypatch.setattr(module, "SLOWER", 1)  # nowhere indeed
+    expected = dict(network()[0].named_parameters())
+    assert all(torch.equal(p, expected[name]) for name, p in run(lr=SLOWER * LR).items())
 
 
 def test_the_best_of_all_passes_is_kept_not_the_last() -> None:

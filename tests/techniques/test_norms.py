@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -31,7 +31,6 @@ NORM = Norm(mean=drawn(0, 12), variance=drawn(1, 12).square() + 0.5)
 INPUTS = drawn(2, 500, 32) @ drawn(3, 32, 32) + drawn(4, 32)
 
 
-@settings(deadline=None)
 @given(st.integers(0, 20), st.sampled_from([2, 3, 4, 8]))
 def test_they_move_as_the_outputs_do(seed: int, bits: int) -> None:
     """The oracle: mean and variance of all outputs, one by one, before and after."""

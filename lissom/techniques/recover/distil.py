@@ -13,7 +13,9 @@ of its grid; of a logarithm 1; of other values their root mean square), so that 
 
 Latent weights behind codes are reached straight through. Norms and biases move too; weights that no step has compressed
 do not. A share of the lots is held out: the loss on it is taken before the first and after each pass over the others,
-and the best of these states is kept. Of outputs that are no class scores the loss is the squared error.
+and the best of these states is kept. Where that is the first, all is done once more at a quarter of the rate: what is
+near its goal already is led away from it by a rate that serves what is far. Of outputs that are no class scores the
+loss is the squared error.
 """
 
 import math
@@ -30,6 +32,7 @@ from lissom.techniques.knobs import above, at_least, fraction, one_of, seed_of
 from lissom.techniques.quantize.tuned import LOSSES, Lots, begun
 
 BETAS, EPSILON = (0.9, 0.99), 1e-8
+SLOWER = 4  # times, where the rate that was given led nowhere
 Units = Mapping[nn.Parameter, Tensor]
 
 
@@ -62,15 +65,24 @@ def distil(
     judging, learning = divided(len(lots), held, generator)
     passes = (torch.randperm(len(learning), generator=generator, device="cpu") for _ in range(epochs))
     order = torch.cat([learning[places] for places in passes]).tolist()
-    best, least = copied(units), begun(judged(lots, judging, loss))
-    for step, _ in enumerate(descend(units, lots, order, lr=lr, clip=clip, bf16=bf16, loss=loss), 1):
-        if step % len(learning) == 0:
-            now = judged(lots, judging, loss)
-            if now < least:
-                best, least = copied(units), now
-    with torch.no_grad():
-        for p, value in best.items():
-            p.copy_(value)
+    first = best = copied(units)
+    least = begun(judged(lots, judging, loss))
+    for rate in (lr, lr / SLOWER):
+        for step, _ in enumerate(descend(units, lots, order, lr=rate, clip=clip, bf16=bf16, loss=loss), 1):
+            if step % len(learning) == 0:
+                now = judged(lots, judging, loss)
+                if now < least:
+                    best, least = copied(units), now
+        put_back(best)
+        if best is not first:
+            return
+
+
+@torch.no_grad()
+def put_back(values: Mapping[nn.Parameter, Tensor]) -> None:
+    """What moved is as it was."""
+    for p, value in values.items():
+        p.copy_(value)
 
 
 def movable(model: nn.Module) -> dict[nn.Parameter, Tensor]:

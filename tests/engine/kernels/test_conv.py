@@ -64,7 +64,7 @@ def near(found: Tensor, expected: Tensor) -> bool:
 
 
 @pytest.mark.skipif(not native.kernels(), reason="no compiler when lissom was installed: there are no kernels in C")
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(
     form=st.sampled_from(sorted(FORMS)),
     channels=st.integers(1, 40),

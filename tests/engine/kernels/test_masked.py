@@ -27,7 +27,7 @@ def layer(o: int, i: int, share: float, dtype: torch.dtype, seed: int, bias: boo
 
 
 @pytest.mark.parametrize("kernel", native.kernels())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     o=st.integers(1, 70),
     i=st.integers(1, 90),

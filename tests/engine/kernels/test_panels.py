@@ -98,7 +98,7 @@ def near(found: Tensor, made: PanelLinear, x: Tensor) -> bool:
     return bool(((found - nn.functional.linear(inputs, matrix, bias)).abs() <= 1e-6 * size + 1e-6).all())
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(bits=st.sampled_from(BITS), o=st.integers(1, 70), chunks=st.integers(1, 5), seed=st.integers(0, 2**32))
 def test_what_is_packed_is_read_again(bits: int, o: int, chunks: int, seed: int) -> None:
     codes = torch.randint(2**bits, (o, 32 * chunks), generator=torch.Generator().manual_seed(seed)).to(torch.uint8)
@@ -108,7 +108,7 @@ def test_what_is_packed_is_read_again(bits: int, o: int, chunks: int, seed: int)
 
 
 @pytest.mark.skipif(not native.kernels(), reason="no compiler when lissom was installed: there are no kernels in C")
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     bits=st.sampled_from(BITS),
     o=st.integers(1, 70),
@@ -140,7 +140,7 @@ def test_panels_hold_the_weight(form: str, shape: tuple[int, int]) -> None:
 
 
 @pytest.mark.skipif(not native.kernels(), reason="no compiler when lissom was installed: there are no kernels in C")
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(
     form=st.sampled_from(sorted(FORMS)),
     o=st.integers(1, 130),

@@ -74,7 +74,7 @@ def test_floats_stay_what_they_are(dtype: torch.dtype) -> None:
     assert not there[3:].any()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     bits=st.integers(2, 8),
     blocks=st.integers(1, 3),

@@ -68,7 +68,7 @@ CODED: dict[str, Callable[[int, int, int, Draw], Weight]] = {
 }
 SIZES = {"o": st.integers(1, 70), "g": st.integers(1, 3), "size": st.sampled_from([1, 5, 8, 16, 30, 32, 64, 128, 200])}
 SEEDS = {"seed": st.integers(0, 2**16), "rows": st.sampled_from([0, 1, 3, 17, 70])}
-FEW = settings(max_examples=3, deadline=None, phases=[Phase.generate])
+FEW = settings(max_examples=3, phases=[Phase.generate])
 
 
 def there(weight: Any) -> Any:

@@ -142,7 +142,7 @@ def test_what_is_no_number_is_not_read_as_one(name: str, bad: float) -> None:
 
 
 @given(bits=st.sampled_from([1, 2, 4, 8]), octets=st.integers(1, 20), seed=st.integers(0, 99))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_what_is_packed_is_unpacked(bits: int, octets: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     codes = torch.randint(2**bits, (2, octets * 8 // bits), generator=generator).to(torch.uint8)
@@ -152,7 +152,6 @@ def test_what_is_packed_is_unpacked(bits: int, octets: int, seed: int) -> None:
 
 
 @given(st.lists(st.floats(0, 2.0**127, width=32), min_size=1, max_size=9))
-@settings(deadline=None)
 def test_scales_are_rounded_up_to_the_next_of_sixteen_bits(values: list[float]) -> None:
     scale = torch.tensor([values])
     found = rounded_up(scale)

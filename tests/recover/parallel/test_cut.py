@@ -23,7 +23,7 @@ def slowest(costs: list[Cost], ends: tuple[int, ...]) -> tuple[float, int]:
 
 
 @given(costs=UNITS, stages=st.integers(1, 4), room=st.integers(5, 40))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_no_cut_is_better(costs: list[Cost], stages: int, room: int) -> None:
     every = [(0, *inner, len(costs)) for inner in combinations(range(1, len(costs)), stages - 1)]
     fitting = [ends for ends in every if all(sum(unit.held for unit in costs[a:b]) <= room for a, b in pairwise(ends))]
