@@ -26,6 +26,7 @@ from lissom.types import Recipe, Step
 
 RATE = 0.003
 CALM = 0.015  # the rate is so much times the root of the nats to go, where that is less: what is near is not shaken up
+NEAREST = 1e-6  # nats; what is foreseen to be nearer may be 0, or by rounding less
 LEARN = Step(technique="distil", knobs={"epochs": 4, "lr": RATE})
 LEARNED = "learned "  # how the names begin of what has, in the bank
 TRIES = 3  # that learn, at most
@@ -149,7 +150,7 @@ def learning(recipe: Recipe, by: Metric, far: float = math.inf) -> Recipe:
     if not by.logits:
         knobs["loss"] = "mse"
     else:
-        knobs["lr"] = min(RATE, float(f"{CALM * math.sqrt(far):.2g}"))
+        knobs["lr"] = min(RATE, float(f"{CALM * math.sqrt(max(far, NEAREST)):.2g}"))
     return Recipe(name=recipe.name, steps=(*recipe.steps, replace(LEARN, knobs=knobs)))
 
 

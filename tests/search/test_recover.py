@@ -113,6 +113,7 @@ def test_what_is_near_learns_slowly() -> None:
 
     assert rate("accuracy", 0.01) == pytest.approx(CALM * 0.1)
     assert rate("perplexity", 0.0025) == pytest.approx(CALM * 0.05)
+    assert rate("accuracy", 0.0) == rate("accuracy", -1e-9) > 0
     assert rate("accuracy", 1.0) == rate("accuracy", math.inf) == LEARN.knobs["lr"]
     assert learning(Recipe(name="x"), replace(metric("accuracy"), logits=False), 1e-4).steps[-1].knobs == {
         **LEARN.knobs,
