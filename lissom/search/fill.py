@@ -57,7 +57,7 @@ def fill_from_module(
     seen = look(model, {layer: layers[layer] for layer in kinds}, kinds, data) if kinds else {}
     units = {unit: own for unit, own in bank.units.items() if any(layer in missing for layer in own)}
     there = len(bank.units) - len(units)
-    for done, (unit, tangent) in enumerate(with_slopes(units, model, norms, yardstick), there + 1):
+    for done, (unit, tangent) in enumerate(with_slopes(units, model, norms, yardstick, tell), there + 1):
         own, made = units[unit], dict[str, dict[str, Made]]()
         for form in bank.forms[unit]:
             if not any(form in missing.get(layer, ()) for layer in own):
@@ -78,16 +78,18 @@ def fill_from_module(
 
 
 def with_slopes(
-    units: Mapping[str, tuple[str, ...]], model: nn.Module, norms: Mapping[str, str], yardstick: Yardstick
+    units: Mapping[str, tuple[str, ...]], model: nn.Module, norms: Mapping[str, str], yardstick: Yardstick, tell: Tell
 ) -> Iterator[tuple[str, Tangent | None]]:
     """Each unit, with the slopes at its layers, if the module has any and an example alone may go through it.
 
-    Why not is not asked: then all is measured, where whatever is wrong with the module or the data is told.
+    Where not, it is told why and all is measured, where what is wrong with the module or the data comes up again.
     """
     tangent = Tangent(model, norms, yardstick)
     try:
         tangent.look([layer for own in units.values() for layer in own], 1)
-    except (LissomError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError):
+    except (LissomError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        why = f"{type(error).__name__}: {error}".partition("\n")[0]
+        tell(Progress(stage="calibrate", text=f"no slopes, so every form is measured ({why:.120})"))
         yield from ((unit, None) for unit in units)
         return
     for lot in tangent.lots(units):

@@ -13,6 +13,7 @@ from lissom.evaluate import metric
 from lissom.formats import Weight
 from lissom.models import compressible, replace, weight_of
 from lissom.models.apart import apart
+from lissom.progress import Progress, quiet
 from lissom.search import tangent
 from lissom.search.fill import twin, with_forms, with_slopes
 from lissom.search.tangent import Held, Tangent
@@ -103,7 +104,7 @@ def test_a_small_change_is_foreseen(awkward: nn.Module, room: int, lot: int, mon
     rod = Yardstick(model, (), (), ((torch.randn(40, 3, 6, 6).double(),), SQUARES))
     units = {layer: (layer,) for layer in compressible(model)}
     seen = []
-    for unit, slopes in with_slopes(units, model, {}, rod):
+    for unit, slopes in with_slopes(units, model, {}, rod, quiet):
         assert slopes is not None
         forms = [changed(model, form) for form in forms_of(model, unit)]
         for found, one in zip(slopes.distances([unit], forms), forms, strict=True):
@@ -130,7 +131,7 @@ def test_layers_inside_of_attention_are_foreseen() -> None:
     rod = Yardstick(model, (), (), ((torch.randn(30, 5, 8).double(),), SQUARES))
     units = {layer: (layer,) for layer in compressible(model)}
     assert len(units) == 8
-    for unit, slopes in with_slopes(units, model, {}, rod):
+    for unit, slopes in with_slopes(units, model, {}, rod, quiet):
         assert slopes is not None
         one = changed(model, forms_of(model, unit)[1])
         assert slopes.distances([unit], [one])[0] == pytest.approx(rod.distance(one), rel=0.05)
@@ -222,7 +223,9 @@ def test_where_slopes_do_not_tell_there_are_none(model: nn.Module, frozen: bool)
     model.eval().requires_grad_(not frozen)
     rod = Yardstick(model, (), (), (data, metric("accuracy")))
     units = {layer: (layer,) for layer in compressible(model)}
-    assert [slopes for _, slopes in with_slopes(units, model, {}, rod)] == [None] * len(units)
+    told: list[Progress] = []
+    assert [slopes for _, slopes in with_slopes(units, model, {}, rod, told.append)] == [None] * len(units)
+    assert [event.text.partition(" (")[0] for event in told] == ["no slopes, so every form is measured"]
 
 
 def test_calls_of_one_shape_are_put_together() -> None:
