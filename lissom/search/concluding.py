@@ -42,11 +42,12 @@ class Judged:
 
 def concluded(subject: Subject, pool: Pool, lots: Split, terms: Terms) -> Result:
     """Certificates, the frontier with verdicts and reasons, and the cheapest, smallest and fastest that passed."""
-    judged = certified(subject, worth_certifying(pool.tried, margins_of(pool.tried, terms.budgets)), lots, terms)
+    queue = worth_certifying(pool.tried, margins_of(pool.tried, terms.budgets), terms.counts_time)
+    judged = certified(subject, queue, lots, terms)
     verdicts = {one.tried.point.name: one.certificate.verdict for one in judged}
     leading = leaders([one for one in judged if one.certificate.verdict == "PASS"], terms)
     names = {told: one.tried.point.name for told, one in leading.items()}
-    points = [pool.tried[0].before, *(noted(one, pool.tried, verdicts, names) for one in pool.tried)]
+    points = [pool.tried[0].before, *(noted(one, queue, verdicts, names) for one in pool.tried)]
     best = leading.get(CHEAPEST)
     shown = best or (judged[0] if judged else None)
     pool.remember(verdicts)

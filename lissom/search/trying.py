@@ -10,7 +10,7 @@ from lissom.estimate import median_estimate
 from lissom.evaluate import Budgets, Comparison, Metric
 from lissom.hardware import MEASURED
 from lissom.progress import FrontierPoint, Progress, Tell
-from lissom.search.choosing import PLAIN, Seen, broken
+from lissom.search.choosing import HARDLY, PLAIN, Seen, broken
 from lissom.search.costs import AREA
 from lissom.search.joint import times
 from lissom.search.latency import by_turns
@@ -137,16 +137,21 @@ def cost(own: Mapping[str, float], before: Point, weights: Mapping[str, float]) 
     return float(math.prod((own[part] / original[part]) ** weight for part, weight in weights.items()))
 
 
-def worth_certifying(tried: Sequence[Tried], margins: Sequence[float]) -> list[Tried]:
+def worth_certifying(tried: Sequence[Tried], margins: Sequence[float], counts_time: bool) -> list[Tried]:
     """Those within all budgets on the data for choosing that cost less than the original, the surest first.
 
-    `margins` tell how sure each is (`margins.py`). None is among them that another beats, but for those of one form,
-    which all are compared with.
+    `margins` tell how sure each is (`margins.py`). Each must pass before the next is looked at, so that one that costs
+    no less than a surer one could only end the sequence; where time counts, those of one form, which all are compared
+    with, stay if they may turn out to be as cheap.
     """
-    good = [one for one in tried if not one.broken and one.cost < 1]
     sure = {one.point.name: margin for one, margin in zip(tried, margins, strict=True)}
-    best = [one for one in good if one.point.name in PLAIN or not any(beats(other, one) for other in good)]
-    return sorted(best, key=lambda one: (-sure[one.point.name], one.distance))
+    good = [one for one in tried if not one.broken and one.cost < 1]
+    queue = list[Tried]()
+    for one in sorted(good, key=lambda one: (-sure[one.point.name], one.distance)):
+        least = min((other.cost for other in queue), default=math.inf)
+        if one.cost < least * (HARDLY if counts_time and one.point.name in PLAIN else 1):
+            queue.append(one)
+    return queue
 
 
 def standing(tried: Sequence[Tried], verdicts: Mapping[str, str]) -> tuple[FrontierPoint, ...]:
@@ -164,13 +169,7 @@ def standing(tried: Sequence[Tried], verdicts: Mapping[str, str]) -> tuple[Front
     )
 
 
-def beats(one: Tried, other: Tried) -> bool:
-    """Whether a candidate costs no more and is no farther from the original, and is better in one of the two."""
-    ours, theirs = (one.cost, one.distance), (other.cost, other.distance)
-    return ours != theirs and ours[0] <= theirs[0] and ours[1] <= theirs[1]
-
-
-def noted(one: Tried, tried: Sequence[Tried], verdicts: Mapping[str, str], leading: Mapping[str, str]) -> Point:
+def noted(one: Tried, queue: Sequence[Tried], verdicts: Mapping[str, str], leading: Mapping[str, str]) -> Point:
     """The point with its verdict and whether it is `leading` in something, or why it was not certified."""
     point = one.point
     if point.name in verdicts:
@@ -181,7 +180,7 @@ def noted(one: Tried, tried: Sequence[Tried], verdicts: Mapping[str, str], leadi
         return replace(point, note=one.broken)
     if one.cost >= 1:
         return replace(point, note=f"costs {one.cost:.2f} times what the original does")
-    better = [other for other in tried if beats(other, one) and not other.broken]
-    if better:
-        return replace(point, note=f"{better[0].point.name} costs no more and is closer to the original")
+    if point.name not in {other.point.name for other in queue}:
+        surer = next(other for other in queue if other.cost <= one.cost)
+        return replace(point, note=f"{surer.point.name} is surer to pass and costs no more")
     return replace(point, note="less certain to pass than one that did not")

@@ -27,7 +27,7 @@ from lissom.search.concluding import Judged, certified, leaders
 from lissom.search.module import ModuleSubject
 from lissom.search.split import split
 from lissom.search.subject import Trial
-from lissom.search.trying import Terms, Tried, beats, worth_certifying
+from lissom.search.trying import Terms, Tried, noted, worth_certifying
 from lissom.types import Budget, Recipe
 
 Examples = tuple[Tensor, Tensor]
@@ -229,19 +229,27 @@ def tried(result: Result, name: str, cost: float, distance: float, broken: str =
     return Tried(trial=trial, point=point, before=result.points[0], figures={}, **told)
 
 
-def test_those_that_another_beats_are_not_certified_and_the_surest_comes_first(result: Result) -> None:
+def test_the_surest_is_certified_first_and_none_that_costs_no_less_than_a_surer_one(result: Result) -> None:
     safe, bold = tried(result, "safe", 0.5, 0.1), tried(result, "bold", 0.2, 0.4)
-    beaten, dear = tried(result, "beaten", 0.6, 0.2), tried(result, "dear", 1.1, 0.0)
+    idle, dear = tried(result, "idle", 0.6, 0.2), tried(result, "dear", 1.1, 0.0)
     ruined = tried(result, "ruined", 0.1, 0.9, "dropped 50 %")
-    queue = worth_certifying([bold, ruined, beaten, safe, dear], [1.0] * 5)
-    assert [one.point.name for one in queue] == ["safe", "bold"]  # as sure, and closer
-    sure, margins = tried(result, "sure", 0.3, 0.5), [1.0, 2.0, 1.0]
-    assert [one.point.name for one in worth_certifying([safe, sure, bold], margins)] == ["safe", "bold"]  # it is beaten
-    sure = dataclasses.replace(sure, cost=0.15)
-    assert [one.point.name for one in worth_certifying([safe, sure, bold], margins)] == ["sure", "safe", "bold"]
-    assert beats(safe, beaten)
-    assert not beats(safe, safe)
-    assert not beats(bold, safe)
+
+    def queue(*margins: float, counts_time: bool = False) -> list[str]:
+        found = worth_certifying([bold, ruined, idle, safe, dear], margins, counts_time)
+        return [one.point.name for one in found]
+
+    assert queue(1, 1, 1, 1, 1) == ["safe", "bold"]  # as sure, and closer
+    assert queue(1, 1, 3, 2, 1) == ["idle", "safe", "bold"]
+    assert queue(3, 1, 2, 1, 1) == ["bold"]
+    idle = tried(result, "8 bits", 0.53, 0.2)
+    assert queue(1, 1, 2, 3, 1) == ["safe", "bold"]
+    assert queue(1, 1, 2, 3, 1, counts_time=True) == ["safe", "8 bits", "bold"]  # may be as fast
+
+
+def test_what_is_not_certified_is_told_why(result: Result) -> None:
+    safe, idle, bold = tried(result, "safe", 0.5, 0.1), tried(result, "idle", 0.6, 0.2), tried(result, "bold", 0.2, 0.4)
+    told = [noted(one, [safe, bold], {"safe": "NEED MORE"}, {}).note for one in (safe, idle, bold)]
+    assert told == ["", "safe is surer to pass and costs no more", "less certain to pass than one that did not"]
 
 
 def passed(result: Result, name: str, nbytes: int, beside: float, ms: float) -> Judged:
