@@ -4,7 +4,8 @@
 
 Accuracy: models with a budget of 1 % at 95 % confidence, on up to 10,000 examples with a look after each. Examples flip
 (become right or wrong) independently; nothing but flips is drawn, for between two of them the wealth against the budget
-only grows, and that against keeping it only shrinks, so that looks before and after each flip miss nothing.
+only grows, and that against keeping it only shrinks, so that looks before and after each flip miss nothing. Where
+10,000 are planned every example is drawn and bet on.
 
 Scores without bounds: drops drawn from distributions, and those of real windows of text between wikilm in
 LISSOM_SHARED and its weights rounded to 4 bits, drawn with replacement, of which the budget is set so that their mean
@@ -15,19 +16,21 @@ import argparse
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import NormalDist
 
 import numpy as np
-from scipy import stats
+from scipy import special, stats
 
 import lissom
 from lissom.calibrate import token_windows
 from lissom.engine.lower import lower
 from lissom.estimate import proportion
-from lissom.estimate.betting import BETS, gains, losses
+from lissom.estimate.betting import AIM, BEFORE, BETS, BOLDEST, Plan, Wealth, gains, losses
 from lissom.estimate.student import FEWEST, ends, powers
 from lissom.evaluate import paired
 from lissom.formats import freeze
@@ -35,11 +38,13 @@ from lissom.models.checkpoint import read_tokenizer
 
 BUDGET, CONFIDENCE, EXAMPLES = 0.01, 0.95, 10_000
 FLIPS = (0.01, 0.02, 0.05, 0.1, 0.2)
+PLANNED = (0.01, 0.05, 0.2)  # those that all examples are planned of, too
 DROPS = (0.0, 0.8, 1.0, 1.2)  # as shares of the budget
 ACCURACIES = (0.5, 0.75, 0.9)
 CANDIDATES = (5, 20, 100)
 WINDOWS, LENGTH = 1000, 128  # of the text, and the tokens of each
 UNITS = 300  # windows of a run
+ALL = ", all planned"
 NEVER = 10**6
 KINDS = np.array([1.0, -1.0, 0.0])  # what an example loses: lost, gained, the same
 Draw = Callable[[np.random.Generator, tuple[int, int]], np.ndarray]
@@ -64,7 +69,8 @@ Accuracy has a budget of 1 %, up to 10,000 examples and a look after each, the m
 the answers flip: become right or wrong. Perplexity and KL divergence have the drops of {windows:,} real windows of 128
 tokens between wikilm and its weights rounded to 4 bits (perplexity grows by {growth:.1%}, KL is {kl:.4f} nats), up to
 300 drawn with replacement and a look after each from the 20th on; the budget is set so that the mean of all windows is
-this share of it (for a share of 0 the budget is that mean, which is taken away from each).
+this share of it (for a share of 0 the budget is that mean, which is taken away from each). "All planned": that there
+will be 10,000 examples is settled beforehand (`planned=10_000`), as in a search; what fails does so as without.
 
 ## One candidate
 
@@ -98,9 +104,10 @@ class Ended:
         """The verdicts of runs, by when each side was shown."""
         return cls(np.where(yes < no, yes, NEVER), np.where(no < yes, no, NEVER))
 
-    def cells(self) -> str:
-        """How many passed, after how many examples, how many failed, and after how many."""
-        return " | ".join(f"{(found < NEVER).mean():.1%} | {middle(found)}" for found in (self.passed, self.failed))
+    def cells(self, both: bool = True) -> str:
+        """How many passed, after how many examples, and if wanted how many failed, and after how many."""
+        passed, failed = (f"{(found < NEVER).mean():.1%} | {middle(found)}" for found in (self.passed, self.failed))
+        return f"{passed} | {failed if both else '- | -'}"
 
 
 Model = Callable[[np.random.Generator], Ended]  # runs of one that drops as much as is asked for
@@ -137,6 +144,35 @@ def flipping(flips: float, drop: float, runs: int, rng: np.random.Generator) -> 
     found = np.take_along_axis(before, look[None], axis=2)[..., 0]
     passed = exactly(found, np.take_along_axis(between, look, axis=1)[:, 0], against)
     return Ended.of(np.where(yes < NEVER, passed, NEVER), failed)
+
+
+def planned(flips: float, drop: float, runs: int, rng: np.random.Generator) -> Ended:
+    """The same where all of the examples are planned; that it passed is looked for, not that it failed.
+
+    As `betting.Plan` and the table of bets define it, for all runs at once, and the first of them by `Wealth` too.
+    """
+    enough, against = 2 / (1 - CONFIDENCE), gains(KINDS, np.ones(3), BUDGET)
+    table, half = np.ones((BETS.size, runs)), np.ones(runs)
+    power, drawn = np.full(runs, BEFORE[0] * BEFORE[1]), np.empty(EXAMPLES)
+    passed = np.full(runs, NEVER)
+    factors = 1 + BETS[:, None] * against
+    for done in range(EXAMPLES):
+        u = rng.random(runs)
+        kinds = np.where(u < (flips + drop) / 2, 0, np.where(u < flips, 1, 2))
+        missing = AIM * enough - table.mean(axis=0)
+        chance = np.clip(half / np.maximum(missing, np.finfo(float).tiny), 1e-12, 1)
+        z = special.ndtri(chance)
+        bet = np.exp(-z * z / 2) / (chance * np.sqrt(2 * np.pi * power / (BEFORE[1] + done) * (EXAMPLES - done)))
+        gain = against[kinds]
+        half *= 1 + np.where(chance < 1, np.minimum(bet, BOLDEST), 0) * gain
+        table = np.maximum(table * factors[:, kinds], 1e-100)
+        power += gain * gain
+        passed[(passed == NEVER) & (table.mean(axis=0) + half >= enough)] = done + 1
+        drawn[done] = gain[0]
+    wealth = Wealth(Plan(EXAMPLES, 1 - CONFIDENCE))
+    wealth.add(drawn)
+    assert (wealth.most >= np.log(enough / 2)) == (passed[0] < NEVER)
+    return Ended(passed, np.full(runs, NEVER))
 
 
 def counted(flipped: np.ndarray, examples: np.ndarray) -> np.ndarray:
@@ -195,12 +231,13 @@ def resampled(drops: np.ndarray, share: float, runs: int, rng: np.random.Generat
 
 def models(runs: int, real: Mapping[str, np.ndarray]) -> dict[str, dict[float, Model]]:
     """What is simulated: of each kind, models by their true drop as a share of the budget."""
-    found: dict[str, dict[float, Model]] = {
-        f"accuracy, {flips:.0%} flips": {
-            share: partial(flipping, flips, share * BUDGET, runs) for share in DROPS if share * BUDGET <= flips
-        }
-        for flips in FLIPS
-    }
+    found: dict[str, dict[float, Model]] = {}
+    for flips in FLIPS:
+        for how, model in (("", flipping), (ALL, planned)):
+            if model is flipping or flips in PLANNED:
+                shares = [share for share in DROPS if share * BUDGET <= flips]
+                kinds = {share: partial(model, flips, share * BUDGET, runs) for share in shares}
+                found[f"accuracy, {flips:.0%} flips{how}"] = kinds
     for name, drops in real.items():
         shares = [share for share in DROPS if share or name != "KL"]  # no other model has a KL divergence of 0
         found[f"{name}, real windows"] = {share: partial(resampled, drops, share, runs) for share in shares}
@@ -229,20 +266,21 @@ def middle(examples: np.ndarray) -> str:
     return f"{int(np.median(ended)):,}" if ended.size else "-"
 
 
-def page(runs: int, real: Mapping[str, np.ndarray]) -> Iterator[str]:
+def page(runs: int, real: Mapping[str, np.ndarray], pool: Executor) -> Iterator[str]:
     """The page, line by line."""
     head = "| what is scored | true drop / budget |"
     many = sum(CANDIDATES)
     single, several = [], []
     for name, kinds in models(runs, real).items():
-        ended = {share: [model(np.random.default_rng(seed)) for seed in range(many)] for share, model in kinds.items()}
+        rngs = [np.random.default_rng(seed) for seed in range(many)]
+        ended = {share: list(pool.map(model, rngs)) for share, model in kinds.items()}
         passed = {share: np.stack([one.passed < NEVER for one in found]) for share, found in ended.items()}
         for share, found in ended.items():
             whole = Ended(*(np.concatenate([getattr(one, side) for one in found]) for side in ("passed", "failed")))
             beside = "-"
             if name.startswith("accuracy") and share < 1:
                 beside = ", ".join(f"{unpaired(p, share * BUDGET):,}" for p in ACCURACIES)
-            single.append(f"| {name} | {share} | {whole.cells()} | {beside} |")
+            single.append(f"| {name} | {share} | {whole.cells(not name.endswith(ALL))} | {beside} |")
             then = f"{share}, then 1.0" if share < 1 else f"{share}"
             several.append(f"| {name} | {then} | {candidates(passed, share)} |")
     shown = ", ".join(f"{accuracy:.0%} right" for accuracy in ACCURACIES)
@@ -274,7 +312,8 @@ def main() -> None:
     parser.add_argument("--shared", type=Path, default=os.environ.get("LISSOM_SHARED", "../shared"))
     parser.add_argument("--write", type=Path, metavar="FILE", help="write the page there")
     asked = parser.parse_args()
-    lines = list(page(asked.runs, measured(Path(asked.shared))))
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+        lines = list(page(asked.runs, measured(Path(asked.shared)), pool))
     print("\n".join(lines))
     if asked.write:
         asked.write.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lissom.cli.options import Confidence, Drops, Examples, Json, Length, Lot, Model, Relative, Task, Tokenizer
+from lissom.cli.options import Confidence, Drops, Examples, Json, Length, Lot, Model, Planned, Relative, Task, Tokenizer
 from lissom.cli.read import example_of, read_budgets, read_lot
 from lissom.cli.show import show
 
@@ -56,6 +56,7 @@ def certify(
     tokenizer: Tokenizer = None,
     length: Length = 512,
     examples: Examples = 10_000,
+    planned: Planned = None,
     json_lines: Json = False,
 ) -> None:
     """Certify that a model keeps a budget: PASS, FAIL or NEED MORE, on as few examples as it takes; else exit code 1.
@@ -69,7 +70,7 @@ def certify(
     opened = open_folder(model)
     lot, kind = read_lot(data, opened, length, examples, task, tokenizer)
     budgets = read_budgets(budget, kind, task, confidence, relative)
-    found = certify_models(lower(open_folder(original).model), lower(opened.model), lot, budgets)
+    found = certify_models(lower(open_folder(original).model), lower(opened.model), lot, budgets, planned=planned)
     show({"certificate": found}, json_lines)
     if found.verdict != "PASS":
         raise typer.Exit(1)

@@ -19,6 +19,12 @@ Length = Annotated[int, typer.Option(help="tokens of a window", min=2)]
 Json = Annotated[bool, typer.Option("--json", help="figures as one JSON object")]
 Events = Annotated[bool, typer.Option("--json", help="events as JSON, a line each; the last is the result")]
 Examples = Annotated[int, typer.Option(help="examples (windows of a text) to use, at most, drawn at random", min=1)]
+Planned = Annotated[
+    int | None,
+    typer.Option(
+        help="examples that there will be, settled before any was scored: fewer of them are then needed", min=1
+    ),
+]
 Drops = Annotated[
     list[str] | None,
     typer.Option(

@@ -10,6 +10,7 @@ Scores with bounds are tested by betting (betting.py), which assumes nothing mor
 Shapes: n examples, u units.
 """
 
+import bisect
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -77,9 +78,12 @@ class Certifier:
             relative to the original: of log likelihoods per token the growth of perplexity.
         clusters: a label for each example that will come, in order; those of one label are one unit, which counts once
             its last example has come. The sizes of clusters must not depend on the scores.
+        planned: how many units there will be, settled before any score was seen. Scores with bounds then pass with
+            hardly more than a test of that number at once needs; a clear model needs a fifth more than without. There
+            may be fewer in the end, or more; but what was planned must stay as it was.
 
     Raises:
-        DataError: the bounds do not rise, or do not go with a relative budget or with logarithms.
+        DataError: the bounds do not rise, or do not go with a relative budget or with logarithms; nothing is planned.
     """
 
     def __init__(
@@ -89,7 +93,10 @@ class Certifier:
         bounds: Bounds = (0.0, 1.0),
         logarithms: bool = False,
         clusters: ArrayLike | None = None,
+        planned: int | None = None,
     ) -> None:
+        if planned is not None and planned < 1:
+            raise DataError(f"planned: {planned} units are none; give how many there will be, or leave it out")
         if bounds is not None and (logarithms or not bounds[0] < bounds[1]):
             raise DataError(f"bounds: {bounds} must rise, and be None for logarithms")
         if bounds is not None and budget.relative and bounds[0] != 0:
@@ -99,8 +106,9 @@ class Certifier:
         self._clusters = None if clusters is None else _Clusters(clusters)
         self._limit = math.log1p(budget.max_drop) if logarithms else budget.max_drop
         self._units = np.empty((2, 0))
-        self._kept, self._broken = betting.Wealth(), betting.Wealth()
-        self._limits = student.Limits(1 - budget.confidence)
+        plan = None if planned is None else betting.Plan(planned, 1 - budget.confidence)
+        self._kept, self._broken = betting.Wealth(plan), betting.Wealth()
+        self._limits, self._planned = student.Limits(1 - budget.confidence), planned
 
     def add(self, original: ArrayLike, compressed: ArrayLike) -> None:
         """More examples.
@@ -142,9 +150,14 @@ class Certifier:
         d, m = self._units
         if d.size == 0:
             raise DataError("scores: found none, where one number per example is needed, and all of one cluster")
-        alpha = 1 - self.budget.confidence
-        limits = self._limits
-        low, high = (limits.low, limits.high) if self.bounds is None else betting.limits(d, m, alpha, self.relative)
+        if self.bounds is None:
+            low, high = self._limits.low, self._limits.high
+        else:
+            plan = self._kept.plan
+            planned = None if plan is None else (self._limit, plan.path)
+            low, high = betting.limits(d, m, 1 - self.budget.confidence, self.relative, planned)
+            if self.verdict == "PASS":  # to the last bit
+                high = min(high, self._limit)
         value = float(d.sum() / m.sum()) if m.sum() > 0 else 0.0
         found = Estimate(value=value, low=low, high=high, n=d.size, confidence=2 * self.budget.confidence - 1)
         return found.through(expm1) if self.logarithms else found
@@ -165,8 +178,16 @@ class Certifier:
             confidence=self.budget.confidence,
             max_drop=self.budget.max_drop,
             relative=self.relative,
-            method="t e-process, paired" if self.bounds is None else "betting e-process, paired (arXiv:2010.09686)",
+            method=self._method,
         )
+
+    @property
+    def _method(self) -> str:
+        """By what it was tested."""
+        if self.bounds is None:
+            return "t e-process, paired"
+        plan = "" if self._planned is None else f", {self._planned:,} planned"
+        return f"betting e-process, paired (arXiv:2010.09686){plan}"
 
     def _scaled(self, original: ArrayLike, compressed: ArrayLike) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
         """The scores, as fractions of the range where they have one."""
@@ -187,8 +208,12 @@ class Certifier:
         if self.bounds is None:
             return self._limits.more(self._limit)
         d, m = self._units
-        ways = (betting.gains(d, m, self._limit), betting.losses(d, m, self._limit, self.relative))
-        numbers = [betting.enough(gains, 1 - self.budget.confidence) for gains in ways]
+        alpha = 1 - self.budget.confidence
+        kept = alpha if self._planned is None else alpha / 2  # as if nothing were left of the half that has its plan
+        numbers = [
+            betting.enough(betting.gains(d, m, self._limit), kept),
+            betting.enough(betting.losses(d, m, self._limit, self.relative), alpha),
+        ]
         return min((max(n - d.size, 1) for n in numbers if n is not None), default=None)
 
 
@@ -227,6 +252,7 @@ def certify(
     bounds: Bounds = (0.0, 1.0),
     logarithms: bool = False,
     clusters: ArrayLike | None = None,
+    planned: int | None = None,
 ) -> Certificate:
     """Whether the compressed model stays inside the budget: PASS, FAIL, or NEED MORE examples.
 
@@ -235,7 +261,7 @@ def certify(
     Raises:
         DataError: the scores do not pair up, are not finite, or leave the bounds; or labels are missing.
     """
-    certifier = Certifier(budget, bounds=bounds, logarithms=logarithms, clusters=clusters)
+    certifier = Certifier(budget, bounds=bounds, logarithms=logarithms, clusters=clusters, planned=planned)
     certifier.add(original, compressed)
     return certifier.certificate
 
@@ -286,15 +312,20 @@ def paired_difference(
 
 
 def fewest_examples(budget: Budget, *, bounds: Bounds = (0.0, 1.0)) -> int:
-    """The smallest number of examples with which any model can pass: one that never differs from the original.
+    """The smallest number of examples, planned, with which any model can pass: one that never differs.
 
     Raises:
         DataError: no number is enough, because no drop at all is allowed.
     """
     if bounds is None:
         return student.FEWEST
-    never = betting.gains(np.zeros(1), np.ones(1), budget.max_drop)
-    fewest = betting.enough(never, 1 - budget.confidence)
-    if fewest is None:
+    most = betting.enough(betting.gains(np.zeros(1), np.ones(1), budget.max_drop), (1 - budget.confidence) / 2)
+    if most is None:
         raise DataError(f"budget: no number of examples can show max_drop={budget.max_drop}; try 0.01 for 1 %")
-    return fewest
+
+    def enough(n: int) -> bool:
+        never = Certifier(budget, planned=n)
+        never.add(np.ones(n), np.ones(n))
+        return never.verdict == "PASS"
+
+    return 1 + bisect.bisect_left(range(1, most), True, key=enough)

@@ -73,6 +73,7 @@ def certify_models(
     budgets: Given,
     *,
     clusters: ArrayLike | None = None,
+    planned: int | None = None,
 ) -> Certificate:
     """Whether a compressed model keeps a budget in each of several metrics, all of which must pass.
 
@@ -85,12 +86,13 @@ def certify_models(
         data: examples in random order, none of which had a part in making or choosing the compressed model.
         budgets: of each metric by its name, itself, or a function (model, batch) -> scores between 0 and 1.
         clusters: a label for each example; those of one label belong together, and are one unit of the test.
+        planned: how many examples, or clusters of them, there will be; settled before any was looked at (`Certifier`).
 
     Raises:
         DataError: there are no examples, or they do not fit a metric; or there is no metric, or one twice.
     """
     kinds = budgets_of(budgets)
-    trials = [Trial(metric=kind, certifier=kind.certifier(budget, clusters)) for kind, budget in kinds.items()]
+    trials = [Trial(metric=kind, certifier=kind.certifier(budget, clusters, planned)) for kind, budget in kinds.items()]
     with evaluating(original, compressed):
         for batch in lots(data, kinds, original):
             said: dict[Output, tuple[Tensor, Tensor]] = {}
@@ -111,17 +113,20 @@ def certify_beside(
     budgets: Budgets,
     *,
     clusters: ArrayLike | None = None,
+    planned: int | None = None,
 ) -> Certificate:
     """As `certify_models`, beside what the original was graded on the same examples, which need not be in memory then.
 
     Args:
         original: its `grades` by each metric's name, none of which is between two models.
-        compressed, data, budgets, clusters: as for `certify_models`.
+        compressed, data, budgets, clusters, planned: as for `certify_models`.
 
     Raises:
         DataError: there are no examples, or they do not fit a metric.
     """
-    trials = [Trial(metric=kind, certifier=kind.certifier(budget, clusters)) for kind, budget in budgets.items()]
+    trials = [
+        Trial(metric=kind, certifier=kind.certifier(budget, clusters, planned)) for kind, budget in budgets.items()
+    ]
     done = 0
     with evaluating(compressed):
         for batch in lots(data, budgets, compressed):

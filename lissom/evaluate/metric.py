@@ -87,7 +87,7 @@ class Metric:
         graded = np.concatenate(parts)
         return graded if self.whole is None else self.whole(graded)
 
-    def certifier(self, budget: Budget, clusters: ArrayLike | None = None) -> Certifier:
+    def certifier(self, budget: Budget, clusters: ArrayLike | None = None, planned: int | None = None) -> Certifier:
         """What is fed with the scores of two models and says whether the drop stays inside the budget.
 
         Raises:
@@ -95,7 +95,7 @@ class Metric:
         """
         if budget.relative and self.against is not None and self.bounds is None:
             raise DataError(f"{self.name}: the original's own is 0, which has no shares; leave `relative` out")
-        return Certifier(budget, bounds=self.bounds, logarithms=self.logarithms, clusters=clusters)
+        return Certifier(budget, bounds=self.bounds, logarithms=self.logarithms, clusters=clusters, planned=planned)
 
     def certify(self, original: Float[Array, " n"], compressed: Float[Array, " n"], budget: Budget) -> Certificate:
         """Whether the drop between the scores of two models stays inside the budget."""
@@ -104,7 +104,7 @@ class Metric:
         return certifier.certificate
 
     def fewest_examples(self, budget: Budget) -> int:
-        """The smallest number of examples with which a model can pass."""
+        """The smallest number of examples, planned, with which a model can pass."""
         return fewest_examples(budget, bounds=self.bounds)
 
 

@@ -154,15 +154,16 @@ def certified(subject: Subject, queue: Sequence[Tried], lots: Split, terms: Term
         terms.progress(Progress(stage="certify", text=text, done=len(judged), total=len(queue), frontier=frontier))
 
     kinds, data = terms.budgets, lots.certification
+    units: Any = {"clusters": lots.clusters, "planned": lots.units}
     between = any(kind.against is not None for kind in kinds)  # two models, which must be in memory together
     before = None if between or not queue else grades(subject.original, data, kinds)
     for tried in queue:
         tell(f"{tried.point.name}: certify", None if judged else standing(queue, {}))
         model = tried.trial.open()
         if before is None:
-            certificate = certify_models(subject.original, model, data, kinds, clusters=lots.clusters)
+            certificate = certify_models(subject.original, model, data, kinds, **units)
         else:
-            certificate = certify_beside(before, model, data, kinds, clusters=lots.clusters)
+            certificate = certify_beside(before, model, data, kinds, **units)
         del model
         judged.append(Judged(tried=tried, certificate=certificate))
         verdicts = {one.tried.point.name: one.certificate.verdict for one in judged}

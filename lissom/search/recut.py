@@ -165,7 +165,12 @@ def recut(
         kl, drops, verdict, certificate = point["kl"], point["drops"], point["verdict"], None
         if lots is not None:
             certificate = certify_models(
-                subject.original, trial.open(), lots.certification, budgets, clusters=lots.clusters
+                subject.original,
+                trial.open(),
+                lots.certification,
+                budgets,
+                clusters=lots.clusters,
+                planned=lots.units,
             )
             verdict = certificate.verdict
         notes = {"recut": {"kl": kl, "drops": drops, "verdict": verdict, "measured": point["measured"]}}

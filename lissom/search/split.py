@@ -35,6 +35,11 @@ class Split:
     clusters: Int[Tensor, " n"] | None = None
 
     @property
+    def units(self) -> int:
+        """How many examples, or clusters of them, there are to certify by."""
+        return count(self.certification) if self.clusters is None else len(self.clusters.unique())
+
+    @property
     def tensors(self) -> dict[str, Tensor]:
         """All that is in the lots."""
         lots = {part.name: getattr(self, part.name) for part in fields(self)}

@@ -17,7 +17,7 @@ from lissom.artifact import load, open_folder, read_manifest
 from lissom.calibrate import token_windows
 from lissom.engine.lower import lower
 from lissom.errors import DataError, LissomError, RecipeError
-from lissom.estimate import Certificate, Verdict
+from lissom.estimate import Certificate, Verdict, certify
 from lissom.evaluate import metric
 from lissom.evaluate.tasks.continuation import LIKELIEST, encode
 from lissom.files import plain
@@ -88,7 +88,7 @@ def test_what_is_saved_is_what_was_certified(
     scores = [accuracy.scores(model, lots.certification) for model in (classifier, other)]
     seen = result.best.certificate.n  # until the verdict was clear
     assert seen < len(scores[0])
-    again = accuracy.certify(scores[0][:seen], scores[1][:seen], result.budget)
+    again = certify(scores[0][:seen], scores[1][:seen], result.budget, planned=lots.units)
     assert plain(again) == manifest["certificate"]
 
 
@@ -307,7 +307,7 @@ def test_certifying_stops_at_the_first_that_does_not_pass(
     verdicts: Iterator[Verdict] = iter(("PASS", "FAIL", "PASS"))
     opened: list[str] = []
 
-    def verdict(*given: Any, clusters: Any) -> Certificate:
+    def verdict(*given: Any, **told: Any) -> Certificate:
         assert result.certificate is not None
         return dataclasses.replace(result.certificate, verdict=next(verdicts))
 
