@@ -160,7 +160,7 @@ def planned(flips: float, drop: float, runs: int, rng: np.random.Generator) -> E
         u = rng.random(runs)
         kinds = np.where(u < (flips + drop) / 2, 0, np.where(u < flips, 1, 2))
         missing = AIM * enough - table.mean(axis=0)
-        chance = np.clip(half / np.maximum(missing, np.finfo(float).tiny), 1e-12, 1)
+        chance = np.clip(half / np.maximum(missing, 1e-9), 1e-12, 1)
         z = special.ndtri(chance)
         bet = np.exp(-z * z / 2) / (chance * np.sqrt(2 * np.pi * power / (BEFORE[1] + done) * (EXAMPLES - done)))
         gain = against[kinds]

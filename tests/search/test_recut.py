@@ -84,9 +84,7 @@ def test_with_the_data_of_the_search_a_cut_is_certified_on_what_never_chose(
     assert written["max_drop"] == 0.02  # that of the search
     lots = split(examples, {metric("accuracy"): result.budget})
     budgets = {"accuracy": Budget(max_drop=0.02)}
-    again = certify_models(
-        classifier, lower(load(found.folder)), lots.certification, budgets, planned=lots.units
-    )
+    again = certify_models(classifier, lower(load(found.folder)), lots.certification, budgets, planned=lots.units)
     assert plain(again) == written == plain(found.certificate)
     assert found.verdict == again.verdict == read_manifest(found.folder)["recut"]["verdict"]
     other = recut(work, tmp_path / "strict", size=4_000, budget=Budget(max_drop=0.005), **common)
