@@ -105,7 +105,9 @@ class Uniform(Rival):
 
     def within(self, budget: Budget) -> Row:
         """Its certificate."""
-        found = proof(self.scores.certify(budget))
+        certifier = self.subject.by.certifier(budget, planned=self.lots.units)
+        certifier.add(self.scores.original, self.scores.compressed)
+        found = proof(certifier.certificate)
         return {**found, "seconds": self.seconds, "bytes": size_of(self.place), **self.subject.on_exact(self.place)}
 
     @cached_property
@@ -137,7 +139,8 @@ class Peer(Rival):
 
     def certified(self, model: nn.Module, budget: Budget) -> Row:
         """The certificate of what it made."""
-        found = certify_models(self.original, model, self.lots.certification, {self.subject.by: budget})
+        budgets, units = {self.subject.by: budget}, self.lots.units
+        found = certify_models(self.original, model, self.lots.certification, budgets, planned=units)
         return {**proof(found), "versions": self.peer.versions}
 
 
