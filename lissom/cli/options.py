@@ -22,7 +22,8 @@ Examples = Annotated[int, typer.Option(help="examples (windows of a text) to use
 Planned = Annotated[
     int | None,
     typer.Option(
-        help="examples that there will be, settled before any was scored: fewer of them are then needed", min=1
+        help="examples that there will be, settled before any was scored; less of a budget is then lost to chance",
+        min=1,
     ),
 ]
 Drops = Annotated[

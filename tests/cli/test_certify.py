@@ -30,7 +30,8 @@ def passages(tmp_path: Path) -> Path:
 
 def test_a_model_keeps_the_budget_of_itself(run: Run, demo_folder: Path, text: Path) -> None:
     common = (demo_folder, "--original", demo_folder, "--data", text, "--length", 32)
-    done = run("certify", *common, "--budget", "perplexity=2%", "--budget", "agreement=10%", "--json")
+    budgets = ("--budget", "perplexity=2%", "--budget", "agreement=10%")
+    done = run("certify", *common, *budgets, "--planned", 1000, "--json")
     certificate = json.loads(done.out)["certificate"]
     assert (done.code, certificate["verdict"]) == (0, "PASS")
     assert {name: part["max_drop"] for name, part in certificate["parts"].items()} == {
@@ -38,6 +39,7 @@ def test_a_model_keeps_the_budget_of_itself(run: Run, demo_folder: Path, text: P
         "agreement": 0.1,
     }
     assert certificate["parts"]["perplexity"]["drop"]["value"] == 0
+    assert certificate["parts"]["agreement"]["method"].endswith(", 1,000 planned")
     short = run("certify", *common, "--examples", 5)
     assert short.code == 1
     assert short.out.startswith("certificate NEED MORE (15 more examples): drop")
