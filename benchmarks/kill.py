@@ -3,8 +3,8 @@
     python benchmarks/kill.py WORK [--kills 50] [--seed 0] [-- MORE WORDS FOR lissom optimize]
 
 Each trial kills the command (kill -9, its whole process group) after a time drawn evenly from what is undisturbed, and
-gives the same command again, until it ends by itself; trials go on until so many kills were given. Every file that it
-wrote must be the undisturbed run's byte for byte. What was measured (times, and the page that shows them) differs from
+gives the same command again, until it ends by itself or is killed when its folder, whole, has its name; trials go on
+until so many kills were given. Every file that it wrote must be the undisturbed run's byte for byte. What was measured (times, and the page that shows them) differs from
 run to run and is left out, and the smallest model is asked for, which no time decides. Ends with 1 if a trial differs.
 """
 
@@ -78,6 +78,8 @@ def trial(out: Path, words: list[str], most: int, whole: float, draw: random.Ran
     for kills in range(most):
         if ended(started(out, words), draw.uniform(0, whole)):
             return kills, time.perf_counter() - begun
+        if out.exists():  # it takes its name last, and whole: what was killed had nothing left but to end
+            return kills + 1, time.perf_counter() - begun
     ended(started(out, words))
     return most, time.perf_counter() - begun
 
