@@ -4,8 +4,9 @@
 
 Each trial kills the command (kill -9, its whole process group) after a time drawn evenly from what is undisturbed, and
 gives the same command again, until it ends by itself or is killed when its folder, whole, has its name; trials go on
-until so many kills were given. Every file that it wrote must be the undisturbed run's byte for byte. What was measured (times, and the page that shows them) differs from
-run to run and is left out, and the smallest model is asked for, which no time decides. Ends with 1 if a trial differs.
+until so many kills were given. Every file that it wrote must be the undisturbed run's byte for byte. What was measured
+(times, and the page that shows them) differs from run to run and is left out, and the smallest model is asked for,
+which no time decides. Ends with 1 if a trial differs.
 """
 
 import argparse
