@@ -18,9 +18,9 @@ the other half V, and goes for what both must come to, M = 2/α, and a fifth mor
 
 is the surest way to be there in time where gains are normal (Browne, Adv. Appl. Prob. 1999, "Reaching goals by a
 deadline"); bets that look at what is missing and at what is left have the best width for bounded ones too (STaR-Bets,
-arXiv:2505.22422). At the last unit this is nearly the test for a fixed number, which one fixed table is far from; and
-what is clear is shown early by both halves. Nothing of what is promised hangs on N, s or normal gains: a bet that does
-not know what it is on is fair, and after N units the half is kept as it is.
+arXiv:2505.22422). By the last unit this finds most of what a test of N at once would, of which one fixed table is far
+short; and what is clear is shown early by both halves. Nothing of what is promised hangs on N, s or normal gains: a bet
+that does not know what it is on is fair, and after N units the half is kept as it is.
 
 A unit is one example or a cluster of them; d is what was lost in it, in [-1, 1], and m, in [0, 1], what that is
 measured against: 1 or the original's score, of a cluster the sum over its examples, both as fractions of the size of

@@ -10,7 +10,6 @@ Scores with bounds are tested by betting (betting.py), which assumes nothing mor
 Shapes: n examples, u units.
 """
 
-import bisect
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -78,9 +77,9 @@ class Certifier:
             relative to the original: of log likelihoods per token the growth of perplexity.
         clusters: a label for each example that will come, in order; those of one label are one unit, which counts once
             its last example has come. The sizes of clusters must not depend on the scores.
-        planned: how many units there will be, settled before any score was seen. Scores with bounds then pass with
-            hardly more than a test of that number at once needs; a clear model needs a fifth more than without. There
-            may be fewer in the end, or more; but what was planned must stay as it was.
+        planned: how many units there will be, settled before any score was seen. Scores with bounds then pass much
+            more often by the last of them, and clear ones a fifth later than without (docs/certificate.md). There may
+            be fewer in the end, or more; but what was planned must stay as it was.
 
     Raises:
         DataError: the bounds do not rise, or do not go with a relative budget or with logarithms; nothing is planned.
@@ -312,20 +311,17 @@ def paired_difference(
 
 
 def fewest_examples(budget: Budget, *, bounds: Bounds = (0.0, 1.0)) -> int:
-    """The smallest number of examples, planned, with which any model can pass: one that never differs.
+    """The smallest number of examples with which any model can pass: one that never differs from the original.
+
+    With a plan a few less may do.
 
     Raises:
         DataError: no number is enough, because no drop at all is allowed.
     """
     if bounds is None:
         return student.FEWEST
-    most = betting.enough(betting.gains(np.zeros(1), np.ones(1), budget.max_drop), (1 - budget.confidence) / 2)
-    if most is None:
+    never = betting.gains(np.zeros(1), np.ones(1), budget.max_drop)
+    fewest = betting.enough(never, 1 - budget.confidence)
+    if fewest is None:
         raise DataError(f"budget: no number of examples can show max_drop={budget.max_drop}; try 0.01 for 1 %")
-
-    def enough(n: int) -> bool:
-        never = Certifier(budget, planned=n)
-        never.add(np.ones(n), np.ones(n))
-        return never.verdict == "PASS"
-
-    return 1 + bisect.bisect_left(range(1, most), True, key=enough)
+    return fewest

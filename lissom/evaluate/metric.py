@@ -104,7 +104,7 @@ class Metric:
         return certifier.certificate
 
     def fewest_examples(self, budget: Budget) -> int:
-        """The smallest number of examples, planned, with which a model can pass."""
+        """The smallest number of examples with which a model can pass."""
         return fewest_examples(budget, bounds=self.bounds)
 
 

@@ -41,5 +41,5 @@ def test_each_metric_certifies_on_its_own_scale():
 
 def test_each_metric_knows_the_fewest_examples():
     budget = Budget(max_drop=0.05)
-    assert METRICS["accuracy"].fewest_examples(budget) == 67
+    assert METRICS["accuracy"].fewest_examples(budget) == 70
     assert METRICS["perplexity"].fewest_examples(budget) == 20
