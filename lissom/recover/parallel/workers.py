@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn  # before a group exists: its functions' defaults would hold that group for good
 from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
@@ -108,5 +109,10 @@ def workers() -> Iterator[Workers]:
         yield Workers(dist.group.WORLD, device)
     finally:
         if begun:
-            gc.collect()  # what hangs together in circles holds groups, whose threads must not see the process end
-            dist.destroy_process_group()
+            leave()
+
+
+def leave() -> None:
+    """End this process's groups and their threads, none of which may see the process end: it would be aborted."""
+    gc.collect()  # what hangs together in circles holds groups
+    dist.destroy_process_group()

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import sys
+import weakref
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lissom.recover.parallel.gradients import compress_gradients
+from lissom.recover.parallel.workers import leave
 
 STEPS, LR = 60, 0.3
 
@@ -18,8 +20,10 @@ STEPS, LR = 60, 0.3
 def main(meeting: str, n: str, rank: str, *kinds: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{meeting}", world_size=int(n), rank=int(rank))
-    print(json.dumps({kind.split(",")[0]: learned(int(n), int(rank), *kind.split(",")) for kind in kinds}))
-    dist.destroy_process_group()
+    told = {kind.split(",")[0]: learned(int(n), int(rank), *kind.split(",")) for kind in kinds}
+    group = weakref.ref(dist.group.WORLD)
+    leave()
+    print(json.dumps({**told, "left": group() is None}))
 
 
 def learned(n: int, rank: int, kind: str, *words: str) -> dict[str, Any]:

@@ -44,6 +44,11 @@ def test_a_few_bits_learn_as_float32_does(kind: str, learned: list[dict[str, Any
     assert sum(few) == pytest.approx(sum(plain), rel=0.05)
 
 
+def test_nothing_holds_a_group_that_was_left(learned: list[dict[str, Any]]) -> None:
+    """Its threads would go on to the end of the process, and now and then abort it there."""
+    assert all(one["left"] for one in learned)
+
+
 def test_what_was_lost_of_a_gradient_follows_its_parameter_into_another_bucket(together: Any) -> None:
     """DistributedDataParallel makes its buckets anew after the first step."""
 
