@@ -7,7 +7,8 @@
 For each model and budget, `optimize` looks for the smallest model and for the fastest. Beside them stand the uniform
 recipes, each certified by itself, and what peers make. All are written to disk, read again, and timed in turns. What
 WORK holds of an earlier run is not made again; with --again it is timed again, and peers make theirs anew. Prints the
-tables, then one JSON line. It needs the shared models and data: the folder that LISSOM_SHARED names, or `shared` beside
+tables, then one JSON line; --write puts them in the place of the same models' on the page, with the figures beside it
+(budget_page.py). It needs the shared models and data: the folder that LISSOM_SHARED names, or `shared` beside
 the repository. With --cost it tells instead what the search takes on a checkpoint of random weights in the shape of
 Qwen3-0.6B, in a process of its own.
 """
@@ -26,16 +27,16 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy as np
 import torch
+from budget_page import Run, page, passed, write
 from contestants import checkpoint
 from rivals import NNCF, AutoScheme, Rival, Row, Uniform, proof
 from subjects import SUBJECTS, Subject
-from table import markdown, size_of, span
+from table import size_of
 from turns import turn
 
 import lissom
-from lissom.estimate import Estimate, median_estimate
+from lissom.estimate import median_estimate
 from lissom.hardware import describe
 from lissom.progress import Progress
 
@@ -43,7 +44,6 @@ HERE = Path(__file__).parent
 ROUNDS, QUICK = 15, 3  # turns of each contender
 THINNED = 10  # with --quick, one in so many examples
 PREFER = {"smallest": "size", "fastest": "latency"}
-GAIN = 0.85  # of the bytes or of the time, or less
 SHAPE, COST = "qwen3-0.6b", ("--length", "256", "--windows", "64")
 
 
@@ -91,11 +91,6 @@ def tell(event: Progress) -> None:
     print(f"{time.strftime('%X')} {event}", file=sys.stderr, flush=True)
 
 
-def passed(row: Row) -> bool:
-    """Whether a contender is within the budget, for certain."""
-    return bool(row["verdict"] == "PASS")
-
-
 def searched(subject: Subject, budget: lissom.Budget, folder: Path, **asked: Any) -> Row:
     """What `optimize` chose, written to a folder, and the seconds that it took."""
     begun = time.perf_counter()
@@ -122,6 +117,16 @@ def clocked(times: Mapping[str, list[float]], name: str, fastest: str | None) ->
         ratios = [own / base for own, base in zip(times[name], times[fastest], strict=True)]
         found["time"] = asdict(median_estimate(ratios))
     return found
+
+
+def run(name: str, asked: argparse.Namespace, shared: Path) -> Run:
+    """What was found of one model, by which command, when, and on what machine."""
+    rows = measured(name, asked, shared)
+    words = [f"…/{Path(word).name}" if Path(word).is_absolute() else word for word in sys.argv[1:]]
+    tools = {tool: number for row in rows for tool, number in row.get("versions", {}).items()}
+    facts = {**describe().as_dict(), "threads": torch.get_num_threads(), **tools}
+    command = " ".join(["python benchmarks/budget.py", *words])
+    return {"command": command, "date": time.strftime("%Y-%m-%d"), "machine": facts, "rows": rows}
 
 
 def measured(name: str, asked: argparse.Namespace, shared: Path) -> list[Row]:
@@ -153,124 +158,6 @@ def compared(subject: Subject, asked: argparse.Namespace, place: Path) -> Iterat
     kind, python = (AutoScheme, asked.autoscheme) if isinstance(subject.model, Path) else (NNCF, asked.nncf)
     if python is not None:
         yield kind(python, subject, place / "peer", asked.quick)
-
-
-def table(rows: Sequence[Row]) -> list[str]:
-    """Every contender of one model."""
-    head = (
-        "budget: model",
-        "what it is",
-        "verdict",
-        "drop %, examples",
-        "drop %, exact images",
-        "bytes",
-        "of the smallest uniform's",
-        "ms",
-        "of the fastest uniform's",
-        "seconds of search",
-    )
-    return markdown(head, [line(row, least(rows, row["budget"])) for row in rows])
-
-
-def least(rows: Sequence[Row], budget: float) -> int | None:
-    """The bytes of the smallest uniform recipe that keeps a budget."""
-    kept = [row["bytes"] for row in rows if row["budget"] == budget and row.get("uniform") and passed(row)]
-    return min(kept, default=None)
-
-
-def line(row: Row, least: int | None) -> tuple[str, ...]:
-    """One contender."""
-    nbytes = row.get("bytes")
-    return (
-        f"{row['budget']:.1%}: {row['name']}",
-        " ".join(word for word in (row.get("recipe"), row.get("summary")) if word),
-        row["verdict"],
-        f"{spread(row['drop'], '+.2f', 100)}, {row['n']}" if "drop" in row else "",
-        spread(row.get("exact"), "+.2f", 100),
-        f"{nbytes:,}" if nbytes else "",
-        f"{nbytes / least:.2f}" if nbytes and least else "",
-        spread(row.get("ms"), ".2f"),
-        spread(row.get("time"), ".2f"),
-        f"{row['seconds']:.0f}",
-    )
-
-
-def spread(figure: Mapping[str, Any] | None, spec: str, scale: float = 1) -> str:
-    """An estimate in a row, with its interval."""
-    return span(None if figure is None else Estimate(**figure), spec, scale)
-
-
-def summary(found: Mapping[str, Sequence[Row]]) -> list[str]:
-    """In how many cells the search found less than the best uniform recipe takes, and how well it foresaw its time."""
-    ratios: dict[str, list[float]] = {"bytes": [], "time": []}
-    slower = 0  # surely: the whole interval is
-    alone = {"the search": 0, "uniform recipes": 0}
-    off = list[float]()
-    for rows in found.values():
-        for drop in {row["budget"] for row in rows}:
-            own = {row["name"]: row for row in rows if row["budget"] == drop and passed(row)}
-            kept, size = [row for row in own.values() if row.get("uniform")], least(rows, drop)
-            ours = {what: own.get(f"lissom, {what}") for what in PREFER}
-            off += [row["foreseen_ms"] / row["found_ms"] - 1 for row in ours.values() if row and row["foreseen_ms"]]
-            if kept and all(ours.values()):
-                ratios["bytes"].append(ours["smallest"]["bytes"] / size)
-                ratios["time"].append(ours["fastest"]["time"]["value"])
-                slower += ours["fastest"]["time"]["low"] > 1
-            elif kept or any(ours.values()):
-                alone["uniform recipes" if kept else "the search"] += 1
-    gains = sum(min(pair) <= GAIN for pair in zip(*ratios.values(), strict=True))
-    return [
-        *(counted(what, part) for what, part in ratios.items() if part),
-        f"- cells where the search is at most {GAIN} in bytes or in time: {gains} of {len(ratios['bytes'])}; "
-        f"where the interval of its time is above 1: {slower}",
-        f"- certified where the other is not: {', '.join(f'{n} by {who}' for who, n in alone.items())}",
-        f"- the time foreseen of what was chosen, beside the time measured by the search: {apart(off)}",
-    ]
-
-
-def apart(off: Sequence[float]) -> str:
-    """Relative errors in words."""
-    if not off:
-        return "none was foreseen"
-    errors = [abs(one) for one in off]
-    return f"median error {np.median(errors):.1%}, largest {max(errors):.1%}, of {len(errors)}"
-
-
-def counted(what: str, ratios: Sequence[float]) -> str:
-    """Ratios to the best uniform recipe's, in words."""
-    gains, losses = (sum(test) for test in ([r <= GAIN for r in ratios], [r > 1 for r in ratios]))
-    return (
-        f"- {what}, of the best uniform recipe's: {gains} of {len(ratios)} cells at most {GAIN}, {losses} above 1; "
-        f"median {np.median(ratios):.2f}, {min(ratios):.2f} to {max(ratios):.2f}"
-    )
-
-
-def page(found: Mapping[str, Sequence[Row]], command: str) -> str:
-    """The tables, what they say together, and what measured."""
-    said = [
-        "# Within a budget: the search, uniform recipes, and peers",
-        "",
-        "Written from what the command below printed. A line is the model that a search chose within a budget at 95 %",
-        "confidence, or a recipe that is the same for every layer; all are certified on the same examples. The drop",
-        "is that of the certificate, or of the first candidate that it refused. Bytes are those of the tensor files.",
-        "Times are medians of a batch, or of one answer of a language model, with 95 % intervals, all of one budget",
-        "by turns, as are their ratios. The searches of one model share what they have made.",
-        "",
-        f"```text\n{command}\n```",
-        "",
-        *summary(found),
-        "",
-    ]
-    for name, rows in found.items():
-        said += [f"## {name}", "", *table(rows), ""]
-    facts = {**describe().as_dict(), "threads": torch.get_num_threads(), **versions(found)}
-    return "\n".join([*said, "## Machine and versions", "", *(f"- {name}: {value}" for name, value in facts.items())])
-
-
-def versions(found: Mapping[str, Sequence[Row]]) -> dict[str, str]:
-    """Those of the peers."""
-    said = (row.get("versions", {}) for rows in found.values() for row in rows)
-    return {tool: number for versions in said for tool, number in versions.items()}
 
 
 def cost(asked: argparse.Namespace) -> Row:
@@ -312,13 +199,11 @@ def main() -> None:
         print(json.dumps({"benchmark": "budget, cost", **cost(asked)}))
         return
     shared = Path(os.environ.get("LISSOM_SHARED", HERE.parents[1] / "shared"))
-    found = {name: measured(name, asked, shared) for name in asked.only}
-    words = [f"…/{Path(word).name}" if Path(word).is_absolute() else word for word in sys.argv[1:]]
-    text = page(found, " ".join(["python benchmarks/budget.py", *words]))
-    print(text)
+    found = {name: run(name, asked, shared) for name in asked.only}
+    print(page(found))
     print(json.dumps({"benchmark": "budget", "found": found}))
     if asked.write is not None:
-        asked.write.write_text(text + "\n", encoding="utf-8")
+        write(asked.write, found)
 
 
 if __name__ == "__main__":

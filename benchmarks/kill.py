@@ -2,11 +2,12 @@
 
     python benchmarks/kill.py WORK [--kills 50] [--seed 0] [-- MORE WORDS FOR lissom optimize]
 
-Each trial kills the command (kill -9, its whole process group) after a time drawn evenly from what is undisturbed, and
-gives the same command again, until it ends by itself or is killed when its folder, whole, has its name; trials go on
-until so many kills were given. Every file that it wrote must be the undisturbed run's byte for byte. What was measured
-(times, and the page that shows them) differs from run to run and is left out, and the smallest model is asked for,
-which no time decides. Ends with 1 if a trial differs.
+Each trial kills the command (kill -9, its whole process group) after a time drawn evenly from the first third of what
+it takes undisturbed, and gives the same command again, so that it comes a little further each time, until it ends by
+itself or is killed when its folder, whole, has its name; trials go on until so many kills were given. Every file that
+it wrote must be the undisturbed run's byte for byte. What was measured (times, and the page that shows them) differs
+from run to run and is left out, and the smallest model is asked for, which no time decides. Ends with 1 if a trial
+differs.
 """
 
 import argparse
@@ -27,6 +28,7 @@ from lissom.artifact import MANIFEST
 DEMO = Path(lissom.__file__).parent / "demo"
 WORDS = ("--max-drop", "5%", "--length", "128", "--windows", "80", "--prefer", "size")
 PAGE, MEASURED = "report.html", "report"  # a file of the folder, and an entry of its manifest
+SHARE = 1 / 3  # of the undisturbed run's time: a kill comes within it
 Digests = dict[str, str]
 
 
@@ -77,7 +79,7 @@ def trial(out: Path, words: list[str], most: int, whole: float, draw: random.Ran
     """Kill the command up to so many times, then let it end: how many kills were given, and the seconds of it all."""
     begun = time.perf_counter()
     for kills in range(most):
-        if ended(started(out, words), draw.uniform(0, whole)):
+        if ended(started(out, words), draw.uniform(0, SHARE * whole)):
             return kills, time.perf_counter() - begun
         if out.exists():  # it takes its name last, and whole: what was killed had nothing left but to end
             return kills + 1, time.perf_counter() - begun
@@ -97,7 +99,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path, help="a folder for what is made")
     parser.add_argument("--kills", type=int, default=50, help="of all trials together")
-    parser.add_argument("--most", type=int, default=5, help="kills of one trial, at most")
+    parser.add_argument("--most", type=int, default=10, help="kills of one trial, at most")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     cut = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
     return parser.parse_args(sys.argv[1:cut], argparse.Namespace(words=sys.argv[cut + 1 :]))

@@ -1,16 +1,15 @@
 """The end of a search: certificates from the safest candidate to the boldest, and who of those that passed leads."""
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lissom.artifact import annotate
 from lissom.artifact.manifest import building
 from lissom.calibrate import Batch
-from lissom.estimate import Certificate
+from lissom.estimate import Certificate, median_estimate
 from lissom.evaluate import Budgets, certify_beside, certify_models, grades
 from lissom.files import plain
 from lissom.hardware import describe
@@ -28,7 +27,7 @@ from lissom.search.subject import Subject
 from lissom.search.trying import Terms, Tried, cost, noted, standing, values, worth_certifying
 
 SMALLEST, FASTEST, CHEAPEST = "smallest", "fastest", "cheapest"  # of those that are certified
-ALIKE = 1.02  # times the least cost, which turns do not tell apart
+ALIKE = 1.02  # times the least cost: what costs more is not taken for being smaller
 TURNS = 3  # times as many rounds for those that passed: they may differ by less than what tells them from the original
 
 
@@ -96,15 +95,18 @@ def leaders(passed: Sequence[Judged], terms: Terms) -> dict[str, Judged]:
         CHEAPEST: terms.weights,
     }
     near = {told: may_lead(passed, weights) for told, weights in wanted.items()}
-    paid = by_all_turns(list({one.tried.point.name: one for own in near.values() for one in own}.values()), terms)
-    return {told: cheapest(near[told], partial(paid, weights)) for told, weights in wanted.items()}
+    turns = Turns(list({one.tried.point.name: one for own in near.values() for one in own}.values()), terms)
+    return {told: cheapest(near[told], weights, turns) for told, weights in wanted.items()}
 
 
-def cheapest(near: Sequence[Judged], paid: Callable[[Judged], float]) -> Judged:
-    """The one that costs least, and of those that cost as good as the same the smallest."""
-    costs = [paid(one) for one in near]
+def cheapest(near: Sequence[Judged], weights: Mapping[str, float], turns: "Turns") -> Judged:
+    """The one that costs least, or the smallest of those that turns with it do not tell from it."""
+    costs = [turns.cost(weights, one) for one in near]
+    best = near[costs.index(min(costs))]
     alike = [one for one, own in zip(near, costs, strict=True) if own <= ALIKE * min(costs)]
-    return min(alike, key=lambda one: one.tried.point.nbytes)
+    smaller = [one for one in alike if one.tried.point.nbytes < best.tried.point.nbytes]
+    smaller.sort(key=lambda one: one.tried.point.nbytes)
+    return next((one for one in smaller if not turns.dearer(weights, one, best)), best)
 
 
 def may_lead(passed: Sequence[Judged], weights: Mapping[str, float]) -> list[Judged]:
@@ -114,28 +116,47 @@ def may_lead(passed: Sequence[Judged], weights: Mapping[str, float]) -> list[Jud
     return [one for one, own in zip(passed, costs, strict=True) if own <= more * min(costs)]
 
 
-def by_all_turns(near: Sequence[Judged], terms: Terms) -> Callable[[Mapping[str, float], Judged], float]:
+class Turns:
     """What candidates cost by some weights: each timed by turns with the first, or else beside the original."""
-    spent: dict[str, tuple[Sequence[Parts], Sequence[Parts]]] = {}
-    first = near[0]
-    if len(near) > 1 and terms.counts_time:
-        terms.progress(Progress(stage="time", text="those that passed, by turns"))
-        run = first.tried.trial.timed()
-        for one in near[1:]:  # two at a time, for all together may be large
-            name = one.tried.point.name
-            rounds = by_turns({"": run, name: one.tried.trial.timed()}, TURNS * trying.ROUNDS)
-            spent[name] = rounds[name], rounds[""]
 
-    def paid(weights: Mapping[str, float], one: Judged) -> float:
-        if not spent:
+    def __init__(self, near: Sequence[Judged], terms: Terms) -> None:
+        self.first, self.timed = near[0], len(near) > 1 and terms.counts_time
+        self.spent: dict[tuple[str, str], tuple[Sequence[Parts], Sequence[Parts]]] = {}
+        if self.timed:
+            terms.progress(Progress(stage="time", text="those that passed, by turns"))
+            for one in near[1:]:  # two at a time, for all together may be large
+                self.rounds(one, self.first)
+
+    def rounds(self, one: Judged, other: Judged) -> tuple[Sequence[Parts], Sequence[Parts]]:
+        """What two took by turns, measured once."""
+        names = one.tried.point.name, other.tried.point.name
+        if names not in self.spent:
+            runs = {name: judged.tried.trial.timed() for name, judged in zip(names, (one, other), strict=True)}
+            found = by_turns(runs, TURNS * trying.ROUNDS)
+            self.spent[names] = found[names[0]], found[names[1]]
+        return self.spent[names]
+
+    def cost(self, weights: Mapping[str, float], one: Judged) -> float:
+        """Beside that of the first."""
+        if not self.timed:
             return measured_cost(one.tried, [values(one.tried.point)], weights)
-        if one is first:
+        if one is self.first:
             return 1.0
-        own, others = spent[one.tried.point.name]
-        before = first.tried.before  # of both: what slowed the original when one was timed beside it is no merit
-        return measured_cost(one.tried, own, weights, before) / measured_cost(first.tried, others, weights, before)
+        own, others = self.rounds(one, self.first)
+        before = self.first.tried.before  # of both: what slowed the original when one was timed beside it is no merit
+        return measured_cost(one.tried, own, weights, before) / measured_cost(self.first.tried, others, weights, before)
 
-    return paid
+    def dearer(self, weights: Mapping[str, float], one: Judged, other: Judged) -> bool:
+        """Whether one costs more than another by the whole interval of their turns; never where none were taken."""
+        if not self.timed:
+            return False
+        before = self.first.tried.before
+        pairs = zip(*self.rounds(one, other), strict=True)
+        costs = [
+            [measured_cost(j.tried, [ms], weights, before) for j, ms in zip((one, other), pair, strict=True)]
+            for pair in pairs
+        ]
+        return median_estimate([own / its for own, its in costs]).low > 1
 
 
 def measured_cost(

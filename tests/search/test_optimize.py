@@ -283,7 +283,9 @@ def test_of_those_that_passed_the_fastest_is_the_fastest_and_the_smallest_the_sm
     assert [str(event) for event in told] == ["those that passed, by turns"]
     assert names(size=1, latency=1) == ["small", "b", "a"]
     queue.append(passed(result, "c", 50, 5.3, 5.05))
-    assert names(latency=1) == ["small", "c", "c"]  # as fast as b, and smaller
+    assert names(latency=1) == ["small", "b", "b"]  # c is smaller, but slower
+    queue.append(passed(result, "d", 55, 5.3, 5))
+    assert names(latency=1) == ["small", "d", "d"]  # as fast as b, and smaller
     assert leaders([], Terms(budgets={}, weights={"size": 1}, **given)) == {}  # type: ignore[arg-type]
 
 
