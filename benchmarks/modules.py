@@ -3,9 +3,10 @@
     python benchmarks/modules.py --peer-python PYTHON [--only encoder,resnet] [--rounds 7] [--write docs/modules.md]
 
 Modules: the sentence encoder all-MiniLM-L6-v2, on texts of 128 tokens and on sentences that are filled up to as many,
-and ResNet-20 on the images of CIFAR-10. All forms take turns in one run, each with all cores; the peers in a process of
-their own, which waits meanwhile. Quality is measured on the same compiled models. It needs the shared models and data:
-the folder that LISSOM_SHARED names, or `shared` beside the repository. Prints a table, then one JSON line.
+ResNet-20 on the images of CIFAR-10, and an LSTM that was taught here to foresee the letters of stories. All forms take
+turns in one run, each with all cores; the peers in a process of their own, which waits meanwhile. Quality is measured
+on the same compiled models. It needs the shared models and data: the folder that LISSOM_SHARED names, or `shared`
+beside the repository. Prints a table, then one JSON line.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import dataclasses
 import json
 import os
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -30,14 +32,15 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer
 from turns import Arrays, Peer, batches, turn
 
+import lissom
 from lissom.compress import compress_model
 from lissom.engine.lower import lower
 from lissom.estimate import Estimate, median_estimate
 from lissom.formats import freeze
 from lissom.hardware import describe
 
-HERE = Path(__file__).parent
-LENGTH, PAIRS, CALIBRATION = 128, 512, 256
+HERE, DEMO = Path(__file__).parent, Path(lissom.__file__).parent / "demo"
+LENGTH, PAIRS, CALIBRATION, LESSONS = 128, 512, 256, 400
 PEERS = ("onnxruntime", "OpenVINO")
 BITS = {"lissom int8": {"bits": 8}, "lissom int4": {"bits": 4, "group": 128}}
 
@@ -104,16 +107,71 @@ def pictures(shared: Path) -> Subject:
     )
 
 
+class Letters(nn.Module):
+    """An LSTM that foresees the next letter at each of a text, [b, t, letters]."""
+
+    def __init__(self, letters: int) -> None:
+        super().__init__()
+        self.embed, self.reads = nn.Embedding(letters, 64), nn.LSTM(64, 512, batch_first=True)
+        self.says = nn.Linear(512, letters)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What comes next, as logits."""
+        said: Tensor = self.says(self.reads(self.embed(x))[0])
+        return said
+
+
+def letters(shared: Path) -> Subject:
+    """The LSTM, taught on the stories that the package has, judged on others."""
+    told = (DEMO / "stories.txt").read_text(encoding="utf-8")
+    known = sorted(set(told))
+    number = {letter: at for at, letter in enumerate(known)}
+
+    def windows(text: str) -> Tensor:
+        found = torch.tensor([number[letter] for letter in text if letter in number])
+        return found[: len(found) // LENGTH * LENGTH].view(-1, LENGTH)
+
+    test = windows((shared / "data" / "tinystories" / "test.txt").read_text(encoding="utf-8"))[:PAIRS]
+    train = windows(told)
+    return Subject(
+        title="LSTM of 512, letters of stories",
+        model=taught(Letters(len(known)), train),
+        sizes=(1, 32),
+        calibration=[train[:CALIBRATION].numpy()],
+        test=[test.numpy()],
+        quality=lambda found: float((found[:, :-1].argmax(-1) == test[:, 1:].numpy()).mean()),
+        measure="next letters right",
+        steps=lambda how: [{"layers": "*", "technique": "rtn", "bits": how["bits"], "group": 64}],
+    )
+
+
+def taught(model: Letters, windows: Tensor) -> Letters:
+    """The model after some minutes of Adam."""
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    for _ in range(LESSONS):
+        lot = windows[torch.randint(len(windows), (32,))]
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(lot)[:, :-1].flatten(0, 1), lot[:, 1:].flatten()).backward()
+        optimizer.step()
+    return model.eval()
+
+
 SUBJECTS: dict[str, Callable[[Path], Subject]] = {
     "encoder": partial(sentences, together=20, title=f"texts of {LENGTH} tokens"),
     "padded": partial(sentences, together=1, title=f"sentences, with padding {LENGTH} tokens"),
     "resnet": pictures,
+    "recurrent": letters,
 }
 
 
 def forms(subject: Subject) -> dict[str, nn.Module]:
-    """The original, and what lissom makes of it."""
+    """The original, what PyTorch's own quantization makes of it where it has any, and what lissom does."""
     made = {"original, float32": subject.model}
+    if isinstance(subject.model, Letters):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            own = torch.ao.quantization.quantize_dynamic(subject.model, {nn.LSTM, nn.Linear}, dtype=torch.qint8)
+        made["PyTorch, quantize_dynamic"] = own
     for name, how in BITS.items():
         compressed = freeze(compress_model(copy.deepcopy(subject.model), steps=subject.steps(how))).eval()
         made[name] = lower(compressed).eval()
@@ -193,8 +251,8 @@ def page(tables: Sequence[str], command: str, facts: Mapping[str, str]) -> str:
         "Written from what the command below printed. Times of one batch are medians with their 95 % intervals, all",
         "forms taking turns in one run. Weights of ours are rounded to the nearest without calibration; inputs become",
         "integers of 8 bits as they come. Of an encoder's tokens we compute those that are no padding, and the peers",
-        "all. These are quantized to 8 bits: onnxruntime dynamically for the encoder and statically for convolutions,",
-        f"OpenVINO by NNCF; both with {CALIBRATION} examples for calibration.",
+        "all. These are quantized to 8 bits: onnxruntime dynamically for the encoder and the LSTM and statically for",
+        f"convolutions, OpenVINO by NNCF; both with {CALIBRATION} examples for calibration.",
         "",
         "```text",
         command,

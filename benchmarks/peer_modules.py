@@ -4,9 +4,9 @@
 
 FOLDER has, for each module and batch size, `NAME-BATCH.pt2`, and `NAME.npz` with arrays of calibration inputs. What is
 asked comes as lines of JSON: [peer, module, batch], to be timed for a turn, or with the path of a file of inputs behind
-it, to write the outputs beside them. Answers go to the descriptor, as lines. Of the encoder onnxruntime quantizes the
-weights and, as they come, the inputs of matrix products (quantize_dynamic); convolutions statically, by calibration.
-OpenVINO quantizes by NNCF's post-training quantization, with its own settings for each kind of module.
+it, to write the outputs beside them. Answers go to the descriptor, as lines. Of the encoder and the LSTM onnxruntime
+quantizes the weights and, as they come, the inputs of matrix products (quantize_dynamic); convolutions statically, by
+calibration. OpenVINO quantizes by NNCF's post-training quantization, with its own settings for each kind of module.
 """
 
 import sys
@@ -24,6 +24,7 @@ from turns import Arrays, answer_all, batches, turn
 
 THREADS = torch.get_num_threads()
 TRANSFORMERS = ("encoder", "padded")
+DYNAMIC = (*TRANSFORMERS, "recurrent")
 
 Run = Callable[[Arrays], np.ndarray]
 
@@ -47,7 +48,7 @@ def with_onnxruntime(folder: Path, name: str, size: int) -> Run:
     torch.onnx.export(program, (), plain, dynamo=True, verbose=False, external_data=False)
     quant_pre_process(str(plain), str(ready), skip_symbolic_shape=True)
     names = [given.name for given in onnxruntime.InferenceSession(ready).get_inputs()]
-    if name in TRANSFORMERS:
+    if name in DYNAMIC:
         quantize_dynamic(ready, small, weight_type=QuantType.QInt8)
     else:
         quantize_static(ready, small, Reader(names, batches(folder / f"{name}.npz", size)), per_channel=True)

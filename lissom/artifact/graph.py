@@ -3,6 +3,7 @@
 torch.export's own archive keeps a copy of the weights and pickles the example, so only its serialized program, which is
 JSON, is written; the weights come from the folder's safetensors. A layer that is compressed, or may be, is one operator
 in it, by its name, and a layer again where the graph is read, there to be run on the kernel that fits it or compressed.
+So are the steps of recurrent layers, of which there may then be any number.
 """
 
 import inspect
@@ -28,7 +29,7 @@ from lissom.errors import ArtifactError, reason
 from lissom.models.families import put
 
 GRAPH = "graph.json"
-LAYER = "lissom::layer"  # the operator that a layer is
+LAYER, STEPS = "lissom::layer", "lissom::steps"  # the operators that layers and steps are
 OUTPUTS = re.compile(rb"(transformers(?:\.\w+)*\.modeling_\w+)\.\w+")  # whose outputs are known once it is imported
 BESIDE = ("serialize_state_dict", "serialize_constants", "serialize_example_inputs")  # not to be made; older torch must
 
@@ -74,6 +75,7 @@ def tensor_signature(name: str, tensor: Tensor) -> dict[str, Any]:
 
 
 torch.library.define(LAYER, "(Tensor x, str name) -> Tensor")
+torch.library.define(STEPS, "(Tensor gates, Tensor[] kept, str name) -> Tensor[]")
 _exported: ContextVar[dict[str, nn.Module]] = ContextVar("exported")  # the layers, while a module is
 
 
@@ -86,8 +88,14 @@ def _shaped(x: Any, name: str) -> Tensor:
     return functional_call(layer, state, (x,))  # type: ignore[no-any-return]
 
 
+@torch.library.register_fake(STEPS)  # type: ignore[untyped-decorator]
+def _shaped_steps(gates: Tensor, kept: list[Tensor], name: str) -> list[Tensor]:
+    """What the steps of a name give, without numbers."""
+    return [gates.new_empty(*gates.shape[:2], kept[0].shape[-1]), *map(torch.empty_like, kept)]
+
+
 class Called(nn.Module):
-    """Stands for a layer while a module is exported."""
+    """Stands for a layer, or for steps, while a module is exported."""
 
     def __init__(self, name: str, layer: nn.Module) -> None:
         super().__init__()
@@ -96,8 +104,10 @@ class Called(nn.Module):
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["layer"][0], name)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *kept: Tensor) -> Tensor | tuple[Tensor, ...]:
         """One operator."""
+        if kept:
+            return tuple(torch.ops.lissom.steps(x, kept, self.name))
         return torch.ops.lissom.layer(x, self.name)  # type: ignore[no-any-return]
 
 
@@ -188,11 +198,12 @@ def module_of(program: torch.export.ExportedProgram, layers: Mapping[str, nn.Mod
     whole: Any = program.module(check_guards=False)
     for name, layer in layers.items():
         whole.add_submodule(name, layer)
-    for node in whole.graph.find_nodes(op="call_function", target=torch.ops.lissom.layer.default):
-        x, name = node.args
-        with whole.graph.inserting_before(node):
-            node.replace_all_uses_with(whole.graph.call_module(name, (x,)))
-        whole.graph.erase_node(node)
+    for operator in (torch.ops.lissom.layer.default, torch.ops.lissom.steps.default):
+        for node in whole.graph.find_nodes(op="call_function", target=operator):
+            x, *kept, name = node.args
+            with whole.graph.inserting_before(node):
+                node.replace_all_uses_with(whole.graph.call_module(name, (x, *(kept[0] if kept else ()))))
+            whole.graph.erase_node(node)
     codegen, inputs = whole.graph._codegen, program.graph_signature.user_inputs
     if not trees.tree_unflatten(inputs, program.call_spec.in_spec)[1]:  # given in order, as in folders of lissom before
         codegen.pytree_info = codegen.pytree_info._replace(orig_args=list(inputs))

@@ -5,7 +5,7 @@ exported graph, whose weights are the ones in the safetensors file: nothing is s
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,10 @@ from lissom.calibrate.norms import batch_norms
 from lissom.errors import ArtifactError
 from lissom.formats import CompressedLayer, Frozen, Weight, freeze, wrap
 from lissom.models import compressible, replace
-from lissom.models.apart import apart
+from lissom.models.apart import apart, put_back
 from lissom.models.checkpoint import check_shapes
 from lissom.models.families import put
+from lissom.models.recurrent import PARTS, Steps
 from lissom.models.resize import matrix_shapes, resize
 from lissom.models.text_encoder import TextEncoder
 from lissom.models.tokenizer import tokenizer_of
@@ -58,7 +59,7 @@ def save(
         ArtifactError: the name is taken, the disk is full, or the module cannot be exported.
     """
     check_coding(entropy_coding)
-    frozen = freeze(apart(copy.deepcopy(model))).eval()
+    frozen = put_back(freeze(apart(copy.deepcopy(model)))).eval()
     architecture = describe(frozen)
     content: dict[str, Any] = {"class": type(model).__name__, "weights": specs(frozen), "aliases": aliases(frozen)}
     floats = {name: NAMES[layer.dtype] for name, layer in compressed(frozen).items() if layer.dtype != torch.float32}
@@ -84,7 +85,10 @@ def save(
             read = read_besides(frozen, layers, example)
             described = {name: describe(layer) for name, layer in layers.items() if name not in read}
             content["layers"] = {name: layer for name, layer in described.items() if layer is not None}
-            tensors |= export(frozen, example, building_folder / GRAPH, content["layers"])
+            content["steps"] = {name: part.told for name, part in steps_of(frozen, content["layers"]).items()}
+            inside = {name for name in content["layers"] if name.rpartition(".")[0] in content["steps"]}
+            operators = [name for name in (*content["layers"], *content["steps"]) if name not in inside]
+            tensors |= export(frozen, example, building_folder / GRAPH, operators)
         write_tensors(building_folder / FILE, tensors, entropy_coding)
         write_manifest(building_folder, "module", {**content, **notes})
     return Path(folder)
@@ -117,7 +121,7 @@ def build_module(folder: Path, manifest: Mapping[str, Any], base: nn.Module | No
 
 def filled(base: nn.Module, manifest: Mapping[str, Any], tensors: dict[str, Tensor], folder: Path) -> nn.Module:
     """`base` with the folder's weights in place of its own; what was made smaller is made so here too."""
-    apart(base)
+    base = apart(base, tensors)
     for name, nested in manifest.get("removed", {}).items():
         put(base, name, Through(nested=nested))
     weights = read_weights(manifest, tensors)
@@ -153,6 +157,12 @@ def described_encoder(encoder: TextEncoder, folder: Path) -> dict[str, Any]:
 
 
 CONSTANT = "graph.constant."
+
+
+def steps_of(model: nn.Module, layers: Collection[str]) -> dict[str, Steps]:
+    """The steps of recurrent layers by name, all of whose own layers are among these."""
+    found = {name: part for name, part in model.named_modules() if isinstance(part, Steps)}
+    return {n: steps for n, steps in found.items() if all(f"{n}.{own}" in layers for own, _ in steps.named_children())}
 
 
 def compressed(model: nn.Module) -> dict[str, CompressedLayer]:
@@ -232,6 +242,9 @@ def graph_layers(
                 kept = nn.Parameter(stored, requires_grad=False) if isinstance(part, nn.Parameter) else stored
                 setattr(layer, own, held.setdefault(id(stored), kept))
         layers[name] = layer
+    for name, told in manifest.get("steps", {}).items():
+        parts = [layers.pop(f"{name}.{part}") for part in PARTS if f"{name}.{part}" in layers]
+        layers[name] = Steps(told["kind"], told["backward"], *parts)
     return layers
 
 

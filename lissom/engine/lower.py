@@ -18,9 +18,11 @@ from lissom.engine.kernels.masked import masked_layer
 from lissom.engine.kernels.panels import panel_layer
 from lissom.engine.kernels.signs import signs_layer
 from lissom.engine.kernels.sparse import sparse_layer
+from lissom.engine.kernels.steps import lower_steps
 from lissom.engine.kernels.sum import sum_layer
 from lissom.engine.kernels.turned import turned_layer
 from lissom.formats import CompressedConv, CompressedEmbedding, CompressedLayer, CompressedLinear, Frozen, scale_of
+from lissom.models.apart import put_back
 from lissom.models.families import put
 
 
@@ -36,9 +38,11 @@ def lower(model: nn.Module) -> nn.Module:
     """Swap, in place, each frozen compressed linear layer, convolution and embedding for the first kernel that fits it.
 
     A layer that none fits stays as it is and decodes its weight at every call. An embedding and a head that share a
-    matrix share it here too, batch norms behind convolutions that were swapped are folded into them, and text encoders
-    and convolutional networks of layers that were swapped run as programs.
+    matrix share it here too, batch norms behind convolutions that were swapped are folded into them, recurrent layers
+    of which nothing is compressed are torch.nn's again, and the steps of others, text encoders, and convolutional
+    networks of layers that were swapped run as programs.
     """
+    model = put_back(model)
     lowered = WeakIdKeyDictionary()  # a layer in several places is lowered once; then its own memory is let go of
     tables = WeakIdKeyDictionary()  # by the matrix that they hold
     for name in tables_first(model):
@@ -51,7 +55,7 @@ def lower(model: nn.Module) -> nn.Module:
         put(model, name, lowered[layer])
         if isinstance(lowered[layer], KernelLinear):
             tables[layer.matrix] = lowered[layer]
-    return native_images(native_encoders(fold_norms(model)))
+    return native_images(native_encoders(fold_norms(lower_steps(model))))
 
 
 def placed(model: nn.Module, place: torch.device) -> nn.Module:

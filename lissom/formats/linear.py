@@ -7,7 +7,8 @@ that layer's numbers: what it looks up is of this type, though its matrix is flo
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -99,12 +100,30 @@ class CompressedLayer(nn.Module):
 class CompressedLinear(CompressedLayer):
     """torch.nn.Linear on a compressed weight."""
 
+    decoded: Float[Tensor, "o i"] | None = None  # while it is decoded `once`
+
     def forward(self, x: Float[Tensor, "*n i"]) -> Float[Tensor, "*n o"]:
         """x Wᵀ + b."""
-        trainable = isinstance(self.matrix, Trainable)
-        y = F.linear(self.activated(x, 1), self.matrix().to(x.dtype)) if trainable else self.weight.hear(x)
+        if self.decoded is not None or isinstance(self.matrix, Trainable):
+            matrix = self.matrix() if self.decoded is None else self.decoded
+            y = F.linear(self.activated(x, 1), matrix.to(x.dtype))
+        else:
+            y = self.weight.hear(x)
         # apart in both, so that both round alike; in the type of y, which in mixed precision is another than the bias's
         return y if self.bias is None else y + self.bias.to(y.dtype)
+
+
+@contextmanager
+def once(layer: nn.Module | None) -> Iterator[None]:
+    """Within the block a linear layer decodes its matrix once, however often it is called."""
+    if not isinstance(layer, CompressedLinear):
+        yield
+        return
+    layer.decoded = layer.matrix()
+    try:
+        yield
+    finally:
+        layer.decoded = None
 
 
 class CompressedConv(CompressedLayer):

@@ -8,9 +8,10 @@ What was measured of a candidate that is close to the original is mostly chance.
 
 so each drop is drawn to the line, the more the less certain it is, and none that is certain. The line is that of all
 candidates, each counting by 1 / ((c a d)² + s²): empirical Bayes, as in Fay, Herriot, JASA 1979, who draw estimates of
-known errors to a regression. Those that have learned drop less at the same distance, and have a line of their own. This
-orders the certificates, and proves nothing: those have data of their own. Of some only a part of the examples was
-looked at; margins are told in the widths that all of the examples would leave.
+known errors to a regression. Those that have learned drop less at the same distance, and have a line of their own. The
+widths of intervals are drawn to a law too, of a power of the distance: a few answers that part from the original's tell
+no width by themselves. This orders the certificates, and proves nothing: those have data of their own. Of some only a
+part of the examples was looked at; margins are told in the widths that all of the examples would leave.
 
 Shapes: c candidates.
 """
@@ -28,6 +29,7 @@ from lissom.types import Budget
 WIDTH = 1.96  # standard errors in half an interval
 CLEAR = 3.0  # half widths of its interval that a drop is inside or outside a budget by: as clear as need be
 SPREAD = 0.25  # c; far choices for ResNet-20 had 0.15 with chance and all (docs/log-2026-11-27.md)
+FEWEST = 3  # candidates that tell a law
 ROUNDS = 20  # of finding the line, whose weights hang on it
 
 
@@ -46,11 +48,28 @@ def room(
     """The same by one metric; those that are set apart have a line of their own."""
     widths = np.array([half(one.drop) for one in found])
     drops = np.array([one.drop.value for one in found])
+    roots = np.sqrt([one.drop.n for one in found])
+    wide = widths * roots  # were it one example
     for group in (apart, np.logical_not(apart)):
-        drops[group] = expected(drops[group], widths[group] / WIDTH, far[group])
-    counts = np.array([one.drop.n for one in found], dtype=float)
-    narrow = widths * np.sqrt(counts / counts.max(initial=1))
+        wide[group] = by_law(wide[group], far[group])
+        drops[group] = expected(drops[group], wide[group] / roots[group] / WIDTH, far[group])
+    narrow = wide / roots.max(initial=1)
     return [widths_inside(budget, kind, *one) for one in zip(found, drops, narrow, strict=True)]
+
+
+def by_law(widths: Float[Array, " c"], far: Float[Array, " c"]) -> Float[Array, " c"]:
+    """The widths to expect of candidates so far from the original: measured ones where few are of a length.
+
+    The power is from 0, as of a chance that all share, to 1; answers that part go by about the root of a divergence.
+    """
+    told = (widths > 0) & (far > 0)
+    if told.sum() < FEWEST or np.ptp(np.log(far[told])) == 0:
+        return widths
+    logs = np.log(far[told])
+    power = float(np.clip(np.polyfit(logs, np.log(widths[told]), 1)[0], 0, 1))
+    level = np.log(widths[told]).mean() - power * logs.mean()
+    law: Float[Array, " c"] = np.exp(level + power * np.log(np.where(far > 0, far, 1.0)))
+    return np.where(far > 0, law, widths)
 
 
 def widths_inside(budget: Budget, kind: Metric, found: Comparison, drop: float, width: float) -> float:

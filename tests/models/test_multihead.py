@@ -181,3 +181,14 @@ def test_it_learns_and_loses_heads() -> None:
     quantized = lissom.quantize_model(model, x, bits=2)
     learned = lissom.recover_model(quantized, x, lissom.Training(epochs=4, batch=16), original=model)
     assert learned.curve.after.held < learned.curve.before.held
+
+
+def test_a_folder_from_before_holds_it_in_one_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = encoder(enable_nested_tensor=False), drawn(BATCH, QUERIES, WIDE)
+    with monkeypatch.context() as before:
+        before.setattr("lissom.artifact.module.apart", lambda given: given)
+        lissom.save(model, tmp_path / "before")
+    found = lissom.load(tmp_path / "before", model=encoder(enable_nested_tensor=False))
+    assert any(type(part) is nn.MultiheadAttention for part in found.modules())
+    with torch.inference_mode():
+        same(found(x), model(x))

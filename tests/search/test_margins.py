@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from lissom.estimate import Estimate
 from lissom.evaluate import Comparison, metric
-from lissom.search.margins import clear, expected, line, margins
+from lissom.search.margins import by_law, clear, expected, line, margins
 from lissom.types import Budget
 
 
@@ -93,6 +93,31 @@ def test_who_was_seen_on_fewer_examples_is_as_sure_by_the_widths_of_all() -> Non
     whole, quarter = comparison(0.9, 0.02, 0.01, n=400), comparison(0.9, 0.02, 0.02, n=100)
     found = margins({kind: budget}, [{"accuracy": whole}, {"accuracy": quarter}], [0.2, 0.2], [False, False])
     assert found == pytest.approx([8, 8])
+
+
+def test_the_closer_is_the_surer_though_by_chance_few_answers_told_of_the_other() -> None:
+    kind = metric("accuracy")
+    widths = {0.002: 0.0060, 0.005: 0.0045, 0.01: 0.0090, 0.02: 0.0130}
+    figures = [{kind.name: comparison(0.9, 0.0, width)} for width in widths.values()]
+    close, less_close, *_ = margins({kind: Budget(max_drop=0.005)}, figures, list(widths), [False] * 4)
+    assert close > less_close > 0
+
+
+@pytest.mark.parametrize(("power", "found"), [(0.5, 0.5), (2.0, 1.0), (-0.5, 0.0)])
+def test_widths_go_by_a_power_of_the_distance(power: float, found: float) -> None:
+    far = np.geomspace(0.001, 0.1, 20)
+    chance = np.exp(0.1 * np.random.default_rng(0).standard_normal(20))
+    law = by_law(0.3 * far**power * chance, far)
+    assert np.diff(np.log(law)) / np.diff(np.log(far)) == pytest.approx(found, abs=0.05)
+    assert np.log(law).mean() == pytest.approx(np.log(0.3 * far**power * chance).mean())
+
+
+def test_few_widths_are_as_they_were_measured() -> None:
+    """And so is that of a candidate that says what the original does."""
+    two, four = np.array([0.1, 0.5]), np.array([0.1, 0.2, 0.3, 0.0])
+    assert np.array_equal(by_law(two, np.array([0.01, 0.02])), two)
+    assert np.array_equal(by_law(four, np.full(4, 0.1)), four)
+    assert by_law(four, np.array([0.01, 0.02, 0.03, 0.0]))[3] == 0
 
 
 @pytest.mark.parametrize(("drop", "width", "told"), [(0.02, 0.02, True), (0.05, 0.02, False), (0.2, 0.02, True)])

@@ -25,6 +25,7 @@ ARGUMENTS = {  # of the functions of the library, as they are declared in C
     "lissom_linear": [BYTES, BYTES, POINTER, POINTER, SIZE, c_int, c_int],
     "lissom_pack": [POINTER, SIZE, SIZE, c_int, POINTER, c_int, POINTER, c_int],
     "lissom_page_bytes": [POINTER],
+    "lissom_recur": [BYTES, BYTES, c_int, c_int, POINTER, POINTER, POINTER, POINTER, SIZE, SIZE, c_int, c_int],
     "lissom_rows": [BYTES, BYTES, POINTER, SIZE, POINTER],
     "lissom_share": [POINTER],
     "lissom_likely": [POINTER, SIZE, SIZE, c_float, c_float, POINTER, c_int],

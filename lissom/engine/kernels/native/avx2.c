@@ -243,5 +243,5 @@ TARGET static int32_t round_block(const float *x, ptrdiff_t count, ptrdiff_t blo
 #include "whole.h"
 
 const Kernel KERNEL = {multiply, largest, round_block, make, narrow, dense, turn, keep,
-                       attend, unite, attend_whole, bound, likely, image};
+                       attend, unite, attend_whole, bound, likely, say, image};
 #endif

@@ -195,5 +195,5 @@ INLINE void transpose(Floats *square) {
 #include "whole.h"
 
 const Kernel KERNEL = {multiply, largest, round_block, make, narrow, dense, turn, keep,
-                       attend, unite, attend_whole, bound, likely, image};
+                       attend, unite, attend_whole, bound, likely, say, image};
 #endif

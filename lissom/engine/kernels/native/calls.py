@@ -1,6 +1,7 @@
 """The kernels in C, called with tensors."""
 
 import ctypes
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -68,6 +69,25 @@ def linear(layer: Given, rows: Tensor, outputs: int, kernel: str) -> Tensor:
     ):
         raise LissomError(f"kernels: no memory for {n} rows of {rows.shape[1]} inputs; use smaller batches")
     return y
+
+
+def recur(layer: Given, kind: int, backward: bool, gates: Tensor, kept: Sequence[Tensor], kernel: str) -> Tensor:
+    """What a recurrent layer says of each step (t, b, s), from gates (t, b, g) and from what was said before the first.
+
+    All is float32 and contiguous. Of an LSTM `kept` has the cell too, which is changed.
+
+    Raises:
+        LissomError: there is too little memory for it.
+    """
+    opened = library()
+    assert opened is not None
+    steps, batch, _ = gates.shape
+    said = torch.empty(steps, batch, kept[0].shape[1])
+    places = (gates.data_ptr(), said.data_ptr(), kept[0].data_ptr(), kept[-1].data_ptr())
+    counts = (steps, batch, KERNELS.index(kernel), torch.get_num_threads())
+    if said.numel() and opened.lissom_recur(*layer, kind, backward, *places, *counts):
+        raise LissomError(f"kernels: no memory for {batch} sequences; use smaller batches")
+    return said
 
 
 def conv(layer: Given, geometry: bytes, runs: Tensor, x: Tensor, images: int, y: Tensor, kernel: str) -> None:

@@ -160,4 +160,4 @@ static int32_t round_block(const float *x, ptrdiff_t count, ptrdiff_t block, flo
 #include "whole.h"
 
 const Kernel lissom_portable = {multiply, largest, round_block, make, narrow, dense, turn, keep,
-                                attend, unite, attend_whole, bound, likely, image};
+                                attend, unite, attend_whole, bound, likely, say, image};

@@ -119,6 +119,36 @@ INLINE Floats within(Floats x, float cap) {
     return plus(twice, floats(-cap));
 }
 
+INLINE Floats tanh_of(Floats x) { return within(x, 1); }
+
+/* Gates lie side by side, those made of the input and those made of what was said before. */
+INLINE void say_as(int kind, const float *gates, const float *heard, const float *before, float *cell, float *said, ptrdiff_t size) {
+    EACH_16(j, size) {
+        const ptrdiff_t left = size - j;
+        Floats made[4], own[4], all[4], now;
+        UNROLL for (int g = 0; g < (kind == LSTM ? 4 : kind == GRU ? 3 : 1); g++) {
+            made[g] = some_floats(gates + g * size + j, left);
+            own[g] = some_floats(heard + g * size + j, left);
+            all[g] = plus(made[g], own[g]);
+        }
+        if (kind == LSTM) {
+            const Floats kept = add_product(times(sigmoid(all[1]), some_floats(cell + j, left)), sigmoid(all[0]), tanh_of(all[2]));
+            store_floats(cell + j, kept, left);
+            now = times(sigmoid(all[3]), tanh_of(kept));
+        } else if (kind == GRU) {
+            const Floats new = tanh_of(add_product(made[2], sigmoid(all[0]), own[2]));
+            now = add_product(new, sigmoid(all[1]), plus(some_floats(before + j, left), times(new, floats(-1))));
+        } else now = kind == TANH ? tanh_of(all[0]) : larger(floats(0), all[0]);
+        store_floats(said + j, now, left);
+    }
+}
+
+TARGET static void say(int kind, const float *gates, const float *heard, const float *before, float *cell, float *said, ptrdiff_t size) {
+    if (kind == LSTM) say_as(LSTM, gates, heard, before, cell, said, size);
+    else if (kind == GRU) say_as(GRU, gates, heard, before, cell, said, size);
+    else say_as(kind, gates, heard, before, cell, said, size);
+}
+
 TARGET static void bound(float *x, ptrdiff_t count, float cap) {
     EACH_16(j, count) store_floats(x + j, within(some_floats(x + j, count - j), cap), count - j);
 }

@@ -21,6 +21,7 @@ enum { LOOKERS = 32 }; /* queries that look together at what sees itself whole *
 typedef enum { FLOAT32, BFLOAT16, FLOAT16, INT8 } Type;
 typedef enum { AS_IS, NORMED, SCALED, GATED, CENTRED, ACTIVE } Kind;
 typedef enum { SILU, GELU_TANH, RELU, GELU, RELU6, HARD_SWISH, NONE } Gate;
+typedef enum { LSTM, GRU, TANH, RECTIFIED } Cell; /* kinds of recurrent layers */
 
 typedef struct {
     float *at; /* of the first row */
@@ -116,6 +117,8 @@ typedef struct {
     void (*bound)(float *x, ptrdiff_t count, float cap);
     /* Σ exp((x - best) by) */
     float (*likely)(const float *x, ptrdiff_t count, float best, float by);
+    /* What a recurrent layer of a kind of Cell says of a step, of `size` numbers, from gates and from what was said before. */
+    void (*say)(int kind, const float *gates, const float *heard, const float *before, float *cell, float *said, ptrdiff_t size);
     /* One block of rows of an image's map, and of it splits `first` up to `last` of the channels. */
     void (*image)(const Step *, float *room, char *seen, ptrdiff_t block, ptrdiff_t first, ptrdiff_t last);
 } Kernel;
