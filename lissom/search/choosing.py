@@ -83,6 +83,8 @@ class Choosing:
         tell: Tell,
     ) -> None:
         self.subject, self.bank, self.problem, self.lots = subject, bank, problem, lots
+        self.left = problem  # without the steps that were undone
+        self.plain: set[str] = set()  # digests of the choices of one form everywhere, which stay all the same
         self.budgets, self.by, self.pays, self.tell = budgets, by, pays, tell
         self.asked = of_json([by.name, *(kind.name for kind in budgets)])  # what was measured is of these
         self.all: dict[str, Seen] = {}
@@ -97,22 +99,22 @@ class Choosing:
 
     @property
     def seen(self) -> list[Seen]:
-        """The choices that were measured, but for those with a step that was undone."""
-        return [one for one in self.all.values() if self.problem.allows(one.choice)]
+        """The choices that were measured, but for those that chose a step that was undone."""
+        return [one for key, one in self.all.items() if key in self.plain or self.left.allows(one.choice)]
 
     def walk(self) -> None:
         """Measure what may be worth certifying, choices of one form everywhere among it."""
-        points = self.problem.frontier(POINTS, self.scale)
+        points = self.left.frontier(POINTS, self.scale)
         boldest = self.bisect(points)
         if self.inside(self.measured(points[boldest])):
             self.steps = self.pays(points[boldest])
             vain = {(step.kind, step.form) for step in self.steps if not step.kept}
-            self.problem = self.problem.without(self.subject.kinds, vain)  # they would cost quality for nothing
-        self.scale = self.problem.learned([(one.choice, one.distance.value) for one in self.seen])
-        points = self.problem.frontier(POINTS, self.scale)
+            self.left = self.left.without(self.subject.kinds, vain)  # they would cost quality for nothing
+        self.scale = self.left.learned([(one.choice, one.distance.value) for one in self.seen])
+        points = self.left.frontier(POINTS, self.scale)
         boldest = self.bisect(points)
-        safe = everywhere(self.problem, SAFE)
-        if self.problem.allows(safe):
+        safe = everywhere(self.left, SAFE)
+        if self.left.allows(safe):
             self.measured(safe, SAFE)
         for step in LADDER[self.small]:
             self.measured(points[max(0, boldest - step)])
@@ -135,8 +137,9 @@ class Choosing:
     def uniform(self, cost: float) -> None:
         """Measure choices of one form everywhere that would cost hardly more than what was found, or less.
 
-        What is foreseen of each form is a little off, and the frontier collects what is off in its favour. Tables that
-        are looked up in, a head too where that is the same, are tried in the safe form as well, as people do.
+        What is foreseen of each form is a little off, and the frontier collects what is off in its favour; that a step
+        was undone may be chance. Tables that are looked up in, a head too where that is the same, are tried in the safe
+        form as well, as people do.
         """
         tables = [unit for unit in self.problem.forms if isinstance(self.subject.layers.get(unit), nn.Embedding)]
         for form in UNIFORM:
@@ -145,6 +148,7 @@ class Choosing:
             for choice, name in ((plain, form), (safer, TABLES[form])):
                 wanted = form in choice.values() and self.problem.allows(choice)
                 if wanted and self.problem.cost(choice) < HARDLY * cost and (choice is plain or choice != plain):
+                    self.plain.add(digest(choice))
                     self.measured(choice, name)
 
     def beyond(self, points: Sequence[Choice], boldest: int) -> None:
@@ -154,7 +158,7 @@ class Choosing:
         generations = GENERATIONS[self.small]
         for point in points[boldest : boldest + 1 + BOLDER]:
             self.tell(Progress(stage="choose", text="local search", done=len(self.all)))
-            better, _ = improved(self.problem, point, self.distance, self.scale, generations=generations)
+            better, _ = improved(self.left, point, self.distance, self.scale, generations=generations)
             if not self.inside(self.measured(better)):
                 break
 

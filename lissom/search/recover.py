@@ -94,14 +94,14 @@ def earlier(choosing: Choosing, enough: float) -> list[Choice]:
     records = [choosing.bank.record(name) for name in choosing.bank.journal.names() if name.startswith(LEARNED)]
     choices = [own["choice"] for own in records if own["choice"] and own["budgets"] != budgets_asked(choosing)]
     problem, scale = choosing.problem, choosing.scale
-    known = [one for one in choices if problem.allows(one) and problem.cost(one) < enough]
+    known = [one for one in choices if choosing.left.allows(one) and problem.cost(one) < enough]
     return sorted(known, key=lambda one: problem.kl(one, scale))
 
 
 def bolder(choosing: Choosing, enough: float, unit: float, hunt: Hunt, known: Sequence[Choice]) -> Iterator[Choice]:
     """Points of the frontier that are to learn, as far as the hunt wants; `unit` is the distance that it counts in."""
     problem, scale = choosing.problem, choosing.scale
-    points = [point for point in problem.frontier(POINTS, scale) if problem.cost(point) < enough]
+    points = [point for point in choosing.left.frontier(POINTS, scale) if problem.cost(point) < enough]
     tried = [*known]
     while points and len(tried) - len(known) < TRIES and hunt.worth:
         choice = min(points, key=lambda point: abs(problem.kl(point, scale) - hunt.times * unit))

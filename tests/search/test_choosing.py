@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from lissom.artifact.journal import Journal
+from lissom.estimate import Estimate
 from lissom.evaluate import metric
 from lissom.progress import quiet
-from lissom.search.bank import Bank
-from lissom.search.choosing import Choosing, everywhere
+from lissom.search.bank import Bank, Choice
+from lissom.search.choosing import Choosing, Seen, digest, everywhere
 from lissom.search.forms import CACHE, ORIGINAL, SAFE
 from lissom.search.joint import Problem
 from lissom.search.module import ModuleSubject
@@ -81,7 +82,7 @@ def test_one_form_everywhere_is_looked_at_where_it_costs_hardly_more(cost: float
         costs={"layer": (1.0, 0.5, 0.3), "table": (1.0, 0.5)},
         kls={"layer": (0.0, 0.1, 0.2), "table": (0.0, 0.1)},
     )
-    choosing.measured = lambda choice, name: seen.append(name)
+    choosing.plain, choosing.measured = set(), lambda choice, name: seen.append(name)
     Choosing.uniform(choosing, cost)
     assert seen == looked
 
@@ -95,10 +96,32 @@ def test_tables_are_tried_in_the_safe_form_too() -> None:
         costs=dict.fromkeys(("layer", "table"), costs),
         kls=dict.fromkeys(("layer", "table"), (0.0, 0.1, 0.2)),
     )
-    choosing.measured = lambda choice, name: seen.setdefault(name, choice)
+    choosing.plain, choosing.measured = set(), lambda choice, name: seen.setdefault(name, choice)
     Choosing.uniform(choosing, 1.0)
     assert seen == {
         SAFE: {"layer": SAFE, "table": SAFE},
         "4 bits": {"layer": "4 bits", "table": "4 bits"},
         "4 bits, tables in 8 bits": {"layer": "4 bits", "table": SAFE},
     }
+
+
+def test_one_form_everywhere_stays_though_a_step_to_it_was_undone() -> None:
+    """That it saved nothing may be chance; another choice with that step goes."""
+    choosing, kinds = Mock(spec=Choosing), {"layer": "Linear", "other": "Conv2d"}
+    choosing.subject = Mock(layers={"layer": nn.Linear(2, 2), "other": nn.Conv2d(2, 2, 1)})
+    forms, costs = (ORIGINAL, SAFE, "4 bits"), (1.0, 0.5, 0.3)
+    choosing.problem = Problem(
+        forms=dict.fromkeys(kinds, forms), costs=dict.fromkeys(kinds, costs), kls=dict.fromkeys(kinds, (0.0, 0.1, 0.2))
+    )
+    choosing.left = choosing.problem.without(kinds, {("Linear", "4 bits")})
+    mixed = {"layer": "4 bits", "other": SAFE}
+
+    def measured(choice: Choice, name: str) -> None:
+        known = Estimate(value=0.1, low=0.1, high=0.1, n=9)
+        choosing.all[digest(choice)] = Seen(name=name, choice=choice, figures={}, distance=known)
+
+    choosing.plain, choosing.all, choosing.measured = set(), {}, measured
+    measured(mixed, "mixed")
+    Choosing.uniform(choosing, 0.6)
+    found = [one.choice for one in Choosing.seen.fget(choosing)]  # type: ignore[attr-defined]
+    assert found == [{"layer": "4 bits", "other": "4 bits"}]

@@ -81,7 +81,13 @@ def test_how_bold_it_may_be_is_found_from_what_was_tried(
     best = Mock(spec=Seen, choice=1.0, distance=SimpleNamespace(value=1.0))
     bank = Mock(journal=SimpleNamespace(names=list))
     bank.recipe = lambda choice, name: Recipe(name=name)
-    around: dict[str, Any] = {"problem": problem, "subject": SimpleNamespace(weights=1), "scale": {}, "bank": bank}
+    around: dict[str, Any] = {
+        "problem": problem,
+        "left": problem,
+        "subject": SimpleNamespace(weights=1),
+        "scale": {},
+        "bank": bank,
+    }
     budgets = {metric("accuracy"): Budget(max_drop=limit / 100)}
     around |= {"by": metric("accuracy"), "budgets": budgets}
     choosing = Mock(spec=Choosing, seen=[best], inside=lambda one: True, **around)
