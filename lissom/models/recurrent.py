@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from lissom.errors import DataError
 from lissom.formats.linear import once
 from lissom.models.layers import linear
 
@@ -166,7 +167,7 @@ class Recurrent(nn.Module):
         x = input.unsqueeze(1) if alone else input.transpose(0, 1) if self.batch_first else input
         given = () if hx is None else (hx,) if isinstance(hx, Tensor) else hx
         given = tuple(part.unsqueeze(1) for part in given) if alone else given
-        x, kept = self.run(x, None, given or self.begun(x, x.shape[1]))
+        x, kept = self.run(x, None, self.begun(x, x.shape[1], given))
         if alone:
             x, kept = x.squeeze(1), tuple(part.squeeze(1) for part in kept)
         elif self.batch_first:
@@ -177,15 +178,26 @@ class Recurrent(nn.Module):
         """The same of sequences of different lengths, the longest of which come first."""
         x, sizes, order, back = input
         given = () if hx is None else (hx,) if isinstance(hx, Tensor) else hx
+        given = self.begun(x, int(sizes[0]), given)
         given = given if order is None else tuple(part.index_select(1, order) for part in given)
-        x, kept = self.run(x, sizes.tolist(), given or self.begun(x, int(sizes[0])))
+        x, kept = self.run(x, sizes.tolist(), given)
         kept = kept if back is None else tuple(part.index_select(1, back) for part in kept)
         return PackedSequence(x, sizes, order, back), kept if self.mode == "LSTM" else kept[0]
 
-    def begun(self, x: Tensor, batch: Any) -> Kept:
-        """What is kept before the first step where nothing is given, [l, b, s]: zeros."""
+    def begun(self, x: Tensor, batch: Any, given: Kept) -> Kept:
+        """What is kept before the first step, [l, b, s]: what was given, or zeros.
+
+        Raises:
+            DataError: what was given is not as large.
+        """
         sizes = [self.proj_size or self.hidden_size, *([self.hidden_size] if self.mode == "LSTM" else [])]
-        return tuple(x.new_zeros(len(self.places()), batch, size) for size in sizes)
+        shapes = [(len(self.places()), batch, size) for size in sizes]
+        if not given:
+            return tuple(x.new_zeros(shape) for shape in shapes)
+        found = [tuple(part.shape) for part in given]
+        if found != shapes:
+            raise DataError(f"{self.mode}: hx is {found}; of {batch} sequences it has to be {shapes}")
+        return given
 
     def run(self, x: Tensor, lengths: list[int] | None, kept: Kept) -> tuple[Tensor, Kept]:
         """Layer by layer; without lengths x is [t, b, i], with them [n, i], so many rows of each step."""

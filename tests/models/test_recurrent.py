@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 import lissom
 from lissom.engine.lower import lower
+from lissom.errors import DataError
 from lissom.formats import CompressedLinear, freeze
 from lissom.models import compressible
 from lissom.models.apart import apart, put_back, set_apart
@@ -83,6 +84,17 @@ def test_sequences_of_different_lengths(kind: str, asked: dict[str, Any], length
         assert isinstance(made, PackedSequence)
         same(pad_packed_sequence(made), pad_packed_sequence(wanted))
         same(kept, its)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_given_for_other_sequences_is_refused(kind: str) -> None:
+    """Where steps run in C its rows would be read beyond their end."""
+    layer, x = fused(kind), drawn(STEPS, BATCH, INPUTS)
+    packed = pack_padded_sequence(x, torch.tensor([7, 4, 4]))
+    for ours in (Recurrent(layer), lower(freeze(lissom.quantize_model(layer, bits=8)).eval())):
+        for given in (x, packed):
+            with pytest.raises(DataError, match=r"of 3 sequences it has to be \[\(1, 3, 16\)"):
+                ours(given, begun(layer, 1))
 
 
 @pytest.mark.parametrize("kind", [nn.LSTMCell, nn.GRUCell, nn.RNNCell])
