@@ -1,12 +1,13 @@
 """Gradients in few bits on a slow network: how long processes take to learn as much as with float32.
 
-    python benchmarks/gradients.py [--processes 2,4] [--rate 100mbit] [--steps 120] [--seeds 3] [--only int4,...]
+    python benchmarks/gradients.py [--processes 2,4] [--rate 100mbit] [--steps 60] [--seeds 3] [--only int4,...]
+                                   [--write FILE]
 
 The bundled language model, rounded to 2 bits, learns its stories again with all its weights, on processes that each
 have a network namespace of their own: what one sends passes a token bucket (Linux's tbf) of so many bits a second, and
 bytes are those that its network interface counted. Every kind starts from the same weights and reads the same windows,
-the kinds take turns, and the clock stands still while the loss on held-out windows is taken. Prints a table, then one
-JSON line. It needs root, `ip` and `tc`.
+the kinds take turns, and the clock stands still while the loss on held-out windows is taken. Prints tables, then one
+JSON line; `--write` puts the tables into a page, as a section. It needs root, `ip` and `tc`.
 """
 
 import argparse
@@ -21,8 +22,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from sections import put_section
+from table import markdown, span
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import fp16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
@@ -36,16 +40,18 @@ from lissom.hardware import describe
 from lissom.recover.optimizers import make
 from lissom.recover.parallel.gradients import KINDS, compress_gradients
 from lissom.recover.parallel.local import LocalSteps
+from lissom.recover.parallel.workers import leave
 from lissom.statistics import Moments
 from lissom.techniques.quantize.rtn import rtn
 
 DEMO = Path(lissom.__file__).parent / "demo"
-LOCAL = "local steps, int4"
+LOCAL = "int4 of local steps"
 PLAIN = ("float32", "float16")
 ALL = (*PLAIN, *KINDS, LOCAL)
 LENGTH, LOT, HELD, LOOKS, EVERY = 128, 4, 32, 12, 10
 LR, PORT, NET = 3e-4, 29_555, "lissom"
 NEAR = 1.005  # times the loss that float32 ends with
+PARTS = (0.05, 0.1, 0.25, 0.5, 1.0)  # of the time that float32 takes
 
 
 @contextmanager
@@ -102,11 +108,18 @@ def ruined() -> nn.Module:
 
 
 def worker(asked: dict[str, Any]) -> None:
-    """One process: learn, look at the loss now and then, and tell how it went."""
+    """One process."""
     torch.set_num_threads(1)
+    os.environ |= {"GLOO_SOCKET_IFNAME": f"{asked['name']}e"}
+    place = f"tcp://10.77.0.1:{PORT}"
+    dist.init_process_group("gloo", init_method=place, world_size=asked["n"], rank=asked["rank"])
+    print(json.dumps(run(asked)))
+    leave()
+
+
+def run(asked: dict[str, Any]) -> dict[str, Any]:
+    """Learn, look at the loss now and then, and tell how it went."""
     n, rank, interface = asked["n"], asked["rank"], f"{asked['name']}e"
-    os.environ |= {"GLOO_SOCKET_IFNAME": interface}
-    dist.init_process_group("gloo", init_method=f"tcp://10.77.0.1:{PORT}", world_size=n, rank=rank)
     windows = token_windows((DEMO / "stories.txt").read_text(), AutoTokenizer.from_pretrained(DEMO), LENGTH)
     held, seen = windows[:HELD], windows[HELD:]
     model, kind = ruined(), asked["kind"]
@@ -138,8 +151,7 @@ def worker(asked: dict[str, Any]) -> None:
                 told.append((float(loss_of(model, held)), spent))
     sent = torch.tensor([counted(interface) - before], dtype=torch.float64)
     dist.all_reduce(sent)
-    print(json.dumps({"looks": told, "bytes": float(sent) / n, "meter": meter and meter.sent}))
-    dist.destroy_process_group()
+    return {"looks": told, "bytes": float(sent) / n, "meter": meter and meter.sent}
 
 
 def loss_of(model: nn.Module, windows: Tensor) -> Tensor:
@@ -163,14 +175,17 @@ def seconds_until(looks: Sequence[Sequence[float]], loss: float) -> float | None
     return None
 
 
+def loss_at(looks: Sequence[Sequence[float]], seconds: float) -> float:
+    """The loss after so many seconds, on a line between looks; the first or last that is known beyond them."""
+    return float(np.interp(seconds, [clock for _, clock in looks], [loss for loss, _ in looks]))
+
+
 def table(found: dict[str, list[dict[str, Any]]]) -> list[str]:
-    """The kinds of one number of processes."""
+    """What the kinds of one number of processes sent and ended with, and when they were as good as float32 was then."""
     ends = [run["looks"][-1][0] for run in found["float32"]]
-    lines = [
-        "| gradients | MB a process sends | of float32's | loss in the end | of float32's | seconds | until 1.005 x |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
     plain = statistics.median(run["bytes"] for run in found["float32"])
+    head = ("gradients", "MB a process sends", "of float32's", "loss at the end", "of float32's", "seconds")
+    body = []
     for kind, runs in found.items():
         sent = statistics.median(run["bytes"] for run in runs)
         losses = median_estimate([run["looks"][-1][0] for run in runs])
@@ -178,12 +193,21 @@ def table(found: dict[str, list[dict[str, Any]]]) -> list[str]:
         clock = median_estimate([run["looks"][-1][1] for run in runs], unit="s")
         until = [seconds_until(run["looks"], NEAR * end) for run, end in zip(runs, ends, strict=True)]
         reached = [value for value in until if value is not None]
-        said = f"{statistics.median(reached):.1f}" if len(reached) == len(runs) else f"{len(reached)} of {len(runs)}"
-        lines.append(
-            f"| {kind} | {sent / 1e6:.1f} | 1/{plain / sent:.1f} | {losses.value:.4f} | "
-            f"{ratios.value:.4f} ({ratios.low:.4f} to {ratios.high:.4f}) | {clock.value:.1f} | {said} |"
-        )
-    return lines
+        said = span(median_estimate(reached), ".1f") if len(reached) == len(runs) else f"{len(reached)} of {len(runs)}"
+        figures = (f"{sent / 1e6:.1f}", f"1/{plain / sent:.1f}", f"{losses.value:.4f}", span(ratios, ".4f"))
+        body.append((kind, *figures, span(clock, ".1f"), said))
+    return markdown((*head, f"seconds until {NEAR} x float32's end"), body)
+
+
+def curves(found: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """The loss of each kind after parts of the time that float32 took."""
+    whole = statistics.median(run["looks"][-1][1] for run in found["float32"])
+    clocks = [part * whole for part in PARTS]
+    body = [
+        (kind, *(span(median_estimate([loss_at(run["looks"], clock) for run in runs]), ".3f") for clock in clocks))
+        for kind, runs in found.items()
+    ]
+    return markdown(("gradients, loss after", *(f"{clock:.1f} s" for clock in clocks)), body)
 
 
 def main() -> None:
@@ -191,15 +215,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--processes", type=lambda words: [int(word) for word in words.split(",")], default=[2, 4])
     parser.add_argument("--rate", default="100mbit", help="of each process's link, as tc reads it")
-    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", type=lambda words: words.split(","), default=list(ALL), help="kinds")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="the page whose section it becomes")
     parser.add_argument("--worker", type=json.loads, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.worker:
         worker(asked.worker)
         return
-    everything = {}
+    everything, tables = {}, []
     for n in asked.processes:
         found: dict[str, list[dict[str, Any]]] = {kind: [] for kind in dict.fromkeys(["float32", *asked.only])}
         with network(n, asked.rate) as names:
@@ -208,9 +233,26 @@ def main() -> None:
                     runs.append(learned(kind, names, asked.steps, seed))
                     print(f"{n} processes, {kind}, seed {seed}: {runs[-1]['looks'][-1]}", file=sys.stderr)
         everything[n] = found
-        print("\n".join([f"## {n} processes, {asked.rate} each", "", *table(found), ""]))
+        tables += [f"### {n} processes, {asked.rate} each", "", *table(found), "", *curves(found), ""]
+    told = "\n".join(tables)
+    print(told)
+    if asked.write:
+        put_section(asked.write, TITLE, f"{PAGE}\n{told}")
     print(json.dumps({"benchmark": "gradients", "machine": describe().as_dict(), "found": everything}))
 
+
+TITLE = "Gradients in few bits on a slow network"
+PAGE = """
+`python benchmarks/gradients.py --write docs/scale.md` makes this section; it slows down links by Linux's traffic
+control, which takes root.
+
+The bundled language model, rounded to 2 bits, learns its stories again with all its weights, by Adam, in 60 steps of 4
+windows of 128 tokens for each process. Each process has a network of its own, whose link lets through so many bits a
+second; bytes are those that the link counted, protocol and all. Seconds are those of the steps. Each kind learns from
+the same weights on the same windows, by turns with the others, from several seeds, whose range is told. Of local steps
+each process takes ten by itself before they average what has changed (DiLoCo). A curve that has ended stays where it
+ended.
+"""
 
 if __name__ == "__main__":
     main()

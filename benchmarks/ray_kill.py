@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from layouts import BATCH, DEMO, EVERY, LENGTH, STEPS, apart, losses, ran
+from sections import put_section
 from table import markdown
 
 import lissom
@@ -87,8 +88,7 @@ def main() -> None:
     table = "\n".join(markdown(head, [shown(row) for row in rows]))
     print(table)
     if asked.write:
-        before, _, _ = asked.write.read_text(encoding="utf-8").partition(f"\n{TITLE}")
-        asked.write.write_text(f"{before}\n{TITLE}{PAGE}\n{table}\n", encoding="utf-8")
+        put_section(asked.write, TITLE, f"{PAGE}\n{table}")
     print(json.dumps({"machine": describe().as_dict(), "torchrun": beside, "rows": rows}, default=str))
 
 
@@ -100,9 +100,8 @@ def shown(row: dict[str, Any]) -> tuple[str, ...]:
     return (row["run"], str(len(row["apart"])), str(row["started"]), *figures)
 
 
-TITLE = "## On a Ray cluster"
+TITLE = "On a Ray cluster"
 PAGE = """
-
 `pip install lissom[ray]`, and Ray starts the workers, on one machine or on many; `python benchmarks/ray_kill.py WORK
 --write docs/scale.md` makes this section.
 

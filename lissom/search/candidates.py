@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from lissom.artifact.fingerprint import of_json
 from lissom.artifact.journal import Journal
@@ -21,7 +22,7 @@ from lissom.search.narrow import narrowed
 from lissom.search.paying import paying
 from lissom.search.recover import recovered
 from lissom.search.recut import remember
-from lissom.search.result import LayerRow, StepRow
+from lissom.search.result import LayerRow, Point, StepRow
 from lissom.search.split import Split
 from lissom.search.subject import Subject, Trial
 from lissom.search.trying import Terms, Tried, cost, timed, values
@@ -96,7 +97,8 @@ def joint(subject: Subject, journal: Journal, lots: Split, max_ram: int | None, 
         }
         found = timed(subject, subject.assemble(bank, one.choice, one.name), one, terms, told, (len(tried), len(queue)))
         if terms.measured:
-            found = foreseen(found, table.beside(values(found.before), pace, subject.kinds, one.choice), terms)
+            beside = partial(table.beside, pace=pace, kinds=subject.kinds, choice=one.choice)
+            found = foreseen(found, (tried or [found])[0].before, beside, terms)
         tried.append(found)
     del original
     if not tried:
@@ -126,15 +128,18 @@ def by_form(refused: Mapping[tuple[str, str], str], bank: Bank, kinds: Mapping[s
     return {form if form in never else f"{form}: {kind}": reason for (kind, form), reason in refused.items()}
 
 
-def foreseen(found: Tried, parts: Parts, terms: Terms) -> Tried:
+def foreseen(found: Tried, once: Point, beside: Callable[[Parts], Parts], terms: Terms) -> Tried:
     """A candidate with the times that are foreseen of it; what costs less is chosen by them, for they have no noise.
 
-    What is measured decides whether it is cheaper than the original at all.
+    They are foreseen beside the original as it was then, to be compared with what was measured, and beside the original
+    as it was once, the same for all, to be compared with each other. What is measured decides whether a candidate is
+    cheaper than the original at all.
     """
-    found = replace(found, point=replace(found.point, predicted_latency_ms=sum(parts.values())))
+    then, always = (beside(values(point)) for point in (found.before, once))
+    found = replace(found, point=replace(found.point, predicted_latency_ms=sum(then.values())))
     if found.cost >= 1:
         return found
-    return replace(found, cost=cost({"size": found.point.nbytes, **times(parts)}, found.before, terms.weights))
+    return replace(found, cost=cost({"size": found.point.nbytes, **times(always)}, once, terms.weights))
 
 
 def steps_of(subject: Subject, bank: Bank, choice: Choice, terms: Terms) -> list[StepRow]:

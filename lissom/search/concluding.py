@@ -110,10 +110,18 @@ def cheapest(near: Sequence[Judged], weights: Mapping[str, float], turns: "Turns
 
 
 def may_lead(passed: Sequence[Judged], weights: Mapping[str, float]) -> list[Judged]:
-    """Those that may be the cheapest by some weights in truth: all that were measured to be hardly dearer."""
-    costs = [measured_cost(one.tried, [values(one.tried.point)], weights) for one in passed]
-    more = 1.0 if set(weights) == {"size"} else HARDLY
-    return [one for one, own in zip(passed, costs, strict=True) if own <= more * min(costs)]
+    """Those that may be the cheapest by some weights in truth: all that were measured to be hardly dearer.
+
+    Each beside the original as it was then or at its fastest, whichever tells for it: what was slow may have slowed
+    down the original alone, or both.
+    """
+    fastest = min((one.tried.before for one in passed), key=lambda point: point.latency.value)
+    costs = [
+        [measured_cost(one.tried, [values(one.tried.point)], weights, before) for before in (one.tried.before, fastest)]
+        for one in passed
+    ]
+    more, least = 1.0 if set(weights) == {"size"} else HARDLY, min(map(max, costs))
+    return [one for one, own in zip(passed, costs, strict=True) if min(own) <= more * least]
 
 
 class Turns:

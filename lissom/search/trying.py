@@ -1,6 +1,8 @@
 """Trying a candidate: what it costs beside the original, measured by turns, and whether it is worth certifying."""
 
 import math
+import statistics
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -13,13 +15,14 @@ from lissom.progress import FrontierPoint, Progress, Tell
 from lissom.search.choosing import HARDLY, PLAIN, Seen, broken
 from lissom.search.costs import AREA
 from lissom.search.joint import times
-from lissom.search.latency import by_turns
+from lissom.search.latency import SECONDS, Parts, Run, by_turns
 from lissom.search.recover import LEARN
 from lissom.search.result import Point
 from lissom.search.subject import Subject, Trial
 
 ORIGINAL = "original"  # its name among the candidates
 ROUNDS = 15  # of timing each candidate beside the original
+TRIES, NOISY = 5, 1.05  # of them at most, where the original takes so many times what it took at its fastest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +84,7 @@ def timed(
     """A candidate beside the original, by turns; `place` says how many were timed before it, of how many."""
     done, total = place or (None, None)
     terms.progress(Progress(stage="time", text=f"{seen.name}: time", done=done, total=total))
-    rounds = by_turns({ORIGINAL: subject.timed(), seen.name: trial.timed()}, ROUNDS)
+    rounds = quietest(subject, {ORIGINAL: subject.timed(), seen.name: trial.timed()})
     (first, parts), (_, own) = ((name, in_parts(spent)) for name, spent in rounds.items())
     before = subject.point(first, subject.nbytes, **shown([unchanged(one) for one in seen.figures.values()]), **parts)
     kl = seen.distance if terms.by.logits else None
@@ -96,6 +99,24 @@ def timed(
         distance=seen.distance.value,
         broken=broken(terms.budgets, seen.figures) or too_large(point),
     )
+
+
+def quietest(subject: Subject, runs: Mapping[str, Run]) -> dict[str, list[Parts]]:
+    """What each run takes by turns; again while the original is slower than it was, since something slows both down.
+
+    It does so in unequal measure, so that the times beside it are off too. Of all tries the one counts in which the
+    original was fastest.
+    """
+    tries: list[tuple[float, dict[str, list[Parts]]]] = []
+    begun = time.monotonic()
+    for _ in range(TRIES):
+        found = by_turns(runs, ROUNDS)
+        spent = statistics.median(times(parts)["latency"] for parts in found[ORIGINAL])
+        tries.append((spent, found))
+        subject.fastest = min(subject.fastest, spent)
+        if spent <= NOISY * subject.fastest or time.monotonic() - begun > SECONDS:
+            break
+    return min(tries, key=lambda one: one[0])[1]
 
 
 def too_large(point: Point) -> str:

@@ -1,5 +1,6 @@
-"""A small classifier that has learned something, its examples, and a search over it that has chosen nothing yet."""
+"""A small classifier that has learned something, its examples, searches over it, and candidates that nobody runs."""
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,13 +11,16 @@ from torch import Tensor, nn
 from lissom.artifact.journal import Journal
 from lissom.evaluate import metric
 from lissom.progress import quiet
+from lissom.search import Result, optimize
 from lissom.search.bank import Bank
 from lissom.search.choosing import Choosing
 from lissom.search.joint import Problem
 from lissom.search.latency import Latencies
 from lissom.search.module import ModuleSubject
 from lissom.search.split import split
-from lissom.types import Budget
+from lissom.search.subject import Trial
+from lissom.search.trying import Tried
+from lissom.types import Budget, Recipe
 
 
 @pytest.fixture(scope="package")
@@ -39,6 +43,32 @@ def classifier(examples: tuple[Tensor, Tensor]) -> nn.Module:
         nn.functional.cross_entropy(model(x), y).backward()
         optimizer.step()
     return model.eval()
+
+
+@pytest.fixture(scope="package")
+def result(classifier: nn.Module, examples: tuple[Tensor, Tensor]) -> Result:
+    """A search among 8 bits, 4 bits, and next to nothing left."""
+    steps = {
+        "int8": {"technique": "rtn", "bits": 8},
+        "int4": {"technique": "gptq", "bits": 4, "group": 32},
+        "ruined": {"technique": "magnitude", "sparsity": 0.99},
+    }
+    recipes = [Recipe.of({"name": name, "steps": [step]}) for name, step in steps.items()]
+    return optimize(classifier, examples, Budget(max_drop=0.02), prefer="size", recipes=recipes)
+
+
+@pytest.fixture
+def tried(result: Result) -> Callable[..., Tried]:
+    """Candidates of such figures, which nobody runs."""
+    recipe = Recipe.of({"name": "int8", "steps": [{"technique": "rtn", "bits": 8}]})
+
+    def made(name: str, cost: float, distance: float, broken: str = "") -> Tried:
+        point = dataclasses.replace(result.points[1], name=name)
+        trial = Trial(recipe=recipe, nbytes=1, open=nn.Identity, timed=lambda: dict, write=lambda folder, notes: folder)
+        told = {"cost": cost, "distance": distance, "broken": broken}
+        return Tried(trial=trial, point=point, before=result.points[0], figures={}, **told)  # type: ignore[arg-type]
+
+    return made
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import copy
 import dataclasses
 import gc
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,28 +16,19 @@ from lissom.artifact import load, open_folder, read_manifest
 from lissom.calibrate import token_windows
 from lissom.engine.lower import lower
 from lissom.errors import DataError, LissomError, RecipeError
-from lissom.estimate import Certificate, Verdict, certify
+from lissom.estimate import certify
 from lissom.evaluate import metric
 from lissom.evaluate.tasks.continuation import LIKELIEST, encode
 from lissom.files import plain
-from lissom.progress import Progress, quiet
-from lissom.search import Result, concluding, optimize, trying
-from lissom.search.concluding import Judged, certified, leaders
-from lissom.search.module import ModuleSubject
+from lissom.progress import Progress
+from lissom.search import Result, optimize, trying
 from lissom.search.split import split
-from lissom.search.subject import Trial
-from lissom.search.trying import Terms, Tried, noted, worth_certifying
 from lissom.types import Budget, Recipe
 
 Examples = tuple[Tensor, Tensor]
 INT8 = Recipe.of({"name": "int8", "steps": [{"technique": "rtn", "bits": 8}]})
 INT4 = Recipe.of({"name": "int4", "steps": [{"technique": "gptq", "bits": 4, "group": 32}]})
 RUINED = Recipe.of({"name": "ruined", "steps": [{"technique": "magnitude", "sparsity": 0.99}]})
-
-
-@pytest.fixture(scope="module")
-def result(classifier: nn.Module, examples: Examples) -> Result:
-    return optimize(classifier, examples, Budget(max_drop=0.02), prefer="size", recipes=[INT8, INT4, RUINED])
 
 
 def test_the_smallest_that_passed_is_chosen(result: Result) -> None:
@@ -219,127 +209,6 @@ def test_a_recipe_that_does_not_fit_is_the_users_mistake(classifier: nn.Module, 
     wrong = Recipe.of({"name": "wrong", "steps": [{"technique": "gptq", "group": 48}]})
     with pytest.raises(RecipeError, match="group=48 does not divide 32"):
         optimize(classifier, examples, recipes=[wrong])
-
-
-def tried(result: Result, name: str, cost: float, distance: float, broken: str = "") -> Tried:
-    """A candidate of these figures, which nobody runs."""
-    point = dataclasses.replace(result.points[1], name=name)
-    trial = Trial(recipe=INT8, nbytes=1, open=nn.Identity, timed=lambda: dict, write=lambda folder, notes: folder)
-    told = {"cost": cost, "distance": distance, "broken": broken}
-    return Tried(trial=trial, point=point, before=result.points[0], figures={}, **told)
-
-
-def test_the_surest_is_certified_first_and_none_that_costs_no_less_than_a_surer_one(result: Result) -> None:
-    safe, bold = tried(result, "safe", 0.5, 0.1), tried(result, "bold", 0.2, 0.4)
-    idle, dear = tried(result, "idle", 0.6, 0.2), tried(result, "dear", 1.1, 0.0)
-    ruined = tried(result, "ruined", 0.1, 0.9, "dropped 50 %")
-
-    def queue(*margins: float, counts_time: bool = False) -> list[str]:
-        found = worth_certifying([bold, ruined, idle, safe, dear], margins, counts_time)
-        return [one.point.name for one in found]
-
-    assert queue(1, 1, 1, 1, 1) == ["safe", "bold"]  # as sure, and closer
-    assert queue(1, 1, 3, 2, 1) == ["idle", "safe", "bold"]
-    assert queue(3, 1, 2, 1, 1) == ["bold"]
-    idle = tried(result, "8 bits", 0.53, 0.2)
-    assert queue(1, 1, 2, 3, 1) == ["safe", "bold"]
-    assert queue(1, 1, 2, 3, 1, counts_time=True) == ["safe", "8 bits", "bold"]  # may be as fast
-
-
-def test_what_is_not_certified_is_told_why(result: Result) -> None:
-    safe, idle, bold = tried(result, "safe", 0.5, 0.1), tried(result, "idle", 0.6, 0.2), tried(result, "bold", 0.2, 0.4)
-    told = [noted(one, [safe, bold], {"safe": "NEED MORE"}, {}).note for one in (safe, idle, bold)]
-    assert told == ["", "safe is surer to pass and costs no more", "less certain to pass than one that did not"]
-
-
-def passed(result: Result, name: str, nbytes: int, beside: float, ms: float) -> Judged:
-    """A candidate that passed, of so many bytes: the milliseconds beside the original, and those of its turns."""
-    assert result.certificate is not None
-    one = tried(result, name, 0.5, 0.1)
-    latency = dataclasses.replace(one.point.latency, value=beside)
-    trial = dataclasses.replace(one.trial, timed=lambda: lambda: {"call": ms})
-    point = dataclasses.replace(one.point, nbytes=nbytes, latency=latency)
-    return Judged(tried=dataclasses.replace(one, trial=trial, point=point), certificate=result.certificate)
-
-
-def test_of_those_that_passed_the_fastest_is_the_fastest_and_the_smallest_the_smallest(
-    result: Result, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Whatever was preferred and foreseen: the surest of them, tested first, may be slow."""
-    monkeypatch.setattr(trying, "ROUNDS", 3)
-    told: list[Progress] = []
-    given = {"by": metric("accuracy"), "target": "cpu", "progress": told.append}
-
-    def names(**weights: float) -> list[str]:
-        found = leaders(queue, Terms(budgets={}, weights=weights, **given))  # type: ignore[arg-type]
-        return [found[what].tried.point.name for what in ("smallest", "fastest", "cheapest")]
-
-    queue = [
-        passed(result, *one) for one in (("sure", 90, 9, 9), ("small", 40, 8, 8), ("a", 60, 5, 5.2), ("b", 64, 5.2, 5))
-    ]
-    assert names(size=1) == ["small", "a", "small"]  # nothing is timed again
-    assert told == []
-    assert names(latency=1) == ["small", "b", "b"]
-    assert [str(event) for event in told] == ["those that passed, by turns"]
-    assert names(size=1, latency=1) == ["small", "b", "a"]
-    queue.append(passed(result, "c", 50, 5.3, 5.05))
-    assert names(latency=1) == ["small", "b", "b"]  # c is smaller, but slower
-    queue.append(passed(result, "d", 55, 5.3, 5))
-    assert names(latency=1) == ["small", "d", "d"]  # as fast as b, and smaller
-    assert leaders([], Terms(budgets={}, weights={"size": 1}, **given)) == {}  # type: ignore[arg-type]
-
-
-def test_what_slowed_the_original_is_no_merit_of_who_was_timed_beside_it(
-    result: Result, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(trying, "ROUNDS", 3)
-    slow, fast = passed(result, "slow", 90, 6.5, 6.5), passed(result, "fast", 60, 3.5, 5.0)
-    before = slow.tried.before
-    stalled = dataclasses.replace(before, latency=dataclasses.replace(before.latency, value=2 * before.latency.value))
-    slow = dataclasses.replace(slow, tried=dataclasses.replace(slow.tried, before=stalled))
-    terms = Terms(budgets={}, weights={"latency": 1}, by=metric("accuracy"), target="cpu", progress=quiet)
-    assert leaders([slow, fast], terms)["fastest"].tried.point.name == "fast"
-
-
-def test_certifying_stops_at_the_first_that_does_not_pass(
-    result: Result, classifier: nn.Module, examples: Examples, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With PASS, FAIL, PASS to come the third is not even looked at: a second chance would have to be paid for."""
-    assert result.certificate is not None
-    verdicts: Iterator[Verdict] = iter(("PASS", "FAIL", "PASS"))
-    opened: list[str] = []
-
-    def verdict(*given: Any, **told: Any) -> Certificate:
-        assert result.certificate is not None
-        return dataclasses.replace(result.certificate, verdict=next(verdicts))
-
-    def opening(name: str) -> Tried:
-        def opens() -> nn.Module:
-            opened.append(name)
-            return classifier
-
-        one = tried(result, name, 0.5, 0.1)
-        return dataclasses.replace(one, trial=dataclasses.replace(one.trial, open=opens))
-
-    accuracy = metric("accuracy")
-    subject = ModuleSubject(classifier, examples, torch.device("cpu"))
-    queue = [opening(name) for name in "abc"]
-    monkeypatch.setattr(concluding, "certify_beside", verdict)
-    budgets = {accuracy: Budget(max_drop=0.02)}
-    lots = split(examples, budgets)
-    told: list[Progress] = []
-    terms = Terms(budgets=budgets, by=accuracy, target="cpu", weights={"size": 1}, progress=told.append)
-    judged = certified(subject, queue, lots, terms)
-    assert [one.certificate.verdict for one in judged] == ["PASS", "FAIL"]
-    assert opened == ["a", "b"]
-    assert [(str(event), event.done) for event in told] == [
-        ("a: certify", 0),
-        ("a: PASS", 1),
-        ("b: certify", 1),
-        ("b: FAIL", 2),
-    ]
-    frontiers = [[point.verdict for point in event.frontier] for event in told if event.frontier is not None]
-    assert frontiers == [["", "", ""], ["PASS", "", ""], ["PASS", "FAIL", ""]]
 
 
 def test_a_language_model_is_searched_saved_and_opened(

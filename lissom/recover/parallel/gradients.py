@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn  # before a group exists, as DDP would later: its functions' defaults hold it for good
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks import powerSGD_hook as power
 from torch.futures import Future
